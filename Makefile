@@ -1,0 +1,94 @@
+# MDM: what a person types. `make` alone lists it. Needs a Rust toolchain, a C++ compiler and Python 3 with pip.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# cpu or cuda. Left empty, an ONNX Runtime that is already there is kept, and a missing one is fetched for the CPU.
+DEVICE ?=
+
+CARGO ?= cargo
+PYTHON ?= python3
+CARGO_TARGET_DIR ?= target
+
+RELEASE := $(CARGO_TARGET_DIR)/release
+# Where things are installed; a shell may leave the ~ to us.
+ROOT = $(DESTDIR)$(patsubst ~/%,$(HOME)/%,$(PREFIX))
+COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer
+FETCH := examples/setup/fetch_onnxruntime.py
+# Each of these has to compile without the others; the first is none at all.
+FEATURES := "" client plugin server
+
+# $(call need,COMMAND,HOW TO GET IT): one clear line instead of a failure in the middle of a build.
+need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }
+
+.DEFAULT_GOAL := help
+.PHONY: help cargo toolchain python onnxruntime build demo test bench install uninstall clean fmt lint
+
+help:
+	@echo 'make demo                        fetch ONNX Runtime, build, and classify the handwritten digits on 2 workers'
+	@echo 'make test                        every test, each feature alone, and the documentation'
+	@echo 'make build                       the commands, in $(RELEASE)/'
+	@echo 'make bench                       the benchmarks: one table of ratios (minutes)'
+	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
+	@echo 'make uninstall PREFIX=/usr/local'
+	@echo 'make onnxruntime DEVICE=cpu|cuda the pinned ONNX Runtime library, into .onnxruntime/'
+	@echo 'make fmt, make lint              rustfmt; clippy, warnings are errors'
+	@echo 'make clean                       remove what was built (.onnxruntime/ stays)'
+
+cargo:
+	@$(call need,$(CARGO),Install Rust: https://rustup.rs)
+
+toolchain: cargo
+	@$(call need,$${CXX:-c++},libzmq is built from source and needs a C++ compiler; on Debian and Ubuntu: sudo apt-get install g++)
+
+python:
+	@$(call need,$(PYTHON),It fetches ONNX Runtime with pip; on Debian and Ubuntu: sudo apt-get install python3-pip)
+
+onnxruntime: python
+	@case '$(DEVICE)' in ''|cpu|cuda) ;; *) echo "error: DEVICE is '$(DEVICE)'; expected cpu or cuda" >&2; exit 1;; esac
+	@$(PYTHON) $(FETCH) $(if $(DEVICE),--device $(DEVICE))
+
+build: toolchain
+	$(CARGO) build --release --locked
+
+demo: toolchain onnxruntime
+	$(CARGO) build --release --locked --bins --example digits
+	$(RELEASE)/examples/digits
+
+# The tests come last, so that their closing lines are the last thing on the screen. `cargo test` runs the
+# documentation's examples too.
+test: toolchain onnxruntime
+	@set -e; for features in $(FEATURES); do \
+		echo "$(CARGO) check --locked --no-default-features --features '$$features'"; \
+		$(CARGO) check --locked --no-default-features --features "$$features"; \
+	done
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
+	$(CARGO) test --locked
+
+bench: toolchain onnxruntime
+	$(CARGO) bench --locked --bench table
+
+# Where there is no cargo, as for root under sudo, what `make build` left is installed.
+# The commands look for the library in ../lib/mdm/ from where they are.
+install: onnxruntime
+	@if command -v $(CARGO) >/dev/null 2>&1; then $(MAKE) --no-print-directory build; fi
+	@for command in $(COMMANDS); do test -x '$(RELEASE)'/$$command || { \
+		echo "error: $(RELEASE)/$$command is not built; run 'make build' first" >&2; exit 1; }; done
+	install -d '$(ROOT)/bin' '$(ROOT)/lib/mdm'
+	install -m 755 $(COMMANDS:%='$(RELEASE)/%') '$(ROOT)/bin/'
+	rm -f '$(ROOT)/lib/mdm/'libonnxruntime*
+	install -m 644 .onnxruntime/libonnxruntime* .onnxruntime/LICENSE .onnxruntime/ThirdPartyNotices.txt '$(ROOT)/lib/mdm/'
+
+uninstall:
+	rm -f $(COMMANDS:%='$(ROOT)/bin/%')
+	rm -f '$(ROOT)/lib/mdm/'libonnxruntime* '$(ROOT)/lib/mdm/LICENSE' '$(ROOT)/lib/mdm/ThirdPartyNotices.txt'
+	@if test -d '$(ROOT)/lib/mdm'; then rmdir '$(ROOT)/lib/mdm'; fi
+
+clean: cargo
+	$(CARGO) clean
+	rm -f logger.txt*
+
+fmt: cargo
+	$(CARGO) fmt --all
+
+lint: toolchain
+	$(CARGO) clippy --all-targets --locked -- -D warnings

@@ -1,0 +1,164 @@
+//! Errors: a stable code that programs act on, and a message that people act on.
+
+use std::fmt;
+
+/// The stable error codes of the wire (a client may match on them; they never change meaning).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ErrorCode {
+    /// Malformed or mismatching input: the same request can never succeed.
+    InvalidArgument,
+    /// No such model or file.
+    NotFound,
+    /// Outside the allowed roots, or no right to do this.
+    PermissionDenied,
+    /// A bound on queue or memory was reached: try later, or ask for less.
+    ResourceExhausted,
+    /// The deadline passed before the result was complete.
+    DeadlineExceeded,
+    /// The client took the request back.
+    Cancelled,
+    /// Shutting down, session lost, or no worker.
+    Unavailable,
+    /// The model cannot be loaded.
+    FailedPrecondition,
+    /// The model failed; its own message follows.
+    Internal,
+}
+
+impl ErrorCode {
+    /// Every code, in the order of the table in the README.
+    pub const ALL: [ErrorCode; 9] = [
+        ErrorCode::InvalidArgument,
+        ErrorCode::NotFound,
+        ErrorCode::PermissionDenied,
+        ErrorCode::ResourceExhausted,
+        ErrorCode::DeadlineExceeded,
+        ErrorCode::Cancelled,
+        ErrorCode::Unavailable,
+        ErrorCode::FailedPrecondition,
+        ErrorCode::Internal,
+    ];
+
+    /// The name on the wire, such as `INVALID_ARGUMENT`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::InvalidArgument => "INVALID_ARGUMENT",
+            ErrorCode::NotFound => "NOT_FOUND",
+            ErrorCode::PermissionDenied => "PERMISSION_DENIED",
+            ErrorCode::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            ErrorCode::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            ErrorCode::Cancelled => "CANCELLED",
+            ErrorCode::Unavailable => "UNAVAILABLE",
+            ErrorCode::FailedPrecondition => "FAILED_PRECONDITION",
+            ErrorCode::Internal => "INTERNAL",
+        }
+    }
+
+    /// Reads a code off the wire; one that this version does not know counts as `INTERNAL`.
+    pub fn parse(name: &str) -> ErrorCode {
+        ErrorCode::ALL
+            .into_iter()
+            .find(|code| code.as_str() == name)
+            .unwrap_or(ErrorCode::Internal)
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What went wrong: a code and a message that names the thing, what was expected and what came.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Error {
+    code: ErrorCode,
+    message: String,
+}
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of any code.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Error {
+        Error {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// `INVALID_ARGUMENT`.
+    pub fn invalid(message: impl Into<String>) -> Error {
+        Error::new(ErrorCode::InvalidArgument, message)
+    }
+
+    /// `NOT_FOUND`.
+    pub fn not_found(message: impl Into<String>) -> Error {
+        Error::new(ErrorCode::NotFound, message)
+    }
+
+    /// `PERMISSION_DENIED`.
+    pub fn denied(message: impl Into<String>) -> Error {
+        Error::new(ErrorCode::PermissionDenied, message)
+    }
+
+    /// `RESOURCE_EXHAUSTED`.
+    pub fn exhausted(message: impl Into<String>) -> Error {
+        Error::new(ErrorCode::ResourceExhausted, message)
+    }
+
+    /// `UNAVAILABLE`.
+    pub fn unavailable(message: impl Into<String>) -> Error {
+        Error::new(ErrorCode::Unavailable, message)
+    }
+
+    /// `FAILED_PRECONDITION`.
+    pub fn precondition(message: impl Into<String>) -> Error {
+        Error::new(ErrorCode::FailedPrecondition, message)
+    }
+
+    /// `INTERNAL`.
+    pub fn internal(message: impl Into<String>) -> Error {
+        Error::new(ErrorCode::Internal, message)
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// What a person reads.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The same error, with words in front that say where it happened.
+    #[must_use]
+    pub fn context(self, place: impl fmt::Display) -> Error {
+        Error {
+            code: self.code,
+            message: format!("{place}: {}", self.message),
+        }
+    }
+}
+
+impl From<zmq::Error> for Error {
+    fn from(error: zmq::Error) -> Error {
+        Error::unavailable(format!("ZeroMQ: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_reads_back_and_unknown_ones_are_internal() {
+        for code in ErrorCode::ALL {
+            assert_eq!(ErrorCode::parse(code.as_str()), code);
+        }
+        assert_eq!(ErrorCode::parse("SOMETHING_NEW"), ErrorCode::Internal);
+    }
+}

@@ -1,0 +1,16 @@
+//! MDM serves models to programs that have a lot of rows to run through them.
+
+pub mod error;
+pub mod message;
+pub mod tensor;
+pub mod wire;
+
+pub(crate) mod frames;
+pub(crate) mod socket;
+
+#[cfg(feature = "server")]
+pub mod model;
+
+pub use error::{Error, ErrorCode, Result};
+pub use message::{Params, Priority, Request, RequestId, Stats};
+pub use tensor::{Batch, DataType, Element, Tensor};

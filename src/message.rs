@@ -1,0 +1,190 @@
+//! What travels: requests, chunks, parts and answers, and the numbers that name them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::tensor::Batch;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number!(
+    /// The client's own number for a request; ascends within a session.
+    RequestId(u64)
+);
+number!(
+    /// The server's own number for a request; never used twice.
+    Serial(u64)
+);
+number!(
+    /// One of the workers, counted from 0.
+    WorkerId(u32)
+);
+number!(
+    /// The server's own number for a chunk that was given out; never used twice.
+    ChunkId(u64)
+);
+number!(
+    /// A model that the registry has described; a changed file gets another number.
+    ModelId(u64)
+);
+
+/// Where answers to a session go: its 16-byte routing id. A secret, so it prints as nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReplyTo(pub [u8; 16]);
+
+impl fmt::Debug for ReplyTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReplyTo(..)")
+    }
+}
+
+/// Which of the waiting bulk requests is served first. Small requests overtake both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+pub enum Priority {
+    /// In turn with the others.
+    #[default]
+    Normal,
+    /// Ahead of other bulk requests.
+    High,
+}
+
+/// A request's free parameters, handed to the model as they are.
+pub type Params = serde_json::Map<String, serde_json::Value>;
+
+/// What a client asks for: rows, and the model to run them through.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Request {
+    /// The model's name, if the parameters do not say it.
+    pub model: Option<String>,
+    /// Free parameters; every key that ends in `_path` is checked against the allowed roots.
+    pub params: Params,
+    /// The rows, in columns.
+    pub inputs: Batch,
+    /// Milliseconds until the request ends with `DEADLINE_EXCEEDED`; the server's default if absent.
+    pub timeout_ms: Option<u64>,
+    /// Ahead of other bulk requests, or in turn.
+    pub priority: Priority,
+    /// Parts as chunks finish instead of one result at the end.
+    pub stream: bool,
+}
+
+/// How long a request took, and in how many pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// From arrival until the first chunk was given to a worker, in microseconds.
+    pub queue_us: u64,
+    /// Inside the model, summed over chunks, in microseconds.
+    pub compute_us: u64,
+    /// The number of chunks.
+    pub chunks: u64,
+}
+
+/// The rows of one request in a chunk.
+///
+/// A chunk of a bulk request has one member; a chunk of coalesced small requests has one for each. A member
+/// carries all that the worker and the sink need, so that neither looks anything up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The server's number for the request.
+    pub serial: Serial,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+    /// The client's number for the request.
+    pub request: RequestId,
+    /// The first row of the request that is in this chunk.
+    pub offset: u64,
+    /// The number of rows in this chunk.
+    pub rows: u64,
+    /// The number of rows of the whole request.
+    pub total: u64,
+    /// The client asked for parts.
+    pub stream: bool,
+    /// The rows have no batch dimension: the outputs are whole, not rows.
+    pub whole: bool,
+    /// When the request arrived, in microseconds of the server's clock.
+    pub arrived_us: u64,
+    /// From arrival until this chunk was given out, in microseconds.
+    pub queue_us: u64,
+}
+
+/// Rows on their way to a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// The chunk's number.
+    pub id: ChunkId,
+    /// Which stage of the model's chain runs next; 0 is the first.
+    pub stage: u32,
+    /// 0 for the first run, more after a worker was lost.
+    pub attempt: u32,
+    /// The model.
+    pub model: ModelId,
+    /// The request's parameters; empty for most.
+    pub params: Params,
+    /// Whose rows these are, in row order.
+    pub members: Vec<Member>,
+    /// For each member its inputs, in the model's order.
+    pub inputs: Vec<Batch>,
+}
+
+/// How a chunk ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// For each member its outputs, in the model's order.
+    Done(Vec<Batch>),
+    /// Every member had been cancelled before it ran.
+    Skipped,
+    /// The model failed; the credit says how.
+    Failed,
+}
+
+/// A chunk's results on their way to the sink.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The chunk's number.
+    pub chunk: ChunkId,
+    /// Who ran it.
+    pub worker: WorkerId,
+    /// As in the chunk.
+    pub attempt: u32,
+    /// Inside the model, in microseconds.
+    pub compute_us: u64,
+    /// As in the chunk.
+    pub members: Vec<Member>,
+    /// The results.
+    pub outcome: Outcome,
+}
+
+/// "I am free": what a worker tells the ventilator after each chunk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Credit {
+    /// Who.
+    pub worker: WorkerId,
+    /// The chunk that ended.
+    pub chunk: ChunkId,
+    /// Its model.
+    pub model: ModelId,
+    /// Rows that ran; 0 if it was skipped or failed.
+    pub rows: u64,
+    /// Inside the model, in microseconds.
+    pub compute_us: u64,
+    /// Why it failed, if it did.
+    pub error: Option<Error>,
+}

@@ -1,0 +1,101 @@
+//! Endpoints, binding, polling, high-water marks, linger: how our sockets are set up.
+
+use std::time::Duration;
+
+use zmq::{Context, Socket, SocketType};
+
+use crate::error::{Error, Result};
+
+/// Both ends ask for a sign of life this often on TCP.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A connection without a sign of life for so long is lost.
+pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(6);
+/// Header bytes that a request may have beyond its payload.
+pub(crate) const HEADER_SLACK_BYTES: u64 = 64 * 1024;
+
+fn millis(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// Heartbeats, both directions.
+pub(crate) fn set_heartbeat(socket: &Socket) -> Result<()> {
+    socket.set_heartbeat_ivl(millis(HEARTBEAT))?;
+    socket.set_heartbeat_timeout(millis(HEARTBEAT_TIMEOUT))?;
+    socket.set_heartbeat_ttl(millis(HEARTBEAT_TIMEOUT))?;
+    Ok(())
+}
+
+/// Whether an address of the form `tcp://HOST:PORT` names an IPv6 host.
+pub(crate) fn is_ipv6(host: &str) -> bool {
+    host.trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<std::net::Ipv6Addr>()
+        .is_ok()
+}
+
+/// `tcp://HOST:PORT`, with the brackets that IPv6 wants.
+pub(crate) fn tcp_endpoint(host: &str, port: &str) -> String {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    if is_ipv6(bare) {
+        format!("tcp://[{bare}]:{port}")
+    } else {
+        format!("tcp://{bare}:{port}")
+    }
+}
+
+/// The port at the end of a bound TCP endpoint.
+#[cfg(feature = "server")]
+pub(crate) fn port_of(socket: &Socket) -> Result<u16> {
+    let endpoint = socket.get_last_endpoint()?.unwrap_or_default();
+    endpoint
+        .rsplit(':')
+        .next()
+        .and_then(|port| port.trim_end_matches('\0').parse().ok())
+        .ok_or_else(|| Error::internal(format!("no port in bound endpoint {endpoint:?}")))
+}
+
+/// An inner socket: it keeps nothing when it closes, and its queue is bounded by credits, not by a mark.
+#[cfg(feature = "server")]
+pub(crate) fn inner(context: &Context, kind: SocketType) -> Result<Socket> {
+    let socket = context.socket(kind)?;
+    socket.set_linger(0)?;
+    socket.set_sndhwm(0)?;
+    socket.set_rcvhwm(0)?;
+    Ok(socket)
+}
+
+/// An inner socket at the binding end.
+#[cfg(feature = "server")]
+pub(crate) fn inner_bound(context: &Context, kind: SocketType, endpoint: &str) -> Result<Socket> {
+    let socket = inner(context, kind)?;
+    socket
+        .bind(endpoint)
+        .map_err(|e| Error::internal(format!("{endpoint}: {e}")))?;
+    Ok(socket)
+}
+
+/// An inner socket at the connecting end.
+#[cfg(feature = "server")]
+pub(crate) fn inner_connected(
+    context: &Context,
+    kind: SocketType,
+    endpoint: &str,
+) -> Result<Socket> {
+    let socket = inner(context, kind)?;
+    socket
+        .connect(endpoint)
+        .map_err(|e| Error::internal(format!("{endpoint}: {e}")))?;
+    Ok(socket)
+}
+
+/// Waits until one of the sockets can be read, or the time is over; `None` waits for ever.
+pub(crate) fn wait(sockets: &[&Socket], timeout: Option<Duration>) -> Result<()> {
+    let mut items: [zmq::PollItem<'_>; 4] =
+        std::array::from_fn(|i| sockets[i.min(sockets.len() - 1)].as_poll_item(zmq::POLLIN));
+    // Rounded up: a wait that ends just before its time would be followed by another of 0.
+    let timeout = timeout.map_or(-1, |t| t.as_micros().div_ceil(1000) as i64);
+    match zmq::poll(&mut items[..sockets.len()], timeout) {
+        Ok(_) | Err(zmq::Error::EINTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}

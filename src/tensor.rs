@@ -1,0 +1,738 @@
+//! Tensors: datatypes, shapes, bytes, and batches of rows in columns.
+//!
+//! A tensor's bytes are [`Bytes`]: reference-counted, cheap to slice, and able to borrow what a socket
+//! received or an engine wrote. Everything is row-major and little-endian; dimension 0 is the row.
+//! The datatypes' names are those of the Open Inference Protocol (V2).
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+
+/// What the elements of a tensor are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DataType {
+    /// One byte, 0 or 1.
+    Bool,
+    /// Signed, 1 byte.
+    Int8,
+    /// Signed, 2 bytes.
+    Int16,
+    /// Signed, 4 bytes.
+    Int32,
+    /// Signed, 8 bytes.
+    Int64,
+    /// Unsigned, 1 byte.
+    Uint8,
+    /// Unsigned, 2 bytes.
+    Uint16,
+    /// Unsigned, 4 bytes.
+    Uint32,
+    /// Unsigned, 8 bytes.
+    Uint64,
+    /// IEEE 754 half precision.
+    Fp16,
+    /// bfloat16: the upper half of an FP32.
+    Bf16,
+    /// IEEE 754 single precision.
+    Fp32,
+    /// IEEE 754 double precision.
+    Fp64,
+    /// Byte strings of any length; UTF-8 where a model wants strings.
+    Bytes,
+    /// Rows that are not numbers: each element is one msgpack document.
+    Json,
+}
+
+impl DataType {
+    /// Every datatype, in the order of the wire's documentation.
+    pub const ALL: [DataType; 15] = [
+        DataType::Bool,
+        DataType::Int8,
+        DataType::Int16,
+        DataType::Int32,
+        DataType::Int64,
+        DataType::Uint8,
+        DataType::Uint16,
+        DataType::Uint32,
+        DataType::Uint64,
+        DataType::Fp16,
+        DataType::Bf16,
+        DataType::Fp32,
+        DataType::Fp64,
+        DataType::Bytes,
+        DataType::Json,
+    ];
+
+    /// The name on the wire, such as `FP32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            DataType::Bool => "BOOL",
+            DataType::Int8 => "INT8",
+            DataType::Int16 => "INT16",
+            DataType::Int32 => "INT32",
+            DataType::Int64 => "INT64",
+            DataType::Uint8 => "UINT8",
+            DataType::Uint16 => "UINT16",
+            DataType::Uint32 => "UINT32",
+            DataType::Uint64 => "UINT64",
+            DataType::Fp16 => "FP16",
+            DataType::Bf16 => "BF16",
+            DataType::Fp32 => "FP32",
+            DataType::Fp64 => "FP64",
+            DataType::Bytes => "BYTES",
+            DataType::Json => "JSON",
+        }
+    }
+
+    /// Reads a name off the wire.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a name that is none of [`DataType::ALL`].
+    pub fn parse(name: &str) -> Result<DataType> {
+        DataType::ALL
+            .into_iter()
+            .find(|datatype| datatype.name() == name)
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "unknown datatype {name:?}; expected one of {}",
+                    DataType::ALL.map(DataType::name).join(", ")
+                ))
+            })
+    }
+
+    /// Bytes per element, or `None` where elements differ in length (BYTES, JSON).
+    pub fn size(self) -> Option<usize> {
+        match self {
+            DataType::Bool | DataType::Int8 | DataType::Uint8 => Some(1),
+            DataType::Int16 | DataType::Uint16 | DataType::Fp16 | DataType::Bf16 => Some(2),
+            DataType::Int32 | DataType::Uint32 | DataType::Fp32 => Some(4),
+            DataType::Int64 | DataType::Uint64 | DataType::Fp64 => Some(8),
+            DataType::Bytes | DataType::Json => None,
+        }
+    }
+
+    /// Payload frames per tensor: 1, or 2 where elements differ in length (offsets, then values).
+    pub fn frames(self) -> usize {
+        if self.size().is_some() { 1 } else { 2 }
+    }
+}
+
+impl fmt::Display for DataType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Rust types that are elements of a fixed-size datatype.
+pub trait Element: bytemuck::NoUninit + bytemuck::CheckedBitPattern + Default + fmt::Debug {
+    /// The datatype that holds this type.
+    const DATATYPE: DataType;
+}
+
+macro_rules! elements {
+    ($($rust:ty => $datatype:ident),+ $(,)?) => {
+        $(impl Element for $rust { const DATATYPE: DataType = DataType::$datatype; })+
+    };
+}
+elements! {
+    bool => Bool, i8 => Int8, i16 => Int16, i32 => Int32, i64 => Int64,
+    u8 => Uint8, u16 => Uint16, u32 => Uint32, u64 => Uint64,
+    half::f16 => Fp16, half::bf16 => Bf16, f32 => Fp32, f64 => Fp64,
+}
+
+/// The bytes of a tensor, as they travel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Elements of one size, back to back.
+    Fixed(Bytes),
+    /// Elements that differ in length.
+    Variable {
+        /// n+1 little-endian u64, ascending, the first 0, the last the length of `values`.
+        offsets: Bytes,
+        /// The elements back to back.
+        values: Bytes,
+    },
+}
+
+/// A named, typed, shaped piece of memory. Cloning shares the bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    name: Arc<str>,
+    datatype: DataType,
+    shape: Vec<usize>,
+    data: Data,
+}
+
+/// The number of elements of a shape, or `None` if it overflows.
+pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |count, &dim| count.checked_mul(dim))
+}
+
+impl Tensor {
+    /// A tensor over bytes that are checked against the datatype and shape.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, naming the tensor: a length that does not fit the shape, an overflowing shape,
+    /// BOOL bytes other than 0 and 1, offsets that do not ascend from 0 to the length of the values.
+    pub fn new(
+        name: impl Into<Arc<str>>,
+        datatype: DataType,
+        shape: Vec<usize>,
+        data: Data,
+    ) -> Result<Tensor> {
+        let name = name.into();
+        let elements = element_count(&shape).filter(|&n| n <= isize::MAX as usize / 16);
+        let Some(elements) = elements else {
+            return Err(Error::invalid(format!(
+                "tensor {name:?}: shape {shape:?} has more elements than memory can hold"
+            )));
+        };
+        match &data {
+            Data::Fixed(bytes) => check_fixed(&name, datatype, &shape, elements, bytes)?,
+            Data::Variable { offsets, values } => {
+                if datatype.size().is_some() {
+                    return Err(Error::invalid(format!(
+                        "tensor {name:?}: {datatype} travels in one frame, not as offsets and values"
+                    )));
+                }
+                check_offsets(&name, elements, offsets, values)?;
+            }
+        }
+        Ok(Tensor {
+            name,
+            datatype,
+            shape,
+            data,
+        })
+    }
+
+    /// A tensor over bytes that were checked when they came in.
+    pub(crate) fn trusted(
+        name: Arc<str>,
+        datatype: DataType,
+        shape: Vec<usize>,
+        data: Data,
+    ) -> Tensor {
+        Tensor {
+            name,
+            datatype,
+            shape,
+            data,
+        }
+    }
+
+    /// A tensor that owns a vector's elements, without copying them.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the number of elements is not the product of the shape.
+    pub fn from_vec<T: Element + Send + Sync + 'static>(
+        name: impl Into<Arc<str>>,
+        shape: Vec<usize>,
+        elements: Vec<T>,
+    ) -> Result<Tensor> {
+        let bytes = Bytes::from_owner(OwnedElements(elements));
+        Tensor::new(name, T::DATATYPE, shape, Data::Fixed(bytes))
+    }
+
+    /// A tensor that copies a slice's elements.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the number of elements is not the product of the shape.
+    pub fn from_slice<T: Element>(
+        name: impl Into<Arc<str>>,
+        shape: Vec<usize>,
+        elements: &[T],
+    ) -> Result<Tensor> {
+        let bytes = Bytes::copy_from_slice(bytemuck::cast_slice(elements));
+        Tensor::new(name, T::DATATYPE, shape, Data::Fixed(bytes))
+    }
+
+    /// A BYTES tensor of shape `[n]` (or `shape`, where given) from strings or byte strings.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the number of elements is not the product of the shape.
+    pub fn from_strings<S: AsRef<[u8]>>(
+        name: impl Into<Arc<str>>,
+        shape: Option<Vec<usize>>,
+        strings: &[S],
+    ) -> Result<Tensor> {
+        let shape = shape.unwrap_or_else(|| vec![strings.len()]);
+        let data = variable(strings.iter().map(|s| s.as_ref()));
+        Tensor::new(name, DataType::Bytes, shape, data)
+    }
+
+    /// A JSON tensor of shape `[n]`: each row becomes one msgpack document.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a row that msgpack cannot hold.
+    pub fn from_rows<T: serde::Serialize>(name: impl Into<Arc<str>>, rows: &[T]) -> Result<Tensor> {
+        let name = name.into();
+        let documents = rows
+            .iter()
+            .enumerate()
+            .map(|(i, row)| {
+                crate::wire::to_document(row)
+                    .map_err(|e| e.context(format_args!("tensor {name:?}, row {i}")))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let data = variable(documents.iter().map(Vec::as_slice));
+        Tensor::new(name, DataType::Json, vec![rows.len()], data)
+    }
+
+    /// The tensor's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same tensor under another name.
+    #[must_use]
+    pub fn renamed(mut self, name: impl Into<Arc<str>>) -> Tensor {
+        self.name = name.into();
+        self
+    }
+
+    /// What the elements are.
+    pub fn datatype(&self) -> DataType {
+        self.datatype
+    }
+
+    /// The dimensions, the row first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The bytes as they travel.
+    pub fn data(&self) -> &Data {
+        &self.data
+    }
+
+    /// Dimension 0, or `None` for a scalar.
+    pub fn rows(&self) -> Option<usize> {
+        self.shape.first().copied()
+    }
+
+    /// The number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Elements in one row: the product of every dimension but the first.
+    pub fn row_elements(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// The bytes of payload, offsets included.
+    pub fn payload_bytes(&self) -> usize {
+        match &self.data {
+            Data::Fixed(bytes) => bytes.len(),
+            Data::Variable { offsets, values } => offsets.len() + values.len(),
+        }
+    }
+
+    /// Rows `start..start + rows`. Fixed-size elements and values are shared, offsets are rewritten from 0.
+    ///
+    /// # Panics
+    /// If the range is not within the tensor's rows: callers cut what they have counted.
+    #[must_use]
+    pub fn slice_rows(&self, start: usize, rows: usize) -> Tensor {
+        let total = self.shape.first().copied().unwrap_or(0);
+        assert!(
+            start + rows <= total,
+            "rows {start}..{} of {total}",
+            start + rows
+        );
+        if start == 0 && rows == total {
+            return self.clone();
+        }
+        let per_row = self.row_elements();
+        let data = match &self.data {
+            Data::Fixed(bytes) => {
+                let row_bytes = per_row * self.datatype.size().unwrap_or(0);
+                Data::Fixed(bytes.slice(start * row_bytes..(start + rows) * row_bytes))
+            }
+            Data::Variable { offsets, values } => {
+                let (first, last) = (start * per_row, (start + rows) * per_row);
+                let (from, to) = (offset_at(offsets, first), offset_at(offsets, last));
+                let mut rebased = Vec::with_capacity((last - first + 1) * 8);
+                for index in first..=last {
+                    let offset = (offset_at(offsets, index) - from) as u64;
+                    rebased.extend_from_slice(&offset.to_le_bytes());
+                }
+                Data::Variable {
+                    offsets: rebased.into(),
+                    values: values.slice(from..to),
+                }
+            }
+        };
+        let mut shape = self.shape.clone();
+        shape[0] = rows;
+        Tensor {
+            name: self.name.clone(),
+            datatype: self.datatype,
+            shape,
+            data,
+        }
+    }
+
+    /// The tensors' rows one after the other, in one piece of memory. One tensor comes back as it is.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the tensors differ in datatype or in any dimension but the first.
+    pub fn concat(tensors: &[Tensor]) -> Result<Tensor> {
+        let Some(first) = tensors.first() else {
+            return Err(Error::invalid("no tensors to join"));
+        };
+        if tensors.len() == 1 {
+            return Ok(first.clone());
+        }
+        let mut rows = 0;
+        for tensor in tensors {
+            let same = tensor.datatype == first.datatype
+                && !tensor.shape.is_empty()
+                && tensor.shape[1..] == first.shape[1..];
+            if !same {
+                return Err(Error::invalid(format!(
+                    "tensor {:?}: cannot join {} {:?} with {} {:?}",
+                    first.name, first.datatype, first.shape, tensor.datatype, tensor.shape
+                )));
+            }
+            rows += tensor.shape[0];
+        }
+        let mut shape = first.shape.clone();
+        shape[0] = rows;
+        let data = match first.datatype.size() {
+            Some(_) => {
+                let total = tensors.iter().map(Tensor::payload_bytes).sum();
+                let mut joined = Vec::with_capacity(total);
+                for tensor in tensors {
+                    if let Data::Fixed(bytes) = &tensor.data {
+                        joined.extend_from_slice(bytes);
+                    }
+                }
+                Data::Fixed(joined.into())
+            }
+            None => variable(tensors.iter().flat_map(Tensor::byte_strings)),
+        };
+        Ok(Tensor {
+            name: first.name.clone(),
+            datatype: first.datatype,
+            shape,
+            data,
+        })
+    }
+
+    /// The elements as a slice, where they are of type `T` and lie at an address that fits it.
+    /// `None` on a wrong type or an odd address; [`Tensor::to_vec`] copies instead.
+    pub fn as_slice<T: Element>(&self) -> Option<&[T]> {
+        match &self.data {
+            Data::Fixed(bytes) if self.datatype == T::DATATYPE => {
+                bytemuck::checked::try_cast_slice(bytes).ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// The elements, copied.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the tensor's datatype is not that of `T`.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        if let Some(slice) = self.as_slice::<T>() {
+            return Ok(slice.to_vec());
+        }
+        match &self.data {
+            Data::Fixed(bytes) if self.datatype == T::DATATYPE => {
+                let size = std::mem::size_of::<T>();
+                bytes
+                    .chunks_exact(size)
+                    .map(|element| {
+                        bytemuck::checked::try_pod_read_unaligned(element).map_err(|_| {
+                            Error::invalid(format!(
+                                "tensor {:?}: an element is no {}",
+                                self.name, self.datatype
+                            ))
+                        })
+                    })
+                    .collect()
+            }
+            _ => Err(Error::invalid(format!(
+                "tensor {:?} is {}, asked for as {}",
+                self.name,
+                self.datatype,
+                T::DATATYPE
+            ))),
+        }
+    }
+
+    /// The elements of a BYTES or JSON tensor; none for other datatypes.
+    pub fn byte_strings(&self) -> impl Iterator<Item = &[u8]> {
+        let (offsets, values): (&[u8], &[u8]) = match &self.data {
+            Data::Variable { offsets, values } => (offsets, values),
+            Data::Fixed(_) => (&[], &[]),
+        };
+        let count = (offsets.len() / 8).saturating_sub(1);
+        (0..count).map(move |i| &values[offset_at(offsets, i)..offset_at(offsets, i + 1)])
+    }
+
+    /// The elements of a BYTES tensor as text.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the tensor is not BYTES, or naming the first element that is not UTF-8.
+    pub fn strings(&self) -> Result<Vec<&str>> {
+        if self.datatype != DataType::Bytes {
+            return Err(Error::invalid(format!(
+                "tensor {:?} is {}, asked for as strings",
+                self.name, self.datatype
+            )));
+        }
+        self.byte_strings()
+            .enumerate()
+            .map(|(i, bytes)| {
+                std::str::from_utf8(bytes).map_err(|e| {
+                    Error::invalid(format!(
+                        "tensor {:?}: element {i} is not UTF-8: {e}",
+                        self.name
+                    ))
+                })
+            })
+            .collect()
+    }
+
+    /// The rows of a JSON tensor.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the tensor is not JSON, or naming the first row that is not a `T`.
+    pub fn json_rows<T: serde::de::DeserializeOwned>(&self) -> Result<Vec<T>> {
+        if self.datatype != DataType::Json {
+            return Err(Error::invalid(format!(
+                "tensor {:?} is {}, asked for as rows",
+                self.name, self.datatype
+            )));
+        }
+        self.byte_strings()
+            .enumerate()
+            .map(|(i, bytes)| {
+                crate::wire::from_document(bytes)
+                    .map_err(|e| e.context(format_args!("tensor {:?}, row {i}", self.name)))
+            })
+            .collect()
+    }
+}
+
+/// Elements that a [`Bytes`] owns.
+struct OwnedElements<T>(Vec<T>);
+
+impl<T: Element> AsRef<[u8]> for OwnedElements<T> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+fn variable<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Data {
+    let mut offsets = 0u64.to_le_bytes().to_vec();
+    let mut values = Vec::new();
+    for element in elements {
+        values.extend_from_slice(element);
+        offsets.extend_from_slice(&(values.len() as u64).to_le_bytes());
+    }
+    Data::Variable {
+        offsets: offsets.into(),
+        values: values.into(),
+    }
+}
+
+/// Offset `index` of checked offsets.
+fn offset_at(offsets: &[u8], index: usize) -> usize {
+    let mut bytes = [0u8; 8];
+    bytes.copy_from_slice(&offsets[index * 8..index * 8 + 8]);
+    u64::from_le_bytes(bytes) as usize
+}
+
+fn check_fixed(
+    name: &str,
+    datatype: DataType,
+    shape: &[usize],
+    elements: usize,
+    bytes: &Bytes,
+) -> Result<()> {
+    let Some(size) = datatype.size() else {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: {datatype} travels as two frames, offsets and values"
+        )));
+    };
+    let expected = elements * size;
+    if bytes.len() != expected {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: {datatype} {shape:?} takes {expected} bytes, got {}",
+            bytes.len()
+        )));
+    }
+    if datatype == DataType::Bool
+        && let Some(at) = bytes.iter().position(|&b| b > 1)
+    {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: a BOOL byte is 0 or 1, element {at} is {}",
+            bytes[at]
+        )));
+    }
+    Ok(())
+}
+
+fn check_offsets(name: &str, elements: usize, offsets: &Bytes, values: &Bytes) -> Result<()> {
+    let expected = (elements + 1) * 8;
+    if offsets.len() != expected {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: the offsets of {elements} elements take {expected} bytes, got {}",
+            offsets.len()
+        )));
+    }
+    let mut last = 0u64;
+    for (index, bytes) in offsets.chunks_exact(8).enumerate() {
+        let mut le = [0u8; 8];
+        le.copy_from_slice(bytes);
+        let offset = u64::from_le_bytes(le);
+        if (index == 0 && offset != 0) || offset < last {
+            return Err(Error::invalid(format!(
+                "tensor {name:?}: offsets must ascend from 0, offset {index} is {offset} after {last}"
+            )));
+        }
+        last = offset;
+    }
+    if last != values.len() as u64 {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: the last offset is {last}, the values have {} bytes",
+            values.len()
+        )));
+    }
+    Ok(())
+}
+
+/// Named columns. Where a model has a batch dimension they have the same number of rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// The columns, in the order of the model's inputs or outputs.
+    pub tensors: Vec<Tensor>,
+}
+
+impl Batch {
+    /// The number of rows that all columns share.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, naming the two columns that differ, or the one that is a scalar.
+    pub fn rows(&self) -> Result<usize> {
+        let mut rows: Option<(usize, &str)> = None;
+        for tensor in &self.tensors {
+            let Some(own) = tensor.rows() else {
+                return Err(Error::invalid(format!(
+                    "tensor {:?} is a scalar, expected a first dimension of rows",
+                    tensor.name()
+                )));
+            };
+            match rows {
+                Some((others, name)) if others != own => {
+                    return Err(Error::invalid(format!(
+                        "tensor {name:?} has {others} rows, {:?} has {own}: every input needs the same number",
+                        tensor.name()
+                    )));
+                }
+                _ => rows = Some((own, tensor.name())),
+            }
+        }
+        rows.map(|(rows, _)| rows)
+            .ok_or_else(|| Error::invalid("a batch without tensors"))
+    }
+
+    /// The column of that name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.iter().find(|tensor| tensor.name() == name)
+    }
+
+    /// The bytes of payload.
+    pub fn payload_bytes(&self) -> usize {
+        self.tensors.iter().map(Tensor::payload_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_shares_memory_and_keeps_rows() {
+        let t = Tensor::from_vec("x", vec![4, 2], vec![0f32, 1., 2., 3., 4., 5., 6., 7.]).unwrap();
+        let s = t.slice_rows(1, 2);
+        assert_eq!(s.shape(), [2, 2]);
+        assert_eq!(s.as_slice::<f32>().unwrap(), [2., 3., 4., 5.]);
+        let whole = t.as_slice::<f32>().unwrap().as_ptr();
+        assert_eq!(s.as_slice::<f32>().unwrap().as_ptr(), whole.wrapping_add(2));
+    }
+
+    #[test]
+    fn strings_slice_and_join_with_offsets_from_zero() {
+        let t = Tensor::from_strings("s", None, &["a", "", "bcd", "e"]).unwrap();
+        let s = t.slice_rows(2, 2);
+        assert_eq!(s.strings().unwrap(), ["bcd", "e"]);
+        let Data::Variable { offsets, .. } = s.data() else {
+            panic!("BYTES are variable")
+        };
+        assert_eq!(&offsets[..8], &[0; 8]);
+        let j = Tensor::concat(&[s, t.slice_rows(0, 1)]).unwrap();
+        assert_eq!(j.strings().unwrap(), ["bcd", "e", "a"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_name() {
+        let fixed = |d, shape, n: usize| {
+            Tensor::new("x", d, shape, Data::Fixed(vec![2; n].into())).unwrap_err()
+        };
+        let e = fixed(DataType::Fp32, vec![2, 3], 23);
+        assert!(e.message().contains("24 bytes, got 23"), "{e}");
+        let e = fixed(DataType::Fp32, vec![usize::MAX, 2], 8);
+        assert!(e.message().contains("more elements"), "{e}");
+        let e = fixed(DataType::Bool, vec![3], 3);
+        assert!(e.message().contains("0 or 1"), "{e}");
+        let e = fixed(DataType::Bytes, vec![3], 3);
+        assert!(e.message().contains("two frames"), "{e}");
+        for (offsets, why) in [
+            (vec![1u64, 2], "ascend"),
+            (vec![0, 5], "last offset"),
+            (vec![0], "offsets of 1"),
+        ] {
+            let data = Data::Variable {
+                offsets: offsets
+                    .iter()
+                    .flat_map(|o| o.to_le_bytes())
+                    .collect::<Vec<_>>()
+                    .into(),
+                values: vec![0; 2].into(),
+            };
+            let e = Tensor::new("x", DataType::Bytes, vec![1], data).unwrap_err();
+            assert!(e.message().contains(why), "{e}");
+        }
+    }
+
+    #[test]
+    fn odd_addresses_are_copied_not_cast() {
+        let bytes = Bytes::from(vec![0u8; 4097]).slice(1..);
+        let t = Tensor::new("x", DataType::Fp64, vec![512], Data::Fixed(bytes)).unwrap();
+        assert_eq!(t.to_vec::<f64>().unwrap(), vec![0.0; 512]);
+        assert!(t.to_vec::<f32>().is_err());
+    }
+
+    #[test]
+    fn rows_must_agree() {
+        let a = Tensor::from_slice("a", vec![2], &[1i32, 2]).unwrap();
+        let b = Tensor::from_slice("b", vec![3], &[1i32, 2, 3]).unwrap();
+        let batch = Batch {
+            tensors: vec![a.clone(), b],
+        };
+        let e = batch.rows().unwrap_err();
+        assert!(e.message().contains("\"a\" has 2 rows, \"b\" has 3"), "{e}");
+        assert_eq!(Batch { tensors: vec![a] }.rows().unwrap(), 2);
+    }
+}

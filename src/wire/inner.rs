@@ -1,0 +1,415 @@
+//! What the three loops tell each other. The same rules as outside, header and payload frames, but headers are
+//! msgpack arrays in the order of the fields here: nobody but our own version reads them, and they are on the
+//! path of every row.
+//!
+//! ```text
+//! ventilator -> worker      chunk (with payload) | stop
+//! worker     -> sink        part (with payload) | stopped
+//! worker     -> ventilator  up | credit | down
+//! ventilator -> sink        close | lost | report
+//! sink       -> ventilator  gone | report | stopped
+//! loader     -> ventilator  loaded
+//! server     -> ventilator  stop
+//! ```
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{push_payload, take_payload};
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{
+    Chunk, ChunkId, Credit, Member, ModelId, Outcome, Params, Part, ReplyTo, RequestId, Serial,
+    WorkerId,
+};
+use crate::tensor::{Batch, DataType, Tensor};
+use crate::wire::server::LatencyInfo;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum ToWorker {
+    /// Run this.
+    Chunk(Box<Chunk>),
+    /// Nothing more will come: pass it on to the sink and end.
+    Stop,
+}
+
+/// What the sink is told.
+#[derive(Debug)]
+pub(crate) enum ToSink {
+    /// Results of a chunk.
+    Part(Box<Part>),
+    /// A worker has ended: nothing more will come from it.
+    Stopped(WorkerId),
+    /// End a request with an error.
+    Close(Close),
+    /// So many chunks of a closed request were on a worker that is gone.
+    Lost(Serial, u64),
+    /// Say what has been answered; the number comes back with the report.
+    Report(u64),
+}
+
+/// An order to end a request with an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Close {
+    /// Which request.
+    pub serial: Serial,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+    /// Its number there.
+    pub request: RequestId,
+    /// Chunks that were given out and whose parts may still come.
+    pub chunks: u64,
+    /// When it arrived, in microseconds of the server's clock.
+    pub arrived_us: u64,
+    code: String,
+    message: String,
+}
+
+impl Close {
+    pub(crate) fn new(
+        serial: Serial,
+        reply: ReplyTo,
+        request: RequestId,
+        arrived_us: u64,
+        error: &Error,
+    ) -> Close {
+        Close {
+            serial,
+            reply,
+            request,
+            chunks: 0,
+            arrived_us,
+            code: error.code().as_str().to_owned(),
+            message: error.message().to_owned(),
+        }
+    }
+
+    pub(crate) fn error(&self) -> Error {
+        Error::new(ErrorCode::parse(&self.code), self.message.clone())
+    }
+}
+
+/// What the ventilator is told from inside.
+#[derive(Debug)]
+pub(crate) enum ToVentilator {
+    /// A worker is ready, for the first time or again.
+    Up(WorkerId),
+    /// A chunk has ended.
+    Credit(Credit),
+    /// A worker is lost, with whatever it held.
+    Down(WorkerId, String),
+    /// The loader has an answer.
+    Loaded(u64),
+    /// A client is gone: end its work.
+    Gone(ReplyTo),
+    /// What the sink has answered so far.
+    Report(u64, Box<SinkReport>),
+    /// The sink has given out everything and is about to end.
+    SinkStopped,
+    /// The operator wants the server to stop; true: at once.
+    Stop(bool),
+}
+
+/// The sink's counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SinkReport {
+    /// Requests answered.
+    pub requests: u64,
+    /// Rows answered.
+    pub rows: u64,
+    /// Errors by code.
+    pub errors: BTreeMap<String, u64>,
+    /// Answers that nobody was there to read.
+    pub undelivered: u64,
+    /// From arrival to answer.
+    pub latency: LatencyInfo,
+}
+
+/// A tensor of a chunk: its name, datatype and every dimension; the first is each member's rows unless whole.
+#[derive(Serialize, Deserialize)]
+struct Column<'a>(
+    #[serde(borrow)] Cow<'a, str>,
+    #[serde(borrow)] Cow<'a, str>,
+    Vec<u64>,
+);
+
+impl<'a> Column<'a> {
+    fn of(tensor: &'a Tensor) -> Column<'a> {
+        Column(
+            tensor.name().into(),
+            tensor.datatype().name().into(),
+            tensor.shape().iter().map(|&d| d as u64).collect(),
+        )
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum WorkerHeader<'a> {
+    #[serde(borrow)]
+    Chunk(ChunkHeader<'a>),
+    Stop,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ChunkHeader<'a> {
+    id: ChunkId,
+    stage: u32,
+    attempt: u32,
+    model: ModelId,
+    params: Cow<'a, Params>,
+    members: Cow<'a, [Member]>,
+    #[serde(borrow)]
+    columns: Vec<Column<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum SinkHeader<'a> {
+    #[serde(borrow)]
+    Part(PartHeader<'a>),
+    Stopped(WorkerId),
+    Close(Close),
+    Lost(Serial, u64),
+    Report(u64),
+}
+
+#[derive(Serialize, Deserialize)]
+struct PartHeader<'a> {
+    chunk: ChunkId,
+    worker: WorkerId,
+    attempt: u32,
+    compute_us: u64,
+    outcome: Ending,
+    members: Cow<'a, [Member]>,
+    #[serde(borrow)]
+    columns: Vec<Column<'a>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
+enum Ending {
+    Done,
+    Skipped,
+    Failed,
+}
+
+#[derive(Serialize, Deserialize)]
+enum VentilatorHeader {
+    Up(WorkerId),
+    Credit {
+        worker: WorkerId,
+        chunk: ChunkId,
+        model: ModelId,
+        rows: u64,
+        compute_us: u64,
+        error: Option<(String, String)>,
+    },
+    Down(WorkerId, String),
+    Loaded(u64),
+    Gone(ReplyTo),
+    Report(u64, Box<SinkReport>),
+    SinkStopped,
+    Stop(bool),
+}
+
+fn header<T: Serialize>(value: &T) -> Bytes {
+    rmp_serde::to_vec(value)
+        .expect("inner headers hold numbers, strings and maps of them, which msgpack always takes")
+        .into()
+}
+
+fn parse<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T> {
+    rmp_serde::from_slice(frame).map_err(|e| Error::internal(format!("an inner header: {e}")))
+}
+
+fn split(frames: Vec<Bytes>) -> Result<(Bytes, std::vec::IntoIter<Bytes>)> {
+    let mut frames = frames.into_iter();
+    let first = frames
+        .next()
+        .ok_or_else(|| Error::internal("an inner message without frames"))?;
+    Ok((first, frames))
+}
+
+fn columns(batches: &[Batch]) -> Vec<Column<'_>> {
+    batches
+        .first()
+        .map_or_else(Vec::new, |b| b.tensors.iter().map(Column::of).collect())
+}
+
+fn push_batches(frames: &mut Vec<Bytes>, batches: &[Batch]) {
+    for tensor in batches.iter().flat_map(|b| &b.tensors) {
+        push_payload(frames, tensor);
+    }
+}
+
+fn take_batches(
+    members: &[Member],
+    columns: &[Column<'_>],
+    mut frames: std::vec::IntoIter<Bytes>,
+) -> Result<Vec<Batch>> {
+    let mut names = Vec::with_capacity(columns.len());
+    for Column(name, dtype, shape) in columns {
+        let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+        names.push((Arc::<str>::from(&**name), DataType::parse(dtype)?, shape));
+    }
+    members
+        .iter()
+        .map(|member| {
+            let mut tensors = Vec::with_capacity(names.len());
+            for (name, datatype, shape) in &names {
+                let mut shape = shape.clone();
+                if let (false, Some(first)) = (member.whole, shape.first_mut()) {
+                    *first = member.rows as usize;
+                }
+                let data = take_payload(name, *datatype, &mut frames)?;
+                tensors.push(Tensor::trusted(name.clone(), *datatype, shape, data));
+            }
+            Ok(Batch { tensors })
+        })
+        .collect()
+}
+
+/// Writes a chunk: the header, then for each member its inputs. The payload is shared, not copied.
+pub(crate) fn write_chunk(chunk: &Chunk) -> Vec<Bytes> {
+    let columns = columns(&chunk.inputs);
+    let mut frames = Vec::with_capacity(1 + chunk.members.len() * columns.len());
+    frames.push(header(&WorkerHeader::Chunk(ChunkHeader {
+        id: chunk.id,
+        stage: chunk.stage,
+        attempt: chunk.attempt,
+        model: chunk.model,
+        params: Cow::Borrowed(&chunk.params),
+        members: Cow::Borrowed(&chunk.members),
+        columns,
+    })));
+    push_batches(&mut frames, &chunk.inputs);
+    frames
+}
+
+pub(crate) fn write_stop() -> Vec<Bytes> {
+    vec![header(&WorkerHeader::Stop)]
+}
+
+pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
+    let (first, rest) = split(frames)?;
+    Ok(match parse(&first)? {
+        WorkerHeader::Stop => ToWorker::Stop,
+        WorkerHeader::Chunk(h) => {
+            let inputs = take_batches(&h.members, &h.columns, rest)?;
+            ToWorker::Chunk(Box::new(Chunk {
+                id: h.id,
+                stage: h.stage,
+                attempt: h.attempt,
+                model: h.model,
+                params: h.params.into_owned(),
+                members: h.members.into_owned(),
+                inputs,
+            }))
+        }
+    })
+}
+
+pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
+    let plain = match message {
+        ToSink::Part(part) => {
+            let (outcome, batches): (_, &[Batch]) = match &part.outcome {
+                Outcome::Done(batches) => (Ending::Done, batches),
+                Outcome::Skipped => (Ending::Skipped, &[]),
+                Outcome::Failed => (Ending::Failed, &[]),
+            };
+            let mut frames = vec![header(&SinkHeader::Part(PartHeader {
+                chunk: part.chunk,
+                worker: part.worker,
+                attempt: part.attempt,
+                compute_us: part.compute_us,
+                outcome,
+                members: Cow::Borrowed(&part.members),
+                columns: columns(batches),
+            }))];
+            push_batches(&mut frames, batches);
+            return frames;
+        }
+        ToSink::Stopped(worker) => SinkHeader::Stopped(*worker),
+        ToSink::Close(close) => SinkHeader::Close(close.clone()),
+        ToSink::Lost(serial, chunks) => SinkHeader::Lost(*serial, *chunks),
+        ToSink::Report(token) => SinkHeader::Report(*token),
+    };
+    vec![header(&plain)]
+}
+
+pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
+    let (first, rest) = split(frames)?;
+    Ok(match parse(&first)? {
+        SinkHeader::Part(h) => {
+            let outcome = match h.outcome {
+                Ending::Done => Outcome::Done(take_batches(&h.members, &h.columns, rest)?),
+                Ending::Skipped => Outcome::Skipped,
+                Ending::Failed => Outcome::Failed,
+            };
+            ToSink::Part(Box::new(Part {
+                chunk: h.chunk,
+                worker: h.worker,
+                attempt: h.attempt,
+                compute_us: h.compute_us,
+                members: h.members.into_owned(),
+                outcome,
+            }))
+        }
+        SinkHeader::Stopped(worker) => ToSink::Stopped(worker),
+        SinkHeader::Close(close) => ToSink::Close(close),
+        SinkHeader::Lost(serial, chunks) => ToSink::Lost(serial, chunks),
+        SinkHeader::Report(token) => ToSink::Report(token),
+    })
+}
+
+pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
+    vec![header(&match message {
+        ToVentilator::Up(worker) => VentilatorHeader::Up(worker),
+        ToVentilator::Credit(credit) => VentilatorHeader::Credit {
+            worker: credit.worker,
+            chunk: credit.chunk,
+            model: credit.model,
+            rows: credit.rows,
+            compute_us: credit.compute_us,
+            error: credit
+                .error
+                .map(|e| (e.code().as_str().to_owned(), e.message().to_owned())),
+        },
+        ToVentilator::Down(worker, why) => VentilatorHeader::Down(worker, why),
+        ToVentilator::Loaded(ticket) => VentilatorHeader::Loaded(ticket),
+        ToVentilator::Gone(reply) => VentilatorHeader::Gone(reply),
+        ToVentilator::Report(token, report) => VentilatorHeader::Report(token, report),
+        ToVentilator::SinkStopped => VentilatorHeader::SinkStopped,
+        ToVentilator::Stop(now) => VentilatorHeader::Stop(now),
+    })]
+}
+
+pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
+    let (first, _) = split(frames)?;
+    Ok(match parse(&first)? {
+        VentilatorHeader::Up(worker) => ToVentilator::Up(worker),
+        VentilatorHeader::Credit {
+            worker,
+            chunk,
+            model,
+            rows,
+            compute_us,
+            error,
+        } => ToVentilator::Credit(Credit {
+            worker,
+            chunk,
+            model,
+            rows,
+            compute_us,
+            error: error.map(|(code, message)| Error::new(ErrorCode::parse(&code), message)),
+        }),
+        VentilatorHeader::Down(worker, why) => ToVentilator::Down(worker, why),
+        VentilatorHeader::Loaded(ticket) => ToVentilator::Loaded(ticket),
+        VentilatorHeader::Gone(reply) => ToVentilator::Gone(reply),
+        VentilatorHeader::Report(token, report) => ToVentilator::Report(token, report),
+        VentilatorHeader::SinkStopped => ToVentilator::SinkStopped,
+        VentilatorHeader::Stop(now) => ToVentilator::Stop(now),
+    })
+}

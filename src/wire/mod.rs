@@ -1,0 +1,165 @@
+//! Frames <-> messages: the only user of rmp-serde.
+//!
+//! A message is `[header][payload frame]*`, the header a msgpack map with string keys.
+//!
+//! ```text
+//! client -> port       infer | cancel | hello | status | models | terminate | load | unload   (client.rs)
+//! client -> port_out   hello
+//! port     -> client   hello_ok | status_ok | models_ok | terminate_ok | load_ok | unload_ok | error
+//! port_out -> client   welcome | result | part | end | error                                   (server.rs)
+//! inside               chunk, part, credit, and the ventilator's orders to the sink            (inner.rs)
+//! ```
+//! `client.rs` is what clients say, `server.rs` what they are told; both ends of each direction are in one file,
+//! so that the writer and the reader of a frame cannot drift apart.
+
+pub mod client;
+#[cfg(feature = "server")]
+pub(crate) mod inner;
+pub mod server;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::tensor::{Batch, Data, DataType, Tensor};
+
+/// The protocol's version: the `v` of every header.
+pub const VERSION: u64 = 1;
+
+/// A tensor as a header describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorHeader<'a> {
+    /// The input's or output's name.
+    #[serde(borrow)]
+    pub name: std::borrow::Cow<'a, str>,
+    /// The datatype's name.
+    #[serde(borrow)]
+    pub dtype: std::borrow::Cow<'a, str>,
+    /// The dimensions, the row first.
+    pub shape: Vec<u64>,
+}
+
+impl<'a> TensorHeader<'a> {
+    /// Describes a tensor.
+    pub fn of(tensor: &'a Tensor) -> TensorHeader<'a> {
+        TensorHeader {
+            name: tensor.name().into(),
+            dtype: tensor.datatype().name().into(),
+            shape: tensor.shape().iter().map(|&d| d as u64).collect(),
+        }
+    }
+
+    fn dims(&self) -> Result<Vec<usize>> {
+        self.shape
+            .iter()
+            .map(|&d| {
+                usize::try_from(d).map_err(|_| {
+                    Error::invalid(format!(
+                        "tensor {:?}: dimension {d} is too large",
+                        self.name
+                    ))
+                })
+            })
+            .collect()
+    }
+}
+
+/// One msgpack document, as JSON elements hold it.
+pub(crate) fn to_document<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    rmp_serde::to_vec_named(value).map_err(|e| Error::invalid(format!("not a document: {e}")))
+}
+
+/// Reads one msgpack document.
+pub(crate) fn from_document<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
+    rmp_serde::from_slice(bytes).map_err(|e| Error::invalid(format!("not a document: {e}")))
+}
+
+/// Writes a header: a map with string keys.
+fn write<T: Serialize>(header: &T) -> Bytes {
+    let mut buffer = Vec::with_capacity(192);
+    let mut serializer = rmp_serde::Serializer::new(&mut buffer).with_struct_map();
+    header
+        .serialize(&mut serializer)
+        .expect("headers hold numbers, strings and maps of them, which msgpack always takes");
+    buffer.into()
+}
+
+/// Appends a tensor's payload frames.
+pub(crate) fn push_payload(frames: &mut Vec<Bytes>, tensor: &Tensor) {
+    match tensor.data() {
+        Data::Fixed(bytes) => frames.push(bytes.clone()),
+        Data::Variable { offsets, values } => {
+            frames.push(offsets.clone());
+            frames.push(values.clone());
+        }
+    }
+}
+
+/// Takes one tensor's payload off the front of the frames.
+pub(crate) fn take_payload(
+    name: &str,
+    datatype: DataType,
+    frames: &mut impl Iterator<Item = Bytes>,
+) -> Result<Data> {
+    let mut next = || {
+        frames.next().ok_or_else(|| {
+            Error::invalid(format!(
+                "tensor {name:?}: its payload frame is missing ({datatype} takes {})",
+                datatype.frames()
+            ))
+        })
+    };
+    Ok(if datatype.size().is_some() {
+        Data::Fixed(next()?)
+    } else {
+        Data::Variable {
+            offsets: next()?,
+            values: next()?,
+        }
+    })
+}
+
+/// Reads the tensors that headers describe off the frames, checking frame counts, lengths, shapes and names.
+pub(crate) fn read_tensors(
+    headers: &[TensorHeader<'_>],
+    frames: impl ExactSizeIterator<Item = Bytes>,
+) -> Result<Batch> {
+    let got = frames.len();
+    let mut frames = frames;
+    let mut tensors: Vec<Tensor> = Vec::with_capacity(headers.len());
+    let mut expected = 0;
+    for header in headers {
+        let datatype = DataType::parse(&header.dtype)
+            .map_err(|e| e.context(format_args!("tensor {:?}", header.name)))?;
+        expected += datatype.frames();
+        if expected > got {
+            return Err(Error::invalid(format!(
+                "tensor {:?}: its payload frame is missing: {} tensors need at least {expected} frames, got {got}",
+                header.name,
+                headers.len()
+            )));
+        }
+        if tensors.iter().any(|t| t.name() == header.name) {
+            return Err(Error::invalid(format!(
+                "tensor {:?} is given twice",
+                header.name
+            )));
+        }
+        let data = take_payload(&header.name, datatype, &mut frames)?;
+        tensors.push(Tensor::new(
+            Arc::<str>::from(&*header.name),
+            datatype,
+            header.dims()?,
+            data,
+        )?);
+    }
+    if expected != got {
+        return Err(Error::invalid(format!(
+            "{got} payload frames for {} tensors that take {expected}",
+            headers.len()
+        )));
+    }
+    Ok(Batch { tensors })
+}

@@ -1,0 +1,506 @@
+//! What clients are told: on `port` the answers to questions, on `port_out` results, parts and errors.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{TensorHeader, VERSION, take_payload, write};
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{RequestId, Stats};
+use crate::tensor::{Batch, DataType, Tensor};
+
+/// What a server tells of itself at the start of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The server's version.
+    pub server_version: String,
+    /// Where results leave.
+    pub port_out: u16,
+    /// Most rows in a chunk.
+    pub max_batch_size: u64,
+    /// Most bytes in one request, header and payload.
+    pub max_request_bytes: u64,
+    /// Most bytes gathered for or on their way to one client.
+    pub max_client_bytes: u64,
+}
+
+/// An input or output of a model. A dimension is a number, or the symbol's name, or -1 if it is unnamed and dynamic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortInfo {
+    /// The name.
+    pub name: String,
+    /// The datatype's name.
+    pub dtype: String,
+    /// The dimensions, the row first.
+    pub shape: Vec<DimInfo>,
+}
+
+/// A dimension as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DimInfo {
+    /// Its size, or -1 if it is unnamed and dynamic.
+    Size(i64),
+    /// The symbol's name.
+    Symbol(String),
+}
+
+/// A loaded model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// The name that requests give.
+    pub name: String,
+    /// The version, for models that have versions; else "1".
+    pub version: String,
+    /// How batches are formed: `batched`, `fixed:B` or `whole`.
+    pub kind: String,
+    /// What it takes.
+    pub inputs: Vec<PortInfo>,
+    /// What it gives.
+    pub outputs: Vec<PortInfo>,
+}
+
+/// A worker, seen from the ventilator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Its number.
+    pub id: u32,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// `idle`, `busy`, `starting` or `lost`.
+    pub state: String,
+    /// The model that it ran last.
+    pub model: Option<String>,
+    /// Chunks that ended here.
+    pub chunks: u64,
+    /// Rows that ran here.
+    pub rows: u64,
+    /// The share of the time since start that was spent inside models, 0 to 1.
+    pub busy: f64,
+}
+
+/// What waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct QueueInfo {
+    /// Requests that were accepted and are not finished.
+    pub requests: u64,
+    /// Their rows that no worker has yet.
+    pub rows: u64,
+    /// The bytes of payload held for them.
+    pub bytes: u64,
+}
+
+/// What has been, since start.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TotalsInfo {
+    /// Requests that were answered, errors included.
+    pub requests: u64,
+    /// Rows that were answered.
+    pub rows: u64,
+    /// Chunks that ran.
+    #[serde(default)]
+    pub chunks: u64,
+    /// Small requests that shared a chunk with others.
+    #[serde(default)]
+    pub coalesced: u64,
+    /// Messages that could not be answered and were dropped.
+    #[serde(default)]
+    pub dropped: u64,
+    /// Errors by code.
+    pub errors: BTreeMap<String, u64>,
+}
+
+/// From arrival to answer, over all requests, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LatencyInfo {
+    /// The median.
+    pub p50: u64,
+    /// Nine of ten were faster.
+    pub p90: u64,
+    /// 99 of 100 were faster.
+    pub p99: u64,
+}
+
+/// How the server is.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// The server's version.
+    pub version: String,
+    /// Seconds since it was ready.
+    pub uptime_s: u64,
+    /// The settings in force.
+    pub settings: BTreeMap<String, String>,
+    /// The loaded models.
+    pub models: Vec<ModelInfo>,
+    /// The workers.
+    pub workers: Vec<WorkerInfo>,
+    /// What waits.
+    pub queue: QueueInfo,
+    /// What has been.
+    pub totals: TotalsInfo,
+    /// From arrival to answer.
+    pub latency_us: LatencyInfo,
+}
+
+/// How far a stop is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopState {
+    /// So many requests are still to be answered.
+    Draining(u64),
+    /// The server's last message.
+    Stopped,
+}
+
+/// A whole result, or one part of a stream.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Outputs {
+    /// For each part the outputs, in row order. One part for a model without a batch dimension.
+    pub parts: Vec<Batch>,
+    /// False for a model without a batch dimension: the outputs have no rows to join.
+    pub batched: bool,
+}
+
+/// What a server tells.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ServerMessage {
+    /// On `port_out`: results can reach you from now on.
+    Welcome,
+    /// On `port`.
+    HelloOk(Welcome),
+    /// On `port`.
+    StatusOk(Box<Status>),
+    /// On `port`.
+    ModelsOk(Vec<ModelInfo>),
+    /// On `port`, twice.
+    TerminateOk(StopState),
+    /// On `port`: the model is loaded.
+    LoadOk(Box<ModelInfo>),
+    /// On `port`: the model is forgotten.
+    UnloadOk,
+    /// The final answer, all rows.
+    Result(Outputs, Stats),
+    /// Rows `offset..` of a stream.
+    Part(u64, Outputs),
+    /// The end of a stream of so many rows.
+    End(u64, Stats),
+    /// The final answer of an infer on `port_out`, or what was wrong with a message on `port`.
+    Error(Error),
+}
+
+/// The header, as it is read: every field that any kind may have.
+#[derive(Deserialize)]
+struct Header<'a> {
+    v: u64,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: u64,
+    #[serde(default, borrow)]
+    outputs: Option<Vec<TensorHeader<'a>>>,
+    #[serde(default)]
+    parts: Option<Vec<u64>>,
+    #[serde(default)]
+    stats: Option<Stats>,
+    #[serde(default)]
+    offset: Option<u64>,
+    #[serde(default)]
+    rows: Option<u64>,
+    #[serde(default)]
+    code: Option<&'a str>,
+    #[serde(default)]
+    message: Option<&'a str>,
+    #[serde(default)]
+    state: Option<&'a str>,
+    #[serde(default)]
+    pending: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Answer<T> {
+    v: u64,
+    #[serde(rename = "type")]
+    kind: String,
+    id: RequestId,
+    #[serde(flatten)]
+    body: T,
+}
+
+#[derive(Deserialize)]
+struct ModelsBody {
+    models: Vec<ModelInfo>,
+}
+
+#[derive(Deserialize)]
+struct ModelBody {
+    model: ModelInfo,
+}
+
+/// Reads a message off its frames, the header first.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for anything that is not a message of this protocol's version.
+pub fn read(frames: Vec<Bytes>) -> Result<(RequestId, ServerMessage)> {
+    let mut frames = frames.into_iter();
+    let first = frames
+        .next()
+        .ok_or_else(|| Error::invalid("an answer without a header frame"))?;
+    let header: Header<'_> = rmp_serde::from_slice(&first)
+        .map_err(|e| Error::invalid(format!("the answer is not of this protocol: {e}")))?;
+    if header.v != VERSION {
+        return Err(Error::invalid(format!(
+            "the server speaks protocol version {}, this client speaks {VERSION}",
+            header.v
+        )));
+    }
+    let id = RequestId(header.id);
+    let message = match header.kind {
+        "welcome" => ServerMessage::Welcome,
+        "hello_ok" => ServerMessage::HelloOk(body(&first)?),
+        "status_ok" => ServerMessage::StatusOk(Box::new(body(&first)?)),
+        "models_ok" => ServerMessage::ModelsOk(body::<ModelsBody>(&first)?.models),
+        "terminate_ok" => ServerMessage::TerminateOk(match header.state {
+            Some("stopped") => StopState::Stopped,
+            _ => StopState::Draining(header.pending.unwrap_or(0)),
+        }),
+        "load_ok" => ServerMessage::LoadOk(Box::new(body::<ModelBody>(&first)?.model)),
+        "unload_ok" => ServerMessage::UnloadOk,
+        "result" => {
+            let headers = header.outputs.unwrap_or_default();
+            let outputs = read_outputs(&headers, header.parts.as_deref(), frames)?;
+            ServerMessage::Result(outputs, header.stats.unwrap_or_default())
+        }
+        "part" => {
+            let headers = header.outputs.unwrap_or_default();
+            let rows = headers
+                .first()
+                .and_then(|h| h.shape.first().copied())
+                .unwrap_or(0);
+            let outputs = read_outputs(&headers, Some(&[rows]), frames)?;
+            ServerMessage::Part(header.offset.unwrap_or(0), outputs)
+        }
+        "end" => ServerMessage::End(header.rows.unwrap_or(0), header.stats.unwrap_or_default()),
+        "error" => ServerMessage::Error(Error::new(
+            ErrorCode::parse(header.code.unwrap_or("INTERNAL")),
+            header.message.unwrap_or("the server gave no message"),
+        )),
+        other => {
+            return Err(Error::invalid(format!(
+                "the server sent {other:?}, which this client does not know"
+            )));
+        }
+    };
+    Ok((id, message))
+}
+
+fn body<T: serde::de::DeserializeOwned>(header: &[u8]) -> Result<T> {
+    rmp_serde::from_slice::<Answer<T>>(header)
+        .map(|answer| answer.body)
+        .map_err(|e| Error::invalid(format!("the answer is not of this protocol: {e}")))
+}
+
+/// The frames come output by output, and within an output part by part.
+fn read_outputs(
+    headers: &[TensorHeader<'_>],
+    parts: Option<&[u64]>,
+    mut frames: std::vec::IntoIter<Bytes>,
+) -> Result<Outputs> {
+    let count = parts.map_or(1, <[u64]>::len);
+    let mut batches = vec![Batch::default(); count];
+    for header in headers {
+        let datatype = DataType::parse(&header.dtype)?;
+        let name: std::sync::Arc<str> = (&*header.name).into();
+        for (index, batch) in batches.iter_mut().enumerate() {
+            let data = take_payload(&name, datatype, &mut frames)?;
+            let mut shape = header.dims()?;
+            if let (Some(parts), Some(first)) = (parts, shape.first_mut()) {
+                *first = usize::try_from(parts[index])
+                    .map_err(|_| Error::invalid("a part with too many rows"))?;
+            }
+            batch
+                .tensors
+                .push(Tensor::new(name.clone(), datatype, shape, data)?);
+        }
+    }
+    if frames.len() > 0 {
+        return Err(Error::invalid(format!(
+            "{} payload frames more than the answer's outputs take",
+            frames.len()
+        )));
+    }
+    Ok(Outputs {
+        parts: batches,
+        batched: parts.is_some(),
+    })
+}
+
+#[derive(Serialize)]
+struct ResultHeader<'a> {
+    v: u64,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: RequestId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    outputs: Vec<TensorHeader<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Vec<u64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stats: Option<Stats>,
+}
+
+/// Appends the payload of all parts, output by output.
+fn push_parts(frames: &mut Vec<Bytes>, parts: &[Batch]) {
+    let outputs = parts.first().map_or(0, |batch| batch.tensors.len());
+    for output in 0..outputs {
+        for part in parts {
+            super::push_payload(frames, &part.tensors[output]);
+        }
+    }
+}
+
+fn describe(parts: &[Batch], rows: Option<u64>) -> Vec<TensorHeader<'_>> {
+    let Some(first) = parts.first() else {
+        return Vec::new();
+    };
+    let mut headers: Vec<_> = first.tensors.iter().map(TensorHeader::of).collect();
+    if let Some(rows) = rows {
+        for header in &mut headers {
+            if let Some(first) = header.shape.first_mut() {
+                *first = rows;
+            }
+        }
+    }
+    headers
+}
+
+/// Writes a result from its parts in row order. All parts have the same outputs, alike but for their rows.
+pub fn write_result(id: RequestId, outputs: &Outputs, stats: Stats) -> Vec<Bytes> {
+    let parts = &outputs.parts;
+    let rows_of = |batch: &Batch| {
+        let rows = batch.tensors.first().and_then(Tensor::rows);
+        rows.unwrap_or(0) as u64
+    };
+    let rows: Option<Vec<u64>> = outputs.batched.then(|| parts.iter().map(rows_of).collect());
+    let total = rows.as_ref().map(|rows| rows.iter().sum());
+    let header = write(&ResultHeader {
+        v: VERSION,
+        kind: "result",
+        id,
+        offset: None,
+        outputs: describe(parts, total),
+        parts: rows,
+        stats: Some(stats),
+    });
+    let mut frames = vec![header];
+    push_parts(&mut frames, parts);
+    frames
+}
+
+/// Writes one part of a stream: the rows from `offset` on.
+pub fn write_part(id: RequestId, offset: u64, part: &Batch) -> Vec<Bytes> {
+    let header = write(&ResultHeader {
+        v: VERSION,
+        kind: "part",
+        id,
+        offset: Some(offset),
+        outputs: describe(std::slice::from_ref(part), None),
+        parts: None,
+        stats: None,
+    });
+    let mut frames = vec![header];
+    push_parts(&mut frames, std::slice::from_ref(part));
+    frames
+}
+
+#[derive(Serialize, Default)]
+struct PlainHeader<'a> {
+    v: u64,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: RequestId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stats: Option<Stats>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pending: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    models: Option<&'a [ModelInfo]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a ModelInfo>,
+}
+
+/// Writes any message's frames.
+pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
+    let plain = PlainHeader {
+        v: VERSION,
+        id,
+        ..PlainHeader::default()
+    };
+    let header = match message {
+        ServerMessage::Result(outputs, stats) => return write_result(id, outputs, *stats),
+        ServerMessage::Part(offset, outputs) => {
+            let empty = Batch::default();
+            return write_part(id, *offset, outputs.parts.first().unwrap_or(&empty));
+        }
+        ServerMessage::HelloOk(welcome) => return answer("hello_ok", id, welcome),
+        ServerMessage::StatusOk(status) => return answer("status_ok", id, status),
+        ServerMessage::Welcome => PlainHeader {
+            kind: "welcome",
+            ..plain
+        },
+        ServerMessage::ModelsOk(models) => PlainHeader {
+            kind: "models_ok",
+            models: Some(models),
+            ..plain
+        },
+        ServerMessage::TerminateOk(StopState::Draining(pending)) => PlainHeader {
+            kind: "terminate_ok",
+            state: Some("draining"),
+            pending: Some(*pending),
+            ..plain
+        },
+        ServerMessage::TerminateOk(StopState::Stopped) => PlainHeader {
+            kind: "terminate_ok",
+            state: Some("stopped"),
+            ..plain
+        },
+        ServerMessage::LoadOk(model) => PlainHeader {
+            kind: "load_ok",
+            model: Some(model),
+            ..plain
+        },
+        ServerMessage::UnloadOk => PlainHeader {
+            kind: "unload_ok",
+            ..plain
+        },
+        ServerMessage::End(rows, stats) => PlainHeader {
+            kind: "end",
+            rows: Some(*rows),
+            stats: Some(*stats),
+            ..plain
+        },
+        ServerMessage::Error(error) => PlainHeader {
+            kind: "error",
+            code: Some(error.code().as_str()),
+            message: Some(error.message()),
+            ..plain
+        },
+    };
+    vec![write(&header)]
+}
+
+fn answer<T: Serialize>(kind: &str, id: RequestId, body: &T) -> Vec<Bytes> {
+    vec![write(&Answer {
+        v: VERSION,
+        kind: kind.to_owned(),
+        id,
+        body,
+    })]
+}
