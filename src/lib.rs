@@ -10,6 +10,10 @@ pub(crate) mod socket;
 
 #[cfg(feature = "server")]
 pub mod model;
+#[cfg(feature = "server")]
+pub(crate) mod schedule;
+#[cfg(feature = "server")]
+pub(crate) mod split;
 
 pub use error::{Error, ErrorCode, Result};
 pub use message::{Params, Priority, Request, RequestId, Stats};
