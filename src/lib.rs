@@ -9,7 +9,13 @@ pub(crate) mod frames;
 pub(crate) mod socket;
 
 #[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
+pub mod logging;
+#[cfg(feature = "server")]
 pub mod model;
+#[cfg(feature = "server")]
+pub mod server;
 
 pub use error::{Error, ErrorCode, Result};
 pub use message::{Params, Priority, Request, RequestId, Stats};
