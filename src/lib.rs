@@ -1,5 +1,7 @@
 //! MDM serves models to programs that have a lot of rows to run through them.
 
+#[cfg(feature = "client")]
+pub mod client;
 pub mod error;
 pub mod message;
 pub mod tensor;
@@ -23,6 +25,8 @@ pub mod server;
 #[cfg(feature = "server")]
 pub(crate) mod split;
 
+#[cfg(feature = "client")]
+pub use client::Client;
 pub use error::{Error, ErrorCode, Result};
 pub use message::{Params, Priority, Request, RequestId, Stats};
 pub use tensor::{Batch, DataType, Element, Tensor};

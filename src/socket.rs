@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use zmq::{Context, Socket, SocketType};
+use zmq::Socket;
+#[cfg(feature = "server")]
+use zmq::{Context, SocketType};
 
-use crate::error::{Error, Result};
+#[cfg(feature = "server")]
+use crate::error::Error;
+use crate::error::Result;
 
 /// Both ends ask for a sign of life this often on TCP.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -171,4 +175,33 @@ pub(crate) fn bind_local(socket: &Socket, ipc: &str, door: &str) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The most sockets that [`readable`] waits for.
+#[cfg(feature = "client")]
+pub(crate) const MOST_READABLE: usize = 5;
+
+/// Waits as [`wait`] does, for at most [`MOST_READABLE`] sockets, and tells which of them can be read.
+#[cfg(feature = "client")]
+pub(crate) fn readable(
+    sockets: &[&Socket],
+    timeout: Option<Duration>,
+) -> Result<[bool; MOST_READABLE]> {
+    let mut items: [zmq::PollItem<'_>; MOST_READABLE] =
+        std::array::from_fn(|i| sockets[i.min(sockets.len() - 1)].as_poll_item(zmq::POLLIN));
+    // A time that libzmq's arithmetic cannot hold ends early instead; callers look at their own clock anyway.
+    let timeout = timeout.map_or(-1, |t| {
+        t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64
+    });
+    let mut ready = [false; MOST_READABLE];
+    match zmq::poll(&mut items[..sockets.len()], timeout) {
+        Ok(_) => {
+            for (ready, item) in ready.iter_mut().zip(&items[..sockets.len()]) {
+                *ready = item.is_readable();
+            }
+            Ok(ready)
+        }
+        Err(zmq::Error::EINTR) => Ok(ready),
+        Err(e) => Err(e.into()),
+    }
 }

@@ -1,0 +1,171 @@
+//! Questions and orders: what is served, how it goes, load, unload, stop.
+//!
+//! They are answered on `port`, so they need no way for results: a server whose `port_out` cannot be reached can
+//! still be asked and stopped.
+
+use std::time::{Duration, Instant};
+
+use super::Client;
+use super::session::{Event, Purpose, Session};
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::RequestId;
+use crate::wire::client::{ClientMessage, StopMode};
+use crate::wire::server::{ModelInfo, ServerMessage, Status, StopState, Welcome};
+
+/// How far a stop came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopOutcome {
+    /// The server said that it answered everything and stopped.
+    Stopped,
+    /// The server had begun to stop, and then the connection ended without its last word.
+    ConnectionEnded,
+    /// The time is over; so many requests are still to be answered.
+    StillDraining(u64),
+}
+
+impl Client {
+    /// What the server says of itself: its version and bounds.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` without a server, `DEADLINE_EXCEEDED` if it does not answer within the connect timeout.
+    pub fn hello(&self) -> Result<Welcome> {
+        let limit = Some(self.settings.connect_timeout);
+        match self.ask(ClientMessage::Hello, limit)? {
+            ServerMessage::HelloOk(welcome) => Ok(welcome),
+            other => Err(unexpected("hello", &other)),
+        }
+    }
+
+    /// How the server is: settings, models, workers, queue, totals, latency.
+    ///
+    /// # Errors
+    /// As [`Client::hello`].
+    pub fn status(&self) -> Result<Status> {
+        let limit = Some(self.settings.connect_timeout);
+        match self.ask(ClientMessage::Status, limit)? {
+            ServerMessage::StatusOk(status) => Ok(*status),
+            other => Err(unexpected("status", &other)),
+        }
+    }
+
+    /// The models that are loaded.
+    ///
+    /// # Errors
+    /// As [`Client::hello`].
+    pub fn models(&self) -> Result<Vec<ModelInfo>> {
+        let limit = Some(self.settings.connect_timeout);
+        match self.ask(ClientMessage::Models, limit)? {
+            ServerMessage::ModelsOk(models) => Ok(models),
+            other => Err(unexpected("models", &other)),
+        }
+    }
+
+    /// Loads a model before anyone asks for it, for as long as the client's timeout (by default as it takes).
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `FAILED_PRECONDITION` and others of the server's, naming the model.
+    pub fn load(&self, model: &str) -> Result<ModelInfo> {
+        let question = |id| ClientMessage::Load(id, model.to_owned());
+        match self.ask(question, self.timeout)? {
+            ServerMessage::LoadOk(info) => Ok(*info),
+            other => Err(unexpected("load", &other)),
+        }
+    }
+
+    /// Makes the server forget a model.
+    ///
+    /// # Errors
+    /// The server's, naming the model.
+    pub fn unload(&self, model: &str) -> Result<()> {
+        let question = |id| ClientMessage::Unload(id, model.to_owned());
+        match self.ask(question, self.timeout)? {
+            ServerMessage::UnloadOk => Ok(()),
+            other => Err(unexpected("unload", &other)),
+        }
+    }
+
+    /// Stops the server, and waits for its own word that it has stopped, for at most `timeout` (connecting
+    /// included). `progress` hears how many requests are still to be answered.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if there is no server, or it was lost before it confirmed the order.
+    pub fn terminate(
+        &self,
+        mode: StopMode,
+        timeout: Duration,
+        mut progress: impl FnMut(u64),
+    ) -> Result<StopOutcome> {
+        let deadline = Instant::now() + timeout;
+        let mut settings = self.settings.clone();
+        settings.connect_timeout = settings.connect_timeout.min(timeout);
+        // A session of its own, and the client keeps none of it: there is nothing to use it for afterwards.
+        let mut session = Session::open(&settings, Purpose::Ask)?;
+        let order = session.send_question(|id| ClientMessage::Terminate(id, mode))?;
+        // At the end there is time left to ask how much is left.
+        let last_question = deadline - (timeout / 10).min(Duration::from_millis(300));
+        let mut pending: Option<u64> = None;
+        let mut question: Option<RequestId> = None;
+        loop {
+            let until = question.map_or(last_question, |_| deadline);
+            match session.next(Some(until), None) {
+                Ok(Event::Message(id, ServerMessage::TerminateOk(state))) if id == order => {
+                    match state {
+                        StopState::Stopped => return Ok(StopOutcome::Stopped),
+                        StopState::Draining(left) => {
+                            pending = Some(left);
+                            progress(left);
+                        }
+                    }
+                }
+                Ok(Event::Message(id, ServerMessage::Error(e))) if id == order => return Err(e),
+                Ok(Event::Message(id, ServerMessage::StatusOk(status))) if Some(id) == question => {
+                    pending = Some(status.queue.requests);
+                }
+                Ok(Event::Message(..) | Event::Woken) => {}
+                Ok(Event::TimedOut) if question.is_none() => {
+                    // Where it cannot be asked, the next wait says so.
+                    question = Some(
+                        session
+                            .send_question(ClientMessage::Status)
+                            .unwrap_or_default(),
+                    );
+                }
+                Ok(Event::TimedOut) => {
+                    return match pending {
+                        Some(left) => Ok(StopOutcome::StillDraining(left)),
+                        None => Err(Error::new(
+                            ErrorCode::DeadlineExceeded,
+                            format!(
+                                "{}: the server did not confirm the order to stop",
+                                settings.address
+                            ),
+                        )),
+                    };
+                }
+                Err(_) if pending.is_some() => return Ok(StopOutcome::ConnectionEnded),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn ask(
+        &self,
+        question: impl FnOnce(RequestId) -> ClientMessage,
+        limit: Option<Duration>,
+    ) -> Result<ServerMessage> {
+        let mut session = self.borrow(Purpose::Ask)?;
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let answer = session
+            .send_question(question)
+            .and_then(|id| session.wait_for(id, deadline));
+        self.give_back(session);
+        answer
+    }
+}
+
+fn unexpected(question: &str, answer: &ServerMessage) -> Error {
+    // Only its kind: an answer may be long.
+    let answer = format!("{answer:?}");
+    let kind = answer.split(['(', ' ']).next().unwrap_or_default();
+    Error::internal(format!("the server answered {question} with {kind}"))
+}

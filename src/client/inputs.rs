@@ -1,0 +1,255 @@
+//! What rows may be made of.
+//!
+//! Data that is only lent to us is copied once, because libzmq may still be sending it when the caller has gone on.
+//! Vectors, arrays and tensors that are handed over are not.
+
+use ndarray::{Array, ArrayBase, ArrayView, Data, Dimension};
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::tensor::{Batch, Element, Tensor};
+
+/// Data that becomes a request's inputs. Dimension 0 is the row.
+///
+/// An input without a name (the empty one) is for models that have one input; `("name", data)` names it, and
+/// [`Inputs`] holds several.
+pub trait IntoInputs {
+    /// The inputs.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for rows that have no form on the wire.
+    fn into_inputs(self) -> Result<Batch>;
+}
+
+/// Rows that are not numbers: each is any value that serde can write, and travels as one JSON element.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a, T>(pub &'a [T]);
+
+/// Several named inputs of any kinds.
+///
+/// ```
+/// use mdm::client::Inputs;
+///
+/// let ids = ndarray::arr2(&[[1i64, 2], [3, 4]]);
+/// let inputs = Inputs::new().with("ids", &ids).with("text", &["one", "two"]);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    batch: Result<Batch>,
+}
+
+impl Inputs {
+    /// No inputs yet.
+    pub fn new() -> Inputs {
+        Inputs {
+            batch: Ok(Batch::default()),
+        }
+    }
+
+    /// Adds an input. What is wrong with its data is told when the inputs are used.
+    #[must_use]
+    pub fn with(mut self, name: &str, data: impl IntoInputs) -> Inputs {
+        if let Ok(batch) = &mut self.batch {
+            match (name, data).into_inputs() {
+                Ok(more) => batch.tensors.extend(more.tensors),
+                Err(e) => self.batch = Err(e),
+            }
+        }
+        self
+    }
+}
+
+impl Default for Inputs {
+    fn default() -> Inputs {
+        Inputs::new()
+    }
+}
+
+impl IntoInputs for Inputs {
+    fn into_inputs(self) -> Result<Batch> {
+        self.batch
+    }
+}
+
+impl IntoInputs for Batch {
+    fn into_inputs(self) -> Result<Batch> {
+        Ok(self)
+    }
+}
+
+impl IntoInputs for Tensor {
+    fn into_inputs(self) -> Result<Batch> {
+        Ok(Batch {
+            tensors: vec![self],
+        })
+    }
+}
+
+impl IntoInputs for Vec<Tensor> {
+    fn into_inputs(self) -> Result<Batch> {
+        Ok(Batch { tensors: self })
+    }
+}
+
+impl<X: IntoInputs> IntoInputs for (&str, X) {
+    fn into_inputs(self) -> Result<Batch> {
+        let (name, data) = self;
+        let mut batch = data.into_inputs()?;
+        if let [tensor] = &mut batch.tensors[..] {
+            *tensor = tensor.clone().renamed(name);
+            return Ok(batch);
+        }
+        Err(crate::error::Error::invalid(format!(
+            "input {name:?}: one name was given to {} tensors",
+            batch.tensors.len()
+        )))
+    }
+}
+
+impl<X: IntoInputs, const N: usize> IntoInputs for [X; N] {
+    fn into_inputs(self) -> Result<Batch> {
+        let mut tensors = Vec::with_capacity(N);
+        for data in self {
+            tensors.extend(data.into_inputs()?.tensors);
+        }
+        Ok(Batch { tensors })
+    }
+}
+
+impl<T: Element + Send + Sync, D: Dimension> IntoInputs for Array<T, D> {
+    fn into_inputs(self) -> Result<Batch> {
+        if !self.is_standard_layout() {
+            return (&self).into_inputs();
+        }
+        let shape = self.shape().to_vec();
+        let elements = self.len();
+        match self.into_raw_vec_and_offset() {
+            (vec, None | Some(0)) if vec.len() == elements => {
+                Tensor::from_vec("", shape, vec)?.into_inputs()
+            }
+            (vec, offset) => {
+                let start = offset.unwrap_or(0);
+                Tensor::from_slice("", shape, &vec[start..start + elements])?.into_inputs()
+            }
+        }
+    }
+}
+
+impl<T: Element + Send + Sync, D: Dimension> IntoInputs for ArrayView<'_, T, D> {
+    fn into_inputs(self) -> Result<Batch> {
+        (&self).into_inputs()
+    }
+}
+
+impl<T, S, D> IntoInputs for &ArrayBase<S, D>
+where
+    T: Element + Send + Sync,
+    S: Data<Elem = T>,
+    D: Dimension,
+{
+    fn into_inputs(self) -> Result<Batch> {
+        let shape = self.shape().to_vec();
+        let tensor = match self.as_slice() {
+            Some(slice) => Tensor::from_slice("", shape, slice)?,
+            // Not row after row in memory: collected in the order of its indices.
+            None => Tensor::from_vec("", shape, self.iter().copied().collect())?,
+        };
+        tensor.into_inputs()
+    }
+}
+
+impl<T: Element> IntoInputs for &[T] {
+    fn into_inputs(self) -> Result<Batch> {
+        Tensor::from_slice("", vec![self.len()], self)?.into_inputs()
+    }
+}
+
+impl<T: Element, const N: usize> IntoInputs for &[T; N] {
+    fn into_inputs(self) -> Result<Batch> {
+        self.as_slice().into_inputs()
+    }
+}
+
+impl<T: Element + Send + Sync> IntoInputs for Vec<T> {
+    fn into_inputs(self) -> Result<Batch> {
+        Tensor::from_vec("", vec![self.len()], self)?.into_inputs()
+    }
+}
+
+macro_rules! strings {
+    ($($kind:ty),+ $(,)?) => {
+        $(impl IntoInputs for $kind {
+            fn into_inputs(self) -> Result<Batch> {
+                Tensor::from_strings("", None, &self[..])?.into_inputs()
+            }
+        })+
+    };
+}
+strings! { &[&str], &[String], Vec<&str>, Vec<String>, &Vec<&str>, &Vec<String> }
+
+impl<const N: usize> IntoInputs for &[&str; N] {
+    fn into_inputs(self) -> Result<Batch> {
+        self.as_slice().into_inputs()
+    }
+}
+
+impl<T: Serialize> IntoInputs for Rows<'_, T> {
+    fn into_inputs(self) -> Result<Batch> {
+        Tensor::from_rows("", self.0)?.into_inputs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{Array2, arr2};
+
+    fn only(data: impl IntoInputs) -> Tensor {
+        let mut batch = data.into_inputs().unwrap();
+        assert_eq!(batch.tensors.len(), 1);
+        batch.tensors.remove(0)
+    }
+
+    #[test]
+    fn arrays_keep_the_order_of_their_indices() {
+        let a = arr2(&[[1f32, 2., 3.], [4., 5., 6.]]);
+        assert_eq!(only(&a).to_vec::<f32>().unwrap(), [1., 2., 3., 4., 5., 6.]);
+        let t = only(a.t());
+        assert_eq!(t.shape(), [3, 2]);
+        assert_eq!(t.to_vec::<f32>().unwrap(), [1., 4., 2., 5., 3., 6.]);
+        let column = only(a.slice(ndarray::s![.., 1..2]));
+        assert_eq!(column.to_vec::<f32>().unwrap(), [2., 5.]);
+        let f = Array2::<i64>::from_shape_vec(ndarray::ShapeBuilder::f((2, 2)), vec![1, 2, 3, 4]);
+        assert_eq!(only(f.unwrap()).to_vec::<i64>().unwrap(), [1, 3, 2, 4]);
+    }
+
+    #[test]
+    fn an_array_that_is_handed_over_is_not_copied() {
+        let a = Array2::<f64>::zeros((4, 4));
+        let address = a.as_ptr();
+        let t = only(a);
+        assert_eq!(t.as_slice::<f64>().unwrap().as_ptr(), address);
+        let a = Array2::from_shape_fn((4, 2), |(i, _)| i as f64);
+        let tail = a.slice_move(ndarray::s![2.., ..]);
+        assert_eq!(only(tail).to_vec::<f64>().unwrap(), [2., 2., 3., 3.]);
+    }
+
+    #[test]
+    fn names_strings_rows_and_several_inputs() {
+        let t = only(("x", &[1u8, 2, 3]));
+        assert_eq!((t.name(), t.shape()), ("x", &[3usize][..]));
+        assert_eq!(only(&["a", "b"]).strings().unwrap(), ["a", "b"]);
+        assert_eq!(only(vec!["a".to_owned()]).strings().unwrap(), ["a"]);
+        let rows = [serde_json::json!({"a": 1}), serde_json::json!("b")];
+        let t = only(Rows(&rows));
+        assert_eq!(t.json_rows::<serde_json::Value>().unwrap(), rows);
+        let two = Inputs::new()
+            .with("a", &[1i32])
+            .with("b", &["x"])
+            .into_inputs()
+            .unwrap();
+        assert_eq!(two.tensors[1].name(), "b");
+        let e = Inputs::new().with("a", two).into_inputs().unwrap_err();
+        assert!(e.message().contains("2 tensors"), "{e}");
+    }
+}

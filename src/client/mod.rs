@@ -1,0 +1,295 @@
+//! The client: rows in, results out.
+//!
+//! ```text
+//! Client ── infer ───────▶ a session of the pool, for the length of the call
+//!        ── infer_stream ▶ a session of the pool, for as long as the parts are read
+//!        ── submit ──────▶ a shared session ◀── fetch     (tickets.rs)
+//!        ── status, … ───▶ a session of another pool, without a way for results     (control.rs)
+//!
+//! Session ── Line ▶ port        what ends one of them ends the session: what is in flight
+//!         └─ Line ▶ port_out    fails at once, and the next call opens a new session    (session.rs, line.rs)
+//! ```
+//! There is no thread of the client's own: the caller's thread waits on the sockets themselves. Calls from several
+//! threads use several sessions.
+
+mod address;
+mod call;
+mod control;
+mod inputs;
+mod line;
+mod response;
+mod session;
+mod stream;
+mod tickets;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use address::Address;
+use call::Answer;
+use session::{Event, Purpose, Session, Settings};
+use tickets::Shared;
+
+pub use call::Call;
+pub use control::StopOutcome;
+pub use inputs::{Inputs, IntoInputs, Rows};
+pub use response::{PartRows, Response};
+pub use stream::Parts;
+pub use tickets::Ticket;
+
+pub use crate::wire::client::StopMode;
+pub use crate::wire::server::{ModelInfo, Status, Welcome};
+
+use crate::error::{Error, Result};
+
+/// How long connecting may take, unless the builder says otherwise.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to a server, to be shared by any number of threads.
+///
+/// ```no_run
+/// use mdm::client::Client;
+///
+/// # fn main() -> mdm::Result<()> {
+/// let client = Client::connect("tcp://localhost:5555")?;
+/// let images = ndarray::Array2::<f32>::zeros((1797, 64));
+/// let response = client.infer(&images, "digits")?;
+/// println!("{:?}", response.array::<f32>("probabilities")?);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Client {
+    settings: Settings,
+    timeout: Option<Duration>,
+    /// Idle sessions for rows.
+    idle: Mutex<Vec<Session>>,
+    /// Idle sessions for questions.
+    idle_ask: Mutex<Vec<Session>>,
+    /// Sessions with tickets.
+    shared: Mutex<Vec<Arc<Shared>>>,
+}
+
+/// What a [`Client`] is made with.
+#[derive(Clone, Default)]
+pub struct Builder {
+    connect_timeout: Option<Duration>,
+    timeout: Option<Duration>,
+    port_out: Option<String>,
+    context: Option<zmq::Context>,
+}
+
+impl Builder {
+    /// The longest that opening a session may take; [`CONNECT_TIMEOUT`] by default.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Builder {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// The longest that a request may take, where its [`Call`] does not say it. Without it the server's default holds,
+    /// and the client waits for as long as the session lives.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Builder {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Where results leave, if that is not where the server believes: `tcp://HOST:PORT`, as seen from outside.
+    #[must_use]
+    pub fn port_out(mut self, address: impl Into<String>) -> Builder {
+        self.port_out = Some(address.into());
+        self
+    }
+
+    /// A context that is shared with others; `inproc://` addresses need the server's.
+    #[must_use]
+    pub fn context(mut self, context: zmq::Context) -> Builder {
+        self.context = Some(context);
+        self
+    }
+
+    /// Connects: a session is open when this returns.
+    ///
+    /// # Errors
+    /// Within the connect timeout, saying which: `INVALID_ARGUMENT` for what is no address, `UNAVAILABLE` for a server
+    /// that is not there or does not answer, `FAILED_PRECONDITION` for one of another kind or protocol version.
+    pub fn connect(self, address: &str) -> Result<Client> {
+        let client = self.connect_later(address)?;
+        let session = Session::open(&client.settings, Purpose::Infer)?;
+        client.give_back(session);
+        Ok(client)
+    }
+
+    /// A client that connects at its first call. It also serves where only questions are to be asked, which take less
+    /// of a server than rows do.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for what is no address.
+    pub fn connect_later(self, address: &str) -> Result<Client> {
+        Ok(Client {
+            settings: Settings {
+                context: self.context.unwrap_or_default(),
+                address: Address::parse(address)?,
+                port_out: self.port_out.as_deref().map(Address::parse).transpose()?,
+                connect_timeout: self.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+            },
+            timeout: self.timeout,
+            idle: Mutex::default(),
+            idle_ask: Mutex::default(),
+            shared: Mutex::default(),
+        })
+    }
+}
+
+impl Client {
+    /// Connects to `tcp://HOST:PORT`, `HOST:PORT`, `ipc://PATH` (the server's `mdm-PORT.in`) or `inproc://NAME`.
+    ///
+    /// # Errors
+    /// As [`Builder::connect`].
+    pub fn connect(address: &str) -> Result<Client> {
+        Client::builder().connect(address)
+    }
+
+    /// Timeouts and other settings.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Runs rows through a model and waits for all results.
+    ///
+    /// `call` is a model's name, a JSON object of parameters, or a [`Call`].
+    ///
+    /// # Errors
+    /// The server's, by its code. `UNAVAILABLE` at once if the session is lost, and the next call opens a new one.
+    /// `RESOURCE_EXHAUSTED` for more bytes than the server takes at once.
+    pub fn infer(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Response> {
+        let inputs = data.into_inputs()?;
+        let (request, limit) = call
+            .into()
+            .into_request(inputs, self.timeout, Answer::Whole)?;
+        let mut session = self.borrow(Purpose::Infer)?;
+        let answer = session.send_infer(&request).and_then(|id| {
+            let deadline = limit.deadline();
+            loop {
+                match session.next(deadline, None)? {
+                    Event::Message(of, message) if of == id => {
+                        return Response::from_message(message);
+                    }
+                    // What a request that was given up left behind.
+                    Event::Message(..) | Event::Woken => {}
+                    Event::TimedOut => {
+                        session.send_cancel(id);
+                        return Err(tickets::gave_up());
+                    }
+                }
+            }
+        });
+        self.give_back(session);
+        answer
+    }
+
+    /// Sends rows to a model, and leaves the results to [`Client::fetch`].
+    ///
+    /// # Errors
+    /// As [`Client::infer`], as far as they show before an answer.
+    pub fn submit(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Ticket> {
+        let inputs = data.into_inputs()?;
+        let (request, limit) = call
+            .into()
+            .into_request(inputs, self.timeout, Answer::Whole)?;
+        let sessions: Vec<Arc<Shared>> = {
+            let mut shared = lock(&self.shared);
+            shared.retain(|session| !session.is_lost());
+            shared.clone()
+        };
+        for session in sessions {
+            if let Some(ticket) = session.submit(&request, limit) {
+                return ticket;
+            }
+        }
+        let session = self.borrow(Purpose::Infer)?;
+        let session = Arc::new(Shared::new(&self.settings.context, session)?);
+        lock(&self.shared).push(session.clone());
+        session
+            .submit(&request, limit)
+            .unwrap_or_else(|| Err(Error::unavailable("the session was lost as it was opened")))
+    }
+
+    /// Waits for the results of a request, whatever has come before or comes after.
+    ///
+    /// # Errors
+    /// As [`Client::infer`].
+    pub fn fetch(&self, ticket: Ticket) -> Result<Response> {
+        ticket.fetch()
+    }
+
+    /// Waits for the results of several requests, and gives them in the order of the tickets.
+    pub fn fetch_all(&self, tickets: impl IntoIterator<Item = Ticket>) -> Vec<Result<Response>> {
+        tickets.into_iter().map(Ticket::fetch).collect()
+    }
+
+    /// Takes a request back. It ends with `CANCELLED`, or with its result if that was faster.
+    pub fn cancel(&self, ticket: &Ticket) {
+        ticket.cancel();
+    }
+
+    /// Runs rows through a model, and gives parts of the results as they finish, in any order.
+    ///
+    /// # Errors
+    /// As [`Client::infer`], as far as they show before an answer.
+    pub fn infer_stream(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Parts<'_>> {
+        let inputs = data.into_inputs()?;
+        let (request, limit) = call
+            .into()
+            .into_request(inputs, self.timeout, Answer::Parts)?;
+        let mut session = self.borrow(Purpose::Infer)?;
+        match session.send_infer(&request) {
+            Ok(id) => Ok(Parts::new(self, session, id, limit.deadline())),
+            Err(e) => {
+                self.give_back(session);
+                Err(e)
+            }
+        }
+    }
+
+    /// An idle session that is still alive, or a new one.
+    fn borrow(&self, purpose: Purpose) -> Result<Session> {
+        // Not `while let`: its lock would last through the body.
+        loop {
+            let idle = lock(self.pool(purpose)).pop();
+            let Some(mut session) = idle else {
+                return Session::open(&self.settings, purpose);
+            };
+            if session.is_alive() {
+                return Ok(session);
+            }
+        }
+    }
+
+    /// Keeps a session for the next call, unless it is lost.
+    fn give_back(&self, session: Session) {
+        if session.is_open() {
+            lock(self.pool(session.purpose())).push(session);
+        }
+    }
+
+    fn pool(&self, purpose: Purpose) -> &Mutex<Vec<Session>> {
+        match purpose {
+            Purpose::Infer => &self.idle,
+            Purpose::Ask => &self.idle_ask,
+        }
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("server", &self.settings.address.to_string())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Lists of sessions are whole between any two statements, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,243 @@
+//! Results as programs want them: tensors, arrays, strings, records.
+
+use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::message::Stats;
+use crate::tensor::{Batch, Element, Tensor};
+use crate::wire::server::{Outputs, ServerMessage};
+
+/// The answer to a request: every row, in the order in which they were sent.
+///
+/// The rows come in the parts that the workers made. They are joined when they are asked for, once, into what was
+/// asked for. Where an output's name is asked for, the empty name stands for the only output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    outputs: Outputs,
+    stats: Stats,
+}
+
+impl Response {
+    /// A response of parts in row order, such as a stream's.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the parts do not have the same outputs.
+    pub fn from_parts(parts: Vec<Batch>, stats: Stats) -> Result<Response> {
+        let same = |a: &Batch, b: &Batch| {
+            a.tensors.len() == b.tensors.len()
+                && (a.tensors.iter().zip(&b.tensors)).all(|(a, b)| a.name() == b.name())
+        };
+        if let Some(at) = parts.iter().position(|part| !same(part, &parts[0])) {
+            return Err(Error::invalid(format!(
+                "part {at} has other outputs than part 0"
+            )));
+        }
+        let outputs = Outputs {
+            parts,
+            batched: true,
+        };
+        Ok(Response { outputs, stats })
+    }
+
+    /// Takes a response out of a final answer.
+    pub(super) fn from_message(message: ServerMessage) -> Result<Response> {
+        match message {
+            ServerMessage::Result(outputs, stats) => Ok(Response { outputs, stats }),
+            ServerMessage::Error(e) => Err(e),
+            _ => Err(Error::internal(
+                "the server answered an infer with something that is no result",
+            )),
+        }
+    }
+
+    /// The outputs' names, in the model's order.
+    pub fn outputs(&self) -> impl Iterator<Item = &str> {
+        let first = self.outputs.parts.first();
+        first.into_iter().flat_map(|p| &p.tensors).map(Tensor::name)
+    }
+
+    /// The number of rows; `None` for a model without a batch dimension.
+    pub fn rows_total(&self) -> Option<usize> {
+        if !self.outputs.batched {
+            return None;
+        }
+        let rows_of = |part: &Batch| part.tensors.first().and_then(Tensor::rows);
+        Some(self.outputs.parts.iter().filter_map(rows_of).sum())
+    }
+
+    /// The parts as they came, in row order. One part for a model without a batch dimension.
+    pub fn parts(&self) -> &[Batch] {
+        &self.outputs.parts
+    }
+
+    /// How long it took, and in how many chunks.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// One output's rows as a tensor. Nothing is copied if they came in one part.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a name that is none of [`Response::outputs`], or parts that cannot be joined.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let pieces: Vec<Tensor> = self.pieces(name)?.cloned().collect();
+        Tensor::concat(&pieces)
+    }
+
+    /// The only output's rows as a tensor.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if there are more outputs, naming them.
+    pub fn only(&self) -> Result<Tensor> {
+        self.tensor("")
+    }
+
+    /// One output's rows as an array, copied once.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for an unknown name, or an output whose datatype is not that of `T`.
+    pub fn array<T: Element>(&self, name: &str) -> Result<ArrayD<T>> {
+        let pieces: Vec<&Tensor> = self.pieces(name)?.collect();
+        let mut shape = pieces[0].shape().to_vec();
+        if let [first, rest @ ..] = &mut shape[..] {
+            *first = 0;
+            for piece in &pieces {
+                match piece.shape() {
+                    [rows, of_row @ ..] if of_row == rest => *first += rows,
+                    other => {
+                        return Err(Error::invalid(format!(
+                            "output {name:?}: its parts differ in shape: {:?} and {other:?}",
+                            pieces[0].shape()
+                        )));
+                    }
+                }
+            }
+        }
+        let mut elements: Vec<T> = Vec::with_capacity(pieces.iter().map(|p| p.elements()).sum());
+        for piece in pieces {
+            match piece.as_slice::<T>() {
+                Some(slice) => elements.extend_from_slice(slice),
+                None => elements.extend(piece.to_vec::<T>()?),
+            }
+        }
+        ArrayD::from_shape_vec(IxDyn(&shape), elements)
+            .map_err(|e| Error::internal(format!("output {name:?}: no array: {e}")))
+    }
+
+    /// One output's rows as an array that borrows them where they are in one piece, and is a copy where not.
+    ///
+    /// # Errors
+    /// As [`Response::array`].
+    pub fn view<T: Element>(&self, name: &str) -> Result<CowArray<'_, T, IxDyn>> {
+        let mut pieces = self.pieces(name)?;
+        if let (Some(piece), None) = (pieces.next(), pieces.next())
+            && let Some(slice) = piece.as_slice::<T>()
+        {
+            return ArrayViewD::from_shape(IxDyn(piece.shape()), slice)
+                .map(CowArray::from)
+                .map_err(|e| Error::internal(format!("output {name:?}: no array: {e}")));
+        }
+        self.array(name).map(CowArray::from)
+    }
+
+    /// The rows of a JSON output.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for an unknown name, an output of another datatype, or the first row that is not a `T`.
+    pub fn rows<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
+        let mut rows = Vec::new();
+        for piece in self.pieces(name)? {
+            rows.extend(piece.json_rows()?);
+        }
+        Ok(rows)
+    }
+
+    /// The elements of a BYTES output as text.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for an unknown name, an output of another datatype, or the first element that is no UTF-8.
+    pub fn strings(&self, name: &str) -> Result<Vec<&str>> {
+        let mut strings = Vec::new();
+        for piece in self.pieces(name)? {
+            strings.extend(piece.strings()?);
+        }
+        Ok(strings)
+    }
+
+    /// The parts of one output; at least one.
+    fn pieces(&self, name: &str) -> Result<impl Iterator<Item = &Tensor> + use<'_>> {
+        let names: Vec<&str> = self.outputs().collect();
+        let index = match (name, names.len()) {
+            ("", 1) => 0,
+            _ => names.iter().position(|n| *n == name).ok_or_else(|| {
+                Error::invalid(match (name, names.len()) {
+                    (_, 0) => "the answer has no outputs".to_owned(),
+                    ("", n) => format!("the answer has {n} outputs: ask for one of {names:?}"),
+                    _ => format!("the answer has no output {name:?}; it has {names:?}"),
+                })
+            })?,
+        };
+        Ok((self.outputs.parts.iter()).filter_map(move |part| part.tensors.get(index)))
+    }
+}
+
+/// Some of a request's rows, as soon as they are finished.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PartRows {
+    /// The first of these rows, counted in the request.
+    pub offset: u64,
+    /// The outputs of these rows.
+    pub outputs: Batch,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response() -> Response {
+        let part = |from: f32, rows: usize| Batch {
+            tensors: vec![
+                Tensor::from_vec("y", vec![rows, 2], vec![from; rows * 2]).unwrap(),
+                Tensor::from_strings("s", None, &vec![from.to_string(); rows]).unwrap(),
+            ],
+        };
+        Response::from_parts(vec![part(1., 2), part(2., 1)], Stats::default()).unwrap()
+    }
+
+    #[test]
+    fn parts_are_joined_in_order() {
+        let r = response();
+        assert_eq!(r.rows_total(), Some(3));
+        assert_eq!(r.tensor("y").unwrap().shape(), [3, 2]);
+        let a = r.array::<f32>("y").unwrap();
+        assert_eq!(
+            a,
+            ndarray::arr2(&[[1f32, 1.], [1., 1.], [2., 2.]]).into_dyn()
+        );
+        assert_eq!(r.view::<f32>("y").unwrap(), a);
+        assert_eq!(r.strings("s").unwrap(), ["1", "1", "2"]);
+    }
+
+    #[test]
+    fn one_part_is_viewed_where_it_lies() {
+        let part = response().parts()[0].clone();
+        let address = part.tensors[0].as_slice::<f32>().unwrap().as_ptr();
+        let r = Response::from_parts(vec![part], Stats::default()).unwrap();
+        assert_eq!(r.view::<f32>("y").unwrap().as_ptr(), address);
+        assert_eq!(
+            r.tensor("y").unwrap().as_slice::<f32>().unwrap().as_ptr(),
+            address
+        );
+    }
+
+    #[test]
+    fn a_wrong_name_or_type_says_what_there_is() {
+        let r = response();
+        let e = r.tensor("z").unwrap_err();
+        assert!(e.message().contains(r#"["y", "s"]"#), "{e}");
+        assert!(r.only().unwrap_err().message().contains("2 outputs"));
+        let e = r.array::<i64>("y").unwrap_err();
+        assert!(e.message().contains("FP32"), "{e}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Parts of an answer as they finish.
+
+use std::time::Instant;
+
+use super::Client;
+use super::response::PartRows;
+use super::session::{Event, Session};
+use super::tickets::gave_up;
+use crate::error::{Error, Result};
+use crate::message::{RequestId, Stats};
+use crate::tensor::{Batch, Tensor};
+use crate::wire::server::ServerMessage;
+
+/// The parts of one answer, in the order in which they finish. Dropping it early takes the request back.
+pub struct Parts<'a> {
+    client: &'a Client,
+    /// `None` once it is back in the client's pool.
+    session: Option<Session>,
+    id: RequestId,
+    deadline: Option<Instant>,
+    /// Of a result that came whole after all.
+    rest: std::vec::IntoIter<Batch>,
+    next_row: u64,
+    end: Option<(u64, Stats)>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn new(
+        client: &'a Client,
+        session: Session,
+        id: RequestId,
+        deadline: Option<Instant>,
+    ) -> Parts<'a> {
+        Parts {
+            client,
+            session: Some(session),
+            id,
+            deadline,
+            rest: Vec::new().into_iter(),
+            next_row: 0,
+            end: None,
+        }
+    }
+
+    /// How long the request took, and in how many chunks; known once the last part has come.
+    pub fn stats(&self) -> Option<Stats> {
+        self.end.map(|(_, stats)| stats)
+    }
+
+    /// The number of rows of the whole answer; known once the last part has come.
+    pub fn rows(&self) -> Option<u64> {
+        self.end.map(|(rows, _)| rows)
+    }
+
+    fn finish(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.client.give_back(session);
+        }
+    }
+
+    fn next_of_rest(&mut self) -> Option<PartRows> {
+        let outputs = self.rest.next()?;
+        let offset = self.next_row;
+        self.next_row += outputs.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
+        Some(PartRows { offset, outputs })
+    }
+}
+
+impl Iterator for Parts<'_> {
+    type Item = Result<PartRows>;
+
+    fn next(&mut self) -> Option<Result<PartRows>> {
+        if let Some(part) = self.next_of_rest() {
+            return Some(Ok(part));
+        }
+        loop {
+            let message = match self.session.as_mut()?.next(self.deadline, None) {
+                Ok(Event::Message(id, message)) if id == self.id => message,
+                Ok(Event::Message(..) | Event::Woken) => continue,
+                Ok(Event::TimedOut) => {
+                    self.take_back();
+                    return Some(Err(gave_up()));
+                }
+                Err(e) => {
+                    self.finish();
+                    return Some(Err(e));
+                }
+            };
+            match message {
+                ServerMessage::Part(offset, outputs) => {
+                    let outputs = outputs.parts.into_iter().next().unwrap_or_default();
+                    return Some(Ok(PartRows { offset, outputs }));
+                }
+                ServerMessage::End(rows, stats) => {
+                    self.end = Some((rows, stats));
+                    self.finish();
+                    return None;
+                }
+                ServerMessage::Result(outputs, stats) => {
+                    let rows_of = |b: &Batch| b.tensors.first().and_then(Tensor::rows);
+                    let rows: usize = outputs.parts.iter().filter_map(rows_of).sum();
+                    self.end = Some((rows as u64, stats));
+                    self.rest = outputs.parts.into_iter();
+                    self.finish();
+                    return self.next_of_rest().map(Ok);
+                }
+                ServerMessage::Error(e) => {
+                    self.finish();
+                    return Some(Err(e));
+                }
+                _ => {
+                    self.take_back();
+                    return Some(Err(Error::internal(
+                        "the server answered an infer with something that is no part",
+                    )));
+                }
+            }
+        }
+    }
+}
+
+impl Parts<'_> {
+    fn take_back(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.send_cancel(self.id);
+        }
+        // Parts that are still on their way are dropped when the session is next used.
+        self.finish();
+    }
+}
+
+impl Drop for Parts<'_> {
+    fn drop(&mut self) {
+        self.take_back();
+    }
+}
