@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! command line ─┐ spelling.rs
-//! MDM_* ────────┼──────────────▶ args.rs ──▶ Config
-//! --config ─────┘ sources.rs, file.rs   each value    what must agree, and the folders
+//! MDM_* ────────┼───────────────────▶ args.rs, values.rs ──▶ Config
+//! --config ─────┘ sources.rs, file.rs    each value alone       what must agree, and the folders
 //! ```
 //!
 //! The command line wins over the environment, the environment over the file.
@@ -22,10 +22,14 @@ mod args;
 mod file;
 mod sources;
 mod spelling;
+#[cfg(test)]
+mod tests;
+mod values;
 
-pub use args::{Args, DeviceMap, Rotation, Size};
+pub use args::{Args, Rotation};
 pub use sources::{Asked, parse_flags};
 pub use spelling::normalize_args;
+pub use values::{DeviceMap, Size};
 
 /// Bytes that the path of a local socket may have: 108 in Linux's `sockaddr_un`, one of them the closing 0.
 const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
@@ -214,7 +218,8 @@ impl Config {
 
     /// Where worker number `worker` runs.
     pub fn device(&self, worker: usize) -> Device {
-        self.devices[worker % self.devices.len()]
+        let entry = worker % self.devices.len().max(1);
+        self.devices.get(entry).copied().unwrap_or(Device::Cpu)
     }
 
     /// Makes the folder for the ipc sockets if it is missing.
@@ -241,7 +246,8 @@ impl Config {
         }
     }
 
-    /// The settings in force, under the names that a settings file has, in words that it would take.
+    /// The settings in force, under the names that a settings file has, and as the environment would have them: an
+    /// empty one is not set, a list is joined like PATH.
     pub fn settings(&self) -> BTreeMap<String, String> {
         let path = |path: &Path| path.display().to_string();
         let millis = |time: Option<Duration>| time.unwrap_or_default().as_millis().to_string();
@@ -290,7 +296,7 @@ impl Config {
     }
 }
 
-/// As the environment has a list.
+/// As the environment has a list: what `std::env::split_paths` takes apart.
 fn joined(entries: impl Iterator<Item = String>) -> String {
     entries
         .collect::<Vec<_>>()

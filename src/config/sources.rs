@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser};
 
 use super::args::Args;
 use super::{file, normalize_args};
@@ -187,7 +187,12 @@ fn matches(
     command: &Command,
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<Asked<ArgMatches>> {
-    match command.clone().try_get_matches_from(args) {
+    // So that a negative number is told off under the name of its flag, and not as an unknown one.
+    let command = command.clone().mut_args(|arg| {
+        let takes_value = arg.get_action().takes_values();
+        arg.allow_negative_numbers(takes_value)
+    });
+    match command.try_get_matches_from(args) {
         Ok(matches) => Ok(Asked::Run(matches)),
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             Ok(Asked::Print(e.render().to_string()))
