@@ -18,9 +18,9 @@ use self::local::LocalFiles;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::message::WorkerId;
-use crate::model::engine::Engine;
+use crate::model::Engine;
 use crate::model::loader::Loader;
-use crate::model::registry::{Registry, RegistryConfig};
+use crate::model::{Registry, RegistryConfig};
 use crate::pipeline::guard::Guard;
 use crate::pipeline::ventilator::{Facts, Lanes};
 use crate::pipeline::worker::Seat;
@@ -34,8 +34,6 @@ use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToVentilator};
 use crate::wire::server::Welcome;
 
-/// The most workers of one server: each takes six of the 1,023 sockets that a ZeroMQ context has.
-pub const MAX_WORKERS: usize = 160;
 /// Headers and payload of a request that the socket itself lets through; the exact check comes later.
 const RECEIVE_MARK: i32 = 16;
 /// Answers that may wait for one client in the socket.
@@ -104,9 +102,11 @@ fn binding() -> (Binding, Binder) {
 
 impl Binding {
     fn port(&self) -> Result<u16> {
-        self.bound
-            .recv()
-            .unwrap_or_else(|_| Err(Error::internal("a thread ended before it had bound its port")))
+        self.bound.recv().unwrap_or_else(|_| {
+            Err(Error::internal(
+                "a thread ended before it had bound its port",
+            ))
+        })
     }
 }
 
@@ -147,12 +147,6 @@ impl Server {
     /// What is missing: the engine's library, a device, a free port, a folder that can be written, a model that was
     /// to be preloaded. Nothing is left behind then.
     pub fn start(config: Config) -> Result<Server> {
-        if config.num_worker > MAX_WORKERS {
-            return Err(Error::invalid(format!(
-                "--num-worker {}: one server has at most {MAX_WORKERS}",
-                config.num_worker
-            )));
-        }
         let engine = Engine::load(config.onnxruntime.as_deref(), config.verbose)?;
         for device in &config.devices {
             engine.check_device(*device)?;
@@ -357,7 +351,7 @@ fn run_ventilator(
     })?;
     let guard = Guard::watch(context, &router, max_frame_bytes)?;
     let loader_context = context.clone();
-    let loader = Loader::start(inside.registry, move || {
+    let loader = Loader::start(inside.registry.clone(), move || {
         let mut ventilator = socket::inner_connected(&loader_context, zmq::PUSH, TO_VENTILATOR)?;
         Ok(move |ticket| {
             let loaded = inner::write_to_ventilator(ToVentilator::Loaded(ticket));
@@ -372,6 +366,7 @@ fn run_ventilator(
         sink: socket::inner_connected(context, zmq::PUSH, TO_SINK)?,
         guard,
         loader,
+        registry: inside.registry,
         board: inside.board,
         clock: inside.clock,
         facts: facts(config, port, inside.port_out),

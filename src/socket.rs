@@ -170,9 +170,9 @@ impl Front<'_> {
 #[cfg(feature = "server")]
 pub(crate) fn bind_local(socket: &Socket, ipc: &str, door: &str) -> Result<()> {
     for endpoint in [ipc, door] {
-        socket.bind(endpoint).map_err(|e| {
-            Error::precondition(format!("{endpoint} cannot be bound: {e}"))
-        })?;
+        socket
+            .bind(endpoint)
+            .map_err(|e| Error::precondition(format!("{endpoint} cannot be bound: {e}")))?;
     }
     Ok(())
 }

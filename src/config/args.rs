@@ -13,6 +13,9 @@ use clap::{ArgAction, Parser, ValueEnum};
 
 use super::values::{DeviceMap, GIB, MIB, Size, fraction, host};
 
+/// A server's workers: each takes six of the 1,023 sockets that a ZeroMQ context has.
+const MAX_WORKERS: u64 = 160;
+
 /// A year: more is a slip of the keyboard, and sums of times stay far from overflow.
 const MAX_TIMEOUT_MS: u64 = 365 * 24 * 60 * 60 * 1000;
 
@@ -70,7 +73,7 @@ pub struct Args {
 
     /// Workers; each runs one chunk at a time
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Workers")]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_WORKERS))]
     pub num_worker: usize,
 
     /// "-1" for the CPU, or GPU numbers such as "0,1": worker i gets entry i mod length, in this order

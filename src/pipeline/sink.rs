@@ -265,7 +265,11 @@ impl Sink {
         entry.stats.chunks += 1;
         entry.stats.compute_us += compute_us;
         let rows = entry.gather.rows();
-        let held = if member.stream { bytes } else { entry.gather.bytes() };
+        let held = if member.stream {
+            bytes
+        } else {
+            entry.gather.bytes()
+        };
         entry.broken |= batch.is_none();
         if entry.broken {
             return Ok(false);

@@ -25,8 +25,9 @@ use crate::frames;
 use crate::message::{
     Chunk, Credit, Member, ModelId, Params, ReplyTo, RequestId, Serial, WorkerId,
 };
+use crate::model::Lookup;
+use crate::model::Registry;
 use crate::model::loader::{Answer, Job, Loader};
-use crate::model::lookup::Lookup;
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Lane, Limits, Scheduler};
 use crate::socket;
@@ -65,6 +66,7 @@ pub(crate) struct Setup {
     pub sink: Socket,
     pub guard: Guard,
     pub loader: Loader,
+    pub registry: Arc<Registry>,
     pub board: Arc<CancelBoard>,
     pub clock: Clock,
     pub facts: Facts,
@@ -124,6 +126,7 @@ struct Ventilator {
     sink: Socket,
     guard: Guard,
     loader: Loader,
+    registry: Arc<Registry>,
     board: Arc<CancelBoard>,
     clock: Clock,
     facts: Facts,
@@ -161,6 +164,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         sink: setup.sink,
         guard: setup.guard,
         loader: setup.loader,
+        registry: setup.registry,
         board: setup.board,
         clock: setup.clock,
         facts: setup.facts,
@@ -263,7 +267,7 @@ impl Ventilator {
                 tell(&mut self.sink, inner::write_to_sink(&ToSink::Report(token)))
             }
             Ok(ClientMessage::Models(id)) => {
-                let models = ServerMessage::ModelsOk(self.loader.registry().models());
+                let models = ServerMessage::ModelsOk(self.registry.models());
                 self.answer(&identity, id, &models);
                 Ok(())
             }
@@ -348,7 +352,11 @@ impl Ventilator {
             }
             ToVentilator::Credit(credit) => self.take_credit(credit),
             ToVentilator::Down(worker, why) => {
-                tracing::warn!(worker_id = worker.0, why, "a worker was lost; its chunks run again");
+                tracing::warn!(
+                    worker_id = worker.0,
+                    why,
+                    "a worker was lost; its chunks run again"
+                );
                 self.lose_worker(worker)
             }
             ToVentilator::Opened(_, _, error) => {
@@ -396,7 +404,10 @@ impl Ventilator {
         for (serial, error) in &credit.failed {
             self.close(*serial, error)?;
         }
-        for serial in self.scheduler.credit(credit.chunk, ran, self.clock.now_us()) {
+        for serial in self
+            .scheduler
+            .credit(credit.chunk, ran, self.clock.now_us())
+        {
             self.release(serial);
         }
         Ok(())
@@ -533,11 +544,12 @@ impl Ventilator {
     }
 
     fn take_loaded(&mut self, ticket: u64) -> Result<()> {
-        let (Some(errand), Some(answer)) =
-            (self.errands.remove(&ticket), self.loader.take(ticket))
+        let (Some(errand), Some(answer)) = (self.errands.remove(&ticket), self.loader.take(ticket))
         else {
             return Ok(());
         };
+        let retired = self.registry.take_retired();
+        self.forget_models(&retired)?;
         match (errand, answer) {
             (Errand::Infer(lookup), Answer::Described(result)) => self.settle(&lookup, result),
             (Errand::Load((identity, id)), Answer::Described(Ok(description))) => {
@@ -590,7 +602,8 @@ impl Ventilator {
 
     fn check_ready(&mut self) {
         let starting = &mut self.starting;
-        let missing = starting.workers_missing.len() + starting.models_missing + starting.opens_missing;
+        let missing =
+            starting.workers_missing.len() + starting.models_missing + starting.opens_missing;
         if missing == 0
             && let Some(ready) = starting.ready.take()
         {
@@ -655,7 +668,11 @@ impl Ventilator {
 
     fn answer_stoppers(&mut self) {
         for (identity, id) in std::mem::take(&mut self.stoppers) {
-            self.answer(&identity, id, &ServerMessage::TerminateOk(StopState::Stopped));
+            self.answer(
+                &identity,
+                id,
+                &ServerMessage::TerminateOk(StopState::Stopped),
+            );
         }
     }
 }

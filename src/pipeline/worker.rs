@@ -43,14 +43,15 @@ struct Worker {
 /// If the other loops are gone.
 pub(crate) fn run(context: &Context, seat: Seat) -> Result<()> {
     loop {
-        let ended = catch_unwind(AssertUnwindSafe(|| Worker::connect(context, seat.clone())?.serve()));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            Worker::connect(context, seat.clone())?.serve()
+        }));
         match ended {
             Ok(result) => return result,
             Err(panic) => {
                 let why = panic_message(&*panic);
                 tracing::error!(worker_id = seat.id.0, why, "worker lost, starting it again");
-                let mut ventilator =
-                    socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?;
+                let mut ventilator = socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?;
                 let down = ToVentilator::Down(seat.id, why);
                 tell(&mut ventilator, inner::write_to_ventilator(down))?;
             }
@@ -68,9 +69,8 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 
 impl Worker {
     fn connect(context: &Context, seat: Seat) -> Result<Worker> {
-        let pull = |lane| {
-            socket::inner_connected(context, zmq::PULL, &lane_endpoint(seat.id, lane))
-        };
+        let pull =
+            |lane| socket::inner_connected(context, zmq::PULL, &lane_endpoint(seat.id, lane));
         let mut worker = Worker {
             small: pull(Lane::Small)?,
             bulk: pull(Lane::Bulk)?,
@@ -116,10 +116,7 @@ impl Worker {
     /// The next message: from the small lane first, unless bulk has waited long enough.
     fn receive(&mut self) -> Result<(Lane, ToWorker)> {
         loop {
-            let mut lanes = [
-                (Lane::Small, &mut self.small),
-                (Lane::Bulk, &mut self.bulk),
-            ];
+            let mut lanes = [(Lane::Small, &mut self.small), (Lane::Bulk, &mut self.bulk)];
             if self.choice.first() == Lane::Bulk {
                 lanes.reverse();
             }
@@ -142,8 +139,8 @@ impl Worker {
         }
         let (done, failed) = self.compute(&chunk);
         let compute_us = self.seat.clock.now_us() - started_us;
-        let bulk_waits = matches!(lane, Lane::Small)
-            && self.bulk.get_events()?.contains(zmq::POLLIN);
+        let bulk_waits =
+            matches!(lane, Lane::Small) && self.bulk.get_events()?.contains(zmq::POLLIN);
         self.choice.ran(lane, compute_us, bulk_waits);
         let (members, batches): (Vec<Member>, Vec<Batch>) = done.into_iter().unzip();
         let rows = members.iter().map(|m| m.rows).sum();
@@ -205,9 +202,7 @@ impl Worker {
         let members = &chunk.members;
         match self.run_together(chunk, 0..members.len()) {
             Ok(batches) => (members.iter().cloned().zip(batches).collect(), Vec::new()),
-            Err(error) if members.len() == 1 => {
-                (Vec::new(), vec![(members[0].clone(), error)])
-            }
+            Err(error) if members.len() == 1 => (Vec::new(), vec![(members[0].clone(), error)]),
             Err(_) => {
                 let mut done = Vec::new();
                 let mut failed = Vec::new();
@@ -224,11 +219,7 @@ impl Worker {
         }
     }
 
-    fn run_together(
-        &mut self,
-        chunk: &Chunk,
-        range: std::ops::Range<usize>,
-    ) -> Result<Vec<Batch>> {
+    fn run_together(&mut self, chunk: &Chunk, range: std::ops::Range<usize>) -> Result<Vec<Batch>> {
         let (members, inputs) = (&chunk.members[range.clone()], &chunk.inputs[range]);
         let joined;
         let batch = match inputs {
@@ -285,7 +276,9 @@ impl Worker {
                 let opened = catch_unwind(AssertUnwindSafe(|| source.open(id, worker)));
                 let model = opened.unwrap_or_else(|panic| {
                     let why = panic_message(&*panic);
-                    Err(Error::internal(format!("opening the model panicked: {why}")))
+                    Err(Error::internal(format!(
+                        "opening the model panicked: {why}"
+                    )))
                 })?;
                 Ok(entry.insert(model))
             }

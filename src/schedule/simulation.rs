@@ -121,9 +121,8 @@ impl World {
                 Lane::Bulk => &mut worker.bulk,
             };
             lane.push_back(a);
-            let running = |lane| {
-                usize::from(worker.running.as_ref().is_some_and(|(a, _)| a.lane == lane))
-            };
+            let running =
+                |lane| usize::from(worker.running.as_ref().is_some_and(|(a, _)| a.lane == lane));
             assert!(worker.small.len() + running(Lane::Small) <= self.places);
             assert!(worker.bulk.len() + running(Lane::Bulk) <= self.places);
             self.start(index);
@@ -170,7 +169,10 @@ impl World {
             entry.1 += piece.rows;
         }
         self.start(index as usize);
-        for serial in self.scheduler.credit(done.chunk, Some((rows, us)), self.now) {
+        for serial in self
+            .scheduler
+            .credit(done.chunk, Some((rows, us)), self.now)
+        {
             let (asked, done, arrived) = self.ledger[&serial];
             assert_eq!(asked, done, "{serial} finished early");
             assert!(self.finished.insert(serial, self.now - arrived).is_none());
@@ -212,7 +214,11 @@ fn a_million_mixed_requests_on_a_thousand_workers_lose_and_starve_nothing() {
         if n % 50 == 0 {
             world.give_out();
             let until = world.now + 110;
-            while world.ends.peek().is_some_and(|Reverse((at, _))| *at <= until) {
+            while world
+                .ends
+                .peek()
+                .is_some_and(|Reverse((at, _))| *at <= until)
+            {
                 world.step();
             }
             world.now = until;
@@ -375,9 +381,7 @@ fn a_lost_worker_costs_a_second_run_and_no_row() {
     let dead = std::mem::take(&mut world.workers[0]);
     assert!(dead.running.is_some());
     world.workers[0].lost = true;
-    world
-        .ends
-        .retain(|Reverse((_, worker))| *worker != 0);
+    world.ends.retain(|Reverse((_, worker))| *worker != 0);
     world.give_out();
     // Both chunks run again, on the other worker, before new work.
     while world.order.len() < 6 {

@@ -120,7 +120,10 @@ impl Outbox {
         frames: Vec<Bytes>,
         bytes: u64,
     ) -> bool {
-        let waits = self.accounts.get(&reply).is_some_and(|a| !a.backlog.is_empty());
+        let waits = self
+            .accounts
+            .get(&reply)
+            .is_some_and(|a| !a.backlog.is_empty());
         if !waits {
             match self.attempt(router, reply, &frames, bytes) {
                 Attempt::Sent => return true,

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::{Errand, Held, Phase, Ventilator};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
+use crate::model::Lookup;
 use crate::model::check::check_inputs;
 use crate::model::loader::Job as LoadJob;
-use crate::model::lookup::Lookup;
 use crate::model::{BatchKind, Description};
 use crate::schedule::Job;
 
@@ -86,7 +86,8 @@ impl Intake {
 
     /// A model was unloaded: the next request asks the loader again.
     pub(super) fn forget(&mut self, model: ModelId) {
-        self.resolved.retain(|_, description| description.id != model);
+        self.resolved
+            .retain(|_, description| description.id != model);
     }
 
     fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &Params) -> u64 {
@@ -171,7 +172,8 @@ impl Ventilator {
         let waiting = self.scheduler.waiting();
         let bytes = self.intake.parked_bytes + waiting.bytes;
         let requests = self.intake.parked.len() + waiting.requests;
-        if requests >= limits.max_requests || (bytes > 0 && bytes + parked.bytes > limits.max_bytes) {
+        if requests >= limits.max_requests || (bytes > 0 && bytes + parked.bytes > limits.max_bytes)
+        {
             return Err(Error::exhausted(
                 "the queue is full while models are being loaded; try later",
             ));

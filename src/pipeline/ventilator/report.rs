@@ -84,7 +84,7 @@ impl Ventilator {
 
     fn status(&self, sink: &SinkReport) -> Status {
         let up_us = self.clock.now_us().max(1);
-        let registry = self.loader.registry();
+        let registry = &self.registry;
         let worker = |(index, w): (usize, &Worker)| WorkerInfo {
             id: index as u32,
             device: self.facts.devices.get(index).cloned().unwrap_or_default(),
