@@ -212,6 +212,7 @@ impl Tensor {
     }
 
     /// A tensor over bytes that were checked when they came in.
+    #[cfg(feature = "server")]
     pub(crate) fn trusted(
         name: Arc<str>,
         datatype: DataType,

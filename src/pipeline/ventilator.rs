@@ -202,8 +202,9 @@ impl Ventilator {
                     break;
                 };
                 busy = true;
-                self.guard.saw(message.source);
-                self.hear_client(message.frames)?;
+                let (frames, source) = message;
+                self.guard.saw(source);
+                self.hear_client(frames)?;
             }
             let now_us = self.clock.now_us();
             self.expire(now_us)?;

@@ -647,11 +647,6 @@ impl Scheduler {
         self.out.contains_key(&chunk)
     }
 
-    /// Whose rows are in a chunk that is out.
-    pub(crate) fn pieces(&self, chunk: ChunkId) -> &[Piece] {
-        self.out.get(&chunk).map_or(&[], |out| &out.pieces)
-    }
-
     /// A model is forgotten: so is its pace.
     pub(crate) fn forget(&mut self, model: ModelId) {
         self.paces.remove(&model);
