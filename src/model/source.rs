@@ -141,7 +141,7 @@ impl OnnxSource {
             }
             builder.commit_from_file(&self.path)
         };
-        let session = attempt().map_err(|e| {
+        let session = memory::in_passing(attempt)?.map_err(|e| {
             let name = file_name(&self.path);
             // The engine names the file by its full path, which is nobody's business who sends requests.
             let why = e.to_string().replace(&*self.path.to_string_lossy(), &name);
