@@ -11,7 +11,19 @@ pub(crate) mod frames;
 pub(crate) mod socket;
 
 #[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
+pub mod logging;
+#[cfg(feature = "server")]
 pub mod model;
+#[cfg(feature = "server")]
+pub(crate) mod pipeline;
+#[cfg(feature = "server")]
+pub(crate) mod schedule;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub(crate) mod split;
 
 #[cfg(feature = "client")]
 pub use client::Client;

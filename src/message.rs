@@ -185,6 +185,6 @@ pub struct Credit {
     pub rows: u64,
     /// Inside the model, in microseconds.
     pub compute_us: u64,
-    /// Why it failed, if it did.
-    pub error: Option<Error>,
+    /// The members that failed, and why.
+    pub failed: Vec<(Serial, Error)>,
 }

@@ -104,6 +104,79 @@ pub(crate) fn wait(sockets: &[&Socket], timeout: Option<Duration>) -> Result<()>
     }
 }
 
+/// A front: a ROUTER that clients connect to.
+#[cfg(feature = "server")]
+pub(crate) struct Front<'a> {
+    pub context: &'a Context,
+    /// The flag that chooses its port, for errors.
+    pub flag: &'a str,
+    pub host: &'a str,
+    /// 0 for a free one.
+    pub port: u16,
+    /// Where doors in this process connect.
+    pub door: &'a str,
+    pub max_frame_bytes: i64,
+    pub receive_mark: i32,
+    pub send_mark: i32,
+    /// Sending to a client that is gone is an error, and to one whose queue is full.
+    pub mandatory: bool,
+}
+
+/// How long answers may take to leave when a front is closed.
+#[cfg(feature = "server")]
+const FRONT_LINGER: Duration = Duration::from_secs(1);
+
+#[cfg(feature = "server")]
+impl Front<'_> {
+    /// Makes the socket and binds it to TCP.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`, naming the address and what to do, if it is in use or not this machine's.
+    pub(crate) fn bind(&self) -> Result<Socket> {
+        let socket = self.context.socket(zmq::ROUTER)?;
+        socket.set_linger(millis(FRONT_LINGER))?;
+        socket.set_ipv6(is_ipv6(self.host))?;
+        socket.set_maxmsgsize(self.max_frame_bytes)?;
+        socket.set_rcvhwm(self.receive_mark)?;
+        socket.set_sndhwm(self.send_mark)?;
+        socket.set_router_mandatory(self.mandatory)?;
+        socket.set_router_handover(false)?;
+        set_heartbeat(&socket)?;
+        let port = match self.port {
+            0 => "*".to_owned(),
+            port => port.to_string(),
+        };
+        let endpoint = tcp_endpoint(self.host, &port);
+        socket.bind(&endpoint).map_err(|e| {
+            let (flag, host, port) = (self.flag, self.host, self.port);
+            Error::unavailable(match e {
+                zmq::Error::EADDRINUSE => format!(
+                    "{flag} {port}: the port is in use on {host}; choose another, or 0 for a free one"
+                ),
+                zmq::Error::EACCES => {
+                    format!("{flag} {port}: this user may not bind it; ports above 1023 are free to all")
+                }
+                zmq::Error::EADDRNOTAVAIL | zmq::Error::ENODEV => {
+                    format!("--host {host}: not an address of this machine")
+                }
+                other => format!("{flag}: {endpoint} cannot be bound: {other}"),
+            })
+        })?;
+        Ok(socket)
+    }
+}
+
+/// Binds a front's local endpoints as well: for this machine's users, and for doors in this process.
+#[cfg(feature = "server")]
+pub(crate) fn bind_local(socket: &Socket, ipc: &str, door: &str) -> Result<()> {
+    for endpoint in [ipc, door] {
+        socket
+            .bind(endpoint)
+            .map_err(|e| Error::precondition(format!("{endpoint} cannot be bound: {e}")))?;
+    }
+    Ok(())
+}
+
 /// The most sockets that [`readable`] waits for.
 #[cfg(feature = "client")]
 pub(crate) const MOST_READABLE: usize = 5;

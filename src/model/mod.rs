@@ -3,6 +3,26 @@
 //! A worker knows a model only as a [`Model`] that a [`ModelSource`] opened for it; what the source knows about
 //! files, weights and engines stays in this folder.
 
+pub(crate) mod check;
+mod engine;
+mod gpu;
+mod library;
+pub(crate) mod loader;
+mod lookup;
+mod memory;
+#[cfg(test)]
+pub(crate) mod mock;
+mod onnx;
+mod proto;
+mod registry;
+mod source;
+mod values;
+mod weights;
+
+pub use engine::Engine;
+pub use lookup::Lookup;
+pub use registry::{Registry, RegistryConfig};
+
 use crate::error::Result;
 use crate::message::{ModelId, Params, WorkerId};
 use crate::tensor::{Batch, DataType};
@@ -17,6 +37,8 @@ pub enum Dim {
     Symbol(String),
     /// Any size.
     Dynamic,
+    /// Any number of further dimensions of any size: a model that does not declare its rank.
+    Rest,
 }
 
 /// An input or output of a model.
@@ -70,6 +92,7 @@ impl Port {
                     Dim::Fixed(size) => DimInfo::Size(*size as i64),
                     Dim::Symbol(name) => DimInfo::Symbol(name.clone()),
                     Dim::Dynamic => DimInfo::Size(-1),
+                    Dim::Rest => DimInfo::Symbol("...".to_owned()),
                 })
                 .collect(),
         }

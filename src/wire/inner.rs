@@ -3,11 +3,11 @@
 //! path of every row.
 //!
 //! ```text
-//! ventilator -> worker      chunk (with payload) | stop
+//! ventilator -> worker      chunk (with payload) | open | forget | stop
 //! worker     -> sink        part (with payload) | stopped
-//! worker     -> ventilator  up | credit | down
-//! ventilator -> sink        close | lost | report
-//! sink       -> ventilator  gone | report | stopped
+//! worker     -> ventilator  up | credit | opened | down
+//! ventilator -> sink        close | lost | report | finish
+//! sink       -> ventilator  gone | abort | report | stopped
 //! loader     -> ventilator  loaded
 //! server     -> ventilator  stop
 //! ```
@@ -33,6 +33,10 @@ use crate::wire::server::LatencyInfo;
 pub(crate) enum ToWorker {
     /// Run this.
     Chunk(Box<Chunk>),
+    /// Open a model before its first chunk, and say when.
+    Open(ModelId),
+    /// Forget a model: it was unloaded.
+    Forget(ModelId),
     /// Nothing more will come: pass it on to the sink and end.
     Stop,
 }
@@ -50,6 +54,8 @@ pub(crate) enum ToSink {
     Lost(Serial, u64),
     /// Say what has been answered; the number comes back with the report.
     Report(u64),
+    /// The server stops at once: send out what is there, wait for nobody.
+    Finish,
 }
 
 /// An order to end a request with an error.
@@ -65,6 +71,8 @@ pub(crate) struct Close {
     pub chunks: u64,
     /// When it arrived, in microseconds of the server's clock.
     pub arrived_us: u64,
+    /// The sink has answered it itself and only wants to know the number of chunks.
+    pub answered: bool,
     code: String,
     message: String,
 }
@@ -83,6 +91,7 @@ impl Close {
             request,
             chunks: 0,
             arrived_us,
+            answered: false,
             code: error.code().as_str().to_owned(),
             message: error.message().to_owned(),
         }
@@ -100,12 +109,16 @@ pub(crate) enum ToVentilator {
     Up(WorkerId),
     /// A chunk has ended.
     Credit(Credit),
+    /// A model was opened ahead of its first chunk, or could not be.
+    Opened(WorkerId, ModelId, Option<Error>),
     /// A worker is lost, with whatever it held.
     Down(WorkerId, String),
     /// The loader has an answer.
     Loaded(u64),
     /// A client is gone: end its work.
     Gone(ReplyTo),
+    /// The sink has answered a request with an error of its own: give out no more of it.
+    Abort(Serial),
     /// What the sink has answered so far.
     Report(u64, Box<SinkReport>),
     /// The sink has given out everything and is about to end.
@@ -151,6 +164,8 @@ impl<'a> Column<'a> {
 enum WorkerHeader<'a> {
     #[serde(borrow)]
     Chunk(ChunkHeader<'a>),
+    Open(ModelId),
+    Forget(ModelId),
     Stop,
 }
 
@@ -174,6 +189,7 @@ enum SinkHeader<'a> {
     Close(Close),
     Lost(Serial, u64),
     Report(u64),
+    Finish,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -204,14 +220,32 @@ enum VentilatorHeader {
         model: ModelId,
         rows: u64,
         compute_us: u64,
-        error: Option<(String, String)>,
+        failed: Vec<(Serial, Failure)>,
     },
+    Opened(WorkerId, ModelId, Option<Failure>),
     Down(WorkerId, String),
     Loaded(u64),
     Gone(ReplyTo),
+    Abort(Serial),
     Report(u64, Box<SinkReport>),
     SinkStopped,
     Stop(bool),
+}
+
+/// An error, as it travels.
+#[derive(Serialize, Deserialize)]
+struct Failure(String, String);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure(error.code().as_str().to_owned(), error.message().to_owned())
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(Failure(code, message): Failure) -> Error {
+        Error::new(ErrorCode::parse(&code), message)
+    }
 }
 
 fn header<T: Serialize>(value: &T) -> Bytes {
@@ -288,14 +322,21 @@ pub(crate) fn write_chunk(chunk: &Chunk) -> Vec<Bytes> {
     frames
 }
 
-pub(crate) fn write_stop() -> Vec<Bytes> {
-    vec![header(&WorkerHeader::Stop)]
+pub(crate) fn write_to_worker(message: &ToWorker) -> Vec<Bytes> {
+    vec![header(&match message {
+        ToWorker::Chunk(chunk) => return write_chunk(chunk),
+        ToWorker::Open(model) => WorkerHeader::Open(*model),
+        ToWorker::Forget(model) => WorkerHeader::Forget(*model),
+        ToWorker::Stop => WorkerHeader::Stop,
+    })]
 }
 
 pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
     let (first, rest) = split(frames)?;
     Ok(match parse(&first)? {
         WorkerHeader::Stop => ToWorker::Stop,
+        WorkerHeader::Open(model) => ToWorker::Open(model),
+        WorkerHeader::Forget(model) => ToWorker::Forget(model),
         WorkerHeader::Chunk(h) => {
             let inputs = take_batches(&h.members, &h.columns, rest)?;
             ToWorker::Chunk(Box::new(Chunk {
@@ -335,6 +376,7 @@ pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
         ToSink::Close(close) => SinkHeader::Close(close.clone()),
         ToSink::Lost(serial, chunks) => SinkHeader::Lost(*serial, *chunks),
         ToSink::Report(token) => SinkHeader::Report(*token),
+        ToSink::Finish => SinkHeader::Finish,
     };
     vec![header(&plain)]
 }
@@ -361,6 +403,7 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
         SinkHeader::Close(close) => ToSink::Close(close),
         SinkHeader::Lost(serial, chunks) => ToSink::Lost(serial, chunks),
         SinkHeader::Report(token) => ToSink::Report(token),
+        SinkHeader::Finish => ToSink::Finish,
     })
 }
 
@@ -373,13 +416,19 @@ pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
             model: credit.model,
             rows: credit.rows,
             compute_us: credit.compute_us,
-            error: credit
-                .error
-                .map(|e| (e.code().as_str().to_owned(), e.message().to_owned())),
+            failed: credit
+                .failed
+                .into_iter()
+                .map(|(serial, error)| (serial, error.into()))
+                .collect(),
         },
+        ToVentilator::Opened(worker, model, error) => {
+            VentilatorHeader::Opened(worker, model, error.map(Failure::from))
+        }
         ToVentilator::Down(worker, why) => VentilatorHeader::Down(worker, why),
         ToVentilator::Loaded(ticket) => VentilatorHeader::Loaded(ticket),
         ToVentilator::Gone(reply) => VentilatorHeader::Gone(reply),
+        ToVentilator::Abort(serial) => VentilatorHeader::Abort(serial),
         ToVentilator::Report(token, report) => VentilatorHeader::Report(token, report),
         ToVentilator::SinkStopped => VentilatorHeader::SinkStopped,
         ToVentilator::Stop(now) => VentilatorHeader::Stop(now),
@@ -396,18 +445,25 @@ pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
             model,
             rows,
             compute_us,
-            error,
+            failed,
         } => ToVentilator::Credit(Credit {
             worker,
             chunk,
             model,
             rows,
             compute_us,
-            error: error.map(|(code, message)| Error::new(ErrorCode::parse(&code), message)),
+            failed: failed
+                .into_iter()
+                .map(|(serial, failure)| (serial, failure.into()))
+                .collect(),
         }),
+        VentilatorHeader::Opened(worker, model, failure) => {
+            ToVentilator::Opened(worker, model, failure.map(Error::from))
+        }
         VentilatorHeader::Down(worker, why) => ToVentilator::Down(worker, why),
         VentilatorHeader::Loaded(ticket) => ToVentilator::Loaded(ticket),
         VentilatorHeader::Gone(reply) => ToVentilator::Gone(reply),
+        VentilatorHeader::Abort(serial) => ToVentilator::Abort(serial),
         VentilatorHeader::Report(token, report) => ToVentilator::Report(token, report),
         VentilatorHeader::SinkStopped => ToVentilator::SinkStopped,
         VentilatorHeader::Stop(now) => ToVentilator::Stop(now),

@@ -1,0 +1,187 @@
+//! `mdm-server-start`: starts a server, says on standard output when it is ready, and waits until it has stopped.
+//!
+//! Standard output carries that one line, for programs to read; the settings in force and what goes wrong are on
+//! standard error. Exit codes: 0 stopped as asked, 1 failed while running, 2 could not start; 128 + the signal when a
+//! second signal cut the draining short.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use mdm::config::{Asked, Config};
+use mdm::error::Error;
+use mdm::logging::{self, Log};
+use mdm::server::{Server, Stopper};
+use mdm::wire::client::StopMode;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+const FAILED: u8 = 1;
+const NOT_STARTED: u8 = 2;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, error)) => {
+            say(format_args!("error: {}", error.message()));
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// A line on standard error. Whoever closed it does not want to know, and that is no reason to stop serving.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stderr(), "mdm-server-start: {line}");
+}
+
+fn run() -> Result<(), (u8, Error)> {
+    let not_started = |error| (NOT_STARTED, error);
+    let config = match Config::from_command_line(std::env::args_os(), |name| std::env::var_os(name))
+        .map_err(not_started)?
+    {
+        Asked::Run(config) => config,
+        Asked::Print(text) => {
+            // As above: `mdm-server-start --help | head -1` is fine.
+            let _ = io::stdout().write_all(text.as_bytes());
+            return Ok(());
+        }
+    };
+    let made = config.make_sock_tmp_dir().map_err(not_started)?;
+    let (server, signals, log) = match start(&config) {
+        Ok(started) => started,
+        Err(error) => {
+            made.remove();
+            return Err(not_started(error));
+        }
+    };
+    let outcome = server.wait();
+    signals.end();
+    match &outcome {
+        Ok(()) => tracing::info!("stopped"),
+        Err(error) => tracing::error!(target: logging::PRINTED, %error, "failed"),
+    }
+    drop(log);
+    outcome.map_err(|error| (FAILED, error))
+}
+
+/// From the settings to a server that has said that it is ready. A failure leaves nothing behind.
+fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
+    let log = logging::init(config)?;
+    // Before the server starts: a signal then is remembered, and not the end of a process with files to remove.
+    let started = SignalThread::start().and_then(|signals| {
+        let mut settings = config.settings();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            pid = std::process::id(),
+            ?settings,
+            "starting"
+        );
+        let server = Server::start(config.clone())?;
+        settings.insert("port".to_owned(), server.port().to_string());
+        settings.insert("port_out".to_owned(), server.port_out().to_string());
+        for (name, value) in settings {
+            // Not `say`: these lines are made to be copied into a settings file or a command.
+            let _ = writeln!(io::stderr(), "{name}={value}");
+        }
+        Ok((server, signals))
+    });
+    let (server, signals) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            tracing::error!(target: logging::PRINTED, %error, "could not start");
+            log.discard();
+            return Err(error);
+        }
+    };
+    let ready = format!(
+        "ready port={} port_out={} workers={} pid={}",
+        server.port(),
+        server.port_out(),
+        config.num_worker,
+        std::process::id()
+    );
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = writeln!(stdout, "{ready}").and_then(|()| stdout.flush()) {
+        tracing::warn!(%error, "nobody reads standard output");
+    }
+    tracing::info!("{ready}");
+    signals.serve(server.stopper());
+    Ok((server, signals, log))
+}
+
+/// The thread that waits for SIGTERM and SIGINT: the first one drains, the second one stops at once.
+struct SignalThread {
+    state: Arc<Mutex<State>>,
+    handle: signal_hook::iterator::Handle,
+    thread: thread::JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// There is one once the server runs.
+    stopper: Option<Stopper>,
+    /// The first signal has come.
+    asked: bool,
+}
+
+impl SignalThread {
+    fn start() -> Result<SignalThread, Error> {
+        let fail = |e: io::Error| Error::internal(format!("signals cannot be waited for: {e}"));
+        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(fail)?;
+        let handle = signals.handle();
+        let state = Arc::<Mutex<State>>::default();
+        let shared = state.clone();
+        let thread = thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                for signal in signals.forever() {
+                    on_signal(signal, &mut lock(&shared));
+                }
+            })
+            .map_err(fail)?;
+        Ok(SignalThread {
+            state,
+            handle,
+            thread,
+        })
+    }
+
+    /// From now on a signal stops this server; so does one that came before.
+    fn serve(&self, stopper: Stopper) {
+        let mut state = lock(&self.state);
+        if state.asked {
+            stopper.stop(StopMode::Drain);
+        }
+        state.stopper = Some(stopper);
+    }
+
+    fn end(self) {
+        self.handle.close();
+        // It panicked: there is nothing left that it could do for us.
+        let _ = self.thread.join();
+    }
+}
+
+/// No update of the state can be cut in half, so a poisoned lock is as good as any.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn on_signal(signal: i32, state: &mut State) {
+    if state.asked {
+        say("stopped at once, by a second signal");
+        if let Some(stopper) = &state.stopper {
+            stopper.remove_files();
+        }
+        // Without the hooks of an ordinary exit: the engine's would wait for, or crash, threads that still run.
+        signal_hook::low_level::exit(128 + signal);
+    }
+    state.asked = true;
+    say("answering what was accepted, then stopping; a second signal stops at once");
+    tracing::info!(signal, "draining");
+    if let Some(stopper) = &state.stopper {
+        stopper.stop(StopMode::Drain);
+    }
+}

@@ -1,0 +1,354 @@
+//! What was typed, checked: the settings that the server runs with.
+//!
+//! ```text
+//! command line ─┐ spelling.rs
+//! MDM_* ────────┼───────────────────▶ args.rs, values.rs ──▶ Config
+//! --config ─────┘ sources.rs, file.rs    each value alone       what must agree, and the folders
+//! ```
+//!
+//! The command line wins over the environment, the environment over the file.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::model::Device;
+
+mod args;
+mod file;
+mod sources;
+mod spelling;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use args::{Args, Rotation};
+pub use sources::{Asked, parse_flags};
+pub use spelling::normalize_args;
+pub use values::{DeviceMap, Size};
+
+/// Bytes that the path of a local socket may have: 108 in Linux's `sockaddr_un`, one of them the closing 0.
+const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+
+/// The priority lane's usual limit in rows.
+const PRIORITY_BATCH_SIZE: usize = 16;
+
+/// The settings that a server runs with. Every value is in range, and the folders are there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The address to bind, without brackets.
+    pub host: String,
+    /// Where requests arrive; 0 for a free port.
+    pub port: u16,
+    /// Where results leave; 0 for a free port, else not equal to `port`.
+    pub port_out: u16,
+    /// How many workers, at least 1.
+    pub num_worker: usize,
+    /// Not empty: worker i runs on entry i mod length.
+    pub devices: Vec<Device>,
+    /// Most rows in a chunk, at least 1.
+    pub max_batch_size: usize,
+    /// Requests of at most so many rows take the small lane; at most `max_batch_size`, 0 for none.
+    pub priority_batch_size: usize,
+    /// Share of a GPU's memory for one session, 0 to 1; 0 leaves it to the engine.
+    pub gpu_memory_fraction: f64,
+    /// Where models, proxies and plugins are.
+    pub run_script_dir: PathBuf,
+    /// Further folders for `*_path` parameters.
+    pub allow_paths: Vec<PathBuf>,
+    /// Where the ipc sockets live.
+    pub sock_tmp_dir: PathBuf,
+    /// The log file.
+    pub logger: PathBuf,
+    /// When a new log file is begun.
+    pub logger_rotation: Rotation,
+    /// Debug log, the engine's included.
+    pub verbose: bool,
+    /// Models to load before the server is ready.
+    pub preload: Vec<String>,
+    /// The engine's library, if it was named.
+    pub onnxruntime: Option<PathBuf>,
+    /// Engine threads in each worker, at least 1.
+    pub intra_op_threads: usize,
+    /// Chunks that wait at a worker behind the one that it runs.
+    pub prefetch_size: usize,
+    /// How long a small request may wait for company.
+    pub max_batch_delay: Duration,
+    /// How long a bulk chunk should run; `None` leaves it to `max_batch_size`.
+    pub max_chunk: Option<Duration>,
+    /// Most bytes of requests that wait or run; at least `max_request_bytes`.
+    pub max_queue_bytes: u64,
+    /// Most requests that wait or run.
+    pub max_queue_requests: usize,
+    /// Most bytes of one request.
+    pub max_request_bytes: u64,
+    /// Most bytes of results held for one client.
+    pub max_client_bytes: u64,
+    /// The deadline of a request that names none.
+    pub default_timeout: Option<Duration>,
+}
+
+/// Folders that this process made. Whoever fails to start takes them away again.
+#[derive(Debug, Default)]
+pub struct MadeDirs(Vec<PathBuf>);
+
+impl MadeDirs {
+    /// Removes them, unless somebody else has put something there meanwhile.
+    pub fn remove(self) {
+        for dir in self.0.iter().rev() {
+            // Not empty or already gone: then it is not ours to remove.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+impl Config {
+    /// Reads the command line (the first argument is the program), the environment through `variable`, and the file
+    /// that one of them names. Makes nothing; [`Config::make_sock_tmp_dir`] does.
+    ///
+    /// # Errors
+    /// One line that names the flag, variable or key, what was expected, and what came.
+    pub fn from_command_line(
+        args: impl IntoIterator<Item = OsString>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Asked<Config>> {
+        match sources::parse(args, variable)? {
+            Asked::Run(args) => Config::from_args(args).map(Asked::Run),
+            Asked::Print(text) => Ok(Asked::Print(text)),
+        }
+    }
+
+    /// The settings for these flags (without a program in front), whatever the environment is; makes the folder for
+    /// sockets. What a test, or a program that has the server inside, starts from.
+    ///
+    /// # Errors
+    /// As [`Config::from_command_line`]; `--help` and `--version` are errors here.
+    pub fn parse_from<S: Into<OsString>>(flags: impl IntoIterator<Item = S>) -> Result<Config> {
+        let program = std::iter::once(OsString::from("mdm-server-start"));
+        let args = program.chain(flags.into_iter().map(Into::into));
+        match Config::from_command_line(args, |_| None)? {
+            Asked::Run(config) => {
+                config.make_sock_tmp_dir()?;
+                Ok(config)
+            }
+            Asked::Print(_) => Err(Error::invalid(
+                "--help and --version are for a command line",
+            )),
+        }
+    }
+
+    /// Checks what a value alone cannot tell: what must agree, and what must be there.
+    ///
+    /// # Errors
+    /// One line that names the flag, what was expected, and what came.
+    pub fn from_args(args: Args) -> Result<Config> {
+        let loopback = args
+            .host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback());
+        if !loopback && !args.insecure {
+            return Err(Error::invalid(format!(
+                "--host {} can be reached from other machines, and nothing protects the server: give --insecure if that is meant, or a loopback address such as 127.0.0.1",
+                args.host
+            )));
+        }
+        if args.port == args.port_out && args.port != 0 {
+            return Err(Error::invalid(format!(
+                "--port and --port-out are both {}: they are two sockets, give two ports",
+                args.port
+            )));
+        }
+        let priority_batch_size = args
+            .priority_batch_size
+            .unwrap_or(PRIORITY_BATCH_SIZE.min(args.max_batch_size));
+        if priority_batch_size > args.max_batch_size {
+            return Err(Error::invalid(format!(
+                "--priority-batch-size {priority_batch_size} is more than --max-batch-size {}: a small request is one chunk, lower the one or raise the other",
+                args.max_batch_size
+            )));
+        }
+        if args.max_request_bytes > args.max_queue_bytes {
+            return Err(Error::invalid(format!(
+                "--max-request-bytes {} is more than --max-queue-bytes {}: such a request would never be accepted, lower the one or raise the other",
+                args.max_request_bytes, args.max_queue_bytes
+            )));
+        }
+        folder("--run-script-dir", &args.run_script_dir)?;
+        for path in &args.allow_path {
+            folder("--allow-path", path)?;
+        }
+        check_sock_tmp_dir(&args)?;
+        check_logger(&args.logger)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Config {
+            intra_op_threads: args
+                .intra_op_threads
+                .unwrap_or((cores / args.num_worker).max(1)),
+            host: args.host,
+            port: args.port,
+            port_out: args.port_out,
+            num_worker: args.num_worker,
+            devices: args.device_map.0,
+            max_batch_size: args.max_batch_size,
+            priority_batch_size,
+            gpu_memory_fraction: args.gpu_memory_fraction,
+            run_script_dir: args.run_script_dir,
+            allow_paths: args.allow_path,
+            sock_tmp_dir: args.zeromq_sock_tmp_dir,
+            logger: args.logger,
+            logger_rotation: args.logger_rotation,
+            verbose: args.verbose,
+            preload: args.preload,
+            onnxruntime: args.onnxruntime,
+            prefetch_size: args.prefetch_size,
+            max_batch_delay: Duration::from_micros(args.max_batch_delay_us),
+            max_chunk: (args.max_chunk_ms > 0).then(|| Duration::from_millis(args.max_chunk_ms)),
+            max_queue_bytes: args.max_queue_bytes.0,
+            max_queue_requests: args.max_queue_requests,
+            max_request_bytes: args.max_request_bytes.0,
+            max_client_bytes: args.max_client_bytes.0,
+            default_timeout: (args.default_timeout_ms > 0)
+                .then(|| Duration::from_millis(args.default_timeout_ms)),
+        })
+    }
+
+    /// Where worker number `worker` runs.
+    pub fn device(&self, worker: usize) -> Device {
+        let entry = worker % self.devices.len().max(1);
+        self.devices.get(entry).copied().unwrap_or(Device::Cpu)
+    }
+
+    /// Makes the folder for the ipc sockets if it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make_sock_tmp_dir(&self) -> Result<MadeDirs> {
+        let missing: Vec<PathBuf> = self
+            .sock_tmp_dir
+            .ancestors()
+            .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+            .map(Path::to_path_buf)
+            .collect();
+        let made = MadeDirs(missing.into_iter().rev().collect());
+        match fs::create_dir_all(&self.sock_tmp_dir) {
+            Ok(()) => Ok(made),
+            Err(e) => {
+                made.remove();
+                Err(Error::invalid(format!(
+                    "--zeromq-sock-tmp-dir {:?} cannot be made: {e}",
+                    self.sock_tmp_dir
+                )))
+            }
+        }
+    }
+
+    /// The settings in force, under the names that a settings file has, and as the environment would have them: an
+    /// empty one is not set, a list is joined like PATH.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let path = |path: &Path| path.display().to_string();
+        let millis = |time: Option<Duration>| time.unwrap_or_default().as_millis().to_string();
+        let rows = [
+            ("host", self.host.clone()),
+            ("port", self.port.to_string()),
+            ("port_out", self.port_out.to_string()),
+            ("num_worker", self.num_worker.to_string()),
+            ("device_map", DeviceMap(self.devices.clone()).to_string()),
+            ("max_batch_size", self.max_batch_size.to_string()),
+            ("priority_batch_size", self.priority_batch_size.to_string()),
+            ("gpu_memory_fraction", self.gpu_memory_fraction.to_string()),
+            ("run_script_dir", path(&self.run_script_dir)),
+            (
+                "allow_path",
+                joined(self.allow_paths.iter().map(|dir| path(dir))),
+            ),
+            ("zeromq_sock_tmp_dir", path(&self.sock_tmp_dir)),
+            ("logger", path(&self.logger)),
+            ("logger_rotation", self.logger_rotation.to_string()),
+            ("verbose", self.verbose.to_string()),
+            ("preload", joined(self.preload.iter().cloned())),
+            (
+                "onnxruntime",
+                self.onnxruntime.as_deref().map(path).unwrap_or_default(),
+            ),
+            ("intra_op_threads", self.intra_op_threads.to_string()),
+            ("prefetch_size", self.prefetch_size.to_string()),
+            (
+                "max_batch_delay_us",
+                self.max_batch_delay.as_micros().to_string(),
+            ),
+            ("max_chunk_ms", millis(self.max_chunk)),
+            ("max_queue_bytes", Size(self.max_queue_bytes).to_string()),
+            ("max_queue_requests", self.max_queue_requests.to_string()),
+            (
+                "max_request_bytes",
+                Size(self.max_request_bytes).to_string(),
+            ),
+            ("max_client_bytes", Size(self.max_client_bytes).to_string()),
+            ("default_timeout_ms", millis(self.default_timeout)),
+        ];
+        rows.into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+}
+
+/// As the environment has a list: what `std::env::split_paths` takes apart.
+fn joined(entries: impl Iterator<Item = String>) -> String {
+    entries
+        .collect::<Vec<_>>()
+        .join(if cfg!(windows) { ";" } else { ":" })
+}
+
+/// A folder that is there and can be listed.
+fn folder(flag: &str, path: &Path) -> Result<()> {
+    match fs::read_dir(path) {
+        Ok(_) => Ok(()),
+        Err(_) if path.exists() && !path.is_dir() => {
+            Err(Error::invalid(format!("{flag} {path:?} is not a folder")))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::invalid(format!(
+            "{flag} {path:?} does not exist; make the folder, or name another"
+        ))),
+        Err(e) => Err(Error::invalid(format!(
+            "{flag} {path:?} cannot be read: {e}"
+        ))),
+    }
+}
+
+/// The folder may be missing, but what is there must be a folder, and a socket's path must fit into the system's limit.
+fn check_sock_tmp_dir(args: &Args) -> Result<()> {
+    let dir = &args.zeromq_sock_tmp_dir;
+    if dir.exists() && !dir.is_dir() {
+        return Err(Error::invalid(format!(
+            "--zeromq-sock-tmp-dir {dir:?} is not a folder"
+        )));
+    }
+    // A free port can have as many digits as any.
+    let port = if args.port == 0 { u16::MAX } else { args.port };
+    let bytes = dir.join(format!("mdm-{port}.out")).as_os_str().len();
+    if cfg!(unix) && bytes > MAX_SOCKET_PATH_BYTES {
+        return Err(Error::invalid(format!(
+            "--zeromq-sock-tmp-dir {dir:?} is too long: a socket's path in it has {bytes} bytes, and the system takes {MAX_SOCKET_PATH_BYTES}; give a shorter --zeromq-sock-tmp-dir"
+        )));
+    }
+    Ok(())
+}
+
+/// The log's folder must be there: what opens the file would make it without a word, under a mistyped name too.
+fn check_logger(logger: &Path) -> Result<()> {
+    if logger.is_dir() {
+        return Err(Error::invalid(format!(
+            "--logger {logger:?} is a folder; name a file"
+        )));
+    }
+    match logger.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => Err(Error::invalid(
+            format!("--logger {logger:?}: {parent:?} is no folder; make it, or name another file"),
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,221 @@
+//! Where a setting comes from: the command line wins over the environment, the environment over the file, the file
+//! over the default. What is repeated is not added up over sources: the winner's list is the list.
+//!
+//! The environment and the file are turned into words of the command line, so that one parser reads all three. Each of
+//! their settings is first tried alone, which is how an error can name the variable or the key that it came from.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser};
+
+use super::args::Args;
+use super::{file, normalize_args};
+use crate::error::{Error, Result};
+
+/// What a command line asked for.
+#[derive(Clone, Debug)]
+pub enum Asked<T> {
+    /// To run, with these settings.
+    Run(T),
+    /// To print this on standard output: `--help`, `--version`.
+    Print(String),
+}
+
+/// A flag, as the other sources need to know it.
+pub(super) struct Flag {
+    pub(super) id: String,
+    /// The first is the flag itself.
+    names: Vec<String>,
+    pub(super) repeatable: bool,
+}
+
+impl Flag {
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own == name)
+    }
+
+    /// `MDM_NUM_WORKER` for `--num-worker`.
+    fn variable(&self) -> String {
+        format!("MDM_{}", self.names[0].to_uppercase().replace('-', "_"))
+    }
+}
+
+/// A flag's values from somewhere else than the command line.
+pub(super) struct Setting {
+    pub(super) id: String,
+    pub(super) values: Vec<OsString>,
+    /// The variable or the key.
+    pub(super) origin: String,
+}
+
+/// Every flag that has a value: all but `--help` and `--version`.
+pub(super) fn flags(command: &Command) -> Vec<Flag> {
+    command
+        .get_arguments()
+        .filter(|arg| matches!(arg.get_action(), ArgAction::Set | ArgAction::Append))
+        .map(|arg| Flag {
+            id: arg.get_id().to_string(),
+            names: arg
+                .get_long_and_visible_aliases()
+                .unwrap_or_default()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+            repeatable: matches!(arg.get_action(), ArgAction::Append),
+        })
+        .collect()
+}
+
+/// Reads a command line of either spelling, for any of our commands. The first argument is the program.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, in one line.
+pub fn parse_flags<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<Asked<T>> {
+    match matches(&T::command(), normalize_args(args))? {
+        Asked::Run(matches) => T::from_arg_matches(&matches)
+            .map(Asked::Run)
+            .map_err(|e| Error::invalid(one_line(&e))),
+        Asked::Print(text) => Ok(Asked::Print(text)),
+    }
+}
+
+/// Reads all three sources. The first argument is the program; `variable` looks into the environment.
+pub(super) fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Asked<Args>> {
+    let command = Args::command();
+    let flags = flags(&command);
+    let mut args = normalize_args(args);
+    let typed = match matches(&command, args.clone())? {
+        Asked::Run(matches) => matches,
+        Asked::Print(text) => return Ok(Asked::Print(text)),
+    };
+    let is_typed = |id: &str| typed.value_source(id) == Some(ValueSource::CommandLine);
+
+    // A setting that loses is tried too: it is wrong wherever it is not overruled, so say it now.
+    let mut settings = environment(&flags, variable);
+    for setting in &settings {
+        check(&command, &flags, setting)?;
+    }
+    let file = match typed.get_one::<std::path::PathBuf>("config") {
+        Some(path) => Some(path.clone()),
+        None => settings
+            .iter()
+            .find(|setting| setting.id == "config")
+            .and_then(|setting| setting.values.first().map(Into::into)),
+    };
+    if let Some(path) = file {
+        let allowed: Vec<Flag> = flags_without_config(&command);
+        for setting in file::read(&path, &allowed)? {
+            check(&command, &flags, &setting)
+                .map_err(|e| e.context(format!("--config {path:?}")))?;
+            if settings.iter().all(|other| other.id != setting.id) {
+                settings.push(setting);
+            }
+        }
+    }
+
+    let words: Vec<OsString> = settings
+        .iter()
+        .filter(|setting| !is_typed(&setting.id))
+        .flat_map(|setting| words(&flags, setting))
+        .collect();
+    // Behind the program and ahead of what was typed, where a `--` can stand.
+    let at = args.len().min(1);
+    args.splice(at..at, words);
+    parse_flags(args)
+}
+
+/// A file does not name another file.
+fn flags_without_config(command: &Command) -> Vec<Flag> {
+    flags(command)
+        .into_iter()
+        .filter(|flag| flag.id != "config")
+        .collect()
+}
+
+/// The variables that are set. An empty one counts as not set: that is how a shell or a compose file takes one back.
+fn environment(flags: &[Flag], variable: impl Fn(&str) -> Option<OsString>) -> Vec<Setting> {
+    flags
+        .iter()
+        .filter_map(|flag| {
+            let origin = flag.variable();
+            let value = variable(&origin).filter(|value| !value.is_empty())?;
+            let values = if flag.repeatable {
+                std::env::split_paths(&value)
+                    .map(std::path::PathBuf::into_os_string)
+                    .filter(|entry| !entry.is_empty())
+                    .collect()
+            } else {
+                vec![value]
+            };
+            Some(Setting {
+                id: flag.id.clone(),
+                values,
+                origin,
+            })
+        })
+        .collect()
+}
+
+fn check(command: &Command, flags: &[Flag], setting: &Setting) -> Result<()> {
+    let program = OsString::from(command.get_name());
+    let alone = std::iter::once(program).chain(words(flags, setting));
+    matches(command, alone)
+        .map(drop)
+        .map_err(|e| e.context(&setting.origin))
+}
+
+/// `--num-worker=4`: one word, so that a value that begins with a dash is a value.
+fn words(flags: &[Flag], setting: &Setting) -> Vec<OsString> {
+    let name = flags
+        .iter()
+        .find(|flag| flag.id == setting.id)
+        .map_or(setting.id.as_str(), |flag| flag.names[0].as_str());
+    let word = |value: &OsStr| {
+        let mut word = OsString::from(format!("--{name}="));
+        word.push(value);
+        word
+    };
+    setting.values.iter().map(|value| word(value)).collect()
+}
+
+fn matches(
+    command: &Command,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<Asked<ArgMatches>> {
+    // So that a negative number is told off under the name of its flag, and not as an unknown one.
+    let command = command.clone().mut_args(|arg| {
+        let takes_value = arg.get_action().takes_values();
+        arg.allow_negative_numbers(takes_value)
+    });
+    match command.try_get_matches_from(args) {
+        Ok(matches) => Ok(Asked::Run(matches)),
+        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            Ok(Asked::Print(e.render().to_string()))
+        }
+        Err(e) => Err(Error::invalid(one_line(&e))),
+    }
+}
+
+/// The parser's error without its usage lines, in one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut line = String::new();
+    for part in text.lines().map(str::trim) {
+        if part.starts_with("Usage:") || part.starts_with("For more information") {
+            break;
+        }
+        if part.is_empty() {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(if part.starts_with("tip:") { "; " } else { " " });
+        }
+        line.push_str(part.strip_prefix("error: ").unwrap_or(part));
+    }
+    line
+}

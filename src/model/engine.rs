@@ -1,0 +1,251 @@
+//! The engine: ONNX Runtime, loaded once per process, and the devices that it can use.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::environment::Environment;
+use ort::ep::{CUDA, ExecutionProvider, ExecutionProviderDispatch};
+use ort::logging::LogLevel;
+use ort::session::Session;
+
+use super::library::{self, Candidate, Surroundings};
+use super::{Device, gpu};
+use crate::error::{Error, Result};
+
+/// What mends a missing library.
+const HOW_TO_MEND: &str = "`make onnxruntime` fetches it, or name it with --onnxruntime PATH";
+
+/// The loaded engine. Cloning is cheap; there is one per process, and it stays until the process ends.
+#[derive(Clone)]
+pub struct Engine {
+    environment: Environment,
+    library: Arc<Path>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("library", &self.library)
+            .finish_non_exhaustive()
+    }
+}
+
+/// ONNX Runtime allows one environment per process, and crashes if it is torn down while statics of its own still
+/// run: so it is kept here for ever.
+static LOADED: Mutex<Option<Engine>> = Mutex::new(None);
+
+impl Engine {
+    /// Loads the library: the file or folder `library` if given, else what `ORT_DYLIB_PATH` names, else the first
+    /// that is found beside the executable, in `../lib/mdm` from there, in `.onnxruntime` of any folder above the
+    /// executable or the working directory, in the active Python environment's `onnxruntime` package, or by the
+    /// system's loader. The engine's own log goes to `tracing`, warnings and errors only unless `verbose`.
+    ///
+    /// Once an engine is loaded, every later call returns that one.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: what was looked for and where, why each library found does not do, and the command
+    /// that mends it.
+    pub fn load(library: Option<&Path>, verbose: bool) -> Result<Engine> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = &*loaded {
+            return Ok(engine.clone());
+        }
+        let named = library.map(Path::to_owned).or_else(|| {
+            std::env::var_os("ORT_DYLIB_PATH")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
+        });
+        let engine = match named {
+            Some(path) => open_file(&library::explicit(&path)?, verbose)?,
+            None => search(&Surroundings::of_process(), verbose)?,
+        };
+        tracing::debug!(library = %engine.library.display(), "engine loaded");
+        *loaded = Some(engine.clone());
+        Ok(engine)
+    }
+
+    /// The library's file, or the name that the system's loader resolved.
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// Whether sessions can run on a device. The processor always can.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`, naming what is missing: CUDA in the library, the driver, that GPU, or what the library
+    /// needs to use it.
+    pub fn check_device(&self, device: Device) -> Result<()> {
+        let Device::Cuda(number) = device else {
+            return Ok(());
+        };
+        let available = CUDA::is_available().unwrap_or(false);
+        if !available {
+            return Err(Error::precondition(format!(
+                "device {number}: {} has no CUDA; `make onnxruntime DEVICE=cuda` fetches one that has",
+                self.library.display()
+            )));
+        }
+        gpu::check_driver(number)?;
+        // The rest (the provider's own libraries, the driver's version, the card's state) only a session tells.
+        let attempt = || -> ort::Result<()> {
+            Session::builder(&self.environment)?
+                .with_execution_providers([cuda(number, 0)])?
+                .commit_from_memory(&smallest_model())?;
+            Ok(())
+        };
+        attempt()
+            .map_err(|e| Error::precondition(format!("device {number}: CUDA does not start: {e}")))
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+}
+
+/// The CUDA execution provider on a card, with its arena bounded to `limit_bytes` (0: the engine's own default). It
+/// fails rather than fall back to the processor.
+pub(crate) fn cuda(number: u32, limit_bytes: usize) -> ExecutionProviderDispatch {
+    let mut provider = CUDA::default().with_device_id(i32::try_from(number).unwrap_or(i32::MAX));
+    if limit_bytes > 0 {
+        provider = provider.with_memory_limit(limit_bytes);
+    }
+    provider.build().error_on_failure()
+}
+
+/// An identity of one number.
+fn smallest_model() -> Vec<u8> {
+    use super::proto::*;
+    use prost::Message;
+    let port = |name: &str| ValueInfoProto {
+        name: name.to_owned(),
+        r#type: Some(TypeProto {
+            tensor_type: Some(TensorTypeProto {
+                elem_type: ElementType::Float as i32,
+                shape: Some(TensorShapeProto::default()),
+            }),
+            sequence_type: None,
+        }),
+    };
+    ModelProto {
+        ir_version: 8,
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: 17,
+        }],
+        graph: Some(GraphProto {
+            name: "probe".to_owned(),
+            node: vec![NodeProto {
+                op_type: "Identity".to_owned(),
+                input: vec!["x".to_owned()],
+                output: vec!["y".to_owned()],
+                ..NodeProto::default()
+            }],
+            input: vec![port("x")],
+            output: vec![port("y")],
+            ..GraphProto::default()
+        }),
+        ..ModelProto::default()
+    }
+    .encode_to_vec()
+}
+
+fn search(surroundings: &Surroundings, verbose: bool) -> Result<Engine> {
+    let mut looked = Vec::new();
+    for candidate in surroundings.candidates() {
+        let failure = match candidate {
+            Candidate::Nothing(folder) => format!("{}: not there", folder.display()),
+            Candidate::File(file) => match open_file(&file, verbose) {
+                Ok(engine) => return Ok(engine),
+                Err(e) => e.message().to_owned(),
+            },
+            Candidate::Name(name) => match open(Path::new(name), verbose) {
+                Ok(engine) => return Ok(engine),
+                Err(_) => format!("{name}: not known to the system's loader"),
+            },
+        };
+        looked.push(failure);
+    }
+    Err(Error::precondition(format!(
+        "ONNX Runtime was not found; {HOW_TO_MEND}. Looked in:\n  {}",
+        looked.join("\n  ")
+    )))
+}
+
+fn open_file(file: &Path, verbose: bool) -> Result<Engine> {
+    library::check_whole(file)?;
+    open(file, verbose)
+}
+
+fn open(path: &Path, verbose: bool) -> Result<Engine> {
+    let threshold = if verbose {
+        LogLevel::Info
+    } else {
+        LogLevel::Warning
+    };
+    let attempt = || -> Result<Environment> {
+        let unusable = |why: String| {
+            Error::precondition(format!(
+                "ONNX Runtime: {} cannot be used: {why}; {HOW_TO_MEND}",
+                path.display()
+            ))
+        };
+        let environment = ort::init_from(path)
+            .map_err(|e| unusable(why_not(&e)))?
+            .with_name("mdm")
+            .with_telemetry(false)
+            .with_logger(Arc::new(move |level, category, id, _place, message| {
+                log(level, threshold, category, id, message);
+            }))
+            .build()
+            .map_err(|e| unusable(e.to_string()))?;
+        // ort asks for every message and leaves the choice to the logger; but the engine formats each one first.
+        environment.set_log_level(threshold);
+        Ok(environment)
+    };
+    // ort asserts what a library of that name should hold; a strange one must not end the process.
+    let environment = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|_| {
+        Err(Error::precondition(format!(
+            "ONNX Runtime: {} is not the library that its name says; {HOW_TO_MEND}",
+            path.display()
+        )))
+    })?;
+    Ok(Engine {
+        environment,
+        library: path.into(),
+    })
+}
+
+fn why_not(error: &ort::LoadDynamicError) -> String {
+    match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => error.to_string(),
+        ort::LoadDynamicError::MissingApi { .. } => {
+            "it is a library, but not ONNX Runtime".to_owned()
+        }
+        ort::LoadDynamicError::InvalidVersionString => "its version cannot be read".to_owned(),
+        ort::LoadDynamicError::BadVersion { version_str, .. } => format!(
+            "it is version {version_str}, and 1.{} is the oldest that works",
+            ort::MINOR_VERSION
+        ),
+    }
+}
+
+fn log(level: LogLevel, threshold: LogLevel, category: &str, id: &str, message: &str) {
+    if level < threshold {
+        return;
+    }
+    match level {
+        LogLevel::Verbose => {
+            tracing::trace!(target: "onnxruntime", category, session = id, "{message}");
+        }
+        LogLevel::Info => {
+            tracing::info!(target: "onnxruntime", category, session = id, "{message}");
+        }
+        LogLevel::Warning => {
+            tracing::warn!(target: "onnxruntime", category, session = id, "{message}");
+        }
+        LogLevel::Error | LogLevel::Fatal => {
+            tracing::error!(target: "onnxruntime", category, session = id, "{message}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Where the ONNX Runtime library is: the places of the search, in order, and what each of them holds.
+
+use std::env;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Names that the system's loader is asked for when no folder of ours holds the library.
+#[cfg(not(target_os = "macos"))]
+const SYSTEM_NAMES: [&str; 2] = ["libonnxruntime.so", "libonnxruntime.so.1"];
+#[cfg(target_os = "macos")]
+const SYSTEM_NAMES: [&str; 2] = ["libonnxruntime.dylib", "libonnxruntime.1.dylib"];
+
+/// A library to try, or a place where none is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Candidate {
+    /// This file.
+    File(PathBuf),
+    /// This name, which the system's loader resolves.
+    Name(&'static str),
+    /// There is none in this folder.
+    Nothing(PathBuf),
+}
+
+/// What decides the search, apart from what is on the disk.
+#[derive(Debug, Default)]
+pub(crate) struct Surroundings {
+    /// Where the running program is.
+    pub(crate) executable: Option<PathBuf>,
+    /// The working directory.
+    pub(crate) working_dir: Option<PathBuf>,
+    /// The roots of active Python environments.
+    pub(crate) python: Vec<PathBuf>,
+}
+
+impl Surroundings {
+    /// Those of this process.
+    pub(crate) fn of_process() -> Surroundings {
+        Surroundings {
+            executable: env::current_exe().ok(),
+            working_dir: env::current_dir().ok(),
+            python: ["VIRTUAL_ENV", "CONDA_PREFIX"]
+                .into_iter()
+                .filter_map(env::var_os)
+                .filter(|root| !root.is_empty())
+                .map(PathBuf::from)
+                .collect(),
+        }
+    }
+
+    /// Every place to look in, in order.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let mut folders = Vec::new();
+        if let Some(beside) = self.executable.as_deref().and_then(Path::parent) {
+            folders.push(beside.to_owned());
+            // Where `make install` puts it.
+            if let Some(prefix) = beside.parent() {
+                folders.push(prefix.join("lib/mdm"));
+            }
+        }
+        let starts = [
+            self.executable.as_deref().and_then(Path::parent),
+            self.working_dir.as_deref(),
+        ];
+        for start in starts.into_iter().flatten() {
+            folders.extend(start.ancestors().map(|folder| folder.join(".onnxruntime")));
+        }
+        for root in &self.python {
+            folders.extend(python_folders(root));
+        }
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for folder in folders {
+            let candidate = match library_in(&folder) {
+                Some(file) => Candidate::File(file),
+                None => Candidate::Nothing(folder),
+            };
+            if !candidates.contains(&candidate) {
+                candidates.push(candidate);
+            }
+        }
+        candidates.extend(SYSTEM_NAMES.map(Candidate::Name));
+        candidates
+    }
+}
+
+/// The file that an explicit path means: itself, or the library in that folder.
+///
+/// # Errors
+/// `FAILED_PRECONDITION` if there is none.
+pub(crate) fn explicit(path: &Path) -> Result<PathBuf> {
+    let file = if path.is_dir() {
+        library_in(path).ok_or_else(|| {
+            Error::precondition(format!(
+                "ONNX Runtime: {} holds no {}",
+                path.display(),
+                if cfg!(target_os = "macos") {
+                    "libonnxruntime*.dylib"
+                } else {
+                    "libonnxruntime.so*"
+                }
+            ))
+        })?
+    } else {
+        path.to_owned()
+    };
+    // A relative path would be looked for beside the executable first.
+    file.canonicalize()
+        .map_err(|e| Error::precondition(format!("ONNX Runtime: {}: {e}", path.display())))
+}
+
+/// Refuses a file that ends before its own header says: the loader would map it and die of SIGBUS.
+///
+/// # Errors
+/// `FAILED_PRECONDITION`, naming the file and both lengths.
+pub(crate) fn check_whole(file: &Path) -> Result<()> {
+    let mut head = [0u8; 64];
+    let unreadable = |e| Error::precondition(format!("ONNX Runtime: {}: {e}", file.display()));
+    let mut opened = File::open(file).map_err(unreadable)?;
+    let length = opened.metadata().map_err(unreadable)?.len();
+    if opened.read_exact(&mut head).is_err() {
+        return Err(Error::precondition(format!(
+            "ONNX Runtime: {} is no library: it has {length} bytes",
+            file.display()
+        )));
+    }
+    // Little-endian ELF64; the loader itself refuses what it does not know.
+    if head.starts_with(b"\x7fELF\x02\x01") {
+        let field = |at: usize, size: usize| {
+            head[at..at + size]
+                .iter()
+                .rev()
+                .fold(0u64, |value, &byte| value << 8 | u64::from(byte))
+        };
+        // The section headers (offset, size of one, how many), which stand last in a file.
+        let end = field(0x28, 8).saturating_add(field(0x3a, 2) * field(0x3c, 2));
+        if end > length {
+            return Err(Error::precondition(format!(
+                "ONNX Runtime: {} is cut short: it has {length} bytes of {end}",
+                file.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The library in a folder: of several versions the highest.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| is_library(name))
+        .map(|name| (version(&name), folder.join(name)))
+        .filter(|(_, path)| path.is_file())
+        .max()
+        .map(|(_, path)| path)
+}
+
+fn is_library(name: &str) -> bool {
+    if cfg!(target_os = "macos") {
+        name.starts_with("libonnxruntime")
+            && name.ends_with(".dylib")
+            && !name.contains("_providers")
+    } else {
+        name == "libonnxruntime.so" || name.starts_with("libonnxruntime.so.")
+    }
+}
+
+/// The numbers in a file name, for comparison.
+fn version(name: &str) -> Vec<u64> {
+    name.split('.')
+        .filter_map(|part| part.parse().ok())
+        .collect()
+}
+
+/// Where Python environments keep their packages.
+fn python_folders(root: &Path) -> Vec<PathBuf> {
+    let mut versions: Vec<PathBuf> = std::fs::read_dir(root.join("lib"))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("python3"))
+        })
+        .collect();
+    versions.sort();
+    versions
+        .into_iter()
+        .map(|path| path.join("site-packages/onnxruntime/capi"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn touch(path: PathBuf) -> PathBuf {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, b"").unwrap();
+        path
+    }
+
+    #[test]
+    #[cfg(not(target_os = "macos"))]
+    fn the_search_goes_outward_from_the_executable() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        let surroundings = Surroundings {
+            executable: Some(touch(at("project/bin/mdm"))),
+            working_dir: Some(at("elsewhere/deep")),
+            python: vec![at("venv")],
+        };
+        let expected = [
+            touch(at("project/bin/libonnxruntime.so.1.17.0")),
+            touch(at("project/lib/mdm/libonnxruntime.so.1.18.0")),
+            touch(at("project/.onnxruntime/libonnxruntime.so.1.9.0")),
+            touch(at("elsewhere/.onnxruntime/libonnxruntime.so")),
+            touch(at(
+                "venv/lib/python3.12/site-packages/onnxruntime/capi/libonnxruntime.so.1.31.1",
+            )),
+        ];
+        touch(at("project/bin/libonnxruntime_providers_cuda.so"));
+        let candidates = surroundings.candidates();
+        let files: Vec<&PathBuf> = candidates
+            .iter()
+            .filter_map(|candidate| match candidate {
+                Candidate::File(file) => Some(file),
+                _ => None,
+            })
+            .filter(|file| file.starts_with(root.path()))
+            .collect();
+        assert_eq!(files, expected.iter().collect::<Vec<_>>());
+        assert_eq!(candidates.last(), Some(&Candidate::Name(SYSTEM_NAMES[1])));
+        // A higher version beside a lower one wins, by number and not by letter.
+        let newer = touch(at("project/.onnxruntime/libonnxruntime.so.1.31.1"));
+        assert!(surroundings.candidates().contains(&Candidate::File(newer)));
+    }
+
+    #[test]
+    fn a_library_that_was_cut_short_is_refused_before_it_is_mapped() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("libonnxruntime.so");
+        let mut head = vec![0u8; 4096];
+        head[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        head[0x28..0x30].copy_from_slice(&29_000_000u64.to_le_bytes());
+        head[0x3a] = 64;
+        head[0x3c] = 30;
+        fs::write(&file, &head).unwrap();
+        let e = check_whole(&file).unwrap_err();
+        assert!(e.message().contains("4096 bytes of 29001920"), "{e}");
+        fs::write(&file, b"hello").unwrap();
+        let e = check_whole(&file).unwrap_err();
+        assert!(e.message().contains("no library"), "{e}");
+    }
+}

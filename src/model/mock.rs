@@ -1,0 +1,247 @@
+//! Models without an engine, for tests of the pipeline: an echo, one that waits at a gate, one that fails, one that
+//! panics.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use super::{BatchKind, Description, Dim, Lookup, Model, ModelSource, Port};
+use crate::error::{Error, Result};
+use crate::message::{ModelId, Params, WorkerId};
+use crate::tensor::{Batch, DataType};
+
+/// What a mock model does with a batch.
+#[derive(Clone, Debug)]
+pub(crate) enum Behaviour {
+    /// Gives its inputs back.
+    Echo,
+    /// Waits until the gate is open, then echoes.
+    Gated(Arc<Gate>),
+    /// Fails with this message.
+    Fail(String),
+    /// Panics with this message.
+    Panic(String),
+}
+
+/// A gate that runs wait at, and that counts who came.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    open: bool,
+    permits: usize,
+    arrived: usize,
+}
+
+impl Gate {
+    /// Lets everybody through, now and later.
+    pub(crate) fn open(&self) {
+        self.state.lock().unwrap().open = true;
+        self.changed.notify_all();
+    }
+
+    /// Lets so many runs through.
+    pub(crate) fn admit(&self, runs: usize) {
+        self.state.lock().unwrap().permits += runs;
+        self.changed.notify_all();
+    }
+
+    /// Waits until so many runs have come to the gate since the test began.
+    pub(crate) fn wait_for_arrivals(&self, runs: usize) {
+        let state = self.state.lock().unwrap();
+        drop(
+            self.changed
+                .wait_while(state, |state| state.arrived < runs)
+                .unwrap(),
+        );
+    }
+
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.arrived += 1;
+        self.changed.notify_all();
+        let mut state = self
+            .changed
+            .wait_while(state, |state| !state.open && state.permits == 0)
+            .unwrap();
+        if !state.open {
+            state.permits -= 1;
+        }
+    }
+}
+
+/// Mock models by name. Every one takes and gives "x" FP32 [N, any] unless described otherwise.
+#[derive(Debug, Default)]
+pub(crate) struct MockSource {
+    models: Mutex<HashMap<ModelId, (Arc<Description>, Behaviour)>>,
+    opened: AtomicUsize,
+}
+
+impl MockSource {
+    /// Adds a batched model of one input and one output, and describes it.
+    pub(crate) fn add(&self, name: &str, behaviour: Behaviour) -> Arc<Description> {
+        self.add_kind(name, BatchKind::Batched, behaviour)
+    }
+
+    /// Adds a model of any kind.
+    pub(crate) fn add_kind(
+        &self,
+        name: &str,
+        kind: BatchKind,
+        behaviour: Behaviour,
+    ) -> Arc<Description> {
+        let first = match kind {
+            BatchKind::Fixed(rows) => Dim::Fixed(rows),
+            BatchKind::Batched | BatchKind::Whole => Dim::Symbol("N".to_owned()),
+        };
+        let ports = vec![Port {
+            name: "x".to_owned(),
+            datatype: DataType::Fp32,
+            shape: vec![first, Dim::Dynamic],
+        }];
+        let mut models = self.models.lock().unwrap();
+        let description = Arc::new(Description {
+            id: ModelId(models.len() as u64 + 1),
+            name: name.to_owned(),
+            version: "1".to_owned(),
+            kind,
+            inputs: ports.clone(),
+            outputs: ports,
+        });
+        models.insert(description.id, (description.clone(), behaviour));
+        description
+    }
+
+    /// How many times a worker has opened a model.
+    pub(crate) fn opened(&self) -> usize {
+        self.opened.load(Ordering::SeqCst)
+    }
+}
+
+impl ModelSource for MockSource {
+    fn open(&self, model: ModelId, _worker: WorkerId) -> Result<Box<dyn Model>> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        let models = self.models.lock().unwrap();
+        let (_, behaviour) = models
+            .get(&model)
+            .ok_or_else(|| Error::not_found(format!("model number {model} is not known")))?;
+        Ok(Box::new(MockModel(behaviour.clone())))
+    }
+}
+
+impl super::loader::Describe for MockSource {
+    fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+        let models = self.models.lock().unwrap();
+        models
+            .values()
+            .map(|(description, _)| description)
+            .find(|description| description.name == lookup.name())
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("model {:?}", lookup.name())))
+    }
+
+    fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
+        let id = self.resolve(lookup)?.id;
+        self.models.lock().unwrap().remove(&id);
+        Ok(vec![id])
+    }
+}
+
+struct MockModel(Behaviour);
+
+impl Model for MockModel {
+    fn infer(&mut self, inputs: &Batch, _params: &Params) -> Result<Batch> {
+        match &self.0 {
+            Behaviour::Echo => Ok(inputs.clone()),
+            Behaviour::Gated(gate) => {
+                gate.pass();
+                Ok(inputs.clone())
+            }
+            Behaviour::Fail(message) => Err(Error::internal(message.as_str())),
+            Behaviour::Panic(message) => panic!("{message}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::loader::{Answer, Job, Loader};
+    use crate::tensor::Tensor;
+
+    fn batch() -> Batch {
+        let x = Tensor::from_vec("x", vec![1, 2], vec![1f32, 2.]).unwrap();
+        Batch { tensors: vec![x] }
+    }
+
+    #[test]
+    fn a_gate_holds_runs_until_it_is_told() {
+        let source = Arc::new(MockSource::default());
+        let gate = Arc::new(Gate::default());
+        let id = source.add("g", Behaviour::Gated(gate.clone())).id;
+        let runner = {
+            let source = source.clone();
+            std::thread::spawn(move || {
+                let mut model = source.open(id, WorkerId(0)).unwrap();
+                (0..3)
+                    .map(|_| model.infer(&batch(), &Params::new()).unwrap())
+                    .count()
+            })
+        };
+        gate.wait_for_arrivals(1);
+        gate.admit(1);
+        gate.wait_for_arrivals(2);
+        gate.open();
+        assert_eq!(runner.join().unwrap(), 3);
+        assert_eq!(source.opened(), 1);
+    }
+
+    #[test]
+    fn the_loader_answers_by_ticket_and_survives_a_panic() {
+        struct Panics(MockSource);
+        impl crate::model::loader::Describe for Panics {
+            fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+                assert_ne!(lookup.name(), "bad", "a strange file");
+                self.0.resolve(lookup)
+            }
+            fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
+                self.0.unload(lookup)
+            }
+        }
+        let source = MockSource::default();
+        let echo = source.add("echo", Behaviour::Echo);
+        let (told, tickets) = std::sync::mpsc::channel();
+        let loader = Loader::start(Arc::new(Panics(source)), move || {
+            Ok(move |ticket| told.send(ticket).unwrap())
+        })
+        .unwrap();
+        let named = |name| Lookup::of(Some(name), &Params::new());
+        loader.ask(7, Job::Resolve(named("bad")));
+        loader.ask(8, Job::Resolve(named("echo")));
+        loader.ask(9, Job::Unload(named("echo")));
+        let order: Vec<u64> = tickets.iter().take(3).collect();
+        assert_eq!(order, [7, 8, 9]);
+        let Some(Answer::Described(Err(e))) = loader.take(7) else {
+            panic!("a panic is an answer")
+        };
+        assert_eq!(e.code(), crate::ErrorCode::Internal);
+        assert!(e.message().contains("a strange file"), "{e}");
+        let Some(Answer::Described(Ok(description))) = loader.take(8) else {
+            panic!("described")
+        };
+        assert_eq!(description, echo);
+        assert!(matches!(loader.take(9), Some(Answer::Unloaded(Ok(ids))) if ids == [echo.id]));
+        assert!(loader.take(9).is_none());
+    }
+
+    #[test]
+    fn a_loader_whose_notifier_cannot_be_made_does_not_start() {
+        let source = Arc::new(MockSource::default());
+        let fail = || Err::<fn(u64), _>(Error::unavailable("no socket"));
+        assert!(Loader::start(source, fail).is_err());
+    }
+}

@@ -1,0 +1,201 @@
+//! One worker's instance of an ONNX model: a session, and how rows go through it.
+
+use std::sync::Arc;
+
+use ort::session::{Session, SessionInputValue};
+
+use super::{BatchKind, Description, Dim, Model, Port, values};
+use crate::error::{Error, Result};
+use crate::message::Params;
+use crate::tensor::{Batch, Data, DataType, Tensor};
+
+/// A session of ONNX Runtime, on one device, for one worker.
+pub(crate) struct OnnxModel {
+    session: Session,
+    description: Arc<Description>,
+    /// The outputs' names, shared by all tensors that carry them.
+    output_names: Vec<Arc<str>>,
+}
+
+impl OnnxModel {
+    pub(super) fn new(session: Session, description: Arc<Description>) -> OnnxModel {
+        let output_names = description
+            .outputs
+            .iter()
+            .map(|port| Arc::from(port.name.as_str()))
+            .collect();
+        OnnxModel {
+            session,
+            description,
+            output_names,
+        }
+    }
+
+    /// Runs zeros of the smallest shape, so that the first request does not pay for what the engine puts off until a
+    /// run. Not every model takes zeros, so a failure means nothing.
+    pub(crate) fn warm_up(&mut self) {
+        let rows = match self.description.kind {
+            BatchKind::Fixed(rows) => rows,
+            BatchKind::Batched | BatchKind::Whole => 1,
+        };
+        let zeros = self
+            .description
+            .inputs
+            .iter()
+            .map(|port| zeros(port, rows))
+            .collect::<Result<Vec<Tensor>>>();
+        let result = zeros.and_then(|tensors| self.infer(&Batch { tensors }, &Params::new()));
+        if let Err(error) = result {
+            tracing::debug!(model = %self.description.name, %error, "warm-up failed");
+        }
+    }
+
+    fn run(&mut self, inputs: &Batch) -> Result<Batch> {
+        let failed = |e: ort::Error| {
+            Error::internal(format!("model {:?} failed: {e}", self.description.name))
+        };
+        let [tensor] = inputs.tensors.as_slice() else {
+            let values = inputs
+                .tensors
+                .iter()
+                .map(values::to_engine)
+                .collect::<Result<Vec<SessionInputValue<'_>>>>()?;
+            let outputs = self.session.run(values.as_slice()).map_err(failed)?;
+            return adopt(
+                &self.output_names,
+                &self.description.outputs,
+                outputs,
+                inputs,
+            );
+        };
+        let outputs = self
+            .session
+            .run([values::to_engine(tensor)?])
+            .map_err(failed)?;
+        adopt(
+            &self.output_names,
+            &self.description.outputs,
+            outputs,
+            inputs,
+        )
+    }
+
+    /// Any number of rows through a model that takes exactly `size`: the last run is padded by repeating its last
+    /// row, which any model takes that takes the row itself.
+    fn run_fixed(&mut self, inputs: &Batch, size: usize) -> Result<Batch> {
+        let rows = inputs.rows()?;
+        if rows == size {
+            let outputs = self.run(inputs)?;
+            check_rows(&outputs, size)?;
+            return Ok(outputs);
+        }
+        let mut columns: Vec<Vec<Tensor>> =
+            vec![Vec::with_capacity(rows.div_ceil(size)); self.output_names.len()];
+        for start in (0..rows).step_by(size) {
+            let some = size.min(rows - start);
+            let tensors = inputs
+                .tensors
+                .iter()
+                .map(|tensor| padded(tensor, start, some, size))
+                .collect::<Result<Vec<Tensor>>>()?;
+            let outputs = self.run(&Batch { tensors })?;
+            check_rows(&outputs, size)?;
+            for (column, output) in columns.iter_mut().zip(outputs.tensors) {
+                column.push(output.slice_rows(0, some));
+            }
+        }
+        let tensors = columns
+            .iter()
+            .map(|column| Tensor::concat(column))
+            .collect::<Result<Vec<Tensor>>>()
+            // A model whose output's other dimensions change from run to run.
+            .map_err(|e| Error::internal(e.message()))?;
+        Ok(Batch { tensors })
+    }
+}
+
+impl Model for OnnxModel {
+    fn infer(&mut self, inputs: &Batch, _params: &Params) -> Result<Batch> {
+        match self.description.kind {
+            BatchKind::Whole => self.run(inputs),
+            BatchKind::Fixed(size) => self.run_fixed(inputs, size),
+            BatchKind::Batched => {
+                let outputs = self.run(inputs)?;
+                check_rows(&outputs, inputs.rows()?)?;
+                Ok(outputs)
+            }
+        }
+    }
+}
+
+fn adopt(
+    names: &[Arc<str>],
+    ports: &[Port],
+    outputs: ort::session::SessionOutputs<'_>,
+    inputs: &Batch,
+) -> Result<Batch> {
+    let tensors = outputs
+        .into_iter()
+        .zip(names.iter().zip(ports))
+        .map(|((_, value), (name, port))| values::from_engine(name, port.datatype, value, inputs))
+        .collect::<Result<Vec<Tensor>>>()?;
+    Ok(Batch { tensors })
+}
+
+/// A model may declare a row per row and give something else.
+fn check_rows(outputs: &Batch, expected: usize) -> Result<()> {
+    match outputs
+        .tensors
+        .iter()
+        .find(|tensor| tensor.rows() != Some(expected))
+    {
+        None => Ok(()),
+        Some(tensor) => Err(Error::internal(format!(
+            "output {:?} has shape {:?} for {expected} rows: expected a row for each",
+            tensor.name(),
+            tensor.shape()
+        ))),
+    }
+}
+
+fn padded(tensor: &Tensor, start: usize, rows: usize, size: usize) -> Result<Tensor> {
+    let some = tensor.slice_rows(start, rows);
+    if rows == size {
+        return Ok(some);
+    }
+    let last = tensor.slice_rows(start + rows - 1, 1);
+    let mut pieces = vec![some];
+    pieces.resize(size - rows + 1, last);
+    Tensor::concat(&pieces)
+}
+
+fn zeros(port: &Port, rows: usize) -> Result<Tensor> {
+    let shape: Vec<usize> = port
+        .shape
+        .iter()
+        .enumerate()
+        .map(|(axis, dim)| match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Symbol(_) | Dim::Dynamic | Dim::Rest if axis == 0 => rows,
+            Dim::Symbol(_) | Dim::Dynamic | Dim::Rest => 1,
+        })
+        .collect();
+    let elements = crate::tensor::element_count(&shape)
+        .filter(|&count| count <= MOST_ZEROS)
+        .ok_or_else(|| Error::invalid(format!("{shape:?} is much to fill with zeros")))?;
+    let data = match port.datatype.size() {
+        Some(size) => Data::Fixed(vec![0; elements * size].into()),
+        None => Data::Variable {
+            offsets: vec![0; (elements + 1) * 8].into(),
+            values: bytes::Bytes::new(),
+        },
+    };
+    let datatype = match port.datatype {
+        DataType::Json => DataType::Bytes,
+        other => other,
+    };
+    Tensor::new(port.name.as_str(), datatype, shape, data)
+}
+
+/// Larger inputs than this are not made up to warm a model.
+const MOST_ZEROS: usize = 1 << 24;

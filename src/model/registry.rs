@@ -1,0 +1,348 @@
+//! What is known about models: which file each number stands for, what it takes and gives, and the weights that its
+//! sessions share.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::engine::Engine;
+use super::lookup::{Found, Lookup, Roots, Rows};
+use super::source::{OnnxSource, Options, Stamp};
+use super::{BatchKind, Description, Device, Dim, Model, ModelSource, gpu};
+use crate::error::{Error, Result};
+use crate::message::{ModelId, WorkerId};
+use crate::wire::server::ModelInfo;
+
+/// The most models that are kept described. Beyond it the one that was asked for longest ago is forgotten.
+const MOST_MODELS: usize = 64;
+
+/// Where models are, and on what they run.
+#[derive(Clone, Debug)]
+pub struct RegistryConfig {
+    /// Where models are looked up.
+    pub run_script_dir: PathBuf,
+    /// Further directories that paths may lead into.
+    pub allow_paths: Vec<PathBuf>,
+    /// Worker i runs on entry i mod the length; none is the processor.
+    pub devices: Vec<Device>,
+    /// Engine threads in each worker; 1 runs in the worker's own.
+    pub intra_op_threads: usize,
+    /// The share of its GPU's memory that a session's arena may take, 0 to 1; 0 leaves it to the engine.
+    pub gpu_memory_fraction: f64,
+}
+
+/// The models that are known. Its methods touch files and take seconds: they are for the loader's thread and the
+/// workers', never for the ventilator's.
+pub struct Registry {
+    engine: Engine,
+    roots: Roots,
+    devices: Vec<(Device, Options)>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    last_id: u64,
+    /// Counts lookups, to know which model was asked for longest ago.
+    clock: u64,
+    entries: HashMap<ModelId, Entry>,
+    /// Forgotten since somebody last asked.
+    retired: Vec<ModelId>,
+}
+
+struct Entry {
+    key: Key,
+    names: BTreeSet<String>,
+    used: u64,
+    model: Arc<Described>,
+}
+
+/// One state of a file, served in one way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Key {
+    path: PathBuf,
+    stamp: Stamp,
+    rows: Option<Rows>,
+}
+
+struct Described {
+    description: Arc<Description>,
+    source: OnnxSource,
+    /// Held while a worker opens a session: opening takes a core and twice the memory for a moment.
+    opening: Mutex<()>,
+}
+
+impl Registry {
+    /// A registry that knows no model yet.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: a directory that is not there, or a GPU whose memory is not known while a share of it
+    /// is asked for.
+    pub fn new(engine: Engine, config: RegistryConfig) -> Result<Registry> {
+        let roots = Roots::new(&config.run_script_dir, &config.allow_paths)?;
+        let mut devices = Vec::new();
+        for device in config.devices {
+            let gpu_limit_bytes = match device {
+                Device::Cuda(number) if config.gpu_memory_fraction > 0.0 => {
+                    (gpu::total_memory(number)? as f64 * config.gpu_memory_fraction) as usize
+                }
+                Device::Cuda(_) | Device::Cpu => 0,
+            };
+            let options = Options {
+                intra_op_threads: config.intra_op_threads.max(1),
+                gpu_limit_bytes,
+            };
+            devices.push((device, options));
+        }
+        if devices.is_empty() {
+            let options = Options {
+                intra_op_threads: config.intra_op_threads.max(1),
+                gpu_limit_bytes: 0,
+            };
+            devices.push((Device::Cpu, options));
+        }
+        Ok(Registry {
+            engine,
+            roots,
+            devices,
+            known: Mutex::default(),
+        })
+    }
+
+    /// The model that a request names. The first time its file is opened and described; the same file under another
+    /// name is the same model, a changed file another. A failure is not remembered.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, `PERMISSION_DENIED`, `NOT_FOUND` from the lookup; `FAILED_PRECONDITION` if the file cannot
+    /// be opened as a model.
+    pub fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+        let found = self.roots.find(lookup)?;
+        let key = key(&found)?;
+        if let Some(description) = self.known().touch(&key, &found.name) {
+            return Ok(description);
+        }
+        let name = found.name.clone();
+        let (device, options) = self.devices[0];
+        let started = std::time::Instant::now();
+        let describe = || -> Result<(OnnxSource, BatchKind)> {
+            let source = OnnxSource::load(&self.engine, &found.path, device, options)?;
+            let kind = overruled(&source, found.rows)?;
+            Ok((source, kind))
+        };
+        let (source, kind) = describe().map_err(|e| e.context(format_args!("model {name:?}")))?;
+        let mut known = self.known();
+        known.last_id += 1;
+        let id = ModelId(known.last_id);
+        let signature = source.signature();
+        let description = Arc::new(Description {
+            id,
+            name,
+            version: found.version,
+            kind,
+            inputs: signature.inputs.clone(),
+            outputs: signature.outputs.clone(),
+        });
+        tracing::info!(
+            model = %description.name,
+            version = %description.version,
+            id = id.0,
+            kind = ?kind,
+            elapsed_ms = started.elapsed().as_millis() as u64,
+            "model described"
+        );
+        known.retire_older(&key);
+        let used = known.tick();
+        known.entries.insert(
+            id,
+            Entry {
+                key,
+                names: BTreeSet::from([found.name]),
+                used,
+                model: Arc::new(Described {
+                    description: description.clone(),
+                    source,
+                    opening: Mutex::new(()),
+                }),
+            },
+        );
+        known.retire_excess();
+        Ok(description)
+    }
+
+    /// What is known of a model by its number.
+    pub fn describe(&self, id: ModelId) -> Option<Arc<Description>> {
+        let known = self.known();
+        Some(known.entries.get(&id)?.model.description.clone())
+    }
+
+    /// Every model that is known, in the order in which they were described.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        let known = self.known();
+        let mut descriptions: Vec<&Arc<Description>> = known
+            .entries
+            .values()
+            .map(|entry| &entry.model.description)
+            .collect();
+        descriptions.sort_by_key(|description| description.id);
+        descriptions
+            .into_iter()
+            .map(|description| description.info())
+            .collect()
+    }
+
+    /// Forgets a model. Sessions that workers have stay until they are told to drop them.
+    ///
+    /// # Errors
+    /// As [`Registry::resolve`]; `NOT_FOUND` also if the model is not known.
+    pub fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
+        let found = self.roots.find(lookup);
+        let mut known = self.known();
+        let mut ids: Vec<ModelId> = known
+            .entries
+            .iter()
+            .filter(|(_, entry)| match &found {
+                Ok(found) => entry.key.path == found.path,
+                // The file is gone; its name is still known.
+                Err(_) => entry.names.contains(lookup.name()),
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        ids.sort();
+        if ids.is_empty() {
+            return Err(match found {
+                Err(e) => e,
+                Ok(found) => Error::not_found(format!("model {:?} is not loaded", found.name)),
+            });
+        }
+        for id in &ids {
+            known.entries.remove(id);
+        }
+        Ok(ids)
+    }
+
+    /// The models that were forgotten since the last call without being unloaded: their file was replaced, or too
+    /// many others came. Workers should drop their sessions.
+    pub fn take_retired(&self) -> Vec<ModelId> {
+        std::mem::take(&mut self.known().retired)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Nothing is left half done in there: a panic elsewhere does not spoil it.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    fn touch(&mut self, key: &Key, name: &str) -> Option<Arc<Description>> {
+        let used = self.tick();
+        let entry = self.entries.values_mut().find(|entry| entry.key == *key)?;
+        entry.used = used;
+        if !entry.names.contains(name) {
+            entry.names.insert(name.to_owned());
+        }
+        Some(entry.model.description.clone())
+    }
+
+    /// Forgets what was known of earlier states of a file, but for the last of them, which chunks that are on their
+    /// way may still need.
+    fn retire_older(&mut self, key: &Key) {
+        let mut earlier: Vec<ModelId> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.key.path == key.path && entry.key.rows == key.rows)
+            .map(|(id, _)| *id)
+            .collect();
+        earlier.sort();
+        earlier.pop();
+        for id in earlier {
+            self.retire(id);
+        }
+    }
+
+    fn retire_excess(&mut self) {
+        while self.entries.len() > MOST_MODELS {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used);
+            let Some(id) = oldest.map(|(id, _)| *id) else {
+                return;
+            };
+            self.retire(id);
+        }
+    }
+
+    fn retire(&mut self, id: ModelId) {
+        self.entries.remove(&id);
+        self.retired.push(id);
+    }
+}
+
+impl ModelSource for Registry {
+    fn open(&self, model: ModelId, worker: WorkerId) -> Result<Box<dyn Model>> {
+        let described = {
+            let mut known = self.known();
+            let used = known.tick();
+            let entry = known.entries.get_mut(&model).ok_or_else(|| {
+                Error::not_found(format!("model number {model} is not known (any more)"))
+            })?;
+            entry.used = used;
+            entry.model.clone()
+        };
+        let (device, options) = self.devices[worker.0 as usize % self.devices.len()];
+        let started = std::time::Instant::now();
+        let mut session = {
+            let _one_at_a_time = described
+                .opening
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            described
+                .source
+                .open(described.description.clone(), device, options)
+                .map_err(|e| e.context(format_args!("model {:?}", described.description.name)))?
+        };
+        session.warm_up();
+        tracing::info!(
+            worker_id = worker.0,
+            model = %described.description.name,
+            %device,
+            elapsed_ms = started.elapsed().as_millis() as u64,
+            "session opened"
+        );
+        Ok(Box::new(session))
+    }
+}
+
+fn key(found: &Found) -> Result<Key> {
+    let stamp = Stamp::of(&found.path)
+        .map_err(|e| Error::not_found(format!("model {:?}: {e}", found.name)))?;
+    Ok(Key {
+        path: found.path.clone(),
+        stamp,
+        rows: found.rows,
+    })
+}
+
+/// The kind of batch, as a proxy overrules it.
+fn overruled(source: &OnnxSource, rows: Option<Rows>) -> Result<BatchKind> {
+    let signature = source.signature();
+    match (rows, signature.kind) {
+        (None, kind) => Ok(kind),
+        (Some(Rows::Whole), _) => Ok(BatchKind::Whole),
+        (Some(Rows::Independent), BatchKind::Whole) => {
+            for port in signature.inputs.iter().chain(&signature.outputs) {
+                if matches!(port.shape.first(), None | Some(Dim::Fixed(_))) {
+                    return Err(Error::precondition(format!(
+                        "{:?} has no first dimension that could be any number of rows, but the proxy says that rows \
+                         are independent",
+                        port.name
+                    )));
+                }
+            }
+            Ok(BatchKind::Batched)
+        }
+        (Some(Rows::Independent), kind) => Ok(kind),
+    }
+}

@@ -1,0 +1,306 @@
+//! An ONNX file from which sessions are opened: its signature, and the weights that its sessions share.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::{Outlet, ValueType};
+use prost::Message;
+
+use super::engine::{Engine, cuda};
+use super::onnx::OnnxModel;
+use super::proto::{ModelProto, TypeProto, ValueInfoProto};
+use super::weights::Weights;
+use super::{BatchKind, Description, Device, Dim, Port, memory, values};
+use crate::error::{Error, Result};
+
+/// What a model takes and gives, and how rows may be put together for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Signature {
+    pub(super) kind: BatchKind,
+    pub(super) inputs: Vec<Port>,
+    pub(super) outputs: Vec<Port>,
+}
+
+/// Tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Stamp {
+    modified: Option<SystemTime>,
+    bytes: u64,
+}
+
+impl Stamp {
+    pub(super) fn of(path: &Path) -> std::io::Result<Stamp> {
+        let metadata = fs::metadata(path)?;
+        Ok(Stamp {
+            modified: metadata.modified().ok(),
+            bytes: metadata.len(),
+        })
+    }
+}
+
+/// How sessions are made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    /// Threads inside a session; 1 runs in the worker's own.
+    pub(super) intra_op_threads: usize,
+    /// The most memory that a session's arena may take on a GPU; 0 leaves it to the engine.
+    pub(super) gpu_limit_bytes: usize,
+}
+
+/// A model file that was opened once.
+pub(super) struct OnnxSource {
+    engine: Engine,
+    path: PathBuf,
+    stamp: Stamp,
+    signature: Signature,
+    weights: Option<Weights>,
+    /// The session that the signature was read from: the first worker on that device gets it.
+    spare: Mutex<Option<(Device, Session)>>,
+}
+
+impl OnnxSource {
+    /// Opens the file on a device, reads its signature and takes its weights out, where sessions can share them.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: the engine refuses it (its message follows), or an input or output is of a type that
+    /// is not served.
+    pub(super) fn load(
+        engine: &Engine,
+        path: &Path,
+        device: Device,
+        options: Options,
+    ) -> Result<OnnxSource> {
+        let stamp = Stamp::of(path).map_err(|e| unreadable(path, &e))?;
+        let (model, weights) = read(path, device)?;
+        let mut source = OnnxSource {
+            engine: engine.clone(),
+            path: path.to_owned(),
+            stamp,
+            signature: Signature {
+                kind: BatchKind::Whole,
+                inputs: Vec::new(),
+                outputs: Vec::new(),
+            },
+            weights,
+            spare: Mutex::new(None),
+        };
+        let session = match source.session(device, options) {
+            Err(error) if source.weights.is_some() => {
+                tracing::info!(model = %path.display(), %error, "weights are not shared");
+                source.weights = None;
+                source.session(device, options)?
+            }
+            result => result?,
+        };
+        source.signature = signature(&session, model.as_ref())?;
+        drop(model);
+        source.spare = Mutex::new(Some((device, session)));
+        memory::trim();
+        Ok(source)
+    }
+
+    pub(super) fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// A session for one worker.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: the engine refuses it, or the file is not the one that was described.
+    pub(super) fn open(
+        &self,
+        description: Arc<Description>,
+        device: Device,
+        options: Options,
+    ) -> Result<OnnxModel> {
+        let spare = {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.take_if(|(on, _)| *on == device)
+        };
+        let session = match spare {
+            Some((_, session)) => session,
+            None => {
+                let session = self.session(device, options)?;
+                memory::trim();
+                session
+            }
+        };
+        Ok(OnnxModel::new(session, description))
+    }
+
+    fn session(&self, device: Device, options: Options) -> Result<Session> {
+        let attempt = || -> ort::Result<Session> {
+            let mut builder = builder(&self.engine, device, options)?;
+            if let (Device::Cpu, Some(weights)) = (device, &self.weights) {
+                builder = weights.give(builder)?;
+            }
+            builder.commit_from_file(&self.path)
+        };
+        let session = attempt().map_err(|e| {
+            Error::precondition(format!(
+                "the engine cannot open {}: {e}",
+                file_name(&self.path)
+            ))
+        });
+        // The shared weights belong to the file as it was: a session of another graph must not get them.
+        if Stamp::of(&self.path).ok() == Some(self.stamp) {
+            session
+        } else {
+            Err(Error::precondition(format!(
+                "{} was changed while workers were opening it; the next request finds the new one",
+                file_name(&self.path)
+            )))
+        }
+    }
+}
+
+/// A file's name without where it lies, which is nobody's business who sends requests.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map_or_else(String::new, |name| format!("{:?}", name.to_string_lossy()))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::precondition(format!("cannot read {}: {error}", file_name(path)))
+}
+
+/// What we ourselves read of the file. `None` where we cannot, which the engine may still be able to.
+fn read(path: &Path, device: Device) -> Result<(Option<ModelProto>, Option<Weights>)> {
+    let bytes = Bytes::from(fs::read(path).map_err(|e| unreadable(path, &e))?);
+    if bytes.is_empty() {
+        return Err(Error::precondition(format!("{} is empty", file_name(path))));
+    }
+    let Ok(mut model) = ModelProto::decode(bytes) else {
+        return Ok((None, None));
+    };
+    let weights = match device {
+        Device::Cpu => Weights::of(&model),
+        Device::Cuda(_) => Err("it runs on a GPU"),
+    };
+    let weights = match weights {
+        Ok(weights) => {
+            tracing::debug!(model = %path.display(), bytes = weights.bytes(), "weights are shared");
+            Some(weights)
+        }
+        Err(reason) => {
+            tracing::info!(model = %path.display(), reason, "weights are not shared");
+            None
+        }
+    };
+    // The signature needs the ports only; the rest keeps the whole file in memory.
+    if let Some(graph) = &mut model.graph {
+        graph.initializer = Vec::new();
+        graph.node = Vec::new();
+    }
+    Ok((Some(model), weights))
+}
+
+fn builder(engine: &Engine, device: Device, options: Options) -> ort::Result<SessionBuilder> {
+    let mut builder = Session::builder(engine.environment())?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(options.intra_op_threads.max(1))?
+        .with_inter_threads(1)?
+        .with_memory_pattern(true)?
+        // Idle threads of one worker would spin on the cores that the others need.
+        .with_intra_op_spinning(false)?;
+    if let Device::Cuda(number) = device {
+        builder = builder.with_execution_providers([cuda(number, options.gpu_limit_bytes)])?;
+    }
+    Ok(builder)
+}
+
+fn signature(session: &Session, model: Option<&ModelProto>) -> Result<Signature> {
+    let graph = model.and_then(|model| model.graph.as_ref());
+    let ports = |outlets: &[Outlet], side: &str, declared: Option<&[ValueInfoProto]>| {
+        outlets
+            .iter()
+            .map(|outlet| {
+                let declared = declared
+                    .and_then(|ports| ports.iter().find(|port| port.name == outlet.name()))
+                    .and_then(|port| port.r#type.as_ref());
+                port(outlet, side, declared)
+            })
+            .collect::<Result<Vec<Port>>>()
+    };
+    let inputs = ports(
+        session.inputs(),
+        "input",
+        graph.map(|graph| &graph.input[..]),
+    )?;
+    let outputs = ports(
+        session.outputs(),
+        "output",
+        graph.map(|graph| &graph.output[..]),
+    )?;
+    Ok(Signature {
+        kind: kind(&inputs, &outputs),
+        inputs,
+        outputs,
+    })
+}
+
+fn port(outlet: &Outlet, side: &str, declared: Option<&TypeProto>) -> Result<Port> {
+    let name = outlet.name();
+    let ValueType::Tensor {
+        ty,
+        shape,
+        dimension_symbols,
+    } = outlet.dtype()
+    else {
+        return Err(Error::precondition(format!(
+            "{side} {name:?} is {}: only tensors are served",
+            outlet.dtype()
+        )));
+    };
+    let Some(datatype) = values::datatype_of(*ty) else {
+        return Err(Error::precondition(format!(
+            "{side} {name:?} has elements of type {ty}, which are not served"
+        )));
+    };
+    // The engine shows a tensor of unknown rank as a scalar; only the file tells them apart.
+    let unranked = shape.is_empty()
+        && declared
+            .and_then(|declared| declared.tensor_type.as_ref())
+            .is_some_and(|tensor| tensor.shape.is_none());
+    let shape = if unranked {
+        vec![Dim::Rest]
+    } else {
+        shape
+            .iter()
+            .enumerate()
+            .map(|(axis, &size)| match usize::try_from(size) {
+                Ok(size) => Dim::Fixed(size),
+                Err(_) => match dimension_symbols.get(axis) {
+                    Some(symbol) if !symbol.is_empty() => Dim::Symbol(symbol.clone()),
+                    _ => Dim::Dynamic,
+                },
+            })
+            .collect()
+    };
+    Ok(Port {
+        name: name.to_owned(),
+        datatype,
+        shape,
+    })
+}
+
+/// Rows are independent if dimension 0 is the same everywhere: one symbol, dynamic without names, or one constant.
+fn kind(inputs: &[Port], outputs: &[Port]) -> BatchKind {
+    let mut firsts = inputs.iter().chain(outputs).map(|port| port.shape.first());
+    let Some(Some(first)) = firsts.next() else {
+        return BatchKind::Whole;
+    };
+    if inputs.is_empty() || !firsts.all(|other| other == Some(first)) {
+        return BatchKind::Whole;
+    }
+    match first {
+        Dim::Symbol(_) | Dim::Dynamic => BatchKind::Batched,
+        Dim::Fixed(0) | Dim::Rest => BatchKind::Whole,
+        Dim::Fixed(rows) => BatchKind::Fixed(*rows),
+    }
+}

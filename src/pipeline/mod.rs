@@ -1,0 +1,89 @@
+//! The three loops. They never import each other: what passes between them is in [`crate::wire::inner`].
+//!
+//! ```text
+//! port ─▶ ventilator ─ two lanes each ─▶ worker 0..N-1 ─▶ sink ─▶ port_out
+//!             ▲                             │              │
+//!             └───── up, credit, down ──────┘              │
+//!             └───── gone, abort, report ──────────────────┘
+//! ```
+
+pub(crate) mod guard;
+pub(crate) mod sink;
+pub(crate) mod ventilator;
+pub(crate) mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use zmq::Socket;
+
+use crate::error::{Error, Result};
+use crate::frames;
+use crate::message::{Serial, WorkerId};
+use crate::schedule::Lane;
+
+/// Where the ventilator hears from inside.
+pub(crate) const TO_VENTILATOR: &str = "inproc://mdm.ventilator";
+/// Where the sink hears from inside.
+pub(crate) const TO_SINK: &str = "inproc://mdm.sink";
+/// Where front doors in this process send requests.
+pub(crate) const DOOR_IN: &str = "inproc://mdm.in";
+/// Where front doors in this process get results.
+pub(crate) const DOOR_OUT: &str = "inproc://mdm.out";
+
+/// Where a worker hears of one lane.
+pub(crate) fn lane_endpoint(worker: WorkerId, lane: Lane) -> String {
+    let lane = match lane {
+        Lane::Small => "small",
+        Lane::Bulk => "bulk",
+    };
+    format!("inproc://mdm.worker.{worker}.{lane}")
+}
+
+/// The server's clock: microseconds since it started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    pub(crate) fn now_us(self) -> u64 {
+        self.0.elapsed().as_micros() as u64
+    }
+}
+
+/// Which requests were closed while a worker may still hold their chunks.
+///
+/// A worker looks here before it runs a chunk. The board is bounded and may forget: then a chunk runs for nothing
+/// and the sink drops its part. Numbers only, so that it can lie in shared memory when workers are processes.
+#[derive(Debug)]
+pub(crate) struct CancelBoard(Box<[AtomicU64]>);
+
+const BOARD_PLACES: usize = 4096;
+
+impl CancelBoard {
+    pub(crate) fn new() -> Arc<CancelBoard> {
+        Arc::new(CancelBoard(
+            (0..BOARD_PLACES).map(|_| AtomicU64::new(0)).collect(),
+        ))
+    }
+
+    pub(crate) fn cancel(&self, serial: Serial) {
+        self.0[serial.0 as usize % BOARD_PLACES].store(serial.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_cancelled(&self, serial: Serial) -> bool {
+        self.0[serial.0 as usize % BOARD_PLACES].load(Ordering::Relaxed) == serial.0
+    }
+}
+
+/// Sends to another of our loops. Inner queues have no high-water mark, so this never waits; it fails if the other
+/// end is gone.
+pub(crate) fn tell(socket: &mut Socket, frames: Vec<Bytes>) -> Result<()> {
+    frames::send(socket, frames, zmq::DONTWAIT)
+        .map_err(|e| Error::unavailable(format!("an inner connection is closed: {e}")))
+}

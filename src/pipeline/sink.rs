@@ -1,0 +1,460 @@
+//! The sink: gathers parts by serial, answers in row order, and is the one place where an infer is answered.
+//!
+//! Every accepted request gets exactly one final answer here: its result when the last row has come, or the error
+//! that the ventilator closes it with, whichever is first. What was answered is remembered for as long as something
+//! about it may still arrive, and no longer.
+
+mod outbox;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use zmq::Socket;
+
+use self::outbox::Outbox;
+use super::{Clock, tell};
+use crate::error::{Error, Result};
+use crate::frames;
+use crate::message::{Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats, WorkerId};
+use crate::socket;
+use crate::split::Gather;
+use crate::tensor::Batch;
+use crate::wire::client::{self, ClientMessage};
+use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator};
+use crate::wire::server::{self, LatencyInfo, Outputs, ServerMessage};
+
+/// So many chunks per worker are remembered as answered. The ventilator may close a request that the sink has just
+/// answered: it has not read the credit yet. A worker has at most a handful of chunks out before the ventilator
+/// reads its credits, and the order to close was in the sink's queue before any later chunk's part.
+const ANSWERED_CHUNKS: usize = 32;
+/// Messages taken from one socket before the other gets its turn.
+const TURN: usize = 256;
+
+/// What the sink is set up with.
+pub(crate) struct Setup {
+    /// `port_out`, bound.
+    pub router: Socket,
+    /// Hears from workers and ventilator, bound.
+    pub inbox: Socket,
+    /// Speaks to the ventilator.
+    pub ventilator: Socket,
+    pub clock: Clock,
+    pub workers: usize,
+    pub max_client_bytes: u64,
+}
+
+/// A request whose parts are coming.
+#[derive(Default)]
+struct Gathering {
+    /// Streams have sent their parts already: theirs are empty here.
+    gather: Gather,
+    /// A part failed or was skipped: the ventilator's close is on its way.
+    broken: bool,
+    stats: Stats,
+}
+
+/// A request that was answered although parts of it may still come.
+#[derive(Default)]
+struct Ended {
+    /// Parts that have come.
+    parts: u64,
+    /// Rows that have come.
+    rows: u64,
+    /// Parts that were given out, once the ventilator has said so.
+    expected: Option<u64>,
+}
+
+struct Sink {
+    router: Socket,
+    inbox: Socket,
+    ventilator: Socket,
+    clock: Clock,
+    outbox: Outbox,
+    gathering: HashMap<Serial, Gathering>,
+    ended: HashMap<Serial, Ended>,
+    /// For each worker the requests that its last chunks completed.
+    answered: Vec<VecDeque<Vec<Serial>>>,
+    stopped: Vec<bool>,
+    latency: Histogram<u64>,
+    report: SinkReport,
+}
+
+/// Runs until every worker has stopped and everything is answered.
+///
+/// # Errors
+/// If an inner connection is gone.
+pub(crate) fn run(setup: Setup) -> Result<()> {
+    let latency = Histogram::new_with_bounds(1, 3_600_000_000, 2)
+        .map_err(|e| Error::internal(format!("the latency histogram: {e}")))?;
+    let mut sink = Sink {
+        router: setup.router,
+        inbox: setup.inbox,
+        ventilator: setup.ventilator,
+        clock: setup.clock,
+        outbox: Outbox::new(setup.max_client_bytes),
+        gathering: HashMap::new(),
+        ended: HashMap::new(),
+        answered: (0..setup.workers).map(|_| VecDeque::new()).collect(),
+        stopped: vec![false; setup.workers],
+        latency,
+        report: SinkReport::default(),
+    };
+    sink.serve()
+}
+
+impl Sink {
+    fn serve(&mut self) -> Result<()> {
+        loop {
+            let mut busy = false;
+            for _ in 0..TURN {
+                let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+                    break;
+                };
+                busy = true;
+                self.hear(inner::read_to_sink(message)?)?;
+            }
+            for _ in 0..TURN {
+                let Some(message) = frames::receive(&mut self.router, zmq::DONTWAIT)? else {
+                    break;
+                };
+                busy = true;
+                self.greet(message);
+            }
+            self.flush()?;
+            if busy {
+                continue;
+            }
+            if self.stopped.iter().all(|stopped| *stopped) {
+                return self.finish();
+            }
+            socket::wait(&[&self.inbox, &self.router], self.outbox.retry_after())?;
+        }
+    }
+
+    fn hear(&mut self, message: ToSink) -> Result<()> {
+        match message {
+            ToSink::Part(part) => self.take_part(*part),
+            ToSink::Close(close) => self.close(&close),
+            ToSink::Lost(serial, parts) => {
+                if let Some(ended) = self.ended.get_mut(&serial) {
+                    ended.expected = ended.expected.map(|n| n.saturating_sub(parts));
+                    self.forget_if_complete(serial, u64::MAX);
+                }
+                Ok(())
+            }
+            ToSink::Report(token) => {
+                let report = self.make_report();
+                self.tell_ventilator(ToVentilator::Report(token, Box::new(report)))
+            }
+            ToSink::Finish => {
+                self.stopped.fill(true);
+                Ok(())
+            }
+            ToSink::Stopped(worker) => {
+                if let Some(stopped) = self.stopped.get_mut(worker.0 as usize) {
+                    *stopped = true;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn tell_ventilator(&mut self, message: ToVentilator) -> Result<()> {
+        tell(&mut self.ventilator, inner::write_to_ventilator(message))
+    }
+
+    /// A client says hello on `port_out`: from now on results can reach it. Nothing else is expected here.
+    fn greet(&mut self, message: Vec<Bytes>) {
+        let mut frames = message.into_iter();
+        let Some(identity) = frames.next() else {
+            return;
+        };
+        let answer = match client::read(frames.collect()) {
+            Ok(ClientMessage::Hello(id)) => server::write_message(id, &ServerMessage::Welcome),
+            Ok(other) => {
+                let error = Error::invalid("only hello is spoken on port_out; send this to port");
+                server::write_message(other.id(), &ServerMessage::Error(error))
+            }
+            Err(malformed) => match malformed.id {
+                Some(id) => server::write_message(id, &ServerMessage::Error(malformed.error)),
+                None => return,
+            },
+        };
+        let answer = std::iter::once(identity).chain(answer);
+        if let Err(e) = frames::send(&mut self.router, answer, zmq::DONTWAIT) {
+            tracing::debug!(%e, "a hello on port_out could not be answered");
+        }
+    }
+
+    fn take_part(&mut self, part: Part) -> Result<()> {
+        let mut completed = Vec::new();
+        let batches = match part.outcome {
+            Outcome::Done(batches) => batches.into_iter().map(Some).collect(),
+            // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
+            Outcome::Skipped | Outcome::Failed => vec![None; part.members.len()],
+        };
+        for (member, batch) in part.members.into_iter().zip(batches) {
+            if part.attempt > 0 && self.was_answered(member.serial) {
+                continue; // the worker was lost after the part and before the credit: it came twice
+            }
+            if self.ended.contains_key(&member.serial) {
+                self.count_ended(&member);
+                continue;
+            }
+            let serial = member.serial;
+            if self.take_rows(member, batch, part.compute_us)? {
+                completed.push(serial);
+            }
+        }
+        if !completed.is_empty() {
+            self.remember(part.worker, completed);
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, worker: WorkerId, completed: Vec<Serial>) {
+        if let Some(ring) = self.answered.get_mut(worker.0 as usize) {
+            if ring.len() == ANSWERED_CHUNKS {
+                ring.pop_front();
+            }
+            ring.push_back(completed);
+        }
+    }
+
+    fn was_answered(&self, serial: Serial) -> bool {
+        let mut chunks = self.answered.iter().flatten();
+        chunks.any(|chunk| chunk.contains(&serial))
+    }
+
+    /// Takes a member's rows. True if that completed the request.
+    fn take_rows(&mut self, member: Member, batch: Option<Batch>, compute_us: u64) -> Result<bool> {
+        let whole_request = member.rows == member.total && !member.stream;
+        if let (true, Some(batch)) = (whole_request, batch.as_ref()) {
+            // Nothing to gather: most small requests end here.
+            let stats = Stats {
+                queue_us: member.queue_us,
+                compute_us,
+                chunks: 1,
+            };
+            let outputs = Outputs {
+                batched: !member.whole,
+                parts: vec![batch.clone()],
+            };
+            self.answer_result(&member, outputs, stats)?;
+            return Ok(true);
+        }
+        let entry = self.gathering.entry(member.serial).or_default();
+        let first = entry.stats.chunks == 0;
+        entry.stats.queue_us = if first {
+            member.queue_us
+        } else {
+            entry.stats.queue_us.min(member.queue_us)
+        };
+        let part = batch.clone().unwrap_or_default();
+        let bytes = part.payload_bytes() as u64;
+        let kept = if member.stream {
+            Batch::default()
+        } else {
+            part
+        };
+        if !entry.gather.add(member.offset, member.rows, kept) {
+            return Ok(false);
+        }
+        entry.stats.chunks += 1;
+        entry.stats.compute_us += compute_us;
+        let rows = entry.gather.rows();
+        let held = if member.stream {
+            bytes
+        } else {
+            entry.gather.bytes()
+        };
+        entry.broken |= batch.is_none();
+        if entry.broken {
+            return Ok(false);
+        }
+        if !self.outbox.has_room(member.reply, held) {
+            return self.overflow(&member);
+        }
+        if !member.stream {
+            self.outbox.gathered(member.reply, bytes);
+        }
+        if member.stream
+            && let Some(batch) = batch
+        {
+            let frames = server::write_part(member.request, member.offset, &batch);
+            self.send(member.reply, frames, bytes)?;
+        }
+        if rows < member.total {
+            return Ok(false);
+        }
+        let Some(done) = self.gathering.remove(&member.serial) else {
+            return Ok(true);
+        };
+        if member.stream {
+            let end = ServerMessage::End(member.total, done.stats);
+            self.count_answer(member.arrived_us, member.total, None);
+            self.send(member.reply, server::write_message(member.request, &end), 0)?;
+        } else {
+            self.outbox.released(member.reply, done.gather.bytes());
+            let outputs = Outputs {
+                batched: true,
+                parts: done.gather.into_parts(),
+            };
+            self.answer_result(&member, outputs, done.stats)?;
+        }
+        Ok(true)
+    }
+
+    /// The client's bytes are used up: this request ends with an error, others go on.
+    fn overflow(&mut self, member: &Member) -> Result<bool> {
+        let error = Error::exhausted(format!(
+            "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows at once, or stream",
+            self.outbox.max_bytes()
+        ));
+        self.end_gathering(member.serial, member.reply, None, member.total);
+        self.answer_error(member.reply, member.request, member.arrived_us, &error)?;
+        self.tell_ventilator(ToVentilator::Abort(member.serial))?;
+        Ok(false)
+    }
+
+    /// What was gathered is dropped; what is still to come of it will be counted.
+    fn end_gathering(&mut self, serial: Serial, reply: ReplyTo, expected: Option<u64>, total: u64) {
+        let mut ended = Ended {
+            expected,
+            ..Ended::default()
+        };
+        if let Some(gathering) = self.gathering.remove(&serial) {
+            self.outbox.released(reply, gathering.gather.bytes());
+            ended.parts = gathering.stats.chunks;
+            ended.rows = gathering.gather.rows();
+        }
+        self.ended.insert(serial, ended);
+        self.forget_if_complete(serial, total);
+    }
+
+    fn count_ended(&mut self, member: &Member) {
+        if let Some(ended) = self.ended.get_mut(&member.serial) {
+            ended.parts += 1;
+            ended.rows += member.rows;
+        }
+        self.forget_if_complete(member.serial, member.total);
+    }
+
+    fn forget_if_complete(&mut self, serial: Serial, total: u64) {
+        let complete = |e: &Ended| e.rows >= total || e.expected.is_some_and(|n| e.parts >= n);
+        if self.ended.get(&serial).is_some_and(complete) {
+            self.ended.remove(&serial);
+        }
+    }
+
+    fn close(&mut self, close: &Close) -> Result<()> {
+        if close.answered {
+            // The sink itself had ended it; now it knows how much is still to come.
+            if let Some(ended) = self.ended.get_mut(&close.serial) {
+                ended.expected = Some(close.chunks);
+                self.forget_if_complete(close.serial, u64::MAX);
+            }
+            return Ok(());
+        }
+        if close.chunks > 0 {
+            if self.was_answered(close.serial) {
+                return Ok(()); // the result was faster
+            }
+            self.end_gathering(close.serial, close.reply, Some(close.chunks), u64::MAX);
+        }
+        let error = close.error();
+        self.answer_error(close.reply, close.request, close.arrived_us, &error)
+    }
+
+    fn answer_result(&mut self, member: &Member, outputs: Outputs, stats: Stats) -> Result<()> {
+        let bytes: u64 = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
+        if !self.outbox.has_room(member.reply, bytes) {
+            let error = Error::exhausted(format!(
+                "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, --max-client-bytes)",
+                self.outbox.max_bytes()
+            ));
+            return self.answer_error(member.reply, member.request, member.arrived_us, &error);
+        }
+        let frames = server::write_result(member.request, &outputs, stats);
+        self.count_answer(member.arrived_us, member.total, None);
+        self.send(member.reply, frames, bytes)
+    }
+
+    fn answer_error(
+        &mut self,
+        reply: ReplyTo,
+        request: RequestId,
+        arrived_us: u64,
+        error: &Error,
+    ) -> Result<()> {
+        self.count_answer(arrived_us, 0, Some(error));
+        let frames = server::write_message(request, &ServerMessage::Error(error.clone()));
+        self.send(reply, frames, 0)
+    }
+
+    fn count_answer(&mut self, arrived_us: u64, rows: u64, error: Option<&Error>) {
+        self.report.requests += 1;
+        self.report.rows += rows;
+        match error {
+            Some(error) => {
+                let count = self.report.errors.entry(error.code().as_str().to_owned());
+                *count.or_default() += 1;
+            }
+            None => {
+                let us = self.clock.now_us().saturating_sub(arrived_us);
+                self.latency.saturating_record(us.max(1));
+            }
+        }
+    }
+
+    fn send(&mut self, reply: ReplyTo, frames: Vec<Bytes>, bytes: u64) -> Result<()> {
+        if self.outbox.send(&mut self.router, reply, frames, bytes) {
+            return Ok(());
+        }
+        self.report.undelivered += 1;
+        self.tell_ventilator(ToVentilator::Gone(reply))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        for gone in self.outbox.flush(&mut self.router) {
+            self.report.undelivered += 1;
+            self.tell_ventilator(ToVentilator::Gone(gone))?;
+        }
+        Ok(())
+    }
+
+    fn make_report(&self) -> SinkReport {
+        let at = |q| self.latency.value_at_quantile(q);
+        let mut report = self.report.clone();
+        if !self.latency.is_empty() {
+            report.latency = LatencyInfo {
+                p50: at(0.5),
+                p90: at(0.9),
+                p99: at(0.99),
+            };
+        }
+        // Every code, so that a reader need not know which have happened.
+        let all: BTreeMap<_, _> = crate::ErrorCode::ALL
+            .iter()
+            .map(|code| (code.as_str().to_owned(), 0))
+            .collect();
+        report.errors = all.into_iter().chain(report.errors).collect();
+        report
+    }
+
+    /// Nothing more will come. Slow readers get a moment for what is still theirs.
+    fn finish(&mut self) -> Result<()> {
+        let patience = self.clock.now_us() + 1_000_000;
+        while let Some(pause) = self.outbox.retry_after() {
+            if self.clock.now_us() > patience {
+                tracing::warn!("results were left that their clients did not read");
+                break;
+            }
+            socket::wait(&[&self.router], Some(pause.max(Duration::from_millis(1))))?;
+            self.flush()?;
+        }
+        self.tell_ventilator(ToVentilator::SinkStopped)
+    }
+}

@@ -1,0 +1,683 @@
+//! The ventilator: reads requests, checks and queues them, cuts chunks when workers are free, and owns deadlines,
+//! cancels and the order of stopping. It never touches a file and never waits for anyone but in its poll.
+//!
+//! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `report.rs` what status says.
+
+mod clients;
+mod intake;
+mod report;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::Sender;
+use zmq::Socket;
+
+use self::clients::Clients;
+use self::intake::Intake;
+use self::report::Ledger;
+use super::guard::Guard;
+use super::{CancelBoard, Clock, tell};
+use crate::error::{Error, ErrorCode, Result};
+use crate::frames;
+use crate::message::{
+    Chunk, Credit, Member, ModelId, Params, ReplyTo, RequestId, Serial, WorkerId,
+};
+use crate::model::Lookup;
+use crate::model::Registry;
+use crate::model::loader::{Answer, Job, Loader};
+use crate::model::{BatchKind, Description};
+use crate::schedule::{Assignment, Lane, Limits, Scheduler};
+use crate::socket;
+use crate::tensor::Batch;
+use crate::wire::client::{self, ClientMessage, StopMode};
+use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator, ToWorker};
+use crate::wire::server::{self, ServerMessage, StopState, Welcome};
+
+/// Messages taken from one socket before the chunks that they allow are given out.
+const TURN: usize = 64;
+
+/// A worker's two lanes.
+pub(crate) struct Lanes {
+    pub small: Socket,
+    pub bulk: Socket,
+}
+
+/// What does not change while the server runs.
+pub(crate) struct Facts {
+    pub welcome: Welcome,
+    pub settings: std::collections::BTreeMap<String, String>,
+    /// Each worker's device.
+    pub devices: Vec<String>,
+    pub default_timeout: Option<Duration>,
+    pub limits: Limits,
+    pub preload: Vec<String>,
+}
+
+/// What the ventilator is set up with.
+pub(crate) struct Setup {
+    /// `port`, bound.
+    pub router: Socket,
+    /// Hears from inside, bound.
+    pub inbox: Socket,
+    pub lanes: Vec<Lanes>,
+    pub sink: Socket,
+    pub guard: Guard,
+    pub loader: Loader,
+    pub registry: Arc<Registry>,
+    pub board: Arc<CancelBoard>,
+    pub clock: Clock,
+    pub facts: Facts,
+    /// Told once, when every worker is up and every preloaded model is open, or why that failed.
+    pub ready: Sender<Result<()>>,
+}
+
+/// A request in the queue, with its rows: they are kept until its last chunk's credit is back.
+struct Held {
+    reply: ReplyTo,
+    request: RequestId,
+    inputs: Batch,
+    params: Params,
+    rows: usize,
+    stream: bool,
+    arrived_us: u64,
+    model: Arc<Description>,
+}
+
+/// Who asked for something that takes a while, and for which number the answer is.
+type Asker = (Bytes, RequestId);
+
+/// What the loader was asked, and for whom.
+enum Errand {
+    /// Requests wait for it.
+    Infer(Lookup),
+    /// An operator wants it loaded.
+    Load(Asker),
+    Unload(Asker),
+    /// It was named by --preload.
+    Preload(String),
+}
+
+/// What is still missing before the server is ready.
+#[derive(Default)]
+struct Starting {
+    ready: Option<Sender<Result<()>>>,
+    workers_missing: HashSet<WorkerId>,
+    /// Models to load, and to open on every worker.
+    models_missing: usize,
+    opens_missing: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Serving,
+    Draining,
+    /// The workers were told to stop.
+    Stopping,
+    Stopped,
+}
+
+struct Ventilator {
+    router: Socket,
+    inbox: Socket,
+    lanes: Vec<Lanes>,
+    sink: Socket,
+    guard: Guard,
+    loader: Loader,
+    registry: Arc<Registry>,
+    board: Arc<CancelBoard>,
+    clock: Clock,
+    facts: Facts,
+    scheduler: Scheduler,
+    held: HashMap<Serial, Held>,
+    clients: Clients,
+    intake: Intake,
+    ledger: Ledger,
+    errands: HashMap<u64, Errand>,
+    next_errand: u64,
+    next_serial: u64,
+    starting: Starting,
+    phase: Phase,
+    stoppers: Vec<Asker>,
+}
+
+/// Runs until the server has stopped.
+///
+/// # Errors
+/// If an inner connection is gone.
+pub(crate) fn run(setup: Setup) -> Result<()> {
+    let workers = (0..setup.lanes.len()).map(|i| WorkerId(i as u32));
+    let starting = Starting {
+        ready: Some(setup.ready),
+        workers_missing: workers.collect(),
+        models_missing: setup.facts.preload.len(),
+        opens_missing: 0,
+    };
+    let mut ventilator = Ventilator {
+        scheduler: Scheduler::new(setup.facts.limits.clone()),
+        ledger: Ledger::new(setup.lanes.len()),
+        router: setup.router,
+        inbox: setup.inbox,
+        lanes: setup.lanes,
+        sink: setup.sink,
+        guard: setup.guard,
+        loader: setup.loader,
+        registry: setup.registry,
+        board: setup.board,
+        clock: setup.clock,
+        facts: setup.facts,
+        held: HashMap::new(),
+        clients: Clients::default(),
+        intake: Intake::default(),
+        errands: HashMap::new(),
+        next_errand: 0,
+        next_serial: 0,
+        starting,
+        phase: Phase::Serving,
+        stoppers: Vec::new(),
+    };
+    for name in ventilator.facts.preload.clone() {
+        let lookup = Lookup::of(Some(&name), &Params::new());
+        ventilator.send_errand(Errand::Preload(name), Job::Resolve(lookup));
+    }
+    ventilator.serve()
+}
+
+impl Ventilator {
+    fn serve(&mut self) -> Result<()> {
+        while self.phase != Phase::Stopped {
+            let mut busy = false;
+            for _ in 0..TURN {
+                let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+                    break;
+                };
+                busy = true;
+                self.hear_inside(inner::read_to_ventilator(message)?)?;
+            }
+            for _ in 0..TURN {
+                let Some(message) = frames::receive_with_source(&mut self.router, zmq::DONTWAIT)?
+                else {
+                    break;
+                };
+                busy = true;
+                self.guard.saw(message.source);
+                self.hear_client(message.frames)?;
+            }
+            let now_us = self.clock.now_us();
+            self.expire(now_us)?;
+            self.give_out(now_us)?;
+            self.guard.look(now_us)?;
+            self.advance_stop()?;
+            if !busy && self.phase != Phase::Stopped {
+                let due = [Some(self.guard.due_us()), self.scheduler.due_us()]
+                    .into_iter()
+                    .chain([self.intake.due_us()])
+                    .flatten()
+                    .min();
+                let pause = due.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
+                socket::wait(&[&self.inbox, &self.router], pause)?;
+            }
+        }
+        self.answer_stoppers();
+        Ok(())
+    }
+
+    // ---- what clients say ----------------------------------------------------------------------------------------
+
+    fn hear_client(&mut self, message: Vec<Bytes>) -> Result<()> {
+        let mut frames = message.into_iter();
+        let Some(identity) = frames.next() else {
+            return Ok(());
+        };
+        let reply = reply_to(&identity);
+        match client::read(frames.collect()) {
+            Ok(ClientMessage::Infer(id, request)) => {
+                let Some(reply) = reply else {
+                    let error = Error::invalid(
+                        "the session has no routing id of 16 bytes whose first is not 0, so no result could reach it",
+                    );
+                    self.refuse_on_port(&identity, id, error);
+                    return Ok(());
+                };
+                if let Err(error) = self.clients.begin(reply, id) {
+                    self.refuse_on_port(&identity, id, error);
+                    return Ok(());
+                }
+                self.take_infer(reply, id, *request)
+            }
+            Ok(ClientMessage::Cancel(id)) => {
+                let serial = reply.and_then(|reply| self.clients.serial(reply, id));
+                match serial {
+                    Some(serial) => {
+                        let error = Error::new(ErrorCode::Cancelled, "the client cancelled it");
+                        self.close(serial, &error)
+                    }
+                    None => Ok(()), // it has ended, or never was
+                }
+            }
+            Ok(ClientMessage::Hello(id)) => {
+                let welcome = ServerMessage::HelloOk(self.facts.welcome.clone());
+                self.answer(&identity, id, &welcome);
+                Ok(())
+            }
+            Ok(ClientMessage::Status(id)) => {
+                let token = self.ledger.ask((identity, id));
+                tell(&mut self.sink, inner::write_to_sink(&ToSink::Report(token)))
+            }
+            Ok(ClientMessage::Models(id)) => {
+                let models = ServerMessage::ModelsOk(self.registry.models());
+                self.answer(&identity, id, &models);
+                Ok(())
+            }
+            Ok(ClientMessage::Terminate(id, mode)) => {
+                let pending = self.pending();
+                let draining = ServerMessage::TerminateOk(StopState::Draining(pending));
+                self.answer(&identity, id, &draining);
+                self.stoppers.push((identity, id));
+                self.stop(mode)
+            }
+            Ok(ClientMessage::Load(id, name)) => {
+                let job = Job::Resolve(Lookup::of(Some(&name), &Params::new()));
+                self.send_errand(Errand::Load((identity, id)), job);
+                Ok(())
+            }
+            Ok(ClientMessage::Unload(id, name)) => {
+                let job = Job::Unload(Lookup::of(Some(&name), &Params::new()));
+                self.send_errand(Errand::Unload((identity, id)), job);
+                Ok(())
+            }
+            Err(malformed) => {
+                match (malformed.id, reply) {
+                    (Some(id), Some(reply)) if malformed.infer => {
+                        // Answered where its result would have come.
+                        let serial = self.new_serial();
+                        self.refuse(serial, reply, id, &malformed.error)?;
+                    }
+                    (Some(id), _) => self.refuse_on_port(&identity, id, malformed.error),
+                    (None, _) => {
+                        tracing::debug!(error = %malformed.error, "dropped a message that has no readable id");
+                        self.ledger.dropped += 1;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn answer(&mut self, identity: &Bytes, id: RequestId, message: &ServerMessage) {
+        let frames = std::iter::once(identity.clone()).chain(server::write_message(id, message));
+        if let Err(e) = frames::send(&mut self.router, frames, zmq::DONTWAIT) {
+            tracing::debug!(%e, "an answer on port could not be sent");
+            self.ledger.dropped += 1;
+        }
+    }
+
+    fn refuse_on_port(&mut self, identity: &Bytes, id: RequestId, error: Error) {
+        self.ledger.count_error(&error);
+        self.answer(identity, id, &ServerMessage::Error(error));
+    }
+
+    /// Has the sink answer a request that never entered the queue.
+    fn refuse(
+        &mut self,
+        serial: Serial,
+        reply: ReplyTo,
+        request: RequestId,
+        error: &Error,
+    ) -> Result<()> {
+        tracing::debug!(serial = serial.0, request_id = request.0, %error, "refused");
+        let now_us = self.clock.now_us();
+        self.clients.end(reply, request);
+        let close = Close::new(serial, reply, request, now_us, error);
+        tell(&mut self.sink, inner::write_to_sink(&ToSink::Close(close)))
+    }
+
+    fn new_serial(&mut self) -> Serial {
+        self.next_serial += 1;
+        Serial(self.next_serial)
+    }
+
+    // ---- what comes from inside ----------------------------------------------------------------------------------
+
+    fn hear_inside(&mut self, message: ToVentilator) -> Result<()> {
+        match message {
+            ToVentilator::Up(worker) => {
+                self.ledger.worker_up(worker);
+                self.scheduler.worker_up(worker, self.clock.now_us());
+                self.starting.workers_missing.remove(&worker);
+                self.check_ready();
+                Ok(())
+            }
+            ToVentilator::Credit(credit) => self.take_credit(credit),
+            ToVentilator::Down(worker, why) => {
+                tracing::warn!(
+                    worker_id = worker.0,
+                    why,
+                    "a worker was lost; its chunks run again"
+                );
+                self.lose_worker(worker)
+            }
+            ToVentilator::Opened(_, _, error) => {
+                self.starting.opens_missing = self.starting.opens_missing.saturating_sub(1);
+                match error {
+                    Some(error) => self.fail_start(error),
+                    None => self.check_ready(),
+                }
+                Ok(())
+            }
+            ToVentilator::Loaded(ticket) => self.take_loaded(ticket),
+            ToVentilator::Gone(reply) => {
+                let error = Error::new(ErrorCode::Cancelled, "its client is gone");
+                for serial in self.clients.forget(reply) {
+                    self.close(serial, &error)?;
+                }
+                Ok(())
+            }
+            ToVentilator::Abort(serial) => {
+                let error = Error::internal("answered by the sink");
+                self.close_as(serial, &error, true)
+            }
+            ToVentilator::Report(token, report) => {
+                self.send_status(token, &report);
+                Ok(())
+            }
+            ToVentilator::SinkStopped => {
+                self.phase = Phase::Stopped;
+                Ok(())
+            }
+            ToVentilator::Stop(now) => self.stop(if now { StopMode::Now } else { StopMode::Drain }),
+        }
+    }
+
+    fn take_credit(&mut self, credit: Credit) -> Result<()> {
+        if !self.scheduler.is_out(credit.chunk) {
+            return Ok(()); // of a worker that was counted as lost
+        }
+        for (serial, error) in &credit.failed {
+            tracing::debug!(serial = serial.0, %error, "a chunk failed");
+        }
+        self.ledger.credit(&credit);
+        let ran = (credit.rows > 0).then_some((credit.rows as usize, credit.compute_us));
+        // Closed before the credit is booked: a request whose last chunk failed is not finished but failed.
+        for (serial, error) in &credit.failed {
+            self.close(*serial, error)?;
+        }
+        for serial in self
+            .scheduler
+            .credit(credit.chunk, ran, self.clock.now_us())
+        {
+            self.release(serial);
+        }
+        Ok(())
+    }
+
+    /// Forgets a request that has ended.
+    fn release(&mut self, serial: Serial) {
+        if let Some(held) = self.held.remove(&serial) {
+            self.clients.end(held.reply, held.request);
+        }
+    }
+
+    fn lose_worker(&mut self, worker: WorkerId) -> Result<()> {
+        self.ledger.worker_lost(worker);
+        let losses = self.scheduler.worker_down(worker);
+        for (serial, parts) in losses.lost {
+            let lost = inner::write_to_sink(&ToSink::Lost(serial, parts));
+            tell(&mut self.sink, lost)?;
+        }
+        for serial in losses.abandoned {
+            let error = Error::unavailable("each worker that ran it was lost");
+            self.close(serial, &error)?;
+        }
+        Ok(())
+    }
+
+    // ---- ends before their time ----------------------------------------------------------------------------------
+
+    /// Ends a request with an error, wherever it is.
+    fn close(&mut self, serial: Serial, error: &Error) -> Result<()> {
+        self.close_as(serial, error, false)
+    }
+
+    fn close_as(&mut self, serial: Serial, error: &Error, answered: bool) -> Result<()> {
+        if let Some(parked) = self.intake.unpark(serial) {
+            return self.refuse(serial, parked.reply, parked.request, error);
+        }
+        let Some(chunks) = self.scheduler.close(serial) else {
+            return Ok(()); // it has ended: its answer is on its way
+        };
+        let Some(held) = self.held.remove(&serial) else {
+            return Ok(());
+        };
+        self.clients.end(held.reply, held.request);
+        if chunks > 0 {
+            self.board.cancel(serial);
+        }
+        let mut close = Close::new(serial, held.reply, held.request, held.arrived_us, error);
+        close.chunks = chunks;
+        close.answered = answered;
+        tell(&mut self.sink, inner::write_to_sink(&ToSink::Close(close)))
+    }
+
+    fn expire(&mut self, now_us: u64) -> Result<()> {
+        let expired = self.scheduler.expired(now_us);
+        for serial in expired.into_iter().chain(self.intake.expired(now_us)) {
+            let error = Error::new(
+                ErrorCode::DeadlineExceeded,
+                "the deadline passed before the result was complete",
+            );
+            self.close(serial, &error)?;
+        }
+        Ok(())
+    }
+
+    // ---- chunks --------------------------------------------------------------------------------------------------
+
+    fn give_out(&mut self, now_us: u64) -> Result<()> {
+        while let Some(assignment) = self.scheduler.next(now_us) {
+            let (worker, lane) = (assignment.worker, assignment.lane);
+            let chunk = self.chunk(assignment, now_us);
+            let lanes = &mut self.lanes[worker.0 as usize];
+            let socket = match lane {
+                Lane::Small => &mut lanes.small,
+                Lane::Bulk => &mut lanes.bulk,
+            };
+            if let Err(error) = tell(socket, inner::write_chunk(&chunk)) {
+                tracing::warn!(worker_id = worker.0, %error, "a worker does not take its chunk");
+                self.lose_worker(worker)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A chunk with the rows of an assignment, shared and not copied.
+    fn chunk(&self, assignment: Assignment, now_us: u64) -> Chunk {
+        let mut chunk = Chunk {
+            id: assignment.chunk,
+            stage: 0,
+            attempt: assignment.attempt,
+            model: assignment.model,
+            params: Params::new(),
+            members: Vec::with_capacity(assignment.pieces.len()),
+            inputs: Vec::with_capacity(assignment.pieces.len()),
+        };
+        for piece in &assignment.pieces {
+            let Some(held) = self.held.get(&piece.serial) else {
+                continue; // closed requests are not given out: every piece is held
+            };
+            let whole = held.model.kind == BatchKind::Whole;
+            chunk.members.push(Member {
+                serial: piece.serial,
+                reply: held.reply,
+                request: held.request,
+                offset: piece.offset as u64,
+                rows: piece.rows as u64,
+                total: held.rows as u64,
+                stream: held.stream,
+                whole,
+                arrived_us: held.arrived_us,
+                queue_us: now_us.saturating_sub(held.arrived_us),
+            });
+            let slice = |t: &crate::Tensor| t.slice_rows(piece.offset, piece.rows);
+            chunk.inputs.push(if whole || piece.rows == held.rows {
+                held.inputs.clone()
+            } else {
+                Batch {
+                    tensors: held.inputs.tensors.iter().map(slice).collect(),
+                }
+            });
+            if chunk.params.is_empty() && !held.params.is_empty() {
+                chunk.params.clone_from(&held.params); // alike in all members of a group
+            }
+        }
+        chunk
+    }
+
+    // ---- models --------------------------------------------------------------------------------------------------
+
+    fn send_errand(&mut self, errand: Errand, job: Job) {
+        self.next_errand += 1;
+        self.errands.insert(self.next_errand, errand);
+        self.loader.ask(self.next_errand, job);
+    }
+
+    fn take_loaded(&mut self, ticket: u64) -> Result<()> {
+        let (Some(errand), Some(answer)) = (self.errands.remove(&ticket), self.loader.take(ticket))
+        else {
+            return Ok(());
+        };
+        let retired = self.registry.take_retired();
+        self.forget_models(&retired)?;
+        match (errand, answer) {
+            (Errand::Infer(lookup), Answer::Described(result)) => self.settle(&lookup, result),
+            (Errand::Load((identity, id)), Answer::Described(Ok(description))) => {
+                let info = ServerMessage::LoadOk(Box::new(description.info()));
+                self.answer(&identity, id, &info);
+                Ok(())
+            }
+            (Errand::Unload((identity, id)), Answer::Unloaded(Ok(models))) => {
+                self.forget_models(&models)?;
+                self.answer(&identity, id, &ServerMessage::UnloadOk);
+                Ok(())
+            }
+            (Errand::Preload(_), Answer::Described(Ok(description))) => {
+                self.starting.models_missing -= 1;
+                self.starting.opens_missing += self.lanes.len();
+                let open = inner::write_to_worker(&ToWorker::Open(description.id));
+                for lanes in &mut self.lanes {
+                    tell(&mut lanes.small, open.clone())?;
+                }
+                Ok(())
+            }
+            (Errand::Preload(name), Answer::Described(Err(error))) => {
+                self.fail_start(error.context(format_args!("--preload {name}")));
+                Ok(())
+            }
+            (
+                Errand::Load((identity, id)) | Errand::Unload((identity, id)),
+                Answer::Described(Err(error)) | Answer::Unloaded(Err(error)),
+            ) => {
+                self.refuse_on_port(&identity, id, error);
+                Ok(())
+            }
+            (_, _) => Err(Error::internal("the loader answered what it was not asked")),
+        }
+    }
+
+    fn forget_models(&mut self, models: &[ModelId]) -> Result<()> {
+        for model in models {
+            self.intake.forget(*model);
+            self.scheduler.forget(*model);
+            let forget = inner::write_to_worker(&ToWorker::Forget(*model));
+            for lanes in &mut self.lanes {
+                tell(&mut lanes.bulk, forget.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    // ---- start and stop ------------------------------------------------------------------------------------------
+
+    fn check_ready(&mut self) {
+        let starting = &mut self.starting;
+        let missing =
+            starting.workers_missing.len() + starting.models_missing + starting.opens_missing;
+        if missing == 0
+            && let Some(ready) = starting.ready.take()
+        {
+            // Whoever started the server may have given up waiting; then it stops us another way.
+            let _ = ready.send(Ok(()));
+        }
+    }
+
+    fn fail_start(&mut self, error: Error) {
+        if let Some(ready) = self.starting.ready.take() {
+            let _ = ready.send(Err(error)); // as above
+        }
+    }
+
+    fn pending(&self) -> u64 {
+        (self.scheduler.waiting().requests + self.intake.parked()) as u64
+    }
+
+    fn stop(&mut self, mode: StopMode) -> Result<()> {
+        if self.phase == Phase::Serving {
+            self.phase = Phase::Draining;
+            tracing::info!(pending = self.pending(), "draining");
+        }
+        if mode == StopMode::Now {
+            let error = Error::unavailable("the server was told to stop at once");
+            let mut open = self.scheduler.open();
+            open.extend(self.intake.serials());
+            for serial in open {
+                self.close(serial, &error)?;
+            }
+            if self.phase == Phase::Draining {
+                self.phase = Phase::Stopping;
+                self.stop_workers();
+                // A model may run for minutes: its result is not waited for.
+                tell(&mut self.sink, inner::write_to_sink(&ToSink::Finish))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn advance_stop(&mut self) -> Result<()> {
+        if self.phase == Phase::Draining && self.scheduler.is_idle() && self.intake.parked() == 0 {
+            self.phase = Phase::Stopping;
+            self.stop_workers();
+        }
+        Ok(())
+    }
+
+    /// The marker that travels behind the data: each worker passes it on to the sink.
+    fn stop_workers(&mut self) {
+        let stop = inner::write_to_worker(&ToWorker::Stop);
+        for (index, lanes) in self.lanes.iter_mut().enumerate() {
+            if let Err(error) = tell(&mut lanes.bulk, stop.clone()) {
+                tracing::warn!(worker_id = index, %error, "a worker is not there to be stopped");
+                let stopped = ToSink::Stopped(WorkerId(index as u32));
+                if tell(&mut self.sink, inner::write_to_sink(&stopped)).is_err() {
+                    self.phase = Phase::Stopped; // the sink has ended as well
+                }
+            }
+        }
+    }
+
+    fn answer_stoppers(&mut self) {
+        for (identity, id) in std::mem::take(&mut self.stoppers) {
+            self.answer(
+                &identity,
+                id,
+                &ServerMessage::TerminateOk(StopState::Stopped),
+            );
+        }
+    }
+}
+
+fn reply_to(identity: &Bytes) -> Option<ReplyTo> {
+    let id: [u8; 16] = identity.as_ref().try_into().ok()?;
+    (id[0] != 0).then_some(ReplyTo(id))
+}

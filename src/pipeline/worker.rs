@@ -1,0 +1,319 @@
+//! A worker: takes chunks from its two lanes, runs them, sends the parts to the sink and a credit to the ventilator.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use zmq::{Context, Socket};
+
+use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
+use crate::error::{Error, Result};
+use crate::frames;
+use crate::message::{Chunk, Credit, Member, ModelId, Outcome, Part, Serial, WorkerId};
+use crate::model::{Model, ModelSource};
+use crate::schedule::Lane;
+use crate::schedule::lane::LaneChoice;
+use crate::socket;
+use crate::tensor::{Batch, Tensor};
+use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
+
+/// What a worker is given: endpoints and a source of models, no reference into the server.
+#[derive(Clone)]
+pub(crate) struct Seat {
+    pub id: WorkerId,
+    pub source: Arc<dyn ModelSource>,
+    pub board: Arc<CancelBoard>,
+    pub clock: Clock,
+}
+
+struct Worker {
+    seat: Seat,
+    small: Socket,
+    bulk: Socket,
+    sink: Socket,
+    ventilator: Socket,
+    models: HashMap<ModelId, Box<dyn Model>>,
+    choice: LaneChoice,
+}
+
+/// Runs until the ventilator says stop. A panic outside the model costs the chunks that were here: the ventilator is
+/// told, gives them to others, and this worker starts afresh.
+///
+/// # Errors
+/// If the other loops are gone.
+pub(crate) fn run(context: &Context, seat: Seat) -> Result<()> {
+    loop {
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            Worker::connect(context, seat.clone())?.serve()
+        }));
+        match ended {
+            Ok(result) => return result,
+            Err(panic) => {
+                let why = panic_message(&*panic);
+                tracing::error!(worker_id = seat.id.0, why, "worker lost, starting it again");
+                let mut ventilator = socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?;
+                let down = ToVentilator::Down(seat.id, why);
+                tell(&mut ventilator, inner::write_to_ventilator(down))?;
+            }
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without words".to_owned())
+}
+
+impl Worker {
+    fn connect(context: &Context, seat: Seat) -> Result<Worker> {
+        let pull =
+            |lane| socket::inner_connected(context, zmq::PULL, &lane_endpoint(seat.id, lane));
+        let mut worker = Worker {
+            small: pull(Lane::Small)?,
+            bulk: pull(Lane::Bulk)?,
+            sink: socket::inner_connected(context, zmq::PUSH, TO_SINK)?,
+            ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
+            models: HashMap::new(),
+            choice: LaneChoice::default(),
+            seat,
+        };
+        let up = ToVentilator::Up(worker.seat.id);
+        worker.tell_ventilator(up)?;
+        Ok(worker)
+    }
+
+    fn tell_ventilator(&mut self, message: ToVentilator) -> Result<()> {
+        tell(&mut self.ventilator, inner::write_to_ventilator(message))
+    }
+
+    fn tell_sink(&mut self, message: &ToSink) -> Result<()> {
+        tell(&mut self.sink, inner::write_to_sink(message))
+    }
+
+    fn serve(mut self) -> Result<()> {
+        loop {
+            let (lane, message) = self.receive()?;
+            match message {
+                ToWorker::Chunk(chunk) => self.run_chunk(lane, *chunk)?,
+                ToWorker::Open(model) => {
+                    let error = self.open(model).err();
+                    self.tell_ventilator(ToVentilator::Opened(self.seat.id, model, error))?;
+                }
+                ToWorker::Forget(model) => {
+                    self.models.remove(&model);
+                }
+                ToWorker::Stop => {
+                    let stopped = ToSink::Stopped(self.seat.id);
+                    return self.tell_sink(&stopped);
+                }
+            }
+        }
+    }
+
+    /// The next message: from the small lane first, unless bulk has waited long enough.
+    fn receive(&mut self) -> Result<(Lane, ToWorker)> {
+        loop {
+            let mut lanes = [(Lane::Small, &mut self.small), (Lane::Bulk, &mut self.bulk)];
+            if self.choice.first() == Lane::Bulk {
+                lanes.reverse();
+            }
+            for (lane, socket) in lanes {
+                if let Some(message) = frames::receive(socket, zmq::DONTWAIT)? {
+                    return Ok((lane, inner::read_to_worker(message)?));
+                }
+            }
+            socket::wait(&[&self.small, &self.bulk], None)?;
+        }
+    }
+
+    fn run_chunk(&mut self, lane: Lane, chunk: Chunk) -> Result<()> {
+        let started_us = self.seat.clock.now_us();
+        let board = &self.seat.board;
+        if chunk.members.iter().all(|m| board.is_cancelled(m.serial)) {
+            let members = chunk.members.clone();
+            self.send_part(&chunk, members, 0, Outcome::Skipped)?;
+            return self.send_credit(&chunk, 0, 0, Vec::new());
+        }
+        let (done, failed) = self.compute(&chunk);
+        let compute_us = self.seat.clock.now_us() - started_us;
+        let bulk_waits =
+            matches!(lane, Lane::Small) && self.bulk.get_events()?.contains(zmq::POLLIN);
+        self.choice.ran(lane, compute_us, bulk_waits);
+        let (members, batches): (Vec<Member>, Vec<Batch>) = done.into_iter().unzip();
+        let rows = members.iter().map(|m| m.rows).sum();
+        // The parts go out before the credit: whoever sees the credit may forget the rows.
+        if !members.is_empty() {
+            self.send_part(&chunk, members, compute_us, Outcome::Done(batches))?;
+        }
+        let mut errors = Vec::with_capacity(failed.len());
+        if !failed.is_empty() {
+            let mut members = Vec::with_capacity(failed.len());
+            for (member, error) in failed {
+                errors.push((member.serial, error));
+                members.push(member);
+            }
+            self.send_part(&chunk, members, compute_us, Outcome::Failed)?;
+        }
+        self.send_credit(&chunk, rows, compute_us, errors)
+    }
+
+    fn send_part(
+        &mut self,
+        chunk: &Chunk,
+        members: Vec<Member>,
+        compute_us: u64,
+        outcome: Outcome,
+    ) -> Result<()> {
+        let part = Part {
+            chunk: chunk.id,
+            worker: self.seat.id,
+            attempt: chunk.attempt,
+            compute_us,
+            members,
+            outcome,
+        };
+        self.tell_sink(&ToSink::Part(Box::new(part)))
+    }
+
+    fn send_credit(
+        &mut self,
+        chunk: &Chunk,
+        rows: u64,
+        compute_us: u64,
+        failed: Vec<(Serial, Error)>,
+    ) -> Result<()> {
+        self.tell_ventilator(ToVentilator::Credit(Credit {
+            worker: self.seat.id,
+            chunk: chunk.id,
+            model: chunk.model,
+            rows,
+            compute_us,
+            failed,
+        }))
+    }
+
+    /// Runs a chunk's members together; if that fails, each by itself, so that one member's bad rows are not
+    /// another's error.
+    #[allow(clippy::type_complexity)] // two lists of what they are
+    fn compute(&mut self, chunk: &Chunk) -> (Vec<(Member, Batch)>, Vec<(Member, Error)>) {
+        let members = &chunk.members;
+        match self.run_together(chunk, 0..members.len()) {
+            Ok(batches) => (members.iter().cloned().zip(batches).collect(), Vec::new()),
+            Err(error) if members.len() == 1 => (Vec::new(), vec![(members[0].clone(), error)]),
+            Err(_) => {
+                let mut done = Vec::new();
+                let mut failed = Vec::new();
+                for (index, member) in members.iter().enumerate() {
+                    match self.run_together(chunk, index..index + 1) {
+                        Ok(batches) => {
+                            done.extend(batches.into_iter().map(|b| (member.clone(), b)));
+                        }
+                        Err(error) => failed.push((member.clone(), error)),
+                    }
+                }
+                (done, failed)
+            }
+        }
+    }
+
+    fn run_together(&mut self, chunk: &Chunk, range: std::ops::Range<usize>) -> Result<Vec<Batch>> {
+        let (members, inputs) = (&chunk.members[range.clone()], &chunk.inputs[range]);
+        let joined;
+        let batch = match inputs {
+            [one] => one,
+            many => {
+                // The engine wants one piece of memory: the rows of several requests have to be copied into one.
+                joined = join(many)?;
+                &joined
+            }
+        };
+        let outputs = self.infer(chunk, batch)?;
+        if let [one] = members {
+            check_rows(one, &outputs)?;
+            return Ok(vec![outputs]);
+        }
+        let mut offset = 0;
+        let rows: u64 = members.iter().map(|m| m.rows).sum();
+        members
+            .iter()
+            .map(|member| {
+                let tensors = outputs
+                    .tensors
+                    .iter()
+                    .map(|tensor| {
+                        check_output_rows(tensor, rows)?;
+                        Ok(tensor.slice_rows(offset, member.rows as usize))
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                offset += member.rows as usize;
+                Ok(Batch { tensors })
+            })
+            .collect()
+    }
+
+    fn infer(&mut self, chunk: &Chunk, batch: &Batch) -> Result<Batch> {
+        let model = self.open(chunk.model)?;
+        match catch_unwind(AssertUnwindSafe(|| model.infer(batch, &chunk.params))) {
+            Ok(result) => result,
+            Err(panic) => {
+                // Whatever state the panic left behind must not serve the next request.
+                self.models.remove(&chunk.model);
+                let why = panic_message(&*panic);
+                Err(Error::internal(format!("the model panicked: {why}")))
+            }
+        }
+    }
+
+    fn open(&mut self, id: ModelId) -> Result<&mut Box<dyn Model>> {
+        use std::collections::hash_map::Entry;
+        match self.models.entry(id) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let (source, worker) = (&self.seat.source, self.seat.id);
+                let opened = catch_unwind(AssertUnwindSafe(|| source.open(id, worker)));
+                let model = opened.unwrap_or_else(|panic| {
+                    let why = panic_message(&*panic);
+                    Err(Error::internal(format!(
+                        "opening the model panicked: {why}"
+                    )))
+                })?;
+                Ok(entry.insert(model))
+            }
+        }
+    }
+}
+
+fn join(batches: &[Batch]) -> Result<Batch> {
+    let columns = batches.first().map_or(0, |b| b.tensors.len());
+    let tensors = (0..columns)
+        .map(|column| {
+            let pieces: Vec<Tensor> = batches.iter().map(|b| b.tensors[column].clone()).collect();
+            Tensor::concat(&pieces)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Batch { tensors })
+}
+
+fn check_rows(member: &Member, outputs: &Batch) -> Result<()> {
+    if member.whole {
+        return Ok(());
+    }
+    outputs
+        .tensors
+        .iter()
+        .try_for_each(|tensor| check_output_rows(tensor, member.rows))
+}
+
+fn check_output_rows(tensor: &Tensor, rows: u64) -> Result<()> {
+    if tensor.rows() == Some(rows as usize) {
+        return Ok(());
+    }
+    Err(Error::internal(format!(
+        "output {:?} has shape {:?} for {rows} rows: the model does not keep its rows apart",
+        tensor.name(),
+        tensor.shape()
+    )))
+}

@@ -1,0 +1,138 @@
+//! The workers as the policy sees them: who has a place, and who will be free first.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::Lane;
+use crate::message::{ChunkId, WorkerId};
+
+/// Fewest chunks first, then who is free first; the number settles the rest.
+type Key = (u32, u64, u32);
+
+#[derive(Debug, Default)]
+struct Worker {
+    up: bool,
+    small: VecDeque<(ChunkId, u64)>,
+    bulk: VecDeque<(ChunkId, u64)>,
+    /// When what runs is expected to end; for an idle worker, when it became idle.
+    free_us: u64,
+    keys: [Option<Key>; 2],
+}
+
+/// All workers, ordered for each lane by who should get the next chunk.
+#[derive(Debug)]
+pub(super) struct Workers {
+    workers: Vec<Worker>,
+    places: u32,
+    ready: [BTreeSet<Key>; 2],
+    idle: usize,
+}
+
+fn index(lane: Lane) -> usize {
+    match lane {
+        Lane::Small => 0,
+        Lane::Bulk => 1,
+    }
+}
+
+impl Workers {
+    pub(super) fn new(count: usize, places: u32) -> Workers {
+        Workers {
+            workers: (0..count).map(|_| Worker::default()).collect(),
+            places,
+            ready: [BTreeSet::new(), BTreeSet::new()],
+            idle: 0,
+        }
+    }
+
+    /// Workers that hold nothing.
+    pub(super) fn idle(&self) -> usize {
+        self.idle
+    }
+
+    pub(super) fn held(&self, worker: WorkerId) -> usize {
+        let worker = self.workers.get(worker.0 as usize);
+        worker.map_or(0, |w| w.small.len() + w.bulk.len())
+    }
+
+    /// The worker that should get the next chunk of a lane, if any has a place.
+    pub(super) fn best(&self, lane: Lane) -> Option<WorkerId> {
+        let (_, _, worker) = self.ready[index(lane)].first()?;
+        Some(WorkerId(*worker))
+    }
+
+    /// Changes a worker, keeping the order and the count of the idle ones.
+    fn change<T>(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+        let worker = self.workers.get_mut(id.0 as usize)?;
+        let is_idle = |w: &Worker| w.up && w.small.is_empty() && w.bulk.is_empty();
+        let was_idle = is_idle(worker);
+        let result = change(worker);
+        self.idle = self.idle + usize::from(is_idle(worker)) - usize::from(was_idle);
+        for lane in [Lane::Small, Lane::Bulk] {
+            let held = match lane {
+                Lane::Small => worker.small.len() as u32,
+                Lane::Bulk => worker.bulk.len() as u32,
+            };
+            // A small chunk runs after what runs now and before the bulk that waits: only its own lane counts,
+            // and whether the worker is idle.
+            let busy = u32::from(!is_idle(worker));
+            let key =
+                (worker.up && held < self.places).then_some((held + busy, worker.free_us, id.0));
+            let ready = &mut self.ready[index(lane)];
+            if let Some(old) = std::mem::replace(&mut worker.keys[index(lane)], key) {
+                ready.remove(&old);
+            }
+            if let Some(key) = key {
+                ready.insert(key);
+            }
+        }
+        Some(result)
+    }
+
+    pub(super) fn up(&mut self, id: WorkerId, now_us: u64) {
+        self.change(id, |worker| {
+            worker.up = true;
+            worker.free_us = now_us;
+        });
+    }
+
+    /// Takes a worker out, and returns the chunks that it held.
+    pub(super) fn down(&mut self, id: WorkerId) -> Vec<ChunkId> {
+        self.change(id, |worker| {
+            worker.up = false;
+            let held = worker.small.drain(..).chain(worker.bulk.drain(..));
+            held.map(|(chunk, _)| chunk).collect()
+        })
+        .unwrap_or_default()
+    }
+
+    pub(super) fn give(
+        &mut self,
+        id: WorkerId,
+        lane: Lane,
+        chunk: ChunkId,
+        expected_us: u64,
+        now_us: u64,
+    ) {
+        self.change(id, |worker| {
+            if worker.small.is_empty() && worker.bulk.is_empty() {
+                worker.free_us = now_us + expected_us;
+            }
+            match lane {
+                Lane::Small => worker.small.push_back((chunk, expected_us)),
+                Lane::Bulk => worker.bulk.push_back((chunk, expected_us)),
+            }
+        });
+    }
+
+    pub(super) fn credit(&mut self, id: WorkerId, lane: Lane, chunk: ChunkId, now_us: u64) {
+        self.change(id, |worker| {
+            let held = match lane {
+                Lane::Small => &mut worker.small,
+                Lane::Bulk => &mut worker.bulk,
+            };
+            held.retain(|(id, _)| *id != chunk);
+            let next = worker.small.front().or(worker.bulk.front());
+            worker.free_us = now_us + next.map_or(0, |(_, expected)| *expected);
+        });
+    }
+}

@@ -1,0 +1,406 @@
+//! Wiring: threads and sockets, being ready, and the order of stopping.
+//!
+//! ```text
+//! start: engine, registry ▸ sink binds ▸ ventilator binds ▸ files ▸ workers connect ▸ preload ▸ ready
+//! stop:  ventilator drains ▸ marker through each worker to the sink ▸ sink ends ▸ ventilator's last word ▸ join
+//! ```
+
+mod local;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use zmq::Context;
+
+use self::local::LocalFiles;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::message::WorkerId;
+use crate::model::Engine;
+use crate::model::loader::Loader;
+use crate::model::{Registry, RegistryConfig};
+use crate::pipeline::guard::Guard;
+use crate::pipeline::ventilator::{Facts, Lanes};
+use crate::pipeline::worker::Seat;
+use crate::pipeline::{
+    CancelBoard, Clock, DOOR_IN, DOOR_OUT, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell,
+    ventilator, worker,
+};
+use crate::schedule::{Lane, Limits};
+use crate::socket::{self, Front};
+use crate::wire::client::StopMode;
+use crate::wire::inner::{self, ToVentilator};
+use crate::wire::server::Welcome;
+
+/// Headers and payload of a request that the socket itself lets through; the exact check comes later.
+const RECEIVE_MARK: i32 = 16;
+/// Answers that may wait for one client in the socket.
+const SEND_MARK: i32 = 4096;
+/// What `port_out` takes in one frame: a hello.
+const HELLO_BYTES: i64 = 4096;
+/// How long a stop at once waits for workers that are inside a model.
+const WORKER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A running server.
+pub struct Server {
+    port: u16,
+    port_out: u16,
+    stopper: Stopper,
+    ventilator: JoinHandle<Result<()>>,
+    sink: JoinHandle<Result<()>>,
+    workers: Vec<JoinHandle<()>>,
+    worker_ended: Receiver<()>,
+}
+
+/// Asks a server to stop, from any thread.
+#[derive(Clone)]
+pub struct Stopper {
+    context: Context,
+    files: Arc<LocalFiles>,
+}
+
+impl Stopper {
+    /// Asks for a stop; [`Server::wait`] tells when it is over.
+    pub fn stop(&self, mode: StopMode) {
+        let stop = ToVentilator::Stop(mode == StopMode::Now);
+        let sent = socket::inner_connected(&self.context, zmq::PUSH, TO_VENTILATOR)
+            .and_then(|mut socket| tell(&mut socket, inner::write_to_ventilator(stop)));
+        if let Err(error) = sent {
+            tracing::debug!(%error, "asked to stop, but it has stopped");
+        }
+    }
+
+    /// Removes the server's files now: for a process that is about to end without waiting.
+    pub fn remove_files(&self) {
+        self.files.remove();
+    }
+}
+
+/// What a thread that binds reports, and what it is told then.
+struct Binding {
+    bound: Receiver<Result<u16>>,
+    go: Sender<String>,
+}
+
+/// The other side of a [`Binding`].
+struct Binder {
+    bound: Sender<Result<u16>>,
+    go: Receiver<String>,
+}
+
+fn binding() -> (Binding, Binder) {
+    let (bound_sender, bound) = bounded(1);
+    let (go, go_receiver) = bounded(1);
+    let binder = Binder {
+        bound: bound_sender,
+        go: go_receiver,
+    };
+    (Binding { bound, go }, binder)
+}
+
+impl Binding {
+    fn port(&self) -> Result<u16> {
+        self.bound.recv().unwrap_or_else(|_| {
+            Err(Error::internal(
+                "a thread ended before it had bound its port",
+            ))
+        })
+    }
+}
+
+impl Binder {
+    /// Binds TCP, reports the port, and binds the local endpoint once it is known to be free.
+    fn bind(&self, front: &Front<'_>) -> Result<(zmq::Socket, u16)> {
+        let bound = front.bind().and_then(|socket| {
+            let port = socket::port_of(&socket)?;
+            Ok((socket, port))
+        });
+        let report = bound.as_ref().map(|(_, port)| *port).map_err(Error::clone);
+        // If nobody listens, the start was given up: then no local endpoint comes either.
+        let _ = self.bound.send(report);
+        let (socket, port) = bound?;
+        let local = self
+            .go
+            .recv()
+            .map_err(|_| Error::unavailable("the start was given up"))?;
+        socket::bind_local(&socket, &local, front.door)?;
+        Ok((socket, port))
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: String,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(body)
+        .map_err(|e| Error::exhausted(format!("a thread could not be started: {e}")))
+}
+
+impl Server {
+    /// Starts a server, and returns when it can serve: every worker is up and every preloaded model is open.
+    ///
+    /// # Errors
+    /// What is missing: the engine's library, a device, a free port, a folder that can be written, a model that was
+    /// to be preloaded. Nothing is left behind then.
+    pub fn start(config: Config) -> Result<Server> {
+        let engine = Engine::load(config.onnxruntime.as_deref(), config.verbose)?;
+        for device in &config.devices {
+            engine.check_device(*device)?;
+        }
+        let registry = Arc::new(Registry::new(engine, registry_config(&config))?);
+        let context = Context::new();
+        let clock = Clock::start();
+
+        let (sink_binding, binder) = binding();
+        let sink = {
+            let (context, config) = (context.clone(), config.clone());
+            spawn("sink".to_owned(), move || {
+                run_sink(&context, &config, clock, &binder)
+            })?
+        };
+        let port_out = sink_binding.port()?;
+
+        let (ventilator_binding, binder) = binding();
+        let (ready_sender, ready) = bounded(1);
+        let board = CancelBoard::new();
+        let ventilator = {
+            let (context, config) = (context.clone(), config.clone());
+            let (registry, board) = (registry.clone(), board.clone());
+            spawn("ventilator".to_owned(), move || {
+                let inside = Inside {
+                    registry,
+                    board,
+                    clock,
+                    port_out,
+                    ready: ready_sender,
+                };
+                run_ventilator(&context, &config, inside, &binder)
+            })?
+        };
+        let port = ventilator_binding.port()?;
+
+        let files = Arc::new(LocalFiles::claim(&config.sock_tmp_dir, port)?);
+        // A thread that is gone reports itself below.
+        let _ = sink_binding.go.send(files.endpoint_out());
+        let _ = ventilator_binding.go.send(files.endpoint_in());
+
+        let (ended, worker_ended) = bounded(config.num_worker);
+        let mut workers = Vec::with_capacity(config.num_worker);
+        for number in 0..config.num_worker {
+            let seat = Seat {
+                id: WorkerId(number as u32),
+                source: registry.clone(),
+                board: board.clone(),
+                clock,
+            };
+            let (context, ended) = (context.clone(), ended.clone());
+            workers.push(spawn(format!("worker-{number}"), move || {
+                if let Err(error) = worker::run(&context, seat) {
+                    tracing::debug!(worker_id = number, %error, "a worker ended");
+                }
+                let _ = ended.send(()); // the server may not wait any more
+            })?);
+        }
+        let server = Server {
+            port,
+            port_out,
+            stopper: Stopper { context, files },
+            ventilator,
+            sink,
+            workers,
+            worker_ended,
+        };
+        let started = ready
+            .recv()
+            .unwrap_or_else(|_| Err(Error::internal("the ventilator ended before it was ready")));
+        if let Err(error) = started {
+            server.stopper.stop(StopMode::Now);
+            // The reason for the stop is the one to report.
+            let _ = server.wait();
+            return Err(error);
+        }
+        tracing::info!(port, port_out, workers = config.num_worker, "ready");
+        Ok(server)
+    }
+
+    /// Where requests arrive.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where results leave.
+    pub fn port_out(&self) -> u16 {
+        self.port_out
+    }
+
+    /// The context that front doors in this process share with the server.
+    pub fn context(&self) -> Context {
+        self.stopper.context.clone()
+    }
+
+    /// Asks this server to stop.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Waits until the server has stopped, by a client's terminate or by a [`Stopper`].
+    ///
+    /// # Errors
+    /// What went wrong inside.
+    pub fn wait(self) -> Result<()> {
+        let ventilator = join("ventilator", self.ventilator);
+        let sink = join("sink", self.sink);
+        // After a stop at once a worker may be inside a model for minutes: such a thread ends with the process.
+        let all_ended = self
+            .workers
+            .iter()
+            .all(|_| self.worker_ended.recv_timeout(WORKER_PATIENCE).is_ok());
+        if all_ended {
+            for worker in self.workers {
+                // It has said that it ended; a panic on the way out was logged by the hook.
+                let _ = worker.join();
+            }
+        }
+        self.stopper.files.remove();
+        ventilator.and(sink)
+    }
+}
+
+fn join(name: &str, thread: JoinHandle<Result<()>>) -> Result<()> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(Error::internal(format!("the {name} panicked"))))
+}
+
+fn registry_config(config: &Config) -> RegistryConfig {
+    RegistryConfig {
+        run_script_dir: config.run_script_dir.clone(),
+        allow_paths: config.allow_paths.clone(),
+        devices: config.devices.clone(),
+        intra_op_threads: config.intra_op_threads,
+        gpu_memory_fraction: config.gpu_memory_fraction,
+    }
+}
+
+fn run_sink(context: &Context, config: &Config, clock: Clock, binder: &Binder) -> Result<()> {
+    let inbox = socket::inner_bound(context, zmq::PULL, TO_SINK)?;
+    let (router, _) = binder.bind(&Front {
+        context,
+        flag: "--port-out",
+        host: &config.host,
+        port: config.port_out,
+        door: DOOR_OUT,
+        max_frame_bytes: HELLO_BYTES,
+        receive_mark: RECEIVE_MARK,
+        send_mark: SEND_MARK,
+        mandatory: true,
+    })?;
+    sink::run(sink::Setup {
+        router,
+        inbox,
+        ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
+        clock,
+        workers: config.num_worker,
+        max_client_bytes: config.max_client_bytes,
+    })
+}
+
+/// What the ventilator shares with others.
+struct Inside {
+    registry: Arc<Registry>,
+    board: Arc<CancelBoard>,
+    clock: Clock,
+    port_out: u16,
+    ready: Sender<Result<()>>,
+}
+
+fn run_ventilator(
+    context: &Context,
+    config: &Config,
+    inside: Inside,
+    binder: &Binder,
+) -> Result<()> {
+    let inbox = socket::inner_bound(context, zmq::PULL, TO_VENTILATOR)?;
+    let lanes = (0..config.num_worker)
+        .map(|number| {
+            let push = |lane| {
+                let endpoint = lane_endpoint(WorkerId(number as u32), lane);
+                socket::inner_bound(context, zmq::PUSH, &endpoint)
+            };
+            Ok(Lanes {
+                small: push(Lane::Small)?,
+                bulk: push(Lane::Bulk)?,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let max_frame_bytes = config.max_request_bytes + socket::HEADER_SLACK_BYTES;
+    let (router, port) = binder.bind(&Front {
+        context,
+        flag: "--port",
+        host: &config.host,
+        port: config.port,
+        door: DOOR_IN,
+        max_frame_bytes: i64::try_from(max_frame_bytes).unwrap_or(i64::MAX),
+        receive_mark: RECEIVE_MARK,
+        send_mark: SEND_MARK,
+        mandatory: false,
+    })?;
+    let guard = Guard::watch(context, &router, max_frame_bytes)?;
+    let loader_context = context.clone();
+    let loader = Loader::start(inside.registry.clone(), move || {
+        let mut ventilator = socket::inner_connected(&loader_context, zmq::PUSH, TO_VENTILATOR)?;
+        Ok(move |ticket| {
+            let loaded = inner::write_to_ventilator(ToVentilator::Loaded(ticket));
+            if let Err(error) = tell(&mut ventilator, loaded) {
+                tracing::debug!(%error, "the loader has nobody to tell");
+            }
+        })
+    })?;
+    ventilator::run(ventilator::Setup {
+        inbox,
+        lanes,
+        sink: socket::inner_connected(context, zmq::PUSH, TO_SINK)?,
+        guard,
+        loader,
+        registry: inside.registry,
+        board: inside.board,
+        clock: inside.clock,
+        facts: facts(config, port, inside.port_out),
+        ready: inside.ready,
+        router,
+    })
+}
+
+fn facts(config: &Config, port: u16, port_out: u16) -> Facts {
+    let mut settings = config.settings();
+    settings.insert("port".to_owned(), port.to_string());
+    settings.insert("port_out".to_owned(), port_out.to_string());
+    let device = |number: usize| config.devices[number % config.devices.len()].to_string();
+    Facts {
+        welcome: Welcome {
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            port_out,
+            max_batch_size: config.max_batch_size as u64,
+            max_request_bytes: config.max_request_bytes,
+            max_client_bytes: config.max_client_bytes,
+        },
+        settings,
+        devices: (0..config.num_worker).map(device).collect(),
+        default_timeout: config.default_timeout,
+        limits: Limits {
+            workers: config.num_worker,
+            max_batch_rows: config.max_batch_size,
+            priority_rows: config.priority_batch_size,
+            prefetch: config.prefetch_size,
+            max_chunk_us: config.max_chunk.map(|t| t.as_micros() as u64),
+            batch_delay_us: config.max_batch_delay.as_micros() as u64,
+            max_requests: config.max_queue_requests,
+            max_bytes: config.max_queue_bytes,
+        },
+        preload: config.preload.clone(),
+    }
+}

@@ -1,0 +1,63 @@
+//! The server's files in `--zeromq-sock-tmp-dir`: two local sockets, and a lock that keeps two servers apart.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The files of one server. They are removed when it ends; a lock that outlived its server locks nothing.
+#[derive(Debug)]
+pub(crate) struct LocalFiles {
+    base: PathBuf,
+    /// Locked for as long as it is open.
+    _lock: File,
+}
+
+impl LocalFiles {
+    /// Takes the files of that port for this server. The port is bound already, so nobody else can be using them
+    /// but a server that binds another address.
+    pub(crate) fn claim(dir: &Path, port: u16) -> Result<LocalFiles> {
+        let base = dir.join(format!("mdm-{port}"));
+        let path = base.with_extension("lock");
+        let lock = File::create(&path)
+            .map_err(|e| Error::precondition(format!("{}: {e}", path.display())))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(LocalFiles { base, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(Error::precondition(format!(
+                "{}: another server holds it; give each its own --zeromq-sock-tmp-dir",
+                path.display()
+            ))),
+            Err(TryLockError::Error(e)) => {
+                Err(Error::precondition(format!("{}: {e}", path.display())))
+            }
+        }
+    }
+
+    fn endpoint(&self, extension: &str) -> String {
+        format!("ipc://{}", self.base.with_extension(extension).display())
+    }
+
+    /// Where requests arrive.
+    pub(crate) fn endpoint_in(&self) -> String {
+        self.endpoint("in")
+    }
+
+    /// Where results leave.
+    pub(crate) fn endpoint_out(&self) -> String {
+        self.endpoint("out")
+    }
+
+    /// Removes the files; some may be gone already.
+    pub(crate) fn remove(&self) {
+        for extension in ["in", "out", "lock"] {
+            // libzmq removes the sockets itself when it closes them; the lock is still ours here.
+            let _ = std::fs::remove_file(self.base.with_extension(extension));
+        }
+    }
+}
+
+impl Drop for LocalFiles {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}

@@ -1,0 +1,152 @@
+//! Pure arithmetic: how many rows the next chunk of a request has, and parts back in row order.
+
+use std::collections::HashSet;
+
+use crate::tensor::Batch;
+
+/// What bounds a cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    /// Most rows in a chunk.
+    pub most: usize,
+    /// No chunk is made smaller than this only to have more of them.
+    pub floor: usize,
+    /// Chunks that can run at once.
+    pub workers: usize,
+    /// Rows come in multiples of this (a model of a fixed batch), but for the last chunk.
+    pub step: usize,
+}
+
+impl Cut {
+    /// Into how many chunks so many rows are cut: as many as the workers can use, in whole rounds.
+    pub(crate) fn chunks(&self, rows: usize) -> usize {
+        let most = self.most.max(1);
+        let rounds = rows.div_ceil(most * self.workers.max(1));
+        let wanted = rounds * self.workers.max(1);
+        let useful = rows / self.floor.max(1);
+        wanted.min(useful).max(rows.div_ceil(most)).max(1)
+    }
+
+    /// The next chunk's rows, if `rows` are left for `chunks` chunks: they end up alike but for one row
+    /// (or one step).
+    pub(crate) fn next(&self, rows: usize, chunks: usize) -> usize {
+        let even = rows.div_ceil(chunks.max(1));
+        even.next_multiple_of(self.step.max(1)).min(rows)
+    }
+}
+
+/// The parts of one request, until they are all there.
+#[derive(Debug, Default)]
+pub(crate) struct Gather {
+    parts: Vec<(u64, Batch)>,
+    seen: HashSet<u64>,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Gather {
+    /// Takes rows `offset..offset + rows`. False if they were there already.
+    pub(crate) fn add(&mut self, offset: u64, rows: u64, part: Batch) -> bool {
+        if !self.seen.insert(offset) {
+            return false;
+        }
+        self.rows += rows;
+        self.bytes += part.payload_bytes() as u64;
+        self.parts.push((offset, part));
+        true
+    }
+
+    /// Rows that have come.
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Bytes that are held.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The parts in row order.
+    pub(crate) fn into_parts(mut self) -> Vec<Batch> {
+        self.parts.sort_unstable_by_key(|(offset, _)| *offset);
+        self.parts.into_iter().map(|(_, part)| part).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+    use proptest::prelude::*;
+
+    fn cut_all(cut: Cut, rows: usize) -> Vec<usize> {
+        let mut left = rows;
+        let mut chunks = cut.chunks(rows);
+        let mut sizes = Vec::new();
+        while left > 0 {
+            let size = cut.next(left, chunks);
+            sizes.push(size);
+            left -= size;
+            chunks -= 1;
+        }
+        sizes
+    }
+
+    fn cut(most: usize, floor: usize, workers: usize) -> Cut {
+        Cut {
+            most,
+            floor,
+            workers,
+            step: 1,
+        }
+    }
+
+    #[test]
+    fn four_hundred_rows_on_four_workers_are_four_times_a_hundred() {
+        assert_eq!(cut_all(cut(1024, 16, 4), 400), [100; 4]);
+    }
+
+    #[test]
+    fn chunks_are_never_small_for_the_sake_of_it() {
+        assert_eq!(cut_all(cut(1024, 16, 8), 40), [20, 20]);
+        assert_eq!(cut_all(cut(1024, 16, 8), 17), [17]);
+    }
+
+    #[test]
+    fn a_fixed_batch_is_cut_at_its_multiples() {
+        let cut = Cut {
+            step: 8,
+            ..cut(1024, 16, 4)
+        };
+        assert_eq!(cut_all(cut, 100), [32, 24, 24, 20]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_is_in_one_chunk_and_chunks_are_alike(
+            rows in 1usize..100_000, most in 1usize..2000, floor in 1usize..64, workers in 1usize..100,
+        ) {
+            let sizes = cut_all(cut(most, floor, workers), rows);
+            prop_assert_eq!(sizes.iter().sum::<usize>(), rows);
+            let (min, max) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+            prop_assert!(max - min <= 1 && *max <= most, "{:?}", sizes);
+            let all_used = sizes.len().is_multiple_of(workers) || sizes.len() < workers
+                || rows / sizes.len() <= 2 * floor || sizes.len() == rows.div_ceil(most);
+            prop_assert!(all_used);
+        }
+    }
+
+    #[test]
+    fn parts_come_back_in_row_order_and_once() {
+        let part = |v: f32| Batch {
+            tensors: vec![Tensor::from_slice("y", vec![1], &[v]).unwrap()],
+        };
+        let mut gather = Gather::default();
+        assert!(gather.add(2, 1, part(2.)));
+        assert!(gather.add(0, 1, part(0.)));
+        assert!(!gather.add(2, 1, part(9.)));
+        assert!(gather.add(1, 1, part(1.)));
+        assert_eq!((gather.rows(), gather.bytes()), (3, 12));
+        assert_eq!(gather.into_parts(), [part(0.), part(1.), part(2.)]);
+    }
+}

@@ -1,0 +1,590 @@
+//! Writes small ONNX models (opset 17) for tests and benchmarks: the same bytes every time, no Python.
+#![allow(dead_code)] // each test and benchmark uses some of the models
+
+#[path = "../../src/model/proto.rs"]
+mod proto;
+
+use mdm::DataType;
+use prost::Message;
+use proto::*;
+
+/// A dimension of an input or output.
+#[derive(Clone, Copy, Debug)]
+pub enum D {
+    /// Always this size.
+    Fix(i64),
+    /// A symbol.
+    Sym(&'static str),
+    /// Dynamic, without a name.
+    Any,
+}
+
+/// The identity for any datatype but JSON: input "x", output "y", both `[N, dims…]`.
+pub fn echo(datatype: DataType, dims: &[usize]) -> Vec<u8> {
+    let mut shape = vec![D::Sym("N")];
+    shape.extend(dims.iter().map(|&dim| D::Fix(dim as i64)));
+    let element = element(datatype);
+    graph(
+        vec![node("Identity", &["x"], &["y"], vec![])],
+        vec![value("x", element, &shape)],
+        vec![value("y", element, &shape)],
+        vec![],
+    )
+}
+
+/// A perceptron 64-256-256-10 with Relu: "x" FP32 [N,64], "y" FP32 [N,10].
+pub fn mlp() -> Vec<u8> {
+    let mut nodes = Vec::new();
+    let mut weights = Vec::new();
+    let sizes = [64, 256, 256, 10];
+    let mut from = "x".to_owned();
+    for layer in 0..3 {
+        let (rows, columns) = (sizes[layer], sizes[layer + 1]);
+        let (w, b, z) = (
+            format!("w{layer}"),
+            format!("b{layer}"),
+            if layer == 2 {
+                "y".to_owned()
+            } else {
+                format!("z{layer}")
+            },
+        );
+        let scale = (6.0 / (rows + columns) as f32).sqrt();
+        weights.push(floats(&w, &[rows, columns], scale, layer as u64 + 1));
+        weights.push(floats(&b, &[columns], 0.1, layer as u64 + 11));
+        nodes.push(node("Gemm", &[&from, &w, &b], &[&z], vec![]));
+        from = z;
+        if layer < 2 {
+            let relu = format!("h{layer}");
+            nodes.push(node("Relu", &[&from], &[&relu], vec![]));
+            from = relu;
+        }
+    }
+    graph(
+        nodes,
+        vec![value("x", ElementType::Float, &[D::Sym("N"), D::Fix(64)])],
+        vec![value("y", ElementType::Float, &[D::Sym("N"), D::Fix(10)])],
+        weights,
+    )
+}
+
+/// A sequence labeller: "ids" INT64 [N,64] below 5,000 -> embedding 100 -> bidirectional LSTM 128 -> "logits" FP32
+/// [N,64,3].
+pub fn bilstm() -> Vec<u8> {
+    let (vocabulary, embedding, hidden, positions) = (5000, 100, 128, 64);
+    let nodes = vec![
+        node("Gather", &["embedding", "ids"], &["e"], vec![]),
+        // ONNX's LSTM wants [sequence, batch, features].
+        node("Transpose", &["e"], &["s"], vec![ints("perm", &[1, 0, 2])]),
+        node(
+            "LSTM",
+            &["s", "w", "r", "b"],
+            &["h"],
+            vec![
+                int("hidden_size", hidden as i64),
+                string("direction", "bidirectional"),
+            ],
+        ),
+        // [sequence, directions, batch, hidden] -> [batch, sequence, directions, hidden]
+        node(
+            "Transpose",
+            &["h"],
+            &["t"],
+            vec![ints("perm", &[2, 0, 1, 3])],
+        ),
+        node("Reshape", &["t", "joined"], &["f"], vec![]),
+        node("MatMul", &["f", "v"], &["m"], vec![]),
+        node("Add", &["m", "c"], &["logits"], vec![]),
+    ];
+    let weights = vec![
+        floats("embedding", &[vocabulary, embedding], 1.0, 21),
+        floats("w", &[2, 4 * hidden, embedding], 0.1, 22),
+        floats("r", &[2, 4 * hidden, hidden], 0.1, 23),
+        floats("b", &[2, 8 * hidden], 0.1, 24),
+        integers("joined", &[0, 0, 2 * hidden as i64]),
+        floats("v", &[2 * hidden, 3], 0.1, 25),
+        floats("c", &[3], 0.1, 26),
+    ];
+    let n = D::Sym("N");
+    graph(
+        nodes,
+        vec![value("ids", ElementType::Int64, &[n, D::Fix(positions)])],
+        vec![value(
+            "logits",
+            ElementType::Float,
+            &[n, D::Fix(positions), D::Fix(3)],
+        )],
+        weights,
+    )
+}
+
+/// "x" FP32 [N,1024] through square MatMuls with so many megabytes (4 each) of weights, inside the file, to "y".
+pub fn matmul_weights(megabytes: usize) -> Vec<u8> {
+    let layers = (megabytes / 4).max(1);
+    let mut nodes = Vec::new();
+    let mut weights = Vec::new();
+    for layer in 0..layers {
+        let from = if layer == 0 {
+            "x".to_owned()
+        } else {
+            format!("z{}", layer - 1)
+        };
+        let to = if layer + 1 == layers {
+            "y".to_owned()
+        } else {
+            format!("z{layer}")
+        };
+        let w = format!("w{layer}");
+        nodes.push(node("MatMul", &[&from, &w], &[&to], vec![]));
+        weights.push(floats(&w, &[1024, 1024], 0.05, 100 + layer as u64));
+    }
+    let shape = [D::Sym("N"), D::Fix(1024)];
+    graph(
+        nodes,
+        vec![value("x", ElementType::Float, &shape)],
+        vec![value("y", ElementType::Float, &shape)],
+        weights,
+    )
+}
+
+/// As [`matmul_weights`] with one MatMul of so many megabytes (256 rows of weights).
+pub fn one_matmul(megabytes: usize) -> Vec<u8> {
+    let columns = megabytes * 1024;
+    graph(
+        vec![node("MatMul", &["x", "w"], &["y"], vec![])],
+        vec![value("x", ElementType::Float, &[D::Sym("N"), D::Fix(256)])],
+        vec![value(
+            "y",
+            ElementType::Float,
+            &[D::Sym("N"), D::Fix(columns as i64)],
+        )],
+        vec![floats("w", &[256, columns], 0.05, 99)],
+    )
+}
+
+/// "x" FP32 [b,8] -> "y" FP32 [b,4]: exactly `b` rows at a time.
+pub fn fixed_batch(b: usize) -> Vec<u8> {
+    graph(
+        vec![node("MatMul", &["x", "w"], &["y"], vec![])],
+        vec![value(
+            "x",
+            ElementType::Float,
+            &[D::Fix(b as i64), D::Fix(8)],
+        )],
+        vec![value(
+            "y",
+            ElementType::Float,
+            &[D::Fix(b as i64), D::Fix(4)],
+        )],
+        vec![floats("w", &[8, 4], 1.0, 31)],
+    )
+}
+
+/// "a" FP32 [3,4] x "b" FP32 [4,5] -> "y" FP32 [3,5], "rank" INT64 []: dimension 0 is no row.
+pub fn no_batch() -> Vec<u8> {
+    graph(
+        vec![
+            node("MatMul", &["a", "b"], &["y"], vec![]),
+            node("Size", &["y"], &["size"], vec![]),
+        ],
+        vec![
+            value("a", ElementType::Float, &[D::Fix(3), D::Fix(4)]),
+            value("b", ElementType::Float, &[D::Fix(4), D::Fix(5)]),
+        ],
+        vec![
+            value("y", ElementType::Float, &[D::Fix(3), D::Fix(5)]),
+            value("size", ElementType::Int64, &[]),
+        ],
+        vec![],
+    )
+}
+
+/// "a" FP32 [N,3], "b" INT64 [N,3] -> "sum" FP32 [N,3], "difference" INT64 [N,3].
+pub fn two_inputs_two_outputs() -> Vec<u8> {
+    let shape = [D::Sym("N"), D::Fix(3)];
+    graph(
+        vec![
+            node(
+                "Cast",
+                &["b"],
+                &["bf"],
+                vec![int("to", ElementType::Float as i64)],
+            ),
+            node(
+                "Cast",
+                &["a"],
+                &["ai"],
+                vec![int("to", ElementType::Int64 as i64)],
+            ),
+            node("Add", &["a", "bf"], &["sum"], vec![]),
+            node("Sub", &["ai", "b"], &["difference"], vec![]),
+        ],
+        vec![
+            value("a", ElementType::Float, &shape),
+            value("b", ElementType::Int64, &shape),
+        ],
+        vec![
+            value("sum", ElementType::Float, &shape),
+            value("difference", ElementType::Int64, &shape),
+        ],
+        vec![],
+    )
+}
+
+/// "x" FP32 [N,S] and "mask" FP32 [N,S] -> "y" FP32 [N,S]: a second symbol, which requests may bind differently.
+pub fn two_symbols() -> Vec<u8> {
+    let shape = [D::Sym("N"), D::Sym("S")];
+    graph(
+        vec![node("Mul", &["x", "mask"], &["y"], vec![])],
+        vec![
+            value("x", ElementType::Float, &shape),
+            value("mask", ElementType::Float, &shape),
+        ],
+        vec![value("y", ElementType::Float, &shape)],
+        vec![],
+    )
+}
+
+/// "x" BYTES [N] -> "y" BYTES [N], in upper case.
+pub fn upper_case() -> Vec<u8> {
+    graph(
+        vec![node(
+            "StringNormalizer",
+            &["x"],
+            &["y"],
+            vec![
+                string("case_change_action", "UPPER"),
+                int("is_case_sensitive", 1),
+            ],
+        )],
+        vec![value("x", ElementType::String, &[D::Sym("N")])],
+        vec![value("y", ElementType::String, &[D::Sym("N")])],
+        vec![],
+    )
+}
+
+/// "x" INT64 [N] -> "y" FP32 [N]: looks up a table of 10, and fails for any other number.
+pub fn failing_at_run() -> Vec<u8> {
+    graph(
+        vec![node("Gather", &["table", "x"], &["y"], vec![])],
+        vec![value("x", ElementType::Int64, &[D::Sym("N")])],
+        vec![value("y", ElementType::Float, &[D::Sym("N")])],
+        vec![floats("table", &[10], 1.0, 41)],
+    )
+}
+
+/// "x" FP32 [N,2] -> "y" FP32 [M,2] declared as if it had as many rows, but with twice as many.
+pub fn wrong_rows() -> Vec<u8> {
+    graph(
+        vec![node("Tile", &["x", "twice"], &["y"], vec![])],
+        vec![value("x", ElementType::Float, &[D::Any, D::Fix(2)])],
+        vec![value("y", ElementType::Float, &[D::Any, D::Fix(2)])],
+        vec![integers("twice", &[2, 1])],
+    )
+}
+
+/// "x" FP32 [?,4] -> "y" FP32 [?,4]: dynamic without a name.
+pub fn dynamic_unnamed() -> Vec<u8> {
+    graph(
+        vec![node("Neg", &["x"], &["y"], vec![])],
+        vec![value("x", ElementType::Float, &[D::Any, D::Fix(4)])],
+        vec![value("y", ElementType::Float, &[D::Any, D::Fix(4)])],
+        vec![],
+    )
+}
+
+/// "x" FP32 of any rank -> "y" FP32 of any rank.
+pub fn any_rank() -> Vec<u8> {
+    let unranked = |name: &str| ValueInfoProto {
+        name: name.to_owned(),
+        r#type: Some(TypeProto {
+            tensor_type: Some(TensorTypeProto {
+                elem_type: ElementType::Float as i32,
+                shape: None,
+            }),
+            ..TypeProto::default()
+        }),
+    };
+    graph(
+        vec![node("Neg", &["x"], &["y"], vec![])],
+        vec![unranked("x")],
+        vec![unranked("y")],
+        vec![],
+    )
+}
+
+/// An output that is the input itself, without a node in between ("x" FP32 [N,512]), beside one that is not ("y").
+pub fn pass_through() -> Vec<u8> {
+    let shape = [D::Sym("N"), D::Fix(512)];
+    graph(
+        vec![node("Neg", &["x"], &["y"], vec![])],
+        vec![value("x", ElementType::Float, &shape)],
+        vec![
+            value("x", ElementType::Float, &shape),
+            value("y", ElementType::Float, &shape),
+        ],
+        vec![],
+    )
+}
+
+/// "x" FP32 [N,2] -> "y", a sequence: not to be served.
+pub fn sequence_output() -> Vec<u8> {
+    let tensor = value("x", ElementType::Float, &[D::Sym("N"), D::Fix(2)]);
+    let sequence = ValueInfoProto {
+        name: "y".to_owned(),
+        r#type: Some(TypeProto {
+            tensor_type: None,
+            sequence_type: Some(Box::new(SequenceTypeProto {
+                elem_type: tensor.r#type.clone().map(Box::new),
+            })),
+        }),
+    };
+    graph(
+        vec![node("SequenceConstruct", &["x", "x"], &["y"], vec![])],
+        vec![tensor],
+        vec![sequence],
+        vec![],
+    )
+}
+
+/// Weights that optimisers fold and fuse, that a subgraph uses, and that come in several datatypes: "x" FP32 [N,32] ->
+/// "y" FP32 [N,32].
+pub fn awkward_weights() -> Vec<u8> {
+    let branch = |name: &str, op: &str, inputs: &[&str]| GraphProto {
+        name: name.to_owned(),
+        node: vec![node(op, inputs, &[&format!("{name}_out")], vec![])],
+        output: vec![value(
+            &format!("{name}_out"),
+            ElementType::Float,
+            &[D::Sym("N"), D::Fix(32)],
+        )],
+        ..GraphProto::default()
+    };
+    let half = |name: &str, seed| {
+        let full = floats(name, &[32, 32], 0.2, seed);
+        let halves: Vec<u8> = full
+            .raw_data
+            .chunks_exact(4)
+            .flat_map(|b| {
+                half::f16::from_f32(f32::from_le_bytes([b[0], b[1], b[2], b[3]])).to_le_bytes()
+            })
+            .collect();
+        TensorProto {
+            data_type: ElementType::Float16 as i32,
+            raw_data: halves.into(),
+            ..full
+        }
+    };
+    let mut fields = floats("fields", &[32, 32], 0.2, 54);
+    fields.float_data = fields
+        .raw_data
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    fields.raw_data = bytes::Bytes::new();
+    let mut choose = attribute("then_branch", AttributeType::Graph);
+    choose.g = Some(branch("then", "MatMul", &["h", "inner"]));
+    let mut otherwise = attribute("else_branch", AttributeType::Graph);
+    otherwise.g = Some(branch("else", "Neg", &["h"]));
+    graph(
+        vec![
+            // Folded when a session is made: its weights are new in each.
+            node(
+                "Transpose",
+                &["turned"],
+                &["straight"],
+                vec![ints("perm", &[1, 0])],
+            ),
+            node("MatMul", &["x", "straight"], &["a"], vec![]),
+            node(
+                "Cast",
+                &["halves"],
+                &["widened"],
+                vec![int("to", ElementType::Float as i64)],
+            ),
+            node("MatMul", &["a", "widened"], &["b"], vec![]),
+            node("MatMul", &["b", "fields"], &["c"], vec![]),
+            // The same weights twice, plainly and turned.
+            node("Gemm", &["c", "fields"], &["d"], vec![int("transB", 1)]),
+            node("Add", &["d", "bias"], &["h"], vec![]),
+            node("Size", &["h"], &["size"], vec![]),
+            node(
+                "Cast",
+                &["size"],
+                &["some"],
+                vec![int("to", ElementType::Bool as i64)],
+            ),
+            node("If", &["some"], &["y"], vec![choose, otherwise]),
+        ],
+        vec![value("x", ElementType::Float, &[D::Sym("N"), D::Fix(32)])],
+        vec![value("y", ElementType::Float, &[D::Sym("N"), D::Fix(32)])],
+        vec![
+            floats("turned", &[32, 32], 0.2, 51),
+            half("halves", 52),
+            floats("inner", &[32, 32], 0.2, 53),
+            fields,
+            floats("bias", &[32, 32], 0.2, 55),
+        ]
+        .into_iter()
+        .map(|mut tensor| {
+            if tensor.name == "bias" {
+                tensor.dims = vec![32];
+                tensor.raw_data = tensor.raw_data.slice(..128);
+            }
+            tensor
+        })
+        .collect(),
+    )
+}
+
+/// A model of any nodes.
+pub fn graph(
+    node: Vec<NodeProto>,
+    input: Vec<ValueInfoProto>,
+    output: Vec<ValueInfoProto>,
+    initializer: Vec<TensorProto>,
+) -> Vec<u8> {
+    ModelProto {
+        ir_version: 8,
+        producer_name: "mdm-tests".to_owned(),
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: 17,
+        }],
+        graph: Some(GraphProto {
+            name: "g".to_owned(),
+            node,
+            input,
+            output,
+            initializer,
+        }),
+    }
+    .encode_to_vec()
+}
+
+/// A node.
+pub fn node(
+    op: &str,
+    inputs: &[&str],
+    outputs: &[&str],
+    attribute: Vec<AttributeProto>,
+) -> NodeProto {
+    NodeProto {
+        op_type: op.to_owned(),
+        name: format!("{op}_{}", outputs.join("_")),
+        input: inputs.iter().map(|&name| name.to_owned()).collect(),
+        output: outputs.iter().map(|&name| name.to_owned()).collect(),
+        attribute,
+        domain: String::new(),
+    }
+}
+
+/// An input or output.
+pub fn value(name: &str, element: ElementType, shape: &[D]) -> ValueInfoProto {
+    let dim = shape
+        .iter()
+        .map(|dim| DimensionProto {
+            value: match dim {
+                D::Fix(size) => Some(DimensionValue::Size(*size)),
+                D::Sym(name) => Some(DimensionValue::Symbol((*name).to_owned())),
+                D::Any => None,
+            },
+        })
+        .collect();
+    ValueInfoProto {
+        name: name.to_owned(),
+        r#type: Some(TypeProto {
+            tensor_type: Some(TensorTypeProto {
+                elem_type: element as i32,
+                shape: Some(TensorShapeProto { dim }),
+            }),
+            sequence_type: None,
+        }),
+    }
+}
+
+/// Weights between -scale and scale: the same for the same seed.
+pub fn floats(name: &str, dims: &[usize], scale: f32, seed: u64) -> TensorProto {
+    let count: usize = dims.iter().product();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut raw = Vec::with_capacity(count * 4);
+    for _ in 0..count {
+        // xorshift64: enough to be without pattern.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let unit = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        raw.extend_from_slice(&(unit * scale).to_le_bytes());
+    }
+    TensorProto {
+        name: name.to_owned(),
+        dims: dims.iter().map(|&dim| dim as i64).collect(),
+        data_type: ElementType::Float as i32,
+        raw_data: raw.into(),
+        ..TensorProto::default()
+    }
+}
+
+fn integers(name: &str, values: &[i64]) -> TensorProto {
+    TensorProto {
+        name: name.to_owned(),
+        dims: vec![values.len() as i64],
+        data_type: ElementType::Int64 as i32,
+        raw_data: values
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect::<Vec<u8>>()
+            .into(),
+        ..TensorProto::default()
+    }
+}
+
+fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        r#type: kind as i32,
+        ..AttributeProto::default()
+    }
+}
+
+fn int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto {
+        i,
+        ..attribute(name, AttributeType::Int)
+    }
+}
+
+fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto {
+        ints: values.to_vec(),
+        ..attribute(name, AttributeType::Ints)
+    }
+}
+
+fn string(name: &str, text: &str) -> AttributeProto {
+    AttributeProto {
+        s: text.as_bytes().to_vec().into(),
+        ..attribute(name, AttributeType::String)
+    }
+}
+
+/// ONNX's number for a datatype.
+pub fn element(datatype: DataType) -> ElementType {
+    match datatype {
+        DataType::Bool => ElementType::Bool,
+        DataType::Int8 => ElementType::Int8,
+        DataType::Int16 => ElementType::Int16,
+        DataType::Int32 => ElementType::Int32,
+        DataType::Int64 => ElementType::Int64,
+        DataType::Uint8 => ElementType::Uint8,
+        DataType::Uint16 => ElementType::Uint16,
+        DataType::Uint32 => ElementType::Uint32,
+        DataType::Uint64 => ElementType::Uint64,
+        DataType::Fp16 => ElementType::Float16,
+        DataType::Bf16 => ElementType::Bfloat16,
+        DataType::Fp32 => ElementType::Float,
+        DataType::Fp64 => ElementType::Double,
+        DataType::Bytes => ElementType::String,
+        DataType::Json => panic!("ONNX has no JSON"),
+    }
+}
