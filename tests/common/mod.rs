@@ -1,0 +1,211 @@
+//! What the tests share: a server of their own, and models to serve.
+#![allow(dead_code)] // each test file uses its own part of this
+
+pub mod onnx;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use mdm::client::Client;
+use tempfile::TempDir;
+
+/// How long anything in a test may take before it counts as hanging.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The real binary on free ports, with a folder of its own. It is killed when the test ends, however it ends.
+pub struct Server {
+    child: Child,
+    /// The run-script directory is in here, and whatever the server writes.
+    pub dir: TempDir,
+    pub port: u16,
+    pub port_out: u16,
+}
+
+/// A folder with models in it, by file name.
+pub fn models(files: &[(&str, Vec<u8>)]) -> TempDir {
+    let dir = TempDir::new().expect("a temporary folder");
+    std::fs::create_dir(dir.path().join("models")).expect("a folder for models");
+    for (name, bytes) in files {
+        let path = dir.path().join("models").join(name);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        std::fs::write(path, bytes).expect("a model file");
+    }
+    dir
+}
+
+/// A command of ours, with nothing of the environment that could steer it.
+pub fn command(name: &str) -> Command {
+    let path = match name {
+        "mdm-server-start" => env!("CARGO_BIN_EXE_mdm-server-start"),
+        "mdm-server-terminate" => env!("CARGO_BIN_EXE_mdm-server-terminate"),
+        "mdm-server-status" => env!("CARGO_BIN_EXE_mdm-server-status"),
+        "mdm-infer" => env!("CARGO_BIN_EXE_mdm-infer"),
+        other => panic!("{other} is none of our commands"),
+    };
+    let mut command = Command::new(path);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MDM_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+impl Server {
+    /// Starts a server over a folder that [`models`] made, with further flags.
+    pub fn start(dir: TempDir, flags: &[&str]) -> Server {
+        let mut child = command("mdm-server-start")
+            .args(["--port", "0", "--port-out", "0"])
+            .arg("--run-script-dir")
+            .arg(dir.path().join("models"))
+            .arg("--zeromq-sock-tmp-dir")
+            .arg(dir.path().join("s"))
+            .arg("--logger")
+            .arg(dir.path().join("log.txt"))
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("mdm-server-start runs");
+        let mut ready = String::new();
+        let stdout = child.stdout.take().expect("stdout");
+        BufReader::new(stdout)
+            .read_line(&mut ready)
+            .expect("a line");
+        let field = |name: &str| {
+            ready
+                .split_whitespace()
+                .find_map(|word| word.strip_prefix(name)?.parse().ok())
+        };
+        let (Some(port), Some(port_out)) = (field("port="), field("port_out=")) else {
+            let mut why = String::new();
+            let stderr = child.stderr.take().expect("stderr");
+            BufReader::new(stderr)
+                .read_to_string(&mut why)
+                .expect("text");
+            let _ = child.wait();
+            panic!("not ready: {ready:?} {why}");
+        };
+        // Its stderr is drained, so that a talkative server never blocks on a full pipe.
+        let mut stderr = child.stderr.take().expect("stderr");
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        Server {
+            child,
+            dir,
+            port,
+            port_out,
+        }
+    }
+
+    /// Starts a server with one model, `NAME.onnx`.
+    pub fn with_model(name: &str, bytes: Vec<u8>, flags: &[&str]) -> Server {
+        Server::start(models(&[(&format!("{name}.onnx"), bytes)]), flags)
+    }
+
+    /// The address of its front.
+    pub fn address(&self) -> String {
+        format!("tcp://127.0.0.1:{}", self.port)
+    }
+
+    /// A client of it.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.address()).expect("a session")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its models are.
+    pub fn models(&self) -> PathBuf {
+        self.dir.path().join("models")
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log.txt")).unwrap_or_default()
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        resident_bytes(self.pid())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.pid().to_string()])
+            .status()
+            .expect("kill runs");
+        assert!(status.success());
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_none()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for a child's end, and fails the test if it does not come.
+pub fn wait(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("a process hangs");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until something holds, and fails the test if it does not come to.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs a test's body in a thread, and fails the test if it takes too long.
+pub fn within<T: Send + 'static>(limit: Duration, body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = sender.send(body());
+    });
+    match receiver.recv_timeout(limit) {
+        Ok(value) => value,
+        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().expect_err("it ended without a value"))
+        }
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
+    }
+}
+
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Reads a file that a test left.
+pub fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
