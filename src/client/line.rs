@@ -39,15 +39,12 @@ pub(super) struct Line {
 impl Line {
     /// Starts to connect; the monitor tells what comes of it.
     pub(super) fn open(context: &Context, endpoint: String, routing_id: &[u8]) -> Result<Line> {
-        static MONITORS: AtomicU64 = AtomicU64::new(0);
-
         let socket = make(context, SocketType::DEALER)?;
         socket.set_identity(routing_id)?;
         socket.set_reconnect_ivl(RECONNECT_NEVER_MS)?;
         socket::set_heartbeat(&socket)?;
         socket.set_ipv6(endpoint.starts_with("tcp://["))?;
-        let name = MONITORS.fetch_add(1, Ordering::Relaxed);
-        let name = format!("inproc://mdm-client-monitor-{name}");
+        let name = monitor_name();
         let events = SocketEvent::CONNECTED as i32
             | SocketEvent::CONNECT_RETRIED as i32
             | SocketEvent::CLOSED as i32
@@ -59,16 +56,20 @@ impl Line {
         socket.monitor(&name, events)?;
         let monitor = make(context, SocketType::PAIR)?;
         monitor.connect(&name)?;
-        socket
-            .connect(&endpoint)
-            .map_err(|e| Error::invalid(format!("{endpoint}: cannot connect: {e}")))?;
-        Ok(Line {
+        let line = Line {
             socket,
             monitor,
             endpoint,
             phase: Phase::Connecting,
             loss: "",
-        })
+        };
+        match line.socket.connect(&line.endpoint) {
+            Ok(()) => Ok(line),
+            Err(e) => Err(Error::invalid(format!(
+                "{}: cannot connect: {e}",
+                line.endpoint
+            ))),
+        }
     }
 
     /// Reads what the monitor has to tell.
@@ -144,6 +145,24 @@ impl Line {
 
 const NO_MDM: &str =
     "the peer ended the connection during ZeroMQ's handshake: it is not an MDM server";
+
+impl Drop for Line {
+    /// A closing socket still has events to tell, from libzmq's own thread, which waits for ever if nobody is left to
+    /// hear them, and the whole context with it. So the monitor is ended first: asking for another one, of no events,
+    /// does that.
+    fn drop(&mut self) {
+        // The old monitor has ended even where the new one could not be made.
+        let _ = self.socket.monitor(&monitor_name(), 0);
+    }
+}
+
+/// An endpoint that no other monitor of this process has.
+fn monitor_name() -> String {
+    static MONITORS: AtomicU64 = AtomicU64::new(0);
+
+    let number = MONITORS.fetch_add(1, Ordering::Relaxed);
+    format!("inproc://mdm-client-monitor-{number}")
+}
 
 /// A socket that keeps nothing when it closes. Its queues have no marks: what waits in them is what the caller asked
 /// to send, and results that the server bounds.
