@@ -185,6 +185,18 @@ pub(crate) fn hang_up(fd: RawFd) {
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
+/// Returns free pages of malloc's heaps to the system; `model/memory.rs` says when. It takes milliseconds. (It is here
+/// because this is the file that may call foreign functions.)
+#[cfg(all(feature = "server", target_os = "linux", target_env = "gnu"))]
+pub(crate) fn trim_heaps() {
+    // SAFETY: malloc_trim has no preconditions; it locks each heap while it looks for free pages.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other allocators return free pages by themselves, or have no way to be asked.
+#[cfg(all(feature = "server", not(all(target_os = "linux", target_env = "gnu"))))]
+pub(crate) fn trim_heaps() {}
+
 /// A message as it came: its frames, and the connection that it came from (on a socket that has connections).
 pub(crate) type Incoming = (Vec<Bytes>, Option<RawFd>);
 

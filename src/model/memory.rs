@@ -8,19 +8,10 @@
 //! malloc_trim after each              295 MB     8 MB each: the top of a thread's own heap is never trimmed
 //! and each opened in a passing thread 240 MB     the next such thread inherits that heap
 //! ```
-//!
-//! This is one of the files that may be `unsafe`.
-#![allow(unsafe_code)] // malloc_trim is a foreign function, and no crate we use wraps it
 
 use super::loader::panic_message;
 use crate::error::{Error, Result};
-
-/// Returns free pages of malloc's heaps to the system. Takes milliseconds; call it after loading, not per request.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(crate) fn trim() {
-    // SAFETY: malloc_trim has no preconditions; it locks each heap while it looks for free pages.
-    unsafe { libc::malloc_trim(0) };
-}
+pub(crate) use crate::frames::trim_heaps as trim;
 
 /// Runs a job that needs much memory for a moment in a thread of its own, and waits for it. When the thread ends, its
 /// heap goes to the next one: so all such jobs use one heap, and not each worker's.
@@ -39,7 +30,3 @@ pub(crate) fn in_passing<T: Send>(job: impl FnOnce() -> T + Send) -> Result<T> {
             })
     })
 }
-
-/// Other allocators return free pages by themselves, or have no way to be asked.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) fn trim() {}
