@@ -92,3 +92,8 @@ pub use client::{Call, Client, Response};
 pub use error::{Error, ErrorCode, Result};
 pub use message::{Params, Priority, Request, RequestId, Stats};
 pub use tensor::{Batch, DataType, Element, Tensor};
+
+/// The examples of the README are compiled with the documentation's.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -107,7 +107,7 @@ struct Starting {
     workers_missing: HashSet<WorkerId>,
     /// Models to load, and to open on every worker.
     models_missing: usize,
-    opens_missing: usize,
+    opens_missing: HashSet<(WorkerId, ModelId)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,7 +153,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         ready: Some(setup.ready),
         workers_missing: workers.collect(),
         models_missing: setup.facts.preload.len(),
-        opens_missing: 0,
+        opens_missing: HashSet::new(),
     };
     let mut ventilator = Ventilator {
         scheduler: Scheduler::new(setup.facts.limits.clone()),
@@ -360,11 +360,15 @@ impl Ventilator {
                 );
                 self.lose_worker(worker)
             }
-            ToVentilator::Opened(_, _, error) => {
-                self.starting.opens_missing = self.starting.opens_missing.saturating_sub(1);
-                match error {
-                    Some(error) => self.fail_start(error),
-                    None => self.check_ready(),
+            ToVentilator::Opened(worker, model, error) => {
+                if self.starting.opens_missing.remove(&(worker, model)) {
+                    match error {
+                        Some(error) => self.fail_start(error),
+                        None => self.check_ready(),
+                    }
+                } else if let Some(error) = error {
+                    // The first request for it will say so too.
+                    tracing::warn!(worker_id = worker.0, %error, "a model could not be opened ahead");
                 }
                 Ok(())
             }
@@ -554,6 +558,7 @@ impl Ventilator {
         match (errand, answer) {
             (Errand::Infer(lookup), Answer::Described(result)) => self.settle(&lookup, result),
             (Errand::Load((identity, id)), Answer::Described(Ok(description))) => {
+                self.open_everywhere(description.id)?;
                 let info = ServerMessage::LoadOk(Box::new(description.info()));
                 self.answer(&identity, id, &info);
                 Ok(())
@@ -565,12 +570,11 @@ impl Ventilator {
             }
             (Errand::Preload(_), Answer::Described(Ok(description))) => {
                 self.starting.models_missing -= 1;
-                self.starting.opens_missing += self.lanes.len();
-                let open = inner::write_to_worker(&ToWorker::Open(description.id));
-                for lanes in &mut self.lanes {
-                    tell(&mut lanes.small, open.clone())?;
+                for number in 0..self.lanes.len() {
+                    let open = (WorkerId(number as u32), description.id);
+                    self.starting.opens_missing.insert(open);
                 }
-                Ok(())
+                self.open_everywhere(description.id)
             }
             (Errand::Preload(name), Answer::Described(Err(error))) => {
                 self.fail_start(error.context(format_args!("--preload {name}")));
@@ -585,6 +589,15 @@ impl Ventilator {
             }
             (_, _) => Err(Error::internal("the loader answered what it was not asked")),
         }
+    }
+
+    /// Has every worker open a model before its first chunk comes.
+    fn open_everywhere(&mut self, model: ModelId) -> Result<()> {
+        let open = inner::write_to_worker(&ToWorker::Open(model));
+        for lanes in &mut self.lanes {
+            tell(&mut lanes.small, open.clone())?;
+        }
+        Ok(())
     }
 
     fn forget_models(&mut self, models: &[ModelId]) -> Result<()> {
@@ -604,7 +617,7 @@ impl Ventilator {
     fn check_ready(&mut self) {
         let starting = &mut self.starting;
         let missing =
-            starting.workers_missing.len() + starting.models_missing + starting.opens_missing;
+            starting.workers_missing.len() + starting.models_missing + starting.opens_missing.len();
         if missing == 0
             && let Some(ready) = starting.ready.take()
         {
