@@ -265,6 +265,11 @@ impl Ventilator {
             Err(malformed) => {
                 match (malformed.id, reply) {
                     (Some(id), Some(reply)) if malformed.infer => {
+                        // Its number is used up as well: an open request must not be mistaken for it.
+                        if let Err(error) = self.clients.begin(reply, id) {
+                            self.refuse_on_port(&identity, id, error);
+                            return Ok(());
+                        }
                         // Answered where its result would have come.
                         let serial = self.new_serial();
                         self.refuse(serial, reply, id, &malformed.error)?;
