@@ -179,7 +179,11 @@ impl Sink {
             }
             Err(malformed) => match malformed.id {
                 Some(id) => server::write_message(id, &ServerMessage::Error(malformed.error)),
-                None => return,
+                None => {
+                    tracing::debug!(error = %malformed.error, "dropped a message that has no readable id");
+                    self.report.undelivered += 1;
+                    return;
+                }
             },
         };
         let answer = std::iter::once(identity).chain(answer);
