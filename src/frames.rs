@@ -151,6 +151,7 @@ fn last_error() -> zmq::Error {
 
 /// Bytes that the kernel has received on a TCP connection so far, or `None` if that is not to be had.
 #[cfg(target_os = "linux")]
+#[cfg(feature = "server")]
 pub(crate) fn received_bytes(fd: RawFd) -> Option<u64> {
     // SAFETY: tcp_info is plain numbers, for which zeros are valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
@@ -172,29 +173,39 @@ pub(crate) fn received_bytes(fd: RawFd) -> Option<u64> {
 
 /// Bytes that the kernel has received on a TCP connection so far: not known on this platform.
 #[cfg(not(target_os = "linux"))]
+#[cfg(feature = "server")]
 pub(crate) fn received_bytes(_fd: RawFd) -> Option<u64> {
     None
 }
 
 /// Ends a connection of libzmq's from outside: it sees the end of the stream and closes the descriptor itself.
+#[cfg(feature = "server")]
 pub(crate) fn hang_up(fd: RawFd) {
     // SAFETY: shutdown only changes the state of a connection; on a descriptor that is none it fails.
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
-/// One message as it came: its frames, and the connection that it came from (on a socket that has connections).
-#[derive(Debug, Default)]
-pub(crate) struct Incoming {
-    pub(crate) frames: Vec<Bytes>,
-    pub(crate) source: Option<RawFd>,
+/// Returns free pages of malloc's heaps to the system; `model/memory.rs` says when. It takes milliseconds. (It is here
+/// because this is the file that may call foreign functions.)
+#[cfg(all(feature = "server", target_os = "linux", target_env = "gnu"))]
+pub(crate) fn trim_heaps() {
+    // SAFETY: malloc_trim has no preconditions; it locks each heap while it looks for free pages.
+    unsafe { libc::malloc_trim(0) };
 }
+
+/// Other allocators return free pages by themselves, or have no way to be asked.
+#[cfg(all(feature = "server", not(all(target_os = "linux", target_env = "gnu"))))]
+pub(crate) fn trim_heaps() {}
+
+/// A message as it came: its frames, and the connection that it came from (on a socket that has connections).
+pub(crate) type Incoming = (Vec<Bytes>, Option<RawFd>);
 
 /// Receives all frames of one message. `None`: nothing is there (with DONTWAIT), or nothing came in time.
 ///
 /// # Errors
 /// The socket's error, where it is not "try again".
 pub(crate) fn receive(socket: &mut Socket, flags: i32) -> zmq::Result<Option<Vec<Bytes>>> {
-    Ok(receive_with_source(socket, flags)?.map(|incoming| incoming.frames))
+    Ok(receive_with_source(socket, flags)?.map(|(frames, _)| frames))
 }
 
 /// As [`receive`], with the connection that the last frame came from.
@@ -216,7 +227,7 @@ pub(crate) fn receive_with_source(
         let source = if more { None } else { message.source() };
         frames.push(message.into_bytes());
         if !more {
-            return Ok(Some(Incoming { frames, source }));
+            return Ok(Some((frames, source)));
         }
     }
 }
@@ -244,6 +255,7 @@ pub(crate) fn send(
 }
 
 /// As [`send`], and `last` is lent whatever its size: its owner learns when the whole message has left.
+#[cfg(feature = "server")]
 pub(crate) fn send_tracked(
     socket: &mut Socket,
     frames: impl IntoIterator<Item = Bytes>,

@@ -1,19 +1,77 @@
 //! MDM serves models to programs that have a lot of rows to run through them.
+//!
+//! A client sends one request of any size; the server cuts it into chunks, runs the chunks on N workers at once, puts
+//! the results back in row order and answers. Small requests overtake big ones. This crate is the daemon with its
+//! commands, the client, and the interface for models.
+//!
+//! # The picture
+//!
+//! ```text
+//!             port (ROUTER)                                                    port_out (ROUTER)
+//!  client ── request ──▶ ventilator ── chunk ──▶ worker 0..N-1 ── part ──▶ sink ── result ──▶ client
+//!  (DEALER)              check, queue,    PUSH   one engine session  PUSH  gather by serial,      (DEALER)
+//!                        schedule, cut    PULL   on one device       PULL  answer in row order
+//!                             ▲                       │                        │
+//!                             └─── credit: "free" ────┘                        │
+//!                             └─── gone, abort: a client left, or had too much ┘
+//! ```
+//! Data flows one way. A chunk carries everything that the worker and the sink need, so nobody looks anything up in
+//! somebody else's table. Inside, a request is known by a [serial number](message::Serial) of the server's own.
+//!
+//! # Where things are
+//!
+//! | place | what it owns |
+//! |---|---|
+//! | [`error`], [`tensor`], [`message`] | the words: error codes, rows in columns, requests, chunks and parts |
+//! | [`wire`] | frames ↔ messages: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` the loops |
+//! | `frames`, `socket` | zero-copy frames; how sockets are set up: the only users of ZeroMQ with [`client`] |
+//! | `split` | pure arithmetic: cut rows, gather parts |
+//! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
+//! | `model` | what a worker runs and where it comes from: lookup, registry, engine, weights |
+//! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
+//! | `server` | wiring, being ready, the order of stopping |
+//! | `config`, `logging` | what was typed → checked settings; the log |
+//! | [`client`] | sessions, requests, results; no thread of its own |
+//! | `src/bin/` | the commands, a page each |
+//!
+//! # What always holds
+//!
+//! 1. A socket lives and dies in the thread that made it. Data rides ZeroMQ; what must wake a polling loop is an inproc
+//!    message too. crossbeam-channel carries control where the receiver blocks on it. Nothing travels on both.
+//! 2. Ventilator and sink bind, workers connect. Start and stop are synchronous; at the end a marker travels ventilator →
+//!    each worker → sink, behind the data.
+//! 3. Every queue and every byte held for a client is bounded, by a flag or by a documented constant.
+//! 4. Every accepted request gets exactly one final answer while its session lives. The sink is the one place that
+//!    gives it.
+//! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
+//! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
+//! 7. On the data path no tensor byte is copied without a reason beside the copy.
+//! 8. `unsafe` is in `frames.rs` alone, so far.
+//!
+//! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
+//! thread; no table is shared between threads on the data path but the board of cancelled serials, which may forget.
+//!
+//! # Where this differs from the first design, and why
+//!
+//! - A failed chunk is told to the ventilator in the credit, and the ventilator has the sink close the request with it:
+//!   one place decides that a request has failed, as it does for deadlines and cancels.
+//! - When a batch of coalesced requests fails, its members are run again one by one: a request with bad rows must not be
+//!   an error of its neighbours.
+//! - The rows of a bulk chunk are found by climbing (`schedule/pace.rs`): the time per row is kept by size, and the size
+//!   with the least time per row wins, within `max_chunk_ms`.
+//! - Small chunks have places of their own at a worker, beside the bulk places; a worker that ran only small chunks for
+//!   50 ms runs the bulk chunk that waits (`schedule/lane.rs`).
 
 #[cfg(feature = "client")]
 pub mod client;
-pub mod error;
-pub mod message;
-pub mod tensor;
-pub mod wire;
-
-pub(crate) mod frames;
-pub(crate) mod socket;
-
 #[cfg(feature = "server")]
 pub mod config;
+pub mod error;
+#[cfg(any(feature = "client", feature = "server"))]
+pub(crate) mod frames;
 #[cfg(feature = "server")]
 pub mod logging;
+pub mod message;
 #[cfg(feature = "server")]
 pub mod model;
 #[cfg(feature = "server")]
@@ -22,11 +80,20 @@ pub(crate) mod pipeline;
 pub(crate) mod schedule;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(any(feature = "client", feature = "server"))]
+pub(crate) mod socket;
 #[cfg(feature = "server")]
 pub(crate) mod split;
+pub mod tensor;
+pub mod wire;
 
 #[cfg(feature = "client")]
-pub use client::Client;
+pub use client::{Call, Client, Response};
 pub use error::{Error, ErrorCode, Result};
 pub use message::{Params, Priority, Request, RequestId, Stats};
 pub use tensor::{Batch, DataType, Element, Tensor};
+
+/// The examples of the README are compiled with the documentation's.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -15,6 +15,7 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A connection without a sign of life for so long is lost.
 pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Header bytes that a request may have beyond its payload.
+#[cfg(feature = "server")]
 pub(crate) const HEADER_SLACK_BYTES: u64 = 64 * 1024;
 
 fn millis(duration: Duration) -> i32 {
@@ -93,6 +94,7 @@ pub(crate) fn inner_connected(
 }
 
 /// Waits until one of the sockets can be read, or the time is over; `None` waits for ever.
+#[cfg(feature = "server")]
 pub(crate) fn wait(sockets: &[&Socket], timeout: Option<Duration>) -> Result<()> {
     let mut items: [zmq::PollItem<'_>; 4] =
         std::array::from_fn(|i| sockets[i.min(sockets.len() - 1)].as_poll_item(zmq::POLLIN));

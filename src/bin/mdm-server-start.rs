@@ -6,7 +6,6 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -18,17 +17,21 @@ use mdm::wire::client::StopMode;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-const FAILED: u8 = 1;
-const NOT_STARTED: u8 = 2;
+const FAILED: i32 = 1;
+const NOT_STARTED: i32 = 2;
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
+fn main() {
+    let code = match run() {
+        Ok(()) => 0,
         Err((code, error)) => {
             say(format_args!("error: {}", error.message()));
-            ExitCode::from(code)
+            code
         }
-    }
+    };
+    let _ = io::stdout().flush(); // whoever closed it does not want to know
+    // Without the hooks of an ordinary exit: after a stop at once a worker may still be inside the engine, whose own
+    // hooks would wait for it, or pull its memory away.
+    signal_hook::low_level::exit(code);
 }
 
 /// A line on standard error. Whoever closed it does not want to know, and that is no reason to stop serving.
@@ -36,7 +39,7 @@ fn say(line: impl Display) {
     let _ = writeln!(io::stderr(), "mdm-server-start: {line}");
 }
 
-fn run() -> Result<(), (u8, Error)> {
+fn run() -> Result<(), (i32, Error)> {
     let not_started = |error| (NOT_STARTED, error);
     let config = match Config::from_command_line(std::env::args_os(), |name| std::env::var_os(name))
         .map_err(not_started)?

@@ -98,7 +98,10 @@ impl Engine {
             .map_err(|e| Error::precondition(format!("device {number}: CUDA does not start: {e}")))
     }
 
-    pub(crate) fn environment(&self) -> &Environment {
+    /// The engine's own handle, of which a process can have only one: for tests and benchmarks that compare with the
+    /// bare engine. No part of the stable interface.
+    #[doc(hidden)]
+    pub fn environment(&self) -> &Environment {
         &self.environment
     }
 }

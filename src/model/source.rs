@@ -141,11 +141,11 @@ impl OnnxSource {
             }
             builder.commit_from_file(&self.path)
         };
-        let session = attempt().map_err(|e| {
-            Error::precondition(format!(
-                "the engine cannot open {}: {e}",
-                file_name(&self.path)
-            ))
+        let session = memory::in_passing(attempt)?.map_err(|e| {
+            let name = file_name(&self.path);
+            // The engine names the file by its full path, which is nobody's business who sends requests.
+            let why = e.to_string().replace(&*self.path.to_string_lossy(), &name);
+            Error::precondition(format!("the engine cannot open {name}: {}", why.trim_end()))
         });
         // The shared weights belong to the file as it was: a session of another graph must not get them.
         if Stamp::of(&self.path).ok() == Some(self.stamp) {
@@ -159,7 +159,7 @@ impl OnnxSource {
     }
 }
 
-/// A file's name without where it lies, which is nobody's business who sends requests.
+/// A file's name without where it lies.
 pub(super) fn file_name(path: &Path) -> String {
     path.file_name()
         .map_or_else(String::new, |name| format!("{:?}", name.to_string_lossy()))

@@ -44,7 +44,6 @@ macro_rules! with_element {
         }
     };
 }
-pub(super) use with_element;
 
 /// The datatype of the engine's elements, if it is one of ours.
 pub(super) fn datatype_of(element: TensorElementType) -> Option<DataType> {

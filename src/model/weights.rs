@@ -11,13 +11,12 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use ort::session::builder::PrepackedWeights;
-use ort::value::{DynValue, PrimitiveTensorElementType};
-use prost::bytes::Bytes;
+use bytemuck::{AnyBitPattern, NoUninit};
+use ort::session::builder::{PrepackedWeights, SessionBuilder};
+use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
 use super::proto::{AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto};
-use super::values::with_element;
-use crate::tensor::{DataType, Element, element_count};
+use crate::tensor::element_count;
 
 /// Smaller initializers are not worth a name in every session's options.
 const SMALLEST_BYTES: usize = 1024;
@@ -94,10 +93,7 @@ impl Weights {
     }
 
     /// Options with the weights in them.
-    pub(super) fn give(
-        &self,
-        mut builder: ort::session::builder::SessionBuilder,
-    ) -> ort::Result<ort::session::builder::SessionBuilder> {
+    pub(super) fn give(&self, mut builder: SessionBuilder) -> ort::Result<SessionBuilder> {
         for (name, value) in &self.initializers {
             builder = builder.with_initializer(name, value.clone())?;
         }
@@ -173,50 +169,46 @@ fn mark_all<'a>(graph: &'a GraphProto, uses: &mut HashMap<&'a str, Use>) {
 
 /// An initializer's value, if it is large enough, of a datatype of fixed size, and whole.
 fn value(tensor: &TensorProto) -> Option<DynValue> {
+    match ElementType::try_from(tensor.data_type).ok()? {
+        ElementType::Float => owned::<f32>(tensor),
+        ElementType::Double => owned::<f64>(tensor),
+        ElementType::Float16 => owned::<half::f16>(tensor),
+        ElementType::Bfloat16 => owned::<half::bf16>(tensor),
+        ElementType::Int8 => owned::<i8>(tensor),
+        ElementType::Uint8 => owned::<u8>(tensor),
+        ElementType::Int16 => owned::<i16>(tensor),
+        ElementType::Uint16 => owned::<u16>(tensor),
+        ElementType::Int32 => owned::<i32>(tensor),
+        ElementType::Uint32 => owned::<u32>(tensor),
+        ElementType::Int64 => owned::<i64>(tensor),
+        ElementType::Uint64 => owned::<u64>(tensor),
+        ElementType::Bool | ElementType::String | ElementType::Undefined => None,
+    }
+}
+
+/// A copy: the file's bytes go once the model is described, and lie at any address.
+fn owned<T>(tensor: &TensorProto) -> Option<DynValue>
+where
+    T: PrimitiveTensorElementType + NoUninit + AnyBitPattern + Debug + 'static,
+{
     let shape: Vec<usize> = tensor
         .dims
         .iter()
         .map(|&dim| usize::try_from(dim).ok())
         .collect::<Option<_>>()?;
-    let elements = element_count(&shape)?;
-    let datatype = match ElementType::try_from(tensor.data_type).ok()? {
-        ElementType::Float => DataType::Fp32,
-        ElementType::Double => DataType::Fp64,
-        ElementType::Float16 => DataType::Fp16,
-        ElementType::Bfloat16 => DataType::Bf16,
-        ElementType::Int8 => DataType::Int8,
-        ElementType::Uint8 => DataType::Uint8,
-        ElementType::Int16 => DataType::Int16,
-        ElementType::Uint16 => DataType::Uint16,
-        ElementType::Int32 => DataType::Int32,
-        ElementType::Uint32 => DataType::Uint32,
-        ElementType::Int64 => DataType::Int64,
-        ElementType::Uint64 => DataType::Uint64,
-        ElementType::Bool | ElementType::String | ElementType::Undefined => return None,
+    let bytes = element_count(&shape)?.checked_mul(size_of::<T>())?;
+    // Floats may also stand in a field of their own; for other datatypes nobody writes that with many of them.
+    let raw: &[u8] = if tensor.raw_data.is_empty() {
+        bytemuck::cast_slice(&tensor.float_data)
+    } else {
+        &tensor.raw_data
     };
-    let bytes = elements.checked_mul(datatype.size()?)?;
-    if bytes < SMALLEST_BYTES {
+    let is_float = T::into_tensor_element_type() == TensorElementType::Float32;
+    if bytes < SMALLEST_BYTES || raw.len() != bytes || (tensor.raw_data.is_empty() && !is_float) {
         return None;
     }
-    if datatype == DataType::Fp32 && tensor.float_data.len() == elements {
-        return ort::value::Tensor::from_array((shape, tensor.float_data.clone()))
-            .ok()
-            .map(ort::value::Value::into_dyn);
-    }
-    if tensor.raw_data.len() != bytes {
-        return None;
-    }
-    with_element!(datatype, owned(shape, &tensor.raw_data), DataType::Bytes | DataType::Json => None)
-}
-
-fn owned<T>(shape: Vec<usize>, raw: &Bytes) -> Option<DynValue>
-where
-    T: Element + PrimitiveTensorElementType + Debug + 'static,
-{
-    let mut elements = vec![T::default(); raw.len() / size_of::<T>()];
-    for (element, bytes) in elements.iter_mut().zip(raw.chunks_exact(size_of::<T>())) {
-        *element = bytemuck::checked::try_pod_read_unaligned(bytes).ok()?;
-    }
+    let mut elements = vec![T::zeroed(); raw.len() / size_of::<T>()];
+    bytemuck::cast_slice_mut::<T, u8>(&mut elements).copy_from_slice(raw);
     ort::value::Tensor::from_array((shape, elements))
         .ok()
         .map(ort::value::Value::into_dyn)

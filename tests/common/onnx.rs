@@ -255,6 +255,8 @@ pub fn upper_case() -> Vec<u8> {
             vec![
                 string("case_change_action", "UPPER"),
                 int("is_case_sensitive", 1),
+                // The engine's default locale is not on every machine.
+                string("locale", "C"),
             ],
         )],
         vec![value("x", ElementType::String, &[D::Sym("N")])],
@@ -434,6 +436,32 @@ pub fn awkward_weights() -> Vec<u8> {
             tensor
         })
         .collect(),
+    )
+}
+
+/// Constants between transpositions, which an optimiser turns around under their own names: "x" FP32 [N,32,16] ->
+/// "y" FP32 [N,32,16].
+pub fn turned_constants() -> Vec<u8> {
+    let turn = || vec![ints("perm", &[0, 2, 1])];
+    let shape = [D::Sym("N"), D::Fix(32), D::Fix(16)];
+    graph(
+        vec![
+            node("Transpose", &["x"], &["t"], turn()),
+            node("Add", &["t", "added"], &["a"], vec![]),
+            node("Mul", &["a", "factors"], &["m"], vec![]),
+            node("Transpose", &["m"], &["b"], turn()),
+            node("MatMul", &["b", "w"], &["c"], vec![]),
+            node("Transpose", &["c"], &["d"], turn()),
+            node("Sub", &["d", "added"], &["e"], vec![]),
+            node("Transpose", &["e"], &["y"], turn()),
+        ],
+        vec![value("x", ElementType::Float, &shape)],
+        vec![value("y", ElementType::Float, &shape)],
+        vec![
+            floats("added", &[16, 32], 0.5, 61),
+            floats("factors", &[1, 16, 32], 0.5, 62),
+            floats("w", &[16, 16], 0.5, 63),
+        ],
     )
 }
 

@@ -190,10 +190,7 @@ impl Outbox {
     pub(super) fn flush(&mut self, router: &mut Socket) -> Vec<ReplyTo> {
         let mut gone = Vec::new();
         for reply in std::mem::take(&mut self.waiting) {
-            loop {
-                let Some(account) = self.accounts.get_mut(&reply) else {
-                    break;
-                };
+            while let Some(account) = self.accounts.get_mut(&reply) {
                 let Some((frames, bytes)) = account.backlog.pop_front() else {
                     break;
                 };

@@ -1,0 +1,84 @@
+//! Workers share a model's weights: the memory of eight sessions against that of one. Alone in its program, because
+//! it measures the whole process.
+#![cfg(target_os = "linux")]
+
+#[path = "common/onnx.rs"]
+mod onnx;
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use mdm::message::WorkerId;
+use mdm::model::{Device, Engine, Lookup, ModelSource, Registry, RegistryConfig};
+use mdm::{Batch, Params, Tensor};
+
+/// The process's memory now and at its highest, in MB.
+fn memory() -> (u64, u64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            / 1024
+    };
+    (field("VmRSS:"), field("VmHWM:"))
+}
+
+#[test]
+fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
+    // Many weights of a few megabytes are harder than one large one: malloc keeps such pieces.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("m.onnx"), onnx::matmul_weights(100)).unwrap();
+    let registry = Arc::new(
+        Registry::new(
+            Engine::load(None, false).unwrap(),
+            RegistryConfig {
+                run_script_dir: folder.path().to_owned(),
+                allow_paths: vec![],
+                devices: vec![Device::Cpu],
+                intra_op_threads: 1,
+                gpu_memory_fraction: 0.0,
+            },
+        )
+        .unwrap(),
+    );
+    let none = memory();
+    let lookup = Lookup::of(Some("m"), &Params::new());
+    let id = registry.resolve(&lookup).unwrap().id;
+    let described = memory();
+    // Each worker opens and runs in its own thread, and stays until all have been measured.
+    let (ready, is_ready) = mpsc::channel();
+    let mut workers = Vec::new();
+    let mut measured = Vec::new();
+    for worker in 0..8 {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let (registry, ready) = (registry.clone(), ready.clone());
+        let thread = std::thread::spawn(move || {
+            let mut model = registry.open(id, WorkerId(worker)).unwrap();
+            let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
+            let outputs = model
+                .infer(&Batch { tensors: vec![x] }, &Params::new())
+                .unwrap();
+            drop(outputs);
+            ready.send(()).unwrap();
+            // Ends with an error when the test drops the other end.
+            let _ = stopped.recv();
+        });
+        is_ready.recv().unwrap();
+        measured.push(memory());
+        workers.push((stop, thread));
+    }
+    println!("MB now and at most: none {none:?}, described {described:?}, workers {measured:?}");
+    for (stop, thread) in workers {
+        drop(stop);
+        thread.join().unwrap();
+    }
+    let (one, eight) = (measured[0].0, measured[7].0);
+    assert!(
+        eight * 10 <= one * 13,
+        "8 workers hold {eight} MB, 1 holds {one} MB: {measured:?}"
+    );
+}
