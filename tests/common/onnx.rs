@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test and benchmark uses some of the models
 
 #[path = "../../src/model/proto.rs"]
-mod proto;
+pub mod proto;
 
 use mdm::DataType;
 use prost::Message;
@@ -553,7 +553,7 @@ pub fn floats(name: &str, dims: &[usize], scale: f32, seed: u64) -> TensorProto 
     }
 }
 
-fn integers(name: &str, values: &[i64]) -> TensorProto {
+pub fn integers(name: &str, values: &[i64]) -> TensorProto {
     TensorProto {
         name: name.to_owned(),
         dims: vec![values.len() as i64],
