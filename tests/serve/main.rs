@@ -1,14 +1,21 @@
 //! The commands and the client together: what a user sees of rows, errors, order, stopping and starting.
 //!
 //! Nothing here is decided by a clock. Where an order matters, the only worker is kept inside a model while requests
-//! queue behind it, and the server's own count says that it still was.
+//! queue behind it, and the server's own count says that it still was (`behind.rs`).
 #![cfg(feature = "server")]
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod behind;
+mod errors;
 mod exact;
+mod flight;
+mod lost;
+mod models;
 mod order;
+mod policy;
+mod stop;
 mod types;
 
 use std::fmt::Debug;
