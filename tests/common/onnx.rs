@@ -5,7 +5,6 @@
 pub mod parts;
 
 use mdm::DataType;
-pub use parts::proto;
 use parts::proto::*;
 pub use parts::*;
 
