@@ -2,11 +2,11 @@
 #![allow(dead_code)] // each test and benchmark uses some of the models
 
 #[path = "onnx_parts.rs"]
-mod parts;
+pub mod parts;
 
 use mdm::DataType;
 use parts::proto::*;
-use parts::*;
+pub use parts::*;
 
 /// The identity for any datatype but JSON: input "x", output "y", both `[N, dims…]`.
 pub fn echo(datatype: DataType, dims: &[usize]) -> Vec<u8> {
