@@ -2,146 +2,19 @@
 //!
 //! A tensor's bytes are [`Bytes`]: reference-counted, cheap to slice, and able to borrow what a socket
 //! received or an engine wrote. Everything is row-major and little-endian; dimension 0 is the row.
-//! The datatypes' names are those of the Open Inference Protocol (V2).
 
-use std::fmt;
+mod datatype;
+mod layout;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use datatype::{DataType, Element};
+pub(crate) use layout::element_count;
+use layout::{check_fixed, check_offsets, offset_at, variable};
+
 use crate::error::{Error, Result};
-
-/// What the elements of a tensor are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DataType {
-    /// One byte, 0 or 1.
-    Bool,
-    /// Signed, 1 byte.
-    Int8,
-    /// Signed, 2 bytes.
-    Int16,
-    /// Signed, 4 bytes.
-    Int32,
-    /// Signed, 8 bytes.
-    Int64,
-    /// Unsigned, 1 byte.
-    Uint8,
-    /// Unsigned, 2 bytes.
-    Uint16,
-    /// Unsigned, 4 bytes.
-    Uint32,
-    /// Unsigned, 8 bytes.
-    Uint64,
-    /// IEEE 754 half precision.
-    Fp16,
-    /// bfloat16: the upper half of an FP32.
-    Bf16,
-    /// IEEE 754 single precision.
-    Fp32,
-    /// IEEE 754 double precision.
-    Fp64,
-    /// Byte strings of any length; UTF-8 where a model wants strings.
-    Bytes,
-    /// Rows that are not numbers: each element is one msgpack document.
-    Json,
-}
-
-impl DataType {
-    /// Every datatype, in the order of the wire's documentation.
-    pub const ALL: [DataType; 15] = [
-        DataType::Bool,
-        DataType::Int8,
-        DataType::Int16,
-        DataType::Int32,
-        DataType::Int64,
-        DataType::Uint8,
-        DataType::Uint16,
-        DataType::Uint32,
-        DataType::Uint64,
-        DataType::Fp16,
-        DataType::Bf16,
-        DataType::Fp32,
-        DataType::Fp64,
-        DataType::Bytes,
-        DataType::Json,
-    ];
-
-    /// The name on the wire, such as `FP32`.
-    pub fn name(self) -> &'static str {
-        match self {
-            DataType::Bool => "BOOL",
-            DataType::Int8 => "INT8",
-            DataType::Int16 => "INT16",
-            DataType::Int32 => "INT32",
-            DataType::Int64 => "INT64",
-            DataType::Uint8 => "UINT8",
-            DataType::Uint16 => "UINT16",
-            DataType::Uint32 => "UINT32",
-            DataType::Uint64 => "UINT64",
-            DataType::Fp16 => "FP16",
-            DataType::Bf16 => "BF16",
-            DataType::Fp32 => "FP32",
-            DataType::Fp64 => "FP64",
-            DataType::Bytes => "BYTES",
-            DataType::Json => "JSON",
-        }
-    }
-
-    /// Reads a name off the wire.
-    ///
-    /// # Errors
-    /// `INVALID_ARGUMENT` for a name that is none of [`DataType::ALL`].
-    pub fn parse(name: &str) -> Result<DataType> {
-        DataType::ALL
-            .into_iter()
-            .find(|datatype| datatype.name() == name)
-            .ok_or_else(|| {
-                Error::invalid(format!(
-                    "unknown datatype {name:?}; expected one of {}",
-                    DataType::ALL.map(DataType::name).join(", ")
-                ))
-            })
-    }
-
-    /// Bytes per element, or `None` where elements differ in length (BYTES, JSON).
-    pub fn size(self) -> Option<usize> {
-        match self {
-            DataType::Bool | DataType::Int8 | DataType::Uint8 => Some(1),
-            DataType::Int16 | DataType::Uint16 | DataType::Fp16 | DataType::Bf16 => Some(2),
-            DataType::Int32 | DataType::Uint32 | DataType::Fp32 => Some(4),
-            DataType::Int64 | DataType::Uint64 | DataType::Fp64 => Some(8),
-            DataType::Bytes | DataType::Json => None,
-        }
-    }
-
-    /// Payload frames per tensor: 1, or 2 where elements differ in length (offsets, then values).
-    pub fn frames(self) -> usize {
-        if self.size().is_some() { 1 } else { 2 }
-    }
-}
-
-impl fmt::Display for DataType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Rust types that are elements of a fixed-size datatype.
-pub trait Element: bytemuck::NoUninit + bytemuck::CheckedBitPattern + Default + fmt::Debug {
-    /// The datatype that holds this type.
-    const DATATYPE: DataType;
-}
-
-macro_rules! elements {
-    ($($rust:ty => $datatype:ident),+ $(,)?) => {
-        $(impl Element for $rust { const DATATYPE: DataType = DataType::$datatype; })+
-    };
-}
-elements! {
-    bool => Bool, i8 => Int8, i16 => Int16, i32 => Int32, i64 => Int64,
-    u8 => Uint8, u16 => Uint16, u32 => Uint32, u64 => Uint64,
-    half::f16 => Fp16, half::bf16 => Bf16, f32 => Fp32, f64 => Fp64,
-}
 
 /// The bytes of a tensor, as they travel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,13 +37,6 @@ pub struct Tensor {
     datatype: DataType,
     shape: Vec<usize>,
     data: Data,
-}
-
-/// The number of elements of a shape, or `None` if it overflows.
-pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(1usize, |count, &dim| count.checked_mul(dim))
 }
 
 impl Tensor {
@@ -532,85 +398,6 @@ impl<T: Element> AsRef<[u8]> for OwnedElements<T> {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
-}
-
-fn variable<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Data {
-    let mut offsets = 0u64.to_le_bytes().to_vec();
-    let mut values = Vec::new();
-    for element in elements {
-        values.extend_from_slice(element);
-        offsets.extend_from_slice(&(values.len() as u64).to_le_bytes());
-    }
-    Data::Variable {
-        offsets: offsets.into(),
-        values: values.into(),
-    }
-}
-
-/// Offset `index` of checked offsets.
-fn offset_at(offsets: &[u8], index: usize) -> usize {
-    let mut bytes = [0u8; 8];
-    bytes.copy_from_slice(&offsets[index * 8..index * 8 + 8]);
-    u64::from_le_bytes(bytes) as usize
-}
-
-fn check_fixed(
-    name: &str,
-    datatype: DataType,
-    shape: &[usize],
-    elements: usize,
-    bytes: &Bytes,
-) -> Result<()> {
-    let Some(size) = datatype.size() else {
-        return Err(Error::invalid(format!(
-            "tensor {name:?}: {datatype} travels as two frames, offsets and values"
-        )));
-    };
-    let expected = elements * size;
-    if bytes.len() != expected {
-        return Err(Error::invalid(format!(
-            "tensor {name:?}: {datatype} {shape:?} takes {expected} bytes, got {}",
-            bytes.len()
-        )));
-    }
-    if datatype == DataType::Bool
-        && let Some(at) = bytes.iter().position(|&b| b > 1)
-    {
-        return Err(Error::invalid(format!(
-            "tensor {name:?}: a BOOL byte is 0 or 1, element {at} is {}",
-            bytes[at]
-        )));
-    }
-    Ok(())
-}
-
-fn check_offsets(name: &str, elements: usize, offsets: &Bytes, values: &Bytes) -> Result<()> {
-    let expected = (elements + 1) * 8;
-    if offsets.len() != expected {
-        return Err(Error::invalid(format!(
-            "tensor {name:?}: the offsets of {elements} elements take {expected} bytes, got {}",
-            offsets.len()
-        )));
-    }
-    let mut last = 0u64;
-    for (index, bytes) in offsets.chunks_exact(8).enumerate() {
-        let mut le = [0u8; 8];
-        le.copy_from_slice(bytes);
-        let offset = u64::from_le_bytes(le);
-        if (index == 0 && offset != 0) || offset < last {
-            return Err(Error::invalid(format!(
-                "tensor {name:?}: offsets must ascend from 0, offset {index} is {offset} after {last}"
-            )));
-        }
-        last = offset;
-    }
-    if last != values.len() as u64 {
-        return Err(Error::invalid(format!(
-            "tensor {name:?}: the last offset is {last}, the values have {} bytes",
-            values.len()
-        )));
-    }
-    Ok(())
 }
 
 /// Named columns. Where a model has a batch dimension they have the same number of rows.

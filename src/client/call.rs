@@ -38,6 +38,13 @@ impl Call {
         }
     }
 
+    /// The same call of the model of that name.
+    #[must_use]
+    pub fn for_model(mut self, name: impl Into<String>) -> Call {
+        self.model = Some(name.into());
+        self
+    }
+
     /// Adds one parameter for the model.
     #[must_use]
     pub fn param(mut self, key: impl Into<String>, value: impl Into<Value>) -> Call {

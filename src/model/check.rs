@@ -273,7 +273,7 @@ mod tests {
         let integers = Tensor::from_vec("x", vec![3, 5, 2], vec![0i64; 30]).unwrap();
         let table: [(&[Tensor], &str); 10] = [
             (
-                &[x.clone()],
+                std::slice::from_ref(&x),
                 "input \"mask\" is missing: model \"m\" takes \"x\", \"mask\", got \"x\"",
             ),
             (

@@ -5,6 +5,8 @@
 //! about it may still arrive, and no longer.
 
 mod outbox;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -86,25 +88,28 @@ struct Sink {
 /// # Errors
 /// If an inner connection is gone.
 pub(crate) fn run(setup: Setup) -> Result<()> {
-    let latency = Histogram::new_with_bounds(1, 3_600_000_000, 2)
-        .map_err(|e| Error::internal(format!("the latency histogram: {e}")))?;
-    let mut sink = Sink {
-        router: setup.router,
-        inbox: setup.inbox,
-        ventilator: setup.ventilator,
-        clock: setup.clock,
-        outbox: Outbox::new(setup.max_client_bytes),
-        gathering: HashMap::new(),
-        ended: HashMap::new(),
-        answered: (0..setup.workers).map(|_| VecDeque::new()).collect(),
-        stopped: vec![false; setup.workers],
-        latency,
-        report: SinkReport::default(),
-    };
-    sink.serve()
+    Sink::new(setup)?.serve()
 }
 
 impl Sink {
+    fn new(setup: Setup) -> Result<Sink> {
+        let latency = Histogram::new_with_bounds(1, 3_600_000_000, 2)
+            .map_err(|e| Error::internal(format!("the latency histogram: {e}")))?;
+        Ok(Sink {
+            router: setup.router,
+            inbox: setup.inbox,
+            ventilator: setup.ventilator,
+            clock: setup.clock,
+            outbox: Outbox::new(setup.max_client_bytes),
+            gathering: HashMap::new(),
+            ended: HashMap::new(),
+            answered: (0..setup.workers).map(|_| VecDeque::new()).collect(),
+            stopped: vec![false; setup.workers],
+            latency,
+            report: SinkReport::default(),
+        })
+    }
+
     fn serve(&mut self) -> Result<()> {
         loop {
             let mut busy = false;

@@ -1,10 +1,13 @@
 //! The ventilator: reads requests, checks and queues them, cuts chunks when workers are free, and owns deadlines,
 //! cancels and the order of stopping. It never touches a file and never waits for anyone but in its poll.
 //!
-//! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `report.rs` what status says.
+//! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `errands.rs` what the loader is asked,
+//! `life.rs` how it starts and stops, `report.rs` what status says.
 
 mod clients;
+mod errands;
 mod intake;
+mod life;
 mod report;
 
 use std::collections::{HashMap, HashSet};
@@ -16,24 +19,24 @@ use crossbeam_channel::Sender;
 use zmq::Socket;
 
 use self::clients::Clients;
+use self::errands::Errand;
 use self::intake::Intake;
+use self::life::{Phase, Starting};
 use self::report::Ledger;
 use super::guard::Guard;
 use super::{CancelBoard, Clock, tell};
 use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
-use crate::message::{
-    Chunk, Credit, Member, ModelId, Params, ReplyTo, RequestId, Serial, WorkerId,
-};
+use crate::message::{Chunk, Credit, Member, Params, ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::Lookup;
 use crate::model::Registry;
-use crate::model::loader::{Answer, Job, Loader};
+use crate::model::loader::{Job, Loader};
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Lane, Limits, Scheduler};
 use crate::socket;
 use crate::tensor::Batch;
 use crate::wire::client::{self, ClientMessage, StopMode};
-use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator, ToWorker};
+use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator};
 use crate::wire::server::{self, ServerMessage, StopState, Welcome};
 
 /// Messages taken from one socket before the chunks that they allow are given out.
@@ -88,36 +91,6 @@ struct Held {
 
 /// Who asked for something that takes a while, and for which number the answer is.
 type Asker = (Bytes, RequestId);
-
-/// What the loader was asked, and for whom.
-enum Errand {
-    /// Requests wait for it.
-    Infer(Lookup),
-    /// An operator wants it loaded.
-    Load(Asker),
-    Unload(Asker),
-    /// It was named by --preload.
-    Preload(String),
-}
-
-/// What is still missing before the server is ready.
-#[derive(Default)]
-struct Starting {
-    ready: Option<Sender<Result<()>>>,
-    workers_missing: HashSet<WorkerId>,
-    /// Models to load, and to open on every worker.
-    models_missing: usize,
-    opens_missing: HashSet<(WorkerId, ModelId)>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    Serving,
-    Draining,
-    /// The workers were told to stop.
-    Stopping,
-    Stopped,
-}
 
 struct Ventilator {
     router: Socket,
@@ -538,156 +511,6 @@ impl Ventilator {
             }
         }
         chunk
-    }
-
-    // ---- models --------------------------------------------------------------------------------------------------
-
-    fn send_errand(&mut self, errand: Errand, job: Job) {
-        self.next_errand += 1;
-        self.errands.insert(self.next_errand, errand);
-        self.loader.ask(self.next_errand, job);
-    }
-
-    fn take_loaded(&mut self, ticket: u64) -> Result<()> {
-        let (Some(errand), Some(answer)) = (self.errands.remove(&ticket), self.loader.take(ticket))
-        else {
-            return Ok(());
-        };
-        let retired = self.registry.take_retired();
-        self.forget_models(&retired)?;
-        match (errand, answer) {
-            (Errand::Infer(lookup), Answer::Described(result)) => self.settle(&lookup, result),
-            (Errand::Load((identity, id)), Answer::Described(Ok(description))) => {
-                self.open_everywhere(description.id)?;
-                let info = ServerMessage::LoadOk(Box::new(description.info()));
-                self.answer(&identity, id, &info);
-                Ok(())
-            }
-            (Errand::Unload((identity, id)), Answer::Unloaded(Ok(models))) => {
-                self.forget_models(&models)?;
-                self.answer(&identity, id, &ServerMessage::UnloadOk);
-                Ok(())
-            }
-            (Errand::Preload(_), Answer::Described(Ok(description))) => {
-                self.starting.models_missing -= 1;
-                for number in 0..self.lanes.len() {
-                    let open = (WorkerId(number as u32), description.id);
-                    self.starting.opens_missing.insert(open);
-                }
-                self.open_everywhere(description.id)
-            }
-            (Errand::Preload(name), Answer::Described(Err(error))) => {
-                self.fail_start(error.context(format_args!("--preload {name}")));
-                Ok(())
-            }
-            (
-                Errand::Load((identity, id)) | Errand::Unload((identity, id)),
-                Answer::Described(Err(error)) | Answer::Unloaded(Err(error)),
-            ) => {
-                self.refuse_on_port(&identity, id, error);
-                Ok(())
-            }
-            (_, _) => Err(Error::internal("the loader answered what it was not asked")),
-        }
-    }
-
-    /// Has every worker open a model before its first chunk comes.
-    fn open_everywhere(&mut self, model: ModelId) -> Result<()> {
-        let open = inner::write_to_worker(&ToWorker::Open(model));
-        for lanes in &mut self.lanes {
-            tell(&mut lanes.small, open.clone())?;
-        }
-        Ok(())
-    }
-
-    fn forget_models(&mut self, models: &[ModelId]) -> Result<()> {
-        for model in models {
-            self.intake.forget(*model);
-            self.scheduler.forget(*model);
-            let forget = inner::write_to_worker(&ToWorker::Forget(*model));
-            for lanes in &mut self.lanes {
-                tell(&mut lanes.bulk, forget.clone())?;
-            }
-        }
-        Ok(())
-    }
-
-    // ---- start and stop ------------------------------------------------------------------------------------------
-
-    fn check_ready(&mut self) {
-        let starting = &mut self.starting;
-        let missing =
-            starting.workers_missing.len() + starting.models_missing + starting.opens_missing.len();
-        if missing == 0
-            && let Some(ready) = starting.ready.take()
-        {
-            // Whoever started the server may have given up waiting; then it stops us another way.
-            let _ = ready.send(Ok(()));
-        }
-    }
-
-    fn fail_start(&mut self, error: Error) {
-        if let Some(ready) = self.starting.ready.take() {
-            let _ = ready.send(Err(error)); // as above
-        }
-    }
-
-    fn pending(&self) -> u64 {
-        (self.scheduler.waiting().requests + self.intake.parked()) as u64
-    }
-
-    fn stop(&mut self, mode: StopMode) -> Result<()> {
-        if self.phase == Phase::Serving {
-            self.phase = Phase::Draining;
-            tracing::info!(pending = self.pending(), "draining");
-        }
-        if mode == StopMode::Now {
-            let error = Error::unavailable("the server was told to stop at once");
-            let mut open = self.scheduler.open();
-            open.extend(self.intake.serials());
-            for serial in open {
-                self.close(serial, &error)?;
-            }
-            if self.phase == Phase::Draining {
-                self.phase = Phase::Stopping;
-                self.stop_workers();
-                // A model may run for minutes: its result is not waited for.
-                tell(&mut self.sink, inner::write_to_sink(&ToSink::Finish))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn advance_stop(&mut self) -> Result<()> {
-        if self.phase == Phase::Draining && self.scheduler.is_idle() && self.intake.parked() == 0 {
-            self.phase = Phase::Stopping;
-            self.stop_workers();
-        }
-        Ok(())
-    }
-
-    /// The marker that travels behind the data: each worker passes it on to the sink.
-    fn stop_workers(&mut self) {
-        let stop = inner::write_to_worker(&ToWorker::Stop);
-        for (index, lanes) in self.lanes.iter_mut().enumerate() {
-            if let Err(error) = tell(&mut lanes.bulk, stop.clone()) {
-                tracing::warn!(worker_id = index, %error, "a worker is not there to be stopped");
-                let stopped = ToSink::Stopped(WorkerId(index as u32));
-                if tell(&mut self.sink, inner::write_to_sink(&stopped)).is_err() {
-                    self.phase = Phase::Stopped; // the sink has ended as well
-                }
-            }
-        }
-    }
-
-    fn answer_stoppers(&mut self) {
-        for (identity, id) in std::mem::take(&mut self.stoppers) {
-            self.answer(
-                &identity,
-                id,
-                &ServerMessage::TerminateOk(StopState::Stopped),
-            );
-        }
     }
 }
 

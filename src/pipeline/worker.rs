@@ -1,5 +1,8 @@
 //! A worker: takes chunks from its two lanes, runs them, sends the parts to the sink and a credit to the ventilator.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,6 +13,7 @@ use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
 use crate::error::{Error, Result};
 use crate::frames;
 use crate::message::{Chunk, Credit, Member, ModelId, Outcome, Part, Serial, WorkerId};
+use crate::model::loader::panic_message;
 use crate::model::{Model, ModelSource};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
@@ -49,7 +53,7 @@ pub(crate) fn run(context: &Context, seat: Seat) -> Result<()> {
         match ended {
             Ok(result) => return result,
             Err(panic) => {
-                let why = panic_message(&*panic);
+                let why = panic_message(&*panic).to_owned();
                 tracing::error!(worker_id = seat.id.0, why, "worker lost, starting it again");
                 let mut ventilator = socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?;
                 let down = ToVentilator::Down(seat.id, why);
@@ -57,14 +61,6 @@ pub(crate) fn run(context: &Context, seat: Seat) -> Result<()> {
             }
         }
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|s| (*s).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without words".to_owned())
 }
 
 impl Worker {

@@ -12,6 +12,8 @@
 //! that a small request reaches a worker whose bulk places are full; the worker reads it first (`lane.rs`).
 //! What is absent: rows, frames, sockets, names. A request is a [`Job`] here: numbers.
 
+mod groups;
+mod job;
 pub(crate) mod lane;
 mod pace;
 #[cfg(test)]
@@ -19,11 +21,13 @@ mod simulation;
 mod workers;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use crate::error::{Error, Result};
 use crate::message::{ChunkId, ModelId, Priority, Serial, WorkerId};
 use crate::split::Cut;
+use groups::Groups;
+pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
 use workers::Workers;
 
@@ -31,84 +35,6 @@ use workers::Workers;
 const HIGH_IN_A_ROW: u32 = 7;
 /// A chunk that lost its worker is run again so many times: what kills workers must not kill them all for ever.
 const MAX_ATTEMPTS: u32 = 2;
-
-/// The bounds of the policy.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub workers: usize,
-    pub max_batch_rows: usize,
-    /// A request of up to so many rows is small.
-    pub priority_rows: usize,
-    /// Chunks that wait at a worker, in each lane.
-    pub prefetch: usize,
-    /// Expected time of a chunk; `None`: chunks are as even as `max_batch_rows` allows.
-    pub max_chunk_us: Option<u64>,
-    /// How long a small request waits for company.
-    pub batch_delay_us: u64,
-    pub max_requests: usize,
-    pub max_bytes: u64,
-}
-
-/// A request, as the policy sees it.
-#[derive(Clone, Debug)]
-pub(crate) struct Job {
-    pub serial: Serial,
-    pub model: ModelId,
-    /// Requests of the same group may run in one batch.
-    pub group: u64,
-    pub rows: usize,
-    /// Whether its rows are independent.
-    pub splittable: bool,
-    /// Chunks are multiples of this but for the last.
-    pub step: usize,
-    pub priority: Priority,
-    pub bytes: u64,
-    pub deadline_us: Option<u64>,
-    pub arrived_us: u64,
-}
-
-/// Which of a worker's lanes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Lane {
-    Small,
-    Bulk,
-}
-
-/// Rows of one request in a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    pub serial: Serial,
-    pub offset: usize,
-    pub rows: usize,
-}
-
-/// A chunk for a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Assignment {
-    pub chunk: ChunkId,
-    pub worker: WorkerId,
-    pub lane: Lane,
-    pub attempt: u32,
-    pub model: ModelId,
-    pub pieces: Vec<Piece>,
-}
-
-/// What a lost worker leaves behind.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Losses {
-    /// Closed requests, and how many of their parts will never come.
-    pub lost: Vec<(Serial, u64)>,
-    /// Requests whose chunk has now lost too many workers.
-    pub abandoned: Vec<Serial>,
-}
-
-/// What waits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Waiting {
-    pub requests: usize,
-    pub rows: usize,
-    pub bytes: u64,
-}
 
 #[derive(Debug)]
 struct Entry {
@@ -142,22 +68,13 @@ struct Again {
     pieces: Vec<Piece>,
 }
 
-/// Small requests that may run together.
-#[derive(Debug, Default)]
-struct Group {
-    waiting: VecDeque<Serial>,
-    rows: usize,
-}
-
 /// The queue and its policy.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     limits: Limits,
     entries: HashMap<Serial, Entry>,
     out: HashMap<ChunkId, Out>,
-    groups: HashMap<u64, Group>,
-    /// The groups that wait, by their oldest request.
-    heads: BTreeMap<Serial, u64>,
+    groups: Groups,
     high: VecDeque<Serial>,
     normal: VecDeque<Serial>,
     again: VecDeque<Again>,
@@ -177,8 +94,7 @@ impl Scheduler {
             limits,
             entries: HashMap::new(),
             out: HashMap::new(),
-            groups: HashMap::new(),
-            heads: BTreeMap::new(),
+            groups: Groups::default(),
             high: VecDeque::new(),
             normal: VecDeque::new(),
             again: VecDeque::new(),
@@ -223,12 +139,7 @@ impl Scheduler {
         let serial = job.serial;
         let small = job.rows <= self.limits.priority_rows;
         if small {
-            let group = self.groups.entry(job.group).or_default();
-            if group.waiting.is_empty() {
-                self.heads.insert(serial, job.group);
-            }
-            group.waiting.push_back(serial);
-            group.rows += job.rows;
+            self.groups.push(job.group, serial, job.rows);
         } else {
             match job.priority {
                 Priority::High => self.high.push_back(serial),
@@ -281,71 +192,32 @@ impl Scheduler {
     }
 
     fn next_small(&mut self, now_us: u64) -> Option<Assignment> {
-        let idle = self.workers.idle().max(1);
-        let mut head = self.heads.first_key_value().map(|(s, g)| (*s, *g));
-        loop {
-            let (serial, group_id) = head?;
-            let ripe = self.is_ripe(serial, group_id, now_us);
-            if ripe {
-                break;
-            }
-            // Groups behind this one are younger, but may be full.
-            head = self
-                .heads
-                .range((
-                    std::ops::Bound::Excluded(serial),
-                    std::ops::Bound::Unbounded,
-                ))
-                .next()
-                .map(|(s, g)| (*s, *g));
-        }
-        let (head, group_id) = head?;
         let worker = self.workers.best(Lane::Small)?;
+        // Groups behind the oldest are younger, but may be full.
+        let (head, group, waiting) = self
+            .groups
+            .oldest()
+            .find(|(head, _, rows)| self.is_ripe(*head, *rows, now_us))?;
         let first = &self.entries.get(&head)?.job;
         let (model, splittable) = (first.model, first.splittable);
         let most = if splittable {
-            self.group_rows(model, group_id, idle)
+            self.batch_rows(model, waiting)
         } else {
-            1
+            0 // one by one
         };
-        let group = self.groups.get_mut(&group_id)?;
-        let mut pieces = Vec::with_capacity(group.waiting.len().min(16));
-        let mut rows = 0;
-        self.heads.remove(&head);
-        while let Some(&serial) = group.waiting.front() {
-            let Some(entry) = self.entries.get_mut(&serial).filter(|e| !e.closed) else {
-                group.waiting.pop_front();
-                continue;
-            };
-            let own = entry.job.rows;
-            if !pieces.is_empty() && (rows + own > most || !splittable) {
-                break;
+        let taken = self.groups.take(group, most, open_rows(&self.entries));
+        let mut pieces = Vec::with_capacity(taken.len());
+        for (serial, rows) in taken {
+            if let Some(entry) = self.entries.get_mut(&serial) {
+                (entry.given, entry.chunks, entry.out) = (rows, 1, 1);
             }
-            group.waiting.pop_front();
-            group.rows -= own;
-            rows += own;
-            entry.given = own;
-            entry.chunks = 1;
-            entry.out = 1;
+            self.waiting.rows -= rows;
             pieces.push(Piece {
                 serial,
                 offset: 0,
-                rows: own,
+                rows,
             });
         }
-        let open = |serial: &Serial| self.entries.get(serial).is_some_and(|e| !e.closed);
-        while group.waiting.front().is_some_and(|serial| !open(serial)) {
-            group.waiting.pop_front();
-        }
-        match group.waiting.front() {
-            Some(&next) => {
-                self.heads.insert(next, group_id);
-            }
-            None => {
-                self.groups.remove(&group_id);
-            }
-        }
-        self.waiting.rows -= rows;
         if pieces.len() > 1 {
             self.coalesced += pieces.len() as u64;
         }
@@ -353,23 +225,20 @@ impl Scheduler {
     }
 
     /// Whether a group has waited for company as long as it should, or has all the company it can take.
-    fn is_ripe(&self, head: Serial, group: u64, now_us: u64) -> bool {
-        if self.limits.batch_delay_us == 0 {
-            return true;
-        }
-        let Some(entry) = self.entries.get(&head) else {
-            return true;
-        };
-        let full = self
-            .groups
-            .get(&group)
-            .is_none_or(|g| g.rows >= self.limits.max_batch_rows);
-        full || entry.job.arrived_us + self.limits.batch_delay_us <= now_us
+    fn is_ripe(&self, head: Serial, rows: usize, now_us: u64) -> bool {
+        let delay_us = self.limits.batch_delay_us;
+        delay_us == 0
+            || rows >= self.limits.max_batch_rows
+            || self
+                .entries
+                .get(&head)
+                .is_none_or(|entry| entry.job.arrived_us + delay_us <= now_us)
     }
 
-    /// How many rows of a group run as one batch: its share of the workers that are free, within the model's pace.
-    fn group_rows(&mut self, model: ModelId, group: u64, idle: usize) -> usize {
-        let waiting = self.groups.get(&group).map_or(0, |g| g.rows);
+    /// How many of a group's waiting rows run as one batch: its share of the workers that are free, within the
+    /// model's pace.
+    fn batch_rows(&mut self, model: ModelId, waiting: usize) -> usize {
+        let idle = self.workers.idle().max(1);
         let share = waiting.div_ceil(idle).max(self.limits.priority_rows);
         let paced = match self.limits.max_chunk_us {
             Some(max_us) => {
@@ -517,39 +386,18 @@ impl Scheduler {
         let chunks = entry.chunks - again;
         let left = entry.job.rows - entry.given;
         self.waiting.rows -= left;
-        if entry.small && entry.given == 0 {
-            let group_id = entry.job.group;
-            let rows = entry.job.rows;
-            self.unqueue(serial, group_id, rows);
+        let queued = (entry.small && entry.given == 0).then_some((entry.job.group, entry.job.rows));
+        entry.closed = true;
+        if let Some((group, rows)) = queued {
+            let rows_of = open_rows(&self.entries);
+            self.groups.close(group, serial, rows, rows_of);
         }
         let entry = self.entries.get_mut(&serial)?;
-        entry.closed = true;
         self.waiting.requests -= 1;
         if entry.out == 0 {
             self.remove(serial);
         }
         Some(chunks)
-    }
-
-    /// Takes a closed request out of its group: at once if it is the oldest, else when its turn comes.
-    fn unqueue(&mut self, serial: Serial, group_id: u64, rows: usize) {
-        let Some(group) = self.groups.get_mut(&group_id) else {
-            return;
-        };
-        group.rows -= rows;
-        if group.waiting.front() != Some(&serial) {
-            return;
-        }
-        self.heads.remove(&serial);
-        group.waiting.pop_front();
-        while let Some(next) = group.waiting.front() {
-            if self.entries.get(next).is_some_and(|e| !e.closed) {
-                self.heads.insert(*next, group_id);
-                return;
-            }
-            group.waiting.pop_front();
-        }
-        self.groups.remove(&group_id);
     }
 
     /// A worker is gone with all that it held: its chunks run again elsewhere.
@@ -608,9 +456,9 @@ impl Scheduler {
     pub(crate) fn due_us(&self) -> Option<u64> {
         let deadline = self.deadlines.peek().map(|Reverse((us, _))| *us);
         let company = (self.limits.batch_delay_us > 0)
-            .then(|| self.heads.keys().next())
+            .then(|| self.groups.oldest().next())
             .flatten()
-            .and_then(|head| self.entries.get(head))
+            .and_then(|(head, _, _)| self.entries.get(&head))
             .filter(|_| self.workers.best(Lane::Small).is_some())
             .map(|entry| entry.job.arrived_us + self.limits.batch_delay_us);
         [deadline, company].into_iter().flatten().min()
@@ -650,6 +498,14 @@ impl Scheduler {
     /// A model is forgotten: so is its pace.
     pub(crate) fn forget(&mut self, model: ModelId) {
         self.paces.remove(&model);
+    }
+}
+
+/// The rows of a request, if it is not closed.
+fn open_rows(entries: &HashMap<Serial, Entry>) -> impl Fn(Serial) -> Option<usize> + '_ {
+    |serial| {
+        let entry = entries.get(&serial).filter(|entry| !entry.closed)?;
+        Some(entry.job.rows)
     }
 }
 

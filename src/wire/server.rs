@@ -270,12 +270,10 @@ pub fn read(frames: Vec<Bytes>) -> Result<(RequestId, ServerMessage)> {
             ServerMessage::Result(outputs, header.stats.unwrap_or_default())
         }
         "part" => {
+            // Its shapes are exact: the outputs of a model without a batch dimension need not agree in the first.
             let headers = header.outputs.unwrap_or_default();
-            let rows = headers
-                .first()
-                .and_then(|h| h.shape.first().copied())
-                .unwrap_or(0);
-            let outputs = read_outputs(&headers, Some(&[rows]), frames)?;
+            let mut outputs = read_outputs(&headers, None, frames)?;
+            outputs.batched = true;
             ServerMessage::Part(header.offset.unwrap_or(0), outputs)
         }
         "end" => ServerMessage::End(header.rows.unwrap_or(0), header.stats.unwrap_or_default()),

@@ -1,0 +1,134 @@
+//! `mdm-infer`: runs a file of rows through a model.
+
+#[path = "../shared/mod.rs"]
+mod shared;
+
+mod read;
+mod run;
+mod write;
+
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use mdm::Tensor;
+use mdm::client::{Call, Client};
+
+use run::Job;
+use write::Target;
+
+const NAME: &str = "mdm-infer";
+
+const AFTER_HELP: &str = "\
+Input:  .npy   one input, whatever the model calls it
+        .npz   inputs by name
+        .jsonl one JSON row a line
+        .txt   one string a line
+Output: .npy   one output
+        .npz   all outputs by name
+        .jsonl one object a row, with the outputs' names as keys
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+The older spelling works too: -model=digits -input=images.npy -port=5555";
+
+/// Runs a file of rows through a model, and writes or shows the results.
+#[derive(Parser)]
+#[command(name = "mdm-infer", version, after_help = AFTER_HELP)]
+struct Args {
+    /// The model's name; not needed if the parameters say model_proxy_path
+    #[arg(long, env = "MDM_MODEL")]
+    model: Option<String>,
+
+    /// The rows: .npy, .npz, .jsonl or .txt
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+
+    /// Where the results go: .npy, .npz or .jsonl. Without it, the first rows are shown
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Parameters for the model, a JSON object
+    #[arg(long, value_name = "JSON", env = "MDM_PARAMS")]
+    params: Option<String>,
+
+    /// The longest that each request may take, in milliseconds; the server's default if not said
+    #[arg(long, value_name = "MS", env = "MDM_TIMEOUT_MS")]
+    timeout_ms: Option<u64>,
+
+    /// The server's address instead of --ip and --port: tcp://localhost:5555 or ipc://sock_tmp/mdm-5555.in
+    #[arg(long, value_name = "ADDRESS", env = "MDM_SERVER")]
+    server: Option<String>,
+
+    /// The host that the server runs on, a name or a number
+    #[arg(long, default_value = "localhost", env = "MDM_IP")]
+    ip: String,
+
+    /// The port where the server takes requests
+    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+}
+
+fn main() -> ExitCode {
+    let args: Args = shared::parse();
+    shared::run(NAME, || infer(&args))
+}
+
+fn infer(args: &Args) -> anyhow::Result<ExitCode> {
+    let call = call(args)?;
+    let target = args.output.as_deref().map(Target::new).transpose()?;
+    let inputs = read::read(&args.input)?;
+    let address = match &args.server {
+        Some(address) => address.clone(),
+        None => shared::address(&args.ip, args.port),
+    };
+    let client = Client::connect(&address)?;
+    let job = Job {
+        client: &client,
+        call,
+        model: args.model.as_deref(),
+        inputs,
+    };
+    let done = job.run()?;
+    let names: Vec<String> = done.response.outputs().map(str::to_owned).collect();
+    let outputs = names
+        .iter()
+        .map(|name| done.response.tensor(name))
+        .collect::<mdm::Result<Vec<Tensor>>>()?;
+    let mut out = stdout().lock();
+    match (&target, &args.output) {
+        (Some(target), Some(path)) => {
+            target.write(&outputs)?;
+            let outputs: Vec<String> = outputs.iter().map(write::describe).collect();
+            writeln!(out, "wrote {}: {}", path.display(), outputs.join(", "))?;
+        }
+        _ => write!(out, "{}", write::summary(&outputs)?)?,
+    }
+    writeln!(out, "{}", done.totals())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn call(args: &Args) -> anyhow::Result<Call> {
+    let mut call = match &args.params {
+        Some(text) => {
+            let params: serde_json::Value =
+                serde_json::from_str(text).context("--params is not JSON")?;
+            let serde_json::Value::Object(params) = params else {
+                anyhow::bail!(
+                    "--params is {params}, expected a JSON object such as {{\"c_tag\": \"BD\"}}"
+                );
+            };
+            Call::from(params)
+        }
+        None => Call::default(),
+    };
+    if let Some(model) = &args.model {
+        call = call.for_model(model);
+    }
+    if let Some(timeout) = args.timeout_ms {
+        call = call.timeout(Duration::from_millis(timeout));
+    }
+    Ok(call)
+}

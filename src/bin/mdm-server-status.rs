@@ -1,0 +1,213 @@
+//! `mdm-server-status`: how a server is, as a page or as JSON.
+
+mod shared;
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write, stdout};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use mdm::client::{Client, Status};
+use mdm::wire::server::{DimInfo, PortInfo};
+
+const NAME: &str = "mdm-server-status";
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 answered, 1 no server there, 2 wrong usage.
+The older spelling works too: -port=5555 -ip=localhost";
+
+/// Shows a server's version, settings, models, workers, queue, counts and latency.
+#[derive(Parser)]
+#[command(name = "mdm-server-status", version, after_help = AFTER_HELP)]
+struct Args {
+    /// The port where the server takes requests
+    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+
+    /// The host that the server runs on, a name or a number
+    #[arg(long, default_value = "localhost", env = "MDM_IP")]
+    ip: String,
+
+    /// One line of JSON instead of a page
+    #[arg(long)]
+    json: bool,
+
+    /// Again and again, every so many seconds (2 if not said)
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
+    watch: Option<Duration>,
+
+    /// The longest to wait for an answer, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 5000, env = "MDM_TIMEOUT")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    timeout: u64,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 0.05..=86400.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("expected seconds, from 0.05 to 86400".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Args = shared::parse();
+    shared::run(NAME, || status(&args))
+}
+
+fn status(args: &Args) -> anyhow::Result<ExitCode> {
+    let address = shared::address(&args.ip, args.port);
+    // Only `port` is needed: a server whose results cannot be reached can still be asked.
+    let client = Client::builder()
+        .connect_timeout(Duration::from_millis(args.timeout))
+        .connect_later(&address)?;
+    show(&client.status()?, &address, args)?;
+    while let Some(pause) = args.watch {
+        std::thread::sleep(pause);
+        match client.status() {
+            Ok(status) => show(&status, &address, args)?,
+            // It may come back; the next look opens a new session.
+            Err(e) => shared::complain(NAME, e.message()),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(status: &Status, address: &str, args: &Args) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(status)?)?;
+        return Ok(());
+    }
+    if args.watch.is_some() && out.is_terminal() {
+        // Home and clear: the page stays in its place.
+        write!(out, "\x1b[H\x1b[2J")?;
+    }
+    out.write_all(page(status, address).as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn page(status: &Status, address: &str) -> String {
+    let mut page = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_page(&mut page, status, address);
+    page
+}
+
+fn write_page(page: &mut String, status: &Status, address: &str) -> std::fmt::Result {
+    let up = uptime(status.uptime_s);
+    writeln!(page, "mdm {} at {address}, up {up}", status.version)?;
+
+    writeln!(page, "\nsettings")?;
+    let settings = status.settings.iter();
+    table(
+        page,
+        settings.map(|(k, v)| vec![k.clone(), v.clone()]).collect(),
+    )?;
+
+    writeln!(page, "\nmodels")?;
+    let mut rows = vec![row(["name", "version", "kind", "inputs", "outputs"])];
+    for model in &status.models {
+        rows.push(vec![
+            model.name.clone(),
+            model.version.clone(),
+            model.kind.clone(),
+            ports(&model.inputs),
+            ports(&model.outputs),
+        ]);
+    }
+    table(page, rows)?;
+
+    writeln!(page, "\nworkers")?;
+    let mut rows = vec![row([
+        "id", "device", "state", "busy", "chunks", "rows", "model",
+    ])];
+    for worker in &status.workers {
+        rows.push(vec![
+            worker.id.to_string(),
+            worker.device.clone(),
+            worker.state.clone(),
+            format!("{:.0} %", worker.busy * 100.0),
+            worker.chunks.to_string(),
+            worker.rows.to_string(),
+            worker.model.clone().unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    table(page, rows)?;
+
+    let queue = status.queue;
+    let totals = &status.totals;
+    let latency = status.latency_us;
+    let errors: u64 = totals.errors.values().sum();
+    writeln!(
+        page,
+        "\nqueue    {} requests, {} rows, {:.1} MiB",
+        queue.requests,
+        queue.rows,
+        queue.bytes as f64 / f64::from(1 << 20)
+    )?;
+    writeln!(
+        page,
+        "totals   {} requests, {} rows, {} chunks, {} coalesced, {} dropped, {errors} errors",
+        totals.requests, totals.rows, totals.chunks, totals.coalesced, totals.dropped
+    )?;
+    for (code, count) in &totals.errors {
+        writeln!(page, "         {count} {code}")?;
+    }
+    let ms = |us: u64| us as f64 / 1000.0;
+    writeln!(
+        page,
+        "latency  p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms",
+        ms(latency.p50),
+        ms(latency.p90),
+        ms(latency.p99)
+    )
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+/// Columns as wide as their widest cell.
+fn table(page: &mut String, rows: Vec<Vec<String>>) -> std::fmt::Result {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width_of = |column: usize| {
+        let cells = rows.iter().filter_map(|row: &Vec<String>| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width_of).collect();
+    for row in &rows {
+        let cells = row.iter().zip(&widths);
+        let line: String = cells
+            .map(|(cell, width)| format!("  {cell:width$}"))
+            .collect();
+        writeln!(page, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// `ids INT64 [N,64], mask BOOL [N]`
+fn ports(ports: &[PortInfo]) -> String {
+    let one = |port: &PortInfo| {
+        let dims = port.shape.iter().map(|dim| match dim {
+            DimInfo::Size(-1) => "?".to_owned(),
+            DimInfo::Size(size) => size.to_string(),
+            DimInfo::Symbol(name) => name.clone(),
+        });
+        let dims = dims.collect::<Vec<_>>().join(",");
+        format!("{} {} [{dims}]", port.name, port.dtype)
+    };
+    ports.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn uptime(seconds: u64) -> String {
+    let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
+    let (minutes, seconds) = (seconds / 60 % 60, seconds % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, m) => format!("{m} min {seconds} s"),
+        (0, h, m) => format!("{h} h {m} min"),
+        (d, h, _) => format!("{d} d {h} h"),
+    }
+}

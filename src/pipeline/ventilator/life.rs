@@ -1,0 +1,110 @@
+//! From started to ready, and from draining to stopped.
+
+use std::collections::HashSet;
+
+use crossbeam_channel::Sender;
+
+use super::Ventilator;
+use crate::error::{Error, Result};
+use crate::message::{ModelId, WorkerId};
+use crate::pipeline::tell;
+use crate::wire::client::StopMode;
+use crate::wire::inner::{self, ToSink, ToWorker};
+use crate::wire::server::{ServerMessage, StopState};
+
+/// What is still missing before the server is ready.
+#[derive(Default)]
+pub(super) struct Starting {
+    pub(super) ready: Option<Sender<Result<()>>>,
+    pub(super) workers_missing: HashSet<WorkerId>,
+    /// Models to load, and to open on every worker.
+    pub(super) models_missing: usize,
+    pub(super) opens_missing: HashSet<(WorkerId, ModelId)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    Serving,
+    Draining,
+    /// The workers were told to stop.
+    Stopping,
+    Stopped,
+}
+
+impl Ventilator {
+    pub(super) fn check_ready(&mut self) {
+        let starting = &mut self.starting;
+        let missing =
+            starting.workers_missing.len() + starting.models_missing + starting.opens_missing.len();
+        if missing == 0
+            && let Some(ready) = starting.ready.take()
+        {
+            // Whoever started the server may have given up waiting; then it stops us another way.
+            let _ = ready.send(Ok(()));
+        }
+    }
+
+    pub(super) fn fail_start(&mut self, error: Error) {
+        if let Some(ready) = self.starting.ready.take() {
+            let _ = ready.send(Err(error)); // as above
+        }
+    }
+
+    pub(super) fn pending(&self) -> u64 {
+        (self.scheduler.waiting().requests + self.intake.parked()) as u64
+    }
+
+    pub(super) fn stop(&mut self, mode: StopMode) -> Result<()> {
+        if self.phase == Phase::Serving {
+            self.phase = Phase::Draining;
+            tracing::info!(pending = self.pending(), "draining");
+        }
+        if mode == StopMode::Now {
+            let error = Error::unavailable("the server was told to stop at once");
+            let mut open = self.scheduler.open();
+            open.extend(self.intake.serials());
+            for serial in open {
+                self.close(serial, &error)?;
+            }
+            if self.phase == Phase::Draining {
+                self.phase = Phase::Stopping;
+                self.stop_workers();
+                // A model may run for minutes: its result is not waited for.
+                tell(&mut self.sink, inner::write_to_sink(&ToSink::Finish))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn advance_stop(&mut self) -> Result<()> {
+        if self.phase == Phase::Draining && self.scheduler.is_idle() && self.intake.parked() == 0 {
+            self.phase = Phase::Stopping;
+            self.stop_workers();
+        }
+        Ok(())
+    }
+
+    /// The marker that travels behind the data: each worker passes it on to the sink.
+    pub(super) fn stop_workers(&mut self) {
+        let stop = inner::write_to_worker(&ToWorker::Stop);
+        for (index, lanes) in self.lanes.iter_mut().enumerate() {
+            if let Err(error) = tell(&mut lanes.bulk, stop.clone()) {
+                tracing::warn!(worker_id = index, %error, "a worker is not there to be stopped");
+                let stopped = ToSink::Stopped(WorkerId(index as u32));
+                if tell(&mut self.sink, inner::write_to_sink(&stopped)).is_err() {
+                    self.phase = Phase::Stopped; // the sink has ended as well
+                }
+            }
+        }
+    }
+
+    pub(super) fn answer_stoppers(&mut self) {
+        for (identity, id) in std::mem::take(&mut self.stoppers) {
+            self.answer(
+                &identity,
+                id,
+                &ServerMessage::TerminateOk(StopState::Stopped),
+            );
+        }
+    }
+}

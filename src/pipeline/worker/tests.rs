@@ -1,0 +1,237 @@
+//! A worker between hand-made neighbours: chunks go in, parts and credits come out.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::*;
+use crate::message::{ChunkId, Params, ReplyTo, RequestId};
+use crate::model::mock::{Behaviour, Gate, MockSource};
+
+/// The neighbours' ends.
+struct Bench {
+    small: Socket,
+    bulk: Socket,
+    sink: Socket,
+    ventilator: Socket,
+    board: Arc<CancelBoard>,
+    worker: Option<JoinHandle<Result<()>>>,
+    next: u64,
+}
+
+fn bench(source: Arc<dyn ModelSource>) -> Bench {
+    let context = Context::new();
+    let id = WorkerId(0);
+    let bound = |kind, endpoint: &str| {
+        let socket = socket::inner_bound(&context, kind, endpoint).unwrap();
+        socket.set_rcvtimeo(20_000).unwrap();
+        socket
+    };
+    let mut bench = Bench {
+        small: bound(zmq::PUSH, &lane_endpoint(id, Lane::Small)),
+        bulk: bound(zmq::PUSH, &lane_endpoint(id, Lane::Bulk)),
+        sink: bound(zmq::PULL, TO_SINK),
+        ventilator: bound(zmq::PULL, TO_VENTILATOR),
+        board: CancelBoard::new(),
+        worker: None,
+        next: 0,
+    };
+    let seat = Seat {
+        id,
+        source,
+        board: bench.board.clone(),
+        clock: Clock::start(),
+    };
+    bench.worker = Some(std::thread::spawn(move || run(&context, seat)));
+    assert!(matches!(bench.hear(), ToVentilator::Up(WorkerId(0))));
+    bench
+}
+
+impl Bench {
+    /// A chunk of one row for each number; each row is a request of its own.
+    fn chunk(&mut self, model: ModelId, rows: &[f32]) -> Chunk {
+        let members = rows.iter().map(|_| {
+            self.next += 1;
+            Member {
+                serial: Serial(self.next),
+                reply: ReplyTo([1; 16]),
+                request: RequestId(self.next),
+                offset: 0,
+                rows: 1,
+                total: 1,
+                stream: false,
+                whole: false,
+                arrived_us: 0,
+                queue_us: 0,
+            }
+        });
+        let members = members.collect();
+        let row = |v: &f32| Batch {
+            tensors: vec![Tensor::from_slice("x", vec![1, 1], &[*v]).unwrap()],
+        };
+        Chunk {
+            id: ChunkId(self.next),
+            stage: 0,
+            attempt: 0,
+            model,
+            params: Params::new(),
+            members,
+            inputs: rows.iter().map(row).collect(),
+        }
+    }
+
+    fn give(&mut self, lane: Lane, chunk: &Chunk) {
+        let socket = match lane {
+            Lane::Small => &mut self.small,
+            Lane::Bulk => &mut self.bulk,
+        };
+        tell(socket, inner::write_chunk(chunk)).unwrap();
+    }
+
+    fn hear(&mut self) -> ToVentilator {
+        let frames = frames::receive(&mut self.ventilator, 0).unwrap();
+        inner::read_to_ventilator(frames.expect("in time")).unwrap()
+    }
+
+    fn credit(&mut self) -> Credit {
+        match self.hear() {
+            ToVentilator::Credit(credit) => credit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn part(&mut self) -> Part {
+        let frames = frames::receive(&mut self.sink, 0).unwrap();
+        match inner::read_to_sink(frames.expect("in time")).unwrap() {
+            ToSink::Part(part) => *part,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn stop(mut self) {
+        let stop = inner::write_to_worker(&ToWorker::Stop);
+        tell(&mut self.bulk, stop).unwrap();
+        let frames = frames::receive(&mut self.sink, 0).unwrap().unwrap();
+        let last = inner::read_to_sink(frames).unwrap();
+        assert!(matches!(last, ToSink::Stopped(WorkerId(0))));
+        self.worker.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+fn values(part: &Part) -> Vec<f32> {
+    let Outcome::Done(batches) = &part.outcome else {
+        panic!("{:?}", part.outcome)
+    };
+    let rows = batches.iter().map(|b| b.tensors[0].to_vec::<f32>());
+    rows.flat_map(Result::unwrap).collect()
+}
+
+#[test]
+fn members_run_together_and_come_back_apart() {
+    let source = Arc::new(MockSource::default());
+    let model = source.add("echo", Behaviour::Echo).id;
+    let mut bench = bench(source.clone());
+    let chunk = bench.chunk(model, &[1., 2., 3.]);
+    bench.give(Lane::Small, &chunk);
+    let part = bench.part();
+    assert_eq!(values(&part), [1., 2., 3.]);
+    assert_eq!(part.members, chunk.members);
+    let credit = bench.credit();
+    assert_eq!((credit.rows, credit.failed.len()), (3, 0));
+    assert_eq!(source.opened(), 1);
+    bench.stop();
+}
+
+#[test]
+fn one_request_s_bad_row_is_not_its_neighbours_error() {
+    let source = Arc::new(MockSource::default());
+    let model = source.add("f", Behaviour::Fail("no".to_owned())).id;
+    let mut bench = bench(source);
+    let chunk = bench.chunk(model, &[1., -2., 3.]);
+    bench.give(Lane::Small, &chunk);
+    let (good, bad) = (bench.part(), bench.part());
+    assert_eq!(values(&good), [1., 3.]);
+    assert_eq!(bad.outcome, Outcome::Failed);
+    assert_eq!(bad.members, [chunk.members[1].clone()]);
+    let credit = bench.credit();
+    assert_eq!(credit.rows, 2);
+    let guilty = chunk.members[1].serial;
+    assert_eq!(credit.failed, [(guilty, Error::internal("no"))]);
+    bench.stop();
+}
+
+#[test]
+fn a_model_that_panics_is_opened_anew() {
+    let source = Arc::new(MockSource::default());
+    let model = source.add("p", Behaviour::Panic("ouch".to_owned())).id;
+    let mut bench = bench(source.clone());
+    for rows in [[-1.], [5.]] {
+        let chunk = bench.chunk(model, &rows);
+        bench.give(Lane::Bulk, &chunk);
+    }
+    assert_eq!(bench.part().outcome, Outcome::Failed);
+    let why = bench.credit().failed[0].1.to_string();
+    assert!(why.contains("panicked: ouch"), "{why}");
+    assert_eq!(values(&bench.part()), [5.]);
+    assert_eq!(source.opened(), 2);
+    bench.stop();
+}
+
+#[test]
+fn an_unknown_model_fails_the_chunk_and_the_worker_lives_on() {
+    let source = Arc::new(MockSource::default());
+    let echo = source.add("echo", Behaviour::Echo).id;
+    let mut bench = bench(source);
+    let chunk = bench.chunk(ModelId(99), &[1.]);
+    bench.give(Lane::Bulk, &chunk);
+    assert_eq!(bench.part().outcome, Outcome::Failed);
+    assert_eq!(
+        bench.credit().failed[0].1.code(),
+        crate::ErrorCode::NotFound
+    );
+    let chunk = bench.chunk(echo, &[1.]);
+    bench.give(Lane::Bulk, &chunk);
+    assert_eq!(values(&bench.part()), [1.]);
+    bench.stop();
+}
+
+#[test]
+fn a_cancelled_chunk_is_skipped_and_the_small_lane_is_read_first() {
+    let source = Arc::new(MockSource::default());
+    let gate = Arc::new(Gate::default());
+    let gated = source.add("g", Behaviour::Gated(gate.clone())).id;
+    let mut bench = bench(source);
+    let running = bench.chunk(gated, &[1.]);
+    bench.give(Lane::Bulk, &running);
+    gate.wait_for_arrivals(1);
+    // While that runs, these come to wait.
+    let cancelled = bench.chunk(gated, &[2.]);
+    bench.give(Lane::Bulk, &cancelled);
+    let bulk = bench.chunk(gated, &[3.]);
+    bench.give(Lane::Bulk, &bulk);
+    let small = bench.chunk(gated, &[4.]);
+    bench.give(Lane::Small, &small);
+    bench.board.cancel(cancelled.members[0].serial);
+    gate.open();
+    assert_eq!(values(&bench.part()), [1.]);
+    assert_eq!(values(&bench.part()), [4.], "small first");
+    assert_eq!(bench.part().outcome, Outcome::Skipped);
+    assert_eq!(values(&bench.part()), [3.]);
+    bench.stop();
+}
+
+#[test]
+fn a_worker_that_panics_outside_the_model_says_so_and_starts_afresh() {
+    let source = Arc::new(MockSource::default());
+    let model = source.add("echo", Behaviour::Echo).id;
+    let mut bench = bench(source);
+    // A member without inputs cannot come from our ventilator; it stands for a bug of ours.
+    let mut broken = bench.chunk(model, &[1., 2.]);
+    broken.members[0].rows = u64::MAX;
+    bench.give(Lane::Bulk, &broken);
+    assert!(matches!(bench.hear(), ToVentilator::Down(WorkerId(0), _)));
+    assert!(matches!(bench.hear(), ToVentilator::Up(WorkerId(0))));
+    let chunk = bench.chunk(model, &[7.]);
+    bench.give(Lane::Bulk, &chunk);
+    assert_eq!(values(&bench.part()), [7.]);
+    bench.stop();
+}

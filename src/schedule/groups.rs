@@ -1,0 +1,101 @@
+//! Small requests that wait, in groups that may run as one batch.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::message::Serial;
+
+#[derive(Debug, Default)]
+struct Group {
+    waiting: VecDeque<Serial>,
+    /// Rows of those that are still open.
+    rows: usize,
+}
+
+/// All groups, in the order of their oldest request.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    groups: HashMap<u64, Group>,
+    heads: BTreeMap<Serial, u64>,
+}
+
+impl Groups {
+    pub(super) fn push(&mut self, id: u64, serial: Serial, rows: usize) {
+        let group = self.groups.entry(id).or_default();
+        if group.waiting.is_empty() {
+            self.heads.insert(serial, id);
+        }
+        group.waiting.push_back(serial);
+        group.rows += rows;
+    }
+
+    /// The groups by their oldest request, and how many rows wait in each.
+    pub(super) fn oldest(&self) -> impl Iterator<Item = (Serial, u64, usize)> {
+        self.heads
+            .iter()
+            .map(|(head, id)| (*head, *id, self.groups.get(id).map_or(0, |g| g.rows)))
+    }
+
+    /// Takes requests off the front of a group: at least one, and no more once they have `most` rows together.
+    /// `rows_of` is `None` for those that were closed meanwhile.
+    pub(super) fn take(
+        &mut self,
+        id: u64,
+        most: usize,
+        rows_of: impl Fn(Serial) -> Option<usize>,
+    ) -> Vec<(Serial, usize)> {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return Vec::new();
+        };
+        if let Some(head) = group.waiting.front() {
+            self.heads.remove(head);
+        }
+        let mut taken = Vec::with_capacity(group.waiting.len().min(16));
+        let mut together = 0;
+        while let Some(&serial) = group.waiting.front() {
+            if let Some(rows) = rows_of(serial) {
+                if !taken.is_empty() && together + rows > most {
+                    break;
+                }
+                together += rows;
+                taken.push((serial, rows));
+            }
+            group.waiting.pop_front();
+        }
+        group.rows -= together;
+        self.settle(id, rows_of);
+        taken
+    }
+
+    /// A waiting request was closed. It goes at once if it is the oldest, else when its turn comes.
+    pub(super) fn close(
+        &mut self,
+        id: u64,
+        serial: Serial,
+        rows: usize,
+        rows_of: impl Fn(Serial) -> Option<usize>,
+    ) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        group.rows -= rows;
+        if group.waiting.front() == Some(&serial) {
+            self.heads.remove(&serial);
+            self.settle(id, rows_of);
+        }
+    }
+
+    /// Finds the group's new oldest request, behind any that were closed.
+    fn settle(&mut self, id: u64, rows_of: impl Fn(Serial) -> Option<usize>) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        while let Some(&next) = group.waiting.front() {
+            if rows_of(next).is_some() {
+                self.heads.insert(next, id);
+                return;
+            }
+            group.waiting.pop_front();
+        }
+        self.groups.remove(&id);
+    }
+}

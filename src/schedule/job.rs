@@ -1,0 +1,81 @@
+//! What goes into the policy and what comes out of it: numbers.
+
+use crate::message::{ChunkId, ModelId, Priority, Serial, WorkerId};
+
+/// The bounds of the policy.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub workers: usize,
+    pub max_batch_rows: usize,
+    /// A request of up to so many rows is small.
+    pub priority_rows: usize,
+    /// Chunks that wait at a worker, in each lane.
+    pub prefetch: usize,
+    /// Expected time of a chunk; `None`: chunks are as even as `max_batch_rows` allows.
+    pub max_chunk_us: Option<u64>,
+    /// How long a small request waits for company.
+    pub batch_delay_us: u64,
+    pub max_requests: usize,
+    pub max_bytes: u64,
+}
+
+/// A request, as the policy sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub serial: Serial,
+    pub model: ModelId,
+    /// Requests of the same group may run in one batch.
+    pub group: u64,
+    pub rows: usize,
+    /// Whether its rows are independent.
+    pub splittable: bool,
+    /// Chunks are multiples of this but for the last.
+    pub step: usize,
+    pub priority: Priority,
+    pub bytes: u64,
+    pub deadline_us: Option<u64>,
+    pub arrived_us: u64,
+}
+
+/// Which of a worker's lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lane {
+    Small,
+    Bulk,
+}
+
+/// Rows of one request in a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub serial: Serial,
+    pub offset: usize,
+    pub rows: usize,
+}
+
+/// A chunk for a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Assignment {
+    pub chunk: ChunkId,
+    pub worker: WorkerId,
+    pub lane: Lane,
+    pub attempt: u32,
+    pub model: ModelId,
+    pub pieces: Vec<Piece>,
+}
+
+/// What a lost worker leaves behind.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Losses {
+    /// Closed requests, and how many of their parts will never come.
+    pub lost: Vec<(Serial, u64)>,
+    /// Requests whose chunk has now lost too many workers.
+    pub abandoned: Vec<Serial>,
+}
+
+/// What waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    pub requests: usize,
+    pub rows: usize,
+    pub bytes: u64,
+}

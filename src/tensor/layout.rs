@@ -1,0 +1,97 @@
+//! How elements lie in memory: lengths against shapes, offsets and values.
+
+use bytes::Bytes;
+
+use super::{Data, DataType};
+use crate::error::{Error, Result};
+
+/// The number of elements of a shape, or `None` if it overflows.
+pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |count, &dim| count.checked_mul(dim))
+}
+
+pub(super) fn variable<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Data {
+    let mut offsets = 0u64.to_le_bytes().to_vec();
+    let mut values = Vec::new();
+    for element in elements {
+        values.extend_from_slice(element);
+        offsets.extend_from_slice(&(values.len() as u64).to_le_bytes());
+    }
+    Data::Variable {
+        offsets: offsets.into(),
+        values: values.into(),
+    }
+}
+
+/// Offset `index` of checked offsets.
+pub(super) fn offset_at(offsets: &[u8], index: usize) -> usize {
+    let mut bytes = [0u8; 8];
+    bytes.copy_from_slice(&offsets[index * 8..index * 8 + 8]);
+    u64::from_le_bytes(bytes) as usize
+}
+
+pub(super) fn check_fixed(
+    name: &str,
+    datatype: DataType,
+    shape: &[usize],
+    elements: usize,
+    bytes: &Bytes,
+) -> Result<()> {
+    let Some(size) = datatype.size() else {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: {datatype} travels as two frames, offsets and values"
+        )));
+    };
+    let expected = elements * size;
+    if bytes.len() != expected {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: {datatype} {shape:?} takes {expected} bytes, got {}",
+            bytes.len()
+        )));
+    }
+    if datatype == DataType::Bool
+        && let Some(at) = bytes.iter().position(|&b| b > 1)
+    {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: a BOOL byte is 0 or 1, element {at} is {}",
+            bytes[at]
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn check_offsets(
+    name: &str,
+    elements: usize,
+    offsets: &Bytes,
+    values: &Bytes,
+) -> Result<()> {
+    let expected = (elements + 1) * 8;
+    if offsets.len() != expected {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: the offsets of {elements} elements take {expected} bytes, got {}",
+            offsets.len()
+        )));
+    }
+    let mut last = 0u64;
+    for (index, bytes) in offsets.chunks_exact(8).enumerate() {
+        let mut le = [0u8; 8];
+        le.copy_from_slice(bytes);
+        let offset = u64::from_le_bytes(le);
+        if (index == 0 && offset != 0) || offset < last {
+            return Err(Error::invalid(format!(
+                "tensor {name:?}: offsets must ascend from 0, offset {index} is {offset} after {last}"
+            )));
+        }
+        last = offset;
+    }
+    if last != values.len() as u64 {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: the last offset is {last}, the values have {} bytes",
+            values.len()
+        )));
+    }
+    Ok(())
+}
