@@ -152,7 +152,7 @@ fn write_page(page: &mut String, status: &Status, address: &str) -> std::fmt::Re
         "totals   {} requests, {} rows, {} chunks, {} coalesced, {} dropped, {errors} errors",
         totals.requests, totals.rows, totals.chunks, totals.coalesced, totals.dropped
     )?;
-    for (code, count) in &totals.errors {
+    for (code, count) in totals.errors.iter().filter(|(_, count)| **count > 0) {
         writeln!(page, "         {count} {code}")?;
     }
     let ms = |us: u64| us as f64 / 1000.0;

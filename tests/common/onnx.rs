@@ -6,7 +6,7 @@ pub mod parts;
 
 use mdm::DataType;
 use parts::proto::*;
-use parts::*;
+pub use parts::*;
 
 /// The identity for any datatype but JSON: input "x", output "y", both `[N, dims…]`.
 pub fn echo(datatype: DataType, dims: &[usize]) -> Vec<u8> {

@@ -85,6 +85,10 @@ fn infer(args: &Args) -> anyhow::Result<ExitCode> {
         None => shared::address(&args.ip, args.port),
     };
     let client = Client::connect(&address)?;
+    if let (Some(target), Some(model)) = (&target, &args.model) {
+        // Before the work, not after it.
+        target.check(&client.load(model)?)?;
+    }
     let job = Job {
         client: &client,
         call,

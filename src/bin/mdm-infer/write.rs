@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use mdm::client::ModelInfo;
 use mdm::tensor::Data;
 use mdm::{DataType, Element, Tensor};
 use npyz::npz::NpzWriter;
@@ -49,6 +50,20 @@ impl Target {
         })
     }
 
+    /// Checks that what the model gives can be written there.
+    pub fn check(&self, model: &ModelInfo) -> Result<()> {
+        self.check_names(model.outputs.iter().map(|o| o.name.as_str()).collect())
+    }
+
+    fn check_names(&self, names: Vec<&str>) -> Result<()> {
+        ensure!(
+            self.format != Format::Npy || names.len() == 1,
+            "{}: a .npy file holds one output, the model has {names:?}; use .npz",
+            self.path.display()
+        );
+        Ok(())
+    }
+
     /// Writes the outputs. The file is whole or not there: it gets its name at the end.
     pub fn write(&self, outputs: &[Tensor]) -> Result<()> {
         let place = || self.path.display().to_string();
@@ -67,13 +82,7 @@ impl Target {
 
     fn write_to(&self, partial: &Path, outputs: &[Tensor]) -> Result<()> {
         let place = || self.path.display().to_string();
-        if self.format == Format::Npy && outputs.len() != 1 {
-            let names: Vec<&str> = outputs.iter().map(Tensor::name).collect();
-            bail!(
-                "{}: a .npy file holds one output, the model has {names:?}; use .npz",
-                place()
-            );
-        }
+        self.check_names(outputs.iter().map(Tensor::name).collect())?;
         let mut file = BufWriter::new(File::create(partial).with_context(place)?);
         match self.format {
             Format::Npy => write_npy(&mut file, &outputs[0]),

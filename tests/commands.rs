@@ -1,0 +1,198 @@
+//! The commands that talk to a server: what they print, their exit codes, both spellings.
+
+mod common;
+#[path = "client/fake.rs"]
+#[allow(dead_code)] // the client's tests use the rest
+mod fake;
+
+use std::net::TcpListener;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use common::command;
+use fake::{Act, Fake, Manners, echo, echoes};
+use mdm::Batch;
+use mdm::message::Stats;
+use mdm::wire::server::{Outputs, ServerMessage};
+
+fn run(name: &str, flags: &[&str]) -> (i32, String, String) {
+    let start = Instant::now();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command(name).args(flags).output().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(20), "{name} hangs");
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// A port that nobody listens on.
+fn free_port() -> String {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().port().to_string()
+}
+
+#[test]
+fn terminate_says_how_it_ended() {
+    let stop = |left, last_word, flags: &[&str]| {
+        let manners = Manners {
+            stop: (left, last_word),
+            ..Manners::default()
+        };
+        let server = Fake::with(manners, echoes);
+        let port = server.port.to_string();
+        run(
+            "mdm-server-terminate",
+            &[&["--port", &port], flags].concat(),
+        )
+    };
+    let (code, out, _) = stop(0, true, &[]);
+    assert_eq!((code, out.starts_with("stopped")), (0, true), "{out}");
+    let (code, out, _) = stop(2, false, &["-timeout=5000"]);
+    assert_eq!((code, out.contains("last word")), (0, true), "{out}");
+    let (code, _, err) = stop(7, true, &["--timeout", "500"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("3 requests left to answer"), "{err}");
+
+    let (code, _, err) = run("mdm-server-terminate", &["-port_in", &free_port()]);
+    assert_eq!((code, err.lines().count()), (1, 1), "{err}");
+    assert!(err.contains("no server"), "{err}");
+    assert_eq!(run("mdm-server-terminate", &[]).0, 2);
+    assert_eq!(run("mdm-server-terminate", &["--port", "0"]).0, 2);
+}
+
+#[test]
+fn terminate_of_a_silent_listener_ends_in_time() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port().to_string();
+    let start = Instant::now();
+    let flags = ["--port", &port, "--timeout", "600"];
+    let (code, _, err) = run("mdm-server-terminate", &flags);
+    assert_eq!(code, 1);
+    assert!(err.contains("not an MDM server"), "{err}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn status_is_a_page_or_json() {
+    let server = Fake::start(echoes);
+    let port = server.port.to_string();
+    let (code, page, _) = run("mdm-server-status", &["\u{2013}port", &port]);
+    assert_eq!(code, 0);
+    assert!(page.contains("queue    3 requests"), "{page}");
+    let (code, json, _) = run("mdm-server-status", &["--port-data", &port, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &json["queue"]["requests"]), (0, &3.into()));
+    let output = command("mdm-server-status").env("MDM_PORT", &port).output();
+    assert!(output.unwrap().status.success());
+    let (code, _, err) = run("mdm-server-status", &["--port", &free_port()]);
+    assert_eq!((code, err.lines().count()), (1, 1), "{err}");
+    assert_eq!(run("mdm-server-status", &["--watch", "0"]).0, 2);
+}
+
+/// Answers in parts of two rows, the last part first.
+fn in_parts(id: mdm::RequestId, request: mdm::Request) -> Vec<Act> {
+    let rows = request.inputs.rows().unwrap();
+    let mut acts = Vec::new();
+    for offset in (0..rows).step_by(2).rev() {
+        let count = 2.min(rows - offset);
+        let tensors = &request.inputs.tensors;
+        let tensors = tensors.iter().map(|t| t.slice_rows(offset, count));
+        let outputs = Outputs {
+            parts: vec![Batch {
+                tensors: tensors.collect(),
+            }],
+            batched: true,
+        };
+        acts.push(Act::Out(id, ServerMessage::Part(offset as u64, outputs)));
+    }
+    let stats = Stats {
+        chunks: acts.len() as u64,
+        ..Stats::default()
+    };
+    acts.push(Act::Out(id, ServerMessage::End(rows as u64, stats)));
+    acts
+}
+
+#[test]
+fn infer_runs_files_of_every_kind() {
+    let server = Fake::start(|id, request| {
+        if request.model.as_deref() == Some("whole") {
+            return vec![Act::Out(id, echo(request))];
+        }
+        in_parts(id, request)
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let port = server.port.to_string();
+    let infer = |input: &str, output: &str| {
+        let (input, output) = (path(input), path(output));
+        // No model by name: the fake knows none, and is not asked what it gives.
+        let params = r#"{"model_proxy_path": "x.proxy"}"#;
+        let flags = [
+            "-port", &port, "-input", &input, "-output", &output, "-params", params,
+        ];
+        let (code, out, err) = run("mdm-infer", &flags);
+        assert_eq!(code, 0, "{err}");
+        assert!(out.contains("chunks"), "{out}");
+    };
+    let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+
+    std::fs::write(path("rows.txt"), "one\ntwo\r\n\nfour\nfünf").unwrap();
+    infer("rows.txt", "txt.jsonl");
+    assert_eq!(
+        read("txt.jsonl"),
+        "{\"\":\"one\"}\n{\"\":\"two\"}\n{\"\":\"\"}\n{\"\":\"four\"}\n{\"\":\"fünf\"}\n"
+    );
+    std::fs::write(path("rows.jsonl"), "{\"a\": [1, 2.5]}\n\nnull\n\"x\"\n").unwrap();
+    infer("rows.jsonl", "jsonl.jsonl");
+    assert_eq!(
+        read("jsonl.jsonl"),
+        "{\"\":{\"a\":[1,2.5]}}\n{\"\":null}\n{\"\":\"x\"}\n"
+    );
+    let images = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/digits/images.npy");
+    std::fs::copy(images, path("images.npy")).unwrap();
+    infer("images.npy", "out.npy");
+    infer("out.npy", "out.npz");
+    infer("out.npz", "again.npy");
+    let bytes = |name: &str| std::fs::read(path(name)).unwrap();
+    assert_eq!(bytes("again.npy"), bytes("out.npy"));
+    // Headers may differ in their spaces; the rows are the same.
+    let rows = 1797 * 64 * 4;
+    let tail = |bytes: Vec<u8>| bytes[bytes.len() - rows..].to_vec();
+    assert_eq!(tail(bytes("out.npy")), tail(bytes("images.npy")));
+}
+
+#[test]
+fn infer_says_in_one_line_what_is_wrong() {
+    let server = Fake::start(in_parts);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("bad.npy"), "no array").unwrap();
+    std::fs::write(path("bad.jsonl"), "1\n{").unwrap();
+    std::fs::write(path("empty.txt"), "").unwrap();
+    std::fs::write(path("good.txt"), "x\n").unwrap();
+    let port = server.port.to_string();
+    let wrong = |flags: &[&str], why: &str| {
+        let (code, _, err) = run("mdm-infer", &[&["--port", &port], flags].concat());
+        assert_eq!((code, err.lines().count()), (1, 1), "{err}");
+        assert!(err.contains(why), "{err}");
+    };
+    wrong(&["--input", &path("none.npy")], "none.npy: No such file");
+    wrong(&["--input", &path("bad.npy")], "not an .npy file");
+    wrong(&["--input", &path("bad.jsonl")], "line 2: not JSON");
+    wrong(&["--input", &path("empty.txt")], "no rows");
+    wrong(&["--input", &path("rows.csv")], "does not end in .npy");
+    let good = path("good.txt");
+    wrong(&["--input", &good, "--params", "[1]"], "JSON object");
+    let nowhere = path("none/out.npz");
+    wrong(&["--input", &good, "--output", &nowhere], "does not exist");
+    let out = path("out.npy");
+    // The fake answers every load with "no model".
+    let flags = ["--model", "m", "--input", &good, "--output", &out];
+    wrong(&flags, "no model \"m\"");
+    let nobody = format!("localhost:{}", free_port());
+    wrong(&["--input", &good, "--server", &nobody], "no server");
+    assert_eq!(run("mdm-infer", &[]).0, 2);
+}

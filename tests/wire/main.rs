@@ -1,0 +1,6 @@
+//! The wire from its nasty side: the real server, and peers that keep to no rule.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod malformed;
+mod raw;
