@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::malformed::Fate::{Dropped, Out, Port};
+use crate::malformed::Fate::{self, Dropped, Out, Port};
 use crate::malformed::{Case, INVALID, good, input, rows, with, without};
 use crate::raw::pack;
 

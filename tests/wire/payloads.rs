@@ -72,6 +72,19 @@ pub fn bad_payloads(id: u64) -> Vec<Case> {
             vec![input(id, "free", "x", "FP32", json!([huge, 0])), vec![]],
             "\"mask\"",
         ),
+        case(
+            "a trillion rows of nothing",
+            vec![
+                pack(&json!({
+                    "v": 1, "type": "infer", "id": id, "model": "free",
+                    "inputs": [{"name": "x", "dtype": "FP32", "shape": [1u64 << 40, 0]},
+                               {"name": "mask", "dtype": "FP32", "shape": [1u64 << 40, 0]}],
+                })),
+                vec![],
+                vec![],
+            ],
+            "rows",
+        ),
         case("no rows", vec![echo(json!([0, 4])), vec![]], "no rows"),
         case("a scalar", vec![echo(json!([])), bytes(&[1.0])], "\"x\""),
         case(
