@@ -281,13 +281,17 @@ impl Session {
             if self.lost.is_some() {
                 return self.last_words();
             }
-            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            let (out, port, events, woken) = self.poll(left, wake.as_deref())?;
-            if out && let Some(line) = &mut self.out {
+            // A result that is there already needs no poll, which asks four sockets.
+            if let Some(line) = &mut self.out {
                 let received = frames::receive(&mut line.socket, zmq::DONTWAIT);
                 if let Some(event) = self.take(received)? {
                     return Ok(event);
                 }
+            }
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let (out, port, events, woken) = self.poll(left, wake.as_deref())?;
+            if out && self.out.is_some() {
+                continue;
             }
             if port {
                 let received = frames::receive(&mut self.port.socket, zmq::DONTWAIT);
@@ -303,8 +307,7 @@ impl Session {
                 while frames::receive(wake, zmq::DONTWAIT)?.is_some() {}
                 return Ok(Event::Woken);
             }
-            let quiet = !(out || port);
-            if quiet && deadline.is_some_and(|d| d <= Instant::now()) {
+            if !port && deadline.is_some_and(|d| d <= Instant::now()) {
                 return Ok(Event::TimedOut);
             }
         }

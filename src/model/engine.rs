@@ -252,3 +252,42 @@ fn log(level: LogLevel, threshold: LogLevel, category: &str, id: &str, message: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_nowhere_is_an_error_that_says_where_it_was_looked_for() {
+        let root = tempfile::tempdir().unwrap();
+        let surroundings = Surroundings {
+            executable: Some(root.path().join("bin/mdm")),
+            working_dir: None,
+            python: vec![],
+        };
+        // A machine may have one installed.
+        let Err(e) = search(&surroundings, false) else {
+            return;
+        };
+        let message = e.message();
+        for part in ["make onnxruntime", "--onnxruntime PATH"] {
+            assert!(message.contains(part), "{e}");
+        }
+        for folder in ["bin", "lib/mdm", "bin/.onnxruntime", ".onnxruntime"] {
+            let line = format!("{}: not there", root.path().join(folder).display());
+            assert!(message.contains(&line), "{line} in {e}");
+        }
+    }
+
+    #[test]
+    fn a_library_that_is_too_old_is_told_apart() {
+        let error = ort::LoadDynamicError::BadVersion {
+            version_str: "1.9.0".to_owned(),
+            path: PathBuf::from("old.so"),
+        };
+        assert_eq!(
+            why_not(&error),
+            "it is version 1.9.0, and 1.17 is the oldest that works"
+        );
+    }
+}

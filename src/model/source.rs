@@ -1,6 +1,7 @@
 //! An ONNX file from which sessions are opened: its signature, and the weights that its sessions share.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -31,6 +32,8 @@ pub(super) struct Signature {
 pub(super) struct Stamp {
     modified: Option<SystemTime>,
     bytes: u64,
+    /// A file that was moved into place may have an old time and the same size.
+    inode: u64,
 }
 
 impl Stamp {
@@ -39,6 +42,7 @@ impl Stamp {
         Ok(Stamp {
             modified: metadata.modified().ok(),
             bytes: metadata.len(),
+            inode: metadata.ino(),
         })
     }
 }

@@ -56,8 +56,14 @@ pub fn command(name: &str) -> Command {
 impl Server {
     /// Starts a server over a folder that [`models`] made, with further flags.
     pub fn start(dir: TempDir, flags: &[&str]) -> Server {
+        Server::start_on(dir, 0, 0, flags)
+    }
+
+    /// As [`Server::start`], on these ports.
+    pub fn start_on(dir: TempDir, port: u16, port_out: u16, flags: &[&str]) -> Server {
         let mut child = command("mdm-server-start")
-            .args(["--port", "0", "--port-out", "0"])
+            .args(["--port", &port.to_string()])
+            .args(["--port-out", &port_out.to_string()])
             .arg("--run-script-dir")
             .arg(dir.path().join("models"))
             .arg("--zeromq-sock-tmp-dir")

@@ -1,0 +1,135 @@
+//! 8,000 rows in one request on two workers, against two sessions in this process.
+
+use std::fmt::Write;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use mdm::{Client, Element};
+use ndarray::Array2;
+use ort::session::Session;
+
+use super::Plan;
+use super::children::{Models, Server};
+use super::engine::{self, Number, Rows};
+use super::onnx;
+use super::report::{Bar, Pairs, Table};
+
+const ROWS: usize = 8_000;
+const BATCHES: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+
+pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
+    let (bilstm, mlp) = (onnx::bilstm(), onnx::mlp());
+    let models = Models::write(&[("bilstm", bilstm.clone()), ("mlp", mlp.clone())])?;
+    let server = Server::start(&models, &["--num-worker", "2", "--intra-op-threads", "1"])?;
+    let client = server.client()?;
+    let rows = plan.times(ROWS).max(1024);
+    Case {
+        name: "bilstm",
+        rows: ids(rows),
+        sweep: plan.times(4096),
+        // A request takes most of a second.
+        requests: 1,
+        bar: Bar::AtLeast(0.95),
+    }
+    .measure(plan, table, &client, &bilstm)?;
+    Case {
+        name: "mlp",
+        rows: floats(ROWS),
+        sweep: ROWS,
+        requests: plan.times(40),
+        bar: Bar::AtLeast(0.75),
+    }
+    .measure(plan, table, &client, &mlp)
+}
+
+/// Ids for bilstm.
+pub fn ids(rows: usize) -> Rows<i64> {
+    Rows {
+        elements: (0..rows as i64 * 64).map(|i| i * 7919 % 5000).collect(),
+        width: 64,
+    }
+}
+
+/// Numbers for mlp.
+pub fn floats(rows: usize) -> Rows<f32> {
+    Rows {
+        elements: (0..rows * 64).map(|i| (i % 251) as f32 / 251.0).collect(),
+        width: 64,
+    }
+}
+
+struct Case<T> {
+    name: &'static str,
+    rows: Rows<T>,
+    /// Rows that each batch size is tried with.
+    sweep: usize,
+    /// Requests in one measurement, one after another.
+    requests: usize,
+    bar: Bar,
+}
+
+impl<T: Number + Element> Case<T> {
+    fn measure(self, plan: &Plan, table: &mut Table, client: &Client, model: &[u8]) -> Result<()> {
+        let mut sessions = [engine::session(model)?, engine::session(model)?];
+        let (batch, found) = self.best_batch(&mut sessions)?;
+        table.note(format!(
+            "bulk {}, in-process rows/s by batch: {found}",
+            self.name
+        ));
+        let (count, requests) = (self.rows.count(), self.requests);
+        let total = (count * requests) as f64;
+        let array = Array2::from_shape_vec((count, self.rows.width), self.rows.elements.clone())?;
+        let mut chunks = 0;
+        let mut ours = || {
+            let start = Instant::now();
+            for _ in 0..requests {
+                let response = client.infer(&array, self.name)?;
+                ensure!(response.rows_total() == Some(count), "rows are missing");
+                chunks = response.stats().chunks;
+            }
+            Ok(total / start.elapsed().as_secs_f64())
+        };
+        // The server gets to know how fast the model is.
+        for _ in 0..3 {
+            ours()?;
+        }
+        let pairs = Pairs::measure(plan, ours, || {
+            let mut seconds = 0.0;
+            for _ in 0..requests {
+                seconds += engine::run_all(&mut sessions, &self.rows, batch)?.as_secs_f64();
+            }
+            Ok(total / seconds)
+        })?;
+        let what = format!("bulk: {count} {} rows, 2 workers", self.name);
+        table.add(&what, &pairs, "rows/s", self.bar);
+        table.note(format!(
+            "bulk {}: the baseline runs batches of {batch} rows and keeps its outputs; ours cut {chunks} chunks of about {} rows",
+            self.name,
+            count as u64 / chunks.max(1)
+        ));
+        Ok(())
+    }
+
+    /// The batch size that suits the sessions best, and what each gave.
+    fn best_batch(&self, sessions: &mut [Session]) -> Result<(usize, String)> {
+        let rows = Rows {
+            elements: self.rows.elements[..self.sweep.min(self.rows.count()) * self.rows.width]
+                .to_vec(),
+            width: self.rows.width,
+        };
+        let (mut best, mut found) = ((0.0, 1), String::new());
+        for batch in BATCHES {
+            // Twice: the first run of a shape plans its memory.
+            let mut rate = 0f64;
+            for _ in 0..2 {
+                let took = engine::run_all(sessions, &rows, batch)?;
+                rate = rate.max(rows.count() as f64 / took.as_secs_f64());
+            }
+            if rate > best.0 {
+                best = (rate, batch);
+            }
+            write!(found, " {batch}:{rate:.0}")?;
+        }
+        Ok((best.1, found.trim_start().to_owned()))
+    }
+}

@@ -1,0 +1,129 @@
+//! The engine without a server: sessions in this process, as a program has them that does without us.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::session::{Session, SessionInputValue};
+use ort::value::{DynValue, PrimitiveTensorElementType, TensorRef};
+
+/// The library, for us and for the servers that are measured: `ORT_DYLIB_PATH`, or what `make onnxruntime` fetched.
+pub fn library() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
+        return Ok(path.into());
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".onnxruntime");
+    std::fs::read_dir(&folder)
+        .ok()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().map(|name| name.to_string_lossy());
+            name.is_some_and(|n| n.starts_with("libonnxruntime.") && !n.contains("providers"))
+        })
+        .max()
+        .with_context(|| {
+            format!(
+                "no ONNX Runtime in {}: `make onnxruntime` fetches it",
+                folder.display()
+            )
+        })
+}
+
+fn environment() -> Result<&'static Environment> {
+    // Never dropped: the engine does not take it well at the end of a process.
+    static LOADED: OnceLock<Environment> = OnceLock::new();
+    if let Some(loaded) = LOADED.get() {
+        return Ok(loaded);
+    }
+    let environment = ort::init_from(library()?)?.with_telemetry(false).build()?;
+    environment.set_log_level(LogLevel::Error);
+    Ok(LOADED.get_or_init(|| environment))
+}
+
+/// A session with one thread.
+pub fn session(model: &[u8]) -> Result<Session> {
+    Ok(Session::builder(environment()?)?
+        .with_intra_threads(1)
+        .map_err(|e| anyhow!("{e}"))?
+        .commit_from_memory(model)?)
+}
+
+/// What rows are made of.
+pub trait Number: PrimitiveTensorElementType + Copy + Debug + Send + Sync + 'static {}
+
+impl<T: PrimitiveTensorElementType + Copy + Debug + Send + Sync + 'static> Number for T {}
+
+/// Rows of numbers in one piece, so many elements each.
+#[derive(Clone, Debug)]
+pub struct Rows<T> {
+    pub elements: Vec<T>,
+    pub width: usize,
+}
+
+impl<T> Rows<T> {
+    pub fn count(&self) -> usize {
+        self.elements.len() / self.width
+    }
+}
+
+/// Runs rows `from..to`, seen where they lie; gives the first output.
+pub fn run<T: Number>(
+    session: &mut Session,
+    rows: &Rows<T>,
+    from: usize,
+    to: usize,
+) -> Result<DynValue> {
+    let view = &rows.elements[from * rows.width..to * rows.width];
+    let input = TensorRef::from_array_view(([to - from, rows.width], view))?;
+    let outputs = session.run([SessionInputValue::from(input)])?;
+    let first = outputs.into_iter().next();
+    let (_, value) = first.context("a model without outputs")?;
+    Ok(value)
+}
+
+/// Runs all rows through the sessions, a thread each, `batch` rows at a time: whoever is free takes the next. The
+/// outputs are kept to the end and put in order, as a program would that wants them. Gives the time that it took.
+pub fn run_all<T: Number>(
+    sessions: &mut [Session],
+    rows: &Rows<T>,
+    batch: usize,
+) -> Result<Duration> {
+    let (next, count) = (AtomicUsize::new(0), rows.count());
+    let start = Instant::now();
+    let mut outputs = thread::scope(|scope| {
+        let threads: Vec<_> = sessions
+            .iter_mut()
+            .map(|session| {
+                let next = &next;
+                scope.spawn(move || {
+                    let mut outputs = Vec::new();
+                    loop {
+                        let from = next.fetch_add(batch, Ordering::Relaxed);
+                        if from >= count {
+                            return anyhow::Ok(outputs);
+                        }
+                        let to = (from + batch).min(count);
+                        outputs.push((from, run(session, rows, from, to)?));
+                    }
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            all.extend(thread.join().map_err(|_| anyhow!("a thread panicked"))??);
+        }
+        anyhow::Ok(all)
+    })?;
+    outputs.sort_by_key(|(from, _)| *from);
+    let took = start.elapsed();
+    drop(outputs);
+    Ok(took)
+}

@@ -1,0 +1,126 @@
+//! One table of ratios: this server against what the same machine does without it. `benches/README.md` says what each
+//! line measures and how.
+//!
+//! ```text
+//! cargo bench --bench table                       everything, about four minutes on two cores
+//! cargo bench --bench table -- small mixed        some of it
+//! cargo bench --bench table -- --quick            everything, too short to be believed
+//! ```
+//! A missed bar is no failure: a number on a busy machine says nothing about the program.
+
+mod bare;
+mod bulk;
+mod children;
+mod clients;
+mod engine;
+mod large;
+mod memory;
+mod mixed;
+#[path = "../../tests/common/onnx.rs"]
+mod onnx;
+mod pipelined;
+mod report;
+mod small;
+mod tcp;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use report::Table;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Pairs of a measurement of ours and one of the baseline.
+    pub pairs: usize,
+    /// What lengths and counts are multiplied with.
+    pub scale: f64,
+}
+
+impl Plan {
+    const FULL: Plan = Plan {
+        pairs: 5,
+        scale: 1.0,
+    };
+    const QUICK: Plan = Plan {
+        pairs: 2,
+        scale: 0.15,
+    };
+
+    /// So many repetitions, or fewer for a quick look.
+    pub fn times(&self, full: usize) -> usize {
+        ((full as f64 * self.scale) as usize).max(1)
+    }
+
+    /// So long, or less for a quick look.
+    pub fn long(&self, full: Duration) -> Duration {
+        full.mul_f64(self.scale)
+    }
+}
+
+type Part = fn(&Plan, &mut Table) -> Result<()>;
+
+const PARTS: [(&str, Part); 7] = [
+    ("bulk", bulk::measure),
+    ("small", small::measure),
+    ("pipelined", pipelined::measure),
+    ("clients", clients::measure),
+    ("large", large::measure),
+    ("mixed", mixed::measure),
+    ("memory", memory::measure),
+];
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        // This program again, as a process of its own for the far end of a baseline.
+        Some(bare::SERVE) => return bare::serve(&args[1..]),
+        Some(tcp::SERVE) => return tcp::serve(&args[1..]),
+        _ => {}
+    }
+    if !args.iter().any(|arg| arg == "--bench") {
+        println!(
+            "benchmarks are run by `cargo bench --bench table`; as a test there is nothing to do"
+        );
+        return Ok(());
+    }
+    let plan = if args.iter().any(|arg| arg == "--quick") {
+        Plan::QUICK
+    } else {
+        Plan::FULL
+    };
+    let mut chosen = Vec::new();
+    for arg in &args {
+        match PARTS.iter().find(|(name, _)| name == arg) {
+            Some(part) => chosen.push(*part),
+            None if arg == "--bench" || arg == "--quick" => {}
+            None => {
+                let names: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+                bail!(
+                    "{arg:?} is no part; there are {} and --quick",
+                    names.join(", ")
+                );
+            }
+        }
+    }
+    if chosen.is_empty() {
+        chosen = PARTS.to_vec();
+    }
+    let started = Instant::now();
+    let mut table = Table::default();
+    for (name, part) in chosen {
+        let begun = Instant::now();
+        eprint!("{name} … ");
+        // One part that cannot run leaves the others their lines.
+        match part(&plan, &mut table) {
+            Ok(()) => eprintln!("{:.0} s", begun.elapsed().as_secs_f64()),
+            Err(e) => {
+                eprintln!("failed: {e:#}");
+                table.failed(name, &e);
+            }
+        }
+    }
+    table.print(started.elapsed(), &plan);
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! One row per request, 64 requests in flight from one session, against the bare ZeroMQ path with as many.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use anyhow::Result;
+use mdm::Tensor;
+use mdm::{Client, DataType};
+use ndarray::Array2;
+
+use super::Plan;
+use super::bare::Bare;
+use super::children::{Models, Server};
+use super::onnx;
+use super::report::{Bar, Pairs, Table, show};
+
+const IN_FLIGHT: usize = 64;
+
+pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
+    let models = Models::write(&[("echo", onnx::echo(DataType::Fp32, &[256]))])?;
+    let server = Server::start(&models, &[])?;
+    let client = server.client()?;
+    let array = Array2::from_elem((1, 256), 1f32);
+    let tensor = Tensor::from_slice("x", vec![1, 256], &[1f32; 256])?;
+    let bare = Bare::start("echo", &tensor, None)?;
+    let (count, bare_count) = (plan.times(40_000), plan.times(100_000));
+
+    ours(&client, &array, count / 4)?;
+    baseline(&bare, bare_count / 4)?;
+    let pairs = Pairs::measure(
+        plan,
+        || ours(&client, &array, count),
+        || baseline(&bare, bare_count),
+    )?;
+    table.add(
+        "pipelined: echo, 1 row, 64 in flight",
+        &pairs,
+        "req/s",
+        Bar::AtLeast(0.4),
+    );
+    let totals = client.status()?.totals;
+    table.note(format!(
+        "pipelined: {} requests per chunk on average; processor time of the server per request: {}",
+        show(totals.requests as f64 / totals.chunks.max(1) as f64, ""),
+        show(
+            server.process.cpu()?.as_secs_f64() * 1e6 / totals.requests as f64,
+            "µs"
+        )
+    ));
+    Ok(())
+}
+
+fn ours(client: &Client, array: &Array2<f32>, count: usize) -> Result<f64> {
+    let start = Instant::now();
+    let mut window = VecDeque::with_capacity(IN_FLIGHT);
+    for _ in 0..count {
+        if window.len() == IN_FLIGHT
+            && let Some(ticket) = window.pop_front()
+        {
+            client.fetch(ticket)?;
+        }
+        window.push_back(client.submit(array, "echo")?);
+    }
+    for ticket in window {
+        client.fetch(ticket)?;
+    }
+    Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+fn baseline(bare: &Bare, count: usize) -> Result<f64> {
+    let payload = [0u8; 1024];
+    let start = Instant::now();
+    for index in 0..count {
+        if index >= IN_FLIGHT {
+            bare.wait()?;
+        }
+        bare.send(zmq::Message::from(&payload[..]))?;
+    }
+    for _ in 0..IN_FLIGHT.min(count) {
+        bare.wait()?;
+    }
+    Ok(count as f64 / start.elapsed().as_secs_f64())
+}

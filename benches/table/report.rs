@@ -1,0 +1,191 @@
+//! Numbers to lines: medians, ratios of pairs, the table.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Plan;
+
+/// What a ratio of ours to the baseline should be.
+#[derive(Clone, Copy, Debug)]
+pub enum Bar {
+    /// Ours is a rate.
+    AtLeast(f64),
+    /// Ours is a time or a size.
+    AtMost(f64),
+    /// There is nothing to hold it to.
+    None,
+}
+
+/// Measurements that were taken in turn: ours, the baseline, ours, the baseline …
+#[derive(Clone, Debug, Default)]
+pub struct Pairs {
+    ours: Vec<f64>,
+    baseline: Vec<f64>,
+}
+
+impl Pairs {
+    /// Takes `plan.pairs` of them.
+    pub fn measure(
+        plan: &Plan,
+        mut ours: impl FnMut() -> Result<f64>,
+        mut baseline: impl FnMut() -> Result<f64>,
+    ) -> Result<Pairs> {
+        let mut pairs = Pairs::default();
+        for _ in 0..plan.pairs {
+            pairs.push(ours()?, baseline()?);
+        }
+        Ok(pairs)
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, ours: f64, baseline: f64) {
+        self.ours.push(ours);
+        self.baseline.push(baseline);
+    }
+
+    /// The middle one of ours.
+    pub fn ours(&self) -> f64 {
+        median(self.ours.clone())
+    }
+
+    /// The middle one of the baseline.
+    pub fn baseline(&self) -> f64 {
+        median(self.baseline.clone())
+    }
+
+    fn ratios(&self) -> Vec<f64> {
+        let pairs = self.ours.iter().zip(&self.baseline);
+        pairs.map(|(ours, baseline)| ours / baseline).collect()
+    }
+}
+
+/// The middle one; of an even number the mean of the two in the middle.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[middle],
+        _ => (values[middle - 1] + values[middle]) / 2.0,
+    }
+}
+
+/// The value that the given share of them does not exceed.
+pub fn quantile(values: &mut [Duration], share: f64) -> Duration {
+    values.sort_unstable();
+    let last = values.len().saturating_sub(1);
+    values
+        .get((last as f64 * share).round() as usize)
+        .copied()
+        .unwrap_or_default()
+}
+
+/// In microseconds.
+pub fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// A number with three digits that count, and a unit.
+pub fn show(value: f64, unit: &str) -> String {
+    let (value, prefix) = match value {
+        v if v >= 1e9 => (v / 1e9, "G"),
+        v if v >= 1e6 => (v / 1e6, "M"),
+        v if v >= 1e4 => (v / 1e3, "k"),
+        v => (v, ""),
+    };
+    let digits = match value {
+        v if v >= 100.0 => 0,
+        v if v >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$} {prefix}{unit}")
+}
+
+struct Line {
+    cells: [String; 6],
+}
+
+/// What is printed in the end.
+#[derive(Default)]
+pub struct Table {
+    lines: Vec<Line>,
+    notes: Vec<String>,
+}
+
+impl Table {
+    /// A line of the table.
+    pub fn add(&mut self, what: &str, pairs: &Pairs, unit: &str, bar: Bar) {
+        let ratios = pairs.ratios();
+        let ratio = median(ratios.clone());
+        let (least, most) = ratios
+            .iter()
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), &r| {
+                (least.min(r), most.max(r))
+            });
+        let (bar, verdict) = match bar {
+            Bar::AtLeast(bar) => (format!("≥ {bar:.2}"), Some(ratio >= bar)),
+            Bar::AtMost(bar) => (format!("≤ {bar:.2}"), Some(ratio <= bar)),
+            Bar::None => ("-".to_owned(), None),
+        };
+        let verdict = verdict.map_or("", |met| if met { "met" } else { "missed" });
+        self.lines.push(Line {
+            cells: [
+                what.to_owned(),
+                show(pairs.ours(), unit),
+                show(pairs.baseline(), unit),
+                format!("{ratio:.2} ({least:.2}..{most:.2})"),
+                bar,
+                verdict.to_owned(),
+            ],
+        });
+    }
+
+    /// Something that the table has no column for.
+    pub fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// A part that could not be measured.
+    pub fn failed(&mut self, part: &str, error: &anyhow::Error) {
+        self.note(format!("{part}: NOT MEASURED: {error:#}"));
+    }
+
+    /// Prints the table, and under it the notes.
+    pub fn print(&self, took: Duration, plan: &Plan) {
+        let head = Line {
+            cells: ["what", "ours", "baseline", "ratio", "bar", ""].map(str::to_owned),
+        };
+        let lines: Vec<&Line> = std::iter::once(&head).chain(&self.lines).collect();
+        let mut widths = [0; 6];
+        for line in &lines {
+            for (width, cell) in widths.iter_mut().zip(&line.cells) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        let mut text = String::new();
+        for line in lines {
+            for (column, (width, cell)) in widths.iter().zip(&line.cells).enumerate() {
+                let width = *width;
+                // Names to the left, numbers to the right.
+                let _ = match column {
+                    0 | 5 => write!(text, "{cell:<width$}  "),
+                    _ => write!(text, "{cell:>width$}  "),
+                }; // writing to a String does not fail
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+        }
+        println!("\n{text}");
+        for note in &self.notes {
+            println!("{note}");
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        println!(
+            "ratio: the median of {} pairs taken in turn (least..most); {cores} cores, {:.0} s",
+            plan.pairs,
+            took.as_secs_f64()
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! A folder of models, a registry over it, and its workers' sessions: what tests of models stand on.
+#![allow(dead_code)] // each test program uses some of it
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use mdm::message::WorkerId;
+use mdm::model::{
+    Description, Device, Engine, Lookup, Model, ModelSource, Registry, RegistryConfig,
+};
+use mdm::{Batch, Error, Params, Tensor};
+use tempfile::TempDir;
+
+/// A folder of models and a registry over it.
+pub struct Place {
+    pub folder: TempDir,
+    pub registry: Registry,
+}
+
+pub fn engine() -> Engine {
+    Engine::load(None, false).unwrap()
+}
+
+impl Place {
+    pub fn new(files: &[(&str, Vec<u8>)]) -> Place {
+        Place::with(files, |_| {})
+    }
+
+    pub fn with(files: &[(&str, Vec<u8>)], change: impl FnOnce(&mut RegistryConfig)) -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            write(&folder.path().join(name), bytes);
+        }
+        let mut config = RegistryConfig {
+            run_script_dir: folder.path().to_owned(),
+            allow_paths: vec![],
+            devices: vec![Device::Cpu],
+            intra_op_threads: 1,
+            gpu_memory_fraction: 0.2,
+        };
+        change(&mut config);
+        let registry = Registry::new(engine(), config).unwrap();
+        Place { folder, registry }
+    }
+
+    pub fn find(&self, name: &str) -> Result<Arc<Description>, Error> {
+        self.registry
+            .resolve(&Lookup::of(Some(name), &Params::new()))
+    }
+
+    pub fn open(&self, name: &str) -> (Arc<Description>, Box<dyn Model>) {
+        let description = self.find(name).unwrap();
+        let model = self.registry.open(description.id, WorkerId(0)).unwrap();
+        (description, model)
+    }
+
+    pub fn infer(&self, name: &str, tensors: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+        let (_, mut model) = self.open(name);
+        Ok(model.infer(&Batch { tensors }, &Params::new())?.tensors)
+    }
+}
+
+pub fn write(path: &Path, bytes: &[u8]) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+pub fn params(value: serde_json::Value) -> Params {
+    value.as_object().unwrap().clone()
+}
+
+pub fn ramp(name: &str, shape: &[usize]) -> Tensor {
+    let count: usize = shape.iter().product();
+    let elements = (0..count).map(|i| (i % 23) as f32 / 7.0 - 1.5).collect();
+    Tensor::from_vec::<f32>(name, shape.to_vec(), elements).unwrap()
+}

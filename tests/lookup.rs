@@ -1,0 +1,298 @@
+//! How models are looked up: names, proxies, versions, permissions, and files that change or are no models.
+
+#[path = "common/onnx.rs"]
+mod onnx;
+#[path = "common/place.rs"]
+mod place;
+
+use std::fs;
+
+use mdm::error::ErrorCode::*;
+use mdm::message::{ModelId, WorkerId};
+use mdm::model::{BatchKind, Lookup, ModelSource, Registry, RegistryConfig};
+use mdm::{Batch, Error, Params};
+use place::{Place, engine, params, ramp, write};
+use serde_json::json;
+use tempfile::TempDir;
+
+#[test]
+fn files_that_are_no_models_are_refused_and_tried_again_next_time() {
+    let whole = onnx::mlp();
+    let mut flipped = whole.clone();
+    flipped[..64].reverse();
+    let place = Place::new(&[
+        ("empty.onnx", vec![]),
+        ("text.onnx", b"this is no model".to_vec()),
+        ("short.onnx", whole[..whole.len() / 2].to_vec()),
+        ("flipped.onnx", flipped),
+        ("sequence.onnx", onnx::sequence_output()),
+        ("pickle.proxy", b"\x80\x04\x95\x10\x00".to_vec()),
+        ("pickled", b"\x80\x02}q\x00.".to_vec()),
+        ("protocol0.proxy", b"(dp0\nS'a'\np1\n.".to_vec()),
+        ("later.proxy", br#"{"mdm":1,"plugin":"x.so"}"#.to_vec()),
+        ("newer.proxy", br#"{"mdm":2,"onnx":"x.onnx"}"#.to_vec()),
+    ]);
+    for (name, why) in [
+        ("empty", "is empty"),
+        ("text", "cannot open"),
+        ("short", "cannot open"),
+        ("flipped", "cannot open"),
+        ("sequence", "output \"y\""),
+        ("pickle", "pickle"),
+        ("pickled", "pickle"),
+        ("protocol0", "expected JSON"),
+        ("later", "\"plugin\" is not supported by this version"),
+        ("newer", "expected \"mdm\":1"),
+    ] {
+        let e = place.find(name).unwrap_err();
+        assert_eq!(e.code(), FailedPrecondition, "{name}: {e}");
+        assert!(e.message().contains(why), "{name}: {e}");
+        let folder = place.folder.path().to_string_lossy().into_owned();
+        // Only the run-script directory as the operator gave it may be named, and here it need not be.
+        assert!(!e.message().contains(&folder), "{name}: {e}");
+    }
+    write(&place.folder.path().join("text.onnx"), &whole);
+    place.find("text").unwrap();
+}
+
+#[test]
+fn names_lead_to_files_proxies_and_versions() {
+    let place = Place::new(&[
+        ("m.onnx", onnx::mlp()),
+        ("deep/er/m.onnx", onnx::fixed_batch(2)),
+        ("p.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
+        (
+            "w.proxy",
+            br#"{"mdm":1,"onnx":"m.onnx","rows":"whole"}"#.to_vec(),
+        ),
+        ("both.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
+        ("both.onnx", onnx::no_batch()),
+        ("repository/2/model.onnx", onnx::fixed_batch(2)),
+        ("repository/10/model.onnx", onnx::fixed_batch(10)),
+        ("repository/11/readme.txt", vec![]),
+    ]);
+    let mlp = place.find("m").unwrap();
+    assert_eq!((mlp.name.as_str(), mlp.version.as_str()), ("m", "1"));
+    for same in ["m.onnx", "p", "p.proxy", "both", "./m", "deep/../m"] {
+        assert_eq!(place.find(same).unwrap().id, mlp.id, "{same}");
+    }
+    let whole = place.find("w").unwrap();
+    assert_ne!(whole.id, mlp.id);
+    assert_eq!(whole.kind, BatchKind::Whole);
+    assert_eq!(place.find("deep/er/m").unwrap().kind, BatchKind::Fixed(2));
+    let newest = place.find("repository").unwrap();
+    assert_eq!(
+        (newest.version.as_str(), newest.kind),
+        ("10", BatchKind::Fixed(10))
+    );
+    let asked = place.find("repository/2").unwrap();
+    assert_eq!(
+        (asked.version.as_str(), asked.kind),
+        ("2", BatchKind::Fixed(2))
+    );
+
+    let find =
+        |model: Option<&str>, value| place.registry.resolve(&Lookup::of(model, &params(value)));
+    let by_path = json!({"model_proxy_path": "p.proxy"});
+    assert_eq!(find(None, by_path.clone()).unwrap().id, mlp.id);
+    assert_eq!(find(Some("p"), by_path.clone()).unwrap().id, mlp.id);
+    let e = find(Some("repository"), by_path).unwrap_err();
+    assert_eq!(e.code(), InvalidArgument);
+    assert!(e.message().contains("different models"), "{e}");
+    let e = find(None, json!({})).unwrap_err();
+    assert_eq!(e.code(), InvalidArgument);
+    assert!(e.message().contains("no model is named"), "{e}");
+}
+
+#[test]
+fn paths_stay_below_the_allowed_directories() {
+    let outside = tempfile::tempdir().unwrap();
+    let allowed = tempfile::tempdir().unwrap();
+    for folder in [&outside, &allowed] {
+        write(&folder.path().join("m.onnx"), &onnx::mlp());
+        write(&folder.path().join("words.txt"), b"a b c");
+    }
+    let place = Place::with(
+        &[("m.onnx", onnx::mlp()), ("sub/words.txt", b"a".to_vec())],
+        |config| config.allow_paths = vec![allowed.path().to_owned()],
+    );
+    let at = |folder: &TempDir, name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let link = |from: &str, to: &str| {
+        std::os::unix::fs::symlink(to, place.folder.path().join(from)).unwrap();
+    };
+    link("out.onnx", &at(&outside, "m.onnx"));
+    link("in.onnx", "m.onnx");
+    link("allowed.onnx", &at(&allowed, "m.onnx"));
+    link("folder", outside.path().to_str().unwrap());
+    link("round.onnx", "round.onnx");
+    let made = std::process::Command::new("mkfifo")
+        .arg(place.folder.path().join("pipe.onnx"))
+        .status()
+        .unwrap();
+    assert!(made.success());
+
+    let up = format!(
+        "../{}/m",
+        outside.path().file_name().unwrap().to_string_lossy()
+    );
+    let table = [
+        ("in", None),
+        ("allowed", None),
+        ("sub/../m", None),
+        ("..", Some(PermissionDenied)),
+        ("../", Some(PermissionDenied)),
+        ("../nothing", Some(PermissionDenied)),
+        (&up, Some(PermissionDenied)),
+        ("sub/../../m", Some(PermissionDenied)),
+        (
+            "../../../../../../../../../../etc/passwd",
+            Some(PermissionDenied),
+        ),
+        ("/etc/passwd", Some(PermissionDenied)),
+        ("/etc/nothing-of-that-name", Some(PermissionDenied)),
+        ("out", Some(PermissionDenied)),
+        ("folder/m", Some(PermissionDenied)),
+        ("nothing", Some(NotFound)),
+        ("sub/nothing", Some(NotFound)),
+        ("m.onnx/below", Some(NotFound)),
+        ("sub", Some(NotFound)),
+        ("", Some(InvalidArgument)),
+        (".", Some(InvalidArgument)),
+        ("m\0", Some(InvalidArgument)),
+        ("round", Some(FailedPrecondition)),
+        ("pipe", Some(FailedPrecondition)),
+        (&"n".repeat(5000), Some(NotFound)),
+    ];
+    for (name, code) in table {
+        let result = place.find(name);
+        assert_eq!(
+            result.as_ref().err().map(Error::code),
+            code,
+            "{name:?}: {result:?}"
+        );
+    }
+    let absolute = at(&allowed, "m");
+    place.find(&absolute).unwrap();
+
+    let check = |value| {
+        let lookup = Lookup::of(Some("m"), &params(value));
+        place.registry.resolve(&lookup).map(|_| ())
+    };
+    check(json!({"vocabulary_path": "sub/words.txt", "folder_path": "sub", "other": "../.."}))
+        .unwrap();
+    check(json!({"vocabulary_path": at(&allowed, "words.txt")})).unwrap();
+    let table = [
+        (json!({"vocabulary_path": "../words.txt"}), PermissionDenied),
+        (
+            json!({"vocabulary_path": at(&outside, "words.txt")}),
+            PermissionDenied,
+        ),
+        (
+            json!({"vocabulary_path": "folder/words.txt"}),
+            PermissionDenied,
+        ),
+        (json!({"vocabulary_path": "words.txt"}), NotFound),
+        (json!({"vocabulary_path": "pipe.onnx"}), FailedPrecondition),
+        (json!({"vocabulary_path": 7}), InvalidArgument),
+        (json!({"vocabulary_path": null}), InvalidArgument),
+        (json!({"vocabulary_path": ""}), InvalidArgument),
+    ];
+    for (value, code) in table {
+        let e = check(value.clone()).unwrap_err();
+        assert_eq!(e.code(), code, "{value}: {e}");
+        assert!(e.message().contains("vocabulary_path"), "{value}: {e}");
+    }
+}
+
+#[test]
+fn a_proxy_cannot_lead_out_either() {
+    let outside = tempfile::tempdir().unwrap();
+    write(&outside.path().join("m.onnx"), &onnx::mlp());
+    let proxy = json!({"mdm": 1, "onnx": outside.path().join("m.onnx")}).to_string();
+    let place = Place::new(&[
+        ("absolute.proxy", proxy.into_bytes()),
+        ("up.proxy", br#"{"mdm":1,"onnx":"../m.onnx"}"#.to_vec()),
+        ("gone.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
+    ]);
+    for (name, code) in [
+        ("absolute", PermissionDenied),
+        ("up", PermissionDenied),
+        ("gone", NotFound),
+    ] {
+        let e = place.find(name).unwrap_err();
+        assert_eq!(e.code(), code, "{name}: {e}");
+    }
+}
+
+#[test]
+fn a_changed_file_is_another_model() {
+    let place = Place::new(&[("m.onnx", onnx::fixed_batch(2))]);
+    let path = place.folder.path().join("m.onnx");
+    let first = place.find("m").unwrap();
+    let (_, mut session) = place.open("m");
+    write(&path, &onnx::fixed_batch(3));
+    let second = place.find("m").unwrap();
+    assert_ne!(first.id, second.id);
+    assert_eq!(second.kind, BatchKind::Fixed(3));
+    // What is open goes on; what is not yet open must not get the new graph under the old number.
+    let inputs = Batch {
+        tensors: vec![ramp("x", &[2, 8])],
+    };
+    session.infer(&inputs, &Params::new()).unwrap();
+    let Err(e) = place.registry.open(first.id, WorkerId(1)) else {
+        panic!("the file is another one")
+    };
+    assert_eq!(e.code(), FailedPrecondition, "{e}");
+    assert!(e.message().contains("was changed"), "{e}");
+    place.registry.open(second.id, WorkerId(1)).unwrap();
+    // The state before the last is forgotten.
+    assert_eq!(place.registry.take_retired(), []);
+    write(&path, &onnx::fixed_batch(44));
+    place.find("m").unwrap();
+    assert_eq!(place.registry.take_retired(), [first.id]);
+}
+
+#[test]
+fn unloading_forgets() {
+    let place = Place::new(&[("m.onnx", onnx::mlp()), ("n.onnx", onnx::mlp())]);
+    let lookup = Lookup::of(Some("m"), &Params::new());
+    assert_eq!(place.registry.unload(&lookup).unwrap_err().code(), NotFound);
+    let m = place.find("m").unwrap();
+    let n = place.find("n").unwrap();
+    assert_eq!(place.registry.models().len(), 2);
+    assert_eq!(place.registry.unload(&lookup).unwrap(), [m.id]);
+    assert_eq!(place.registry.models()[0].name, "n");
+    assert!(place.registry.describe(m.id).is_none());
+    assert_eq!(place.registry.describe(n.id), Some(n));
+    let Err(e) = place.registry.open(m.id, WorkerId(0)) else {
+        panic!("it is forgotten")
+    };
+    assert_eq!(e.code(), NotFound);
+    // A file that is gone can still be unloaded by its name.
+    fs::remove_file(place.folder.path().join("n.onnx")).unwrap();
+    let gone = Lookup::of(Some("n"), &Params::new());
+    assert_eq!(place.registry.unload(&gone).unwrap().len(), 1);
+    assert!(
+        place.find("m").unwrap().id > m.id,
+        "numbers are not used again"
+    );
+    assert!(place.registry.open(ModelId(999), WorkerId(0)).is_err());
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_named() {
+    let config = RegistryConfig {
+        run_script_dir: "no/such/folder".into(),
+        allow_paths: vec![],
+        devices: vec![],
+        intra_op_threads: 1,
+        gpu_memory_fraction: 0.0,
+    };
+    let Err(e) = Registry::new(engine(), config) else {
+        panic!("there is no such folder")
+    };
+    assert!(
+        e.message().contains("--run-script-dir no/such/folder"),
+        "{e}"
+    );
+}

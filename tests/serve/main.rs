@@ -1,0 +1,55 @@
+//! The commands and the client together: what a user sees of rows, errors, order, stopping and starting.
+//!
+//! Nothing here is decided by a clock. Where an order matters, the only worker is kept inside a model while requests
+//! queue behind it, and the server's own count says that it still was (`behind.rs`).
+#![cfg(feature = "server")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod behind;
+mod commands;
+mod errors;
+mod exact;
+mod flight;
+mod lost;
+mod models;
+mod order;
+mod policy;
+mod start;
+mod stop;
+mod types;
+
+use std::fmt::Debug;
+
+use mdm::client::{Client, Status};
+use mdm::{ErrorCode, Result, Tensor};
+
+/// It failed with this code, and its message has each of these words in it.
+#[track_caller]
+fn refused<T: Debug>(result: Result<T>, code: ErrorCode, words: &[&str]) {
+    let error = result.expect_err("expected an error");
+    assert_eq!(error.code(), code, "{error}");
+    for word in words {
+        assert!(
+            error.message().contains(word),
+            "{word:?} is not in: {error}"
+        );
+    }
+}
+
+/// `count` rows of `[number, number of the row]`, which no two rows of a test share.
+fn numbered(number: i64, count: usize) -> Tensor {
+    let rows = (0..count as i64).flat_map(|row| [number, row]).collect();
+    Tensor::from_vec("", vec![count, 2], rows).expect("a tensor")
+}
+
+/// The status once nothing is queued and every worker has told of its last chunk.
+fn settled(client: &Client) -> Status {
+    let mut status = client.status().expect("a status");
+    common::eventually("the server is idle", || {
+        status = client.status().expect("a status");
+        status.queue.requests == 0 && status.workers.iter().all(|w| w.state == "idle")
+    });
+    status
+}
