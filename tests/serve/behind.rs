@@ -8,7 +8,7 @@ use mdm::wire::server::{ServerMessage, read};
 use mdm::{Batch, Request, Tensor};
 use zmq::{Context, Socket};
 
-use crate::common::{PATIENCE, Server};
+use crate::common::{PATIENCE, Server, eventually};
 use crate::models::{self, BUSY_ROWS};
 
 /// A session without the client: it shows the order in which answers come.
@@ -110,8 +110,8 @@ pub fn busy(count: i64, rows: usize) -> Request {
     request("busy", counts)
 }
 
-/// A count that no test waits for.
-pub const FOR_EVER: i64 = 1 << 40;
+/// A count that no test waits for: minutes.
+pub const FOR_EVER: i64 = 300_000_000;
 
 /// A server of one worker that has these models, and the one that keeps it busy, loaded.
 pub fn server(files: &[(&str, Vec<u8>)], flags: &[&str]) -> Server {
@@ -134,6 +134,10 @@ pub fn behind(server: &Server, requests: &[Request]) -> Vec<(usize, ServerMessag
     for _ in 0..6 {
         let mut session = Session::open(server);
         let first = session.infer(&busy(count, BUSY_ROWS));
+        eventually("the worker is busy", || {
+            let runs = session.status().workers[0].state == "busy";
+            runs || session.has_answer()
+        });
         let ids: Vec<RequestId> = requests.iter().map(|r| session.infer(r)).collect();
         let all = session.status().queue.requests == 1 + ids.len() as u64;
         let mut answers: Vec<_> = (0..=ids.len()).map(|_| session.next()).collect();

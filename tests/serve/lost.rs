@@ -7,7 +7,7 @@ use mdm::{DataType, ErrorCode};
 
 use crate::behind::FOR_EVER;
 use crate::common::{PATIENCE, Server, eventually, models, onnx, within};
-use crate::{numbered, refused};
+use crate::{numbered, refused, settled};
 
 #[test]
 fn a_session_is_lost_with_its_server_and_opened_anew() {
@@ -16,24 +16,28 @@ fn a_session_is_lost_with_its_server_and_opened_anew() {
             ("busy.onnx", crate::models::busy()),
             ("echo.onnx", onnx::echo(DataType::Int64, &[2])),
         ]);
-        let mut server = Server::start(dir, &[]);
+        let preload = ["--preload", "busy", "--preload", "echo"];
+        let mut server = Server::start(dir, &preload);
         let (port, port_out) = (server.port, server.port_out);
         let client = Arc::new(server.client());
         client.infer(numbered(1, 100), "echo").unwrap();
-        let busy = |client: &Client| client.infer(&[FOR_EVER], "busy");
+        settled(&client);
+        let running = client.submit(&[FOR_EVER], "busy").unwrap();
+        eventually("the worker is busy", || {
+            client.status().unwrap().workers[0].state == "busy"
+        });
         let threads: Vec<_> = (0..3)
             .map(|_| {
                 let client = client.clone();
-                std::thread::spawn(move || busy(&client))
+                std::thread::spawn(move || client.infer(numbered(1, 17), "echo"))
             })
             .collect();
-        let tickets = [
-            client.submit(&[FOR_EVER], "busy").unwrap(),
-            client.submit(numbered(1, 1), "echo").unwrap(),
-        ];
+        let tickets = [running, client.submit(numbered(1, 1), "echo").unwrap()];
         let mut stream = client.infer_stream(numbered(1, 100), "echo").unwrap();
         eventually("all are in flight", || {
-            client.status().unwrap().queue.requests == 6
+            let status = client.status().unwrap();
+            assert_eq!(status.totals.requests, 1, "the first one only");
+            status.queue.requests == 6
         });
         server.signal("KILL");
         for thread in threads {

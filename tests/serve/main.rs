@@ -8,6 +8,7 @@
 mod common;
 
 mod behind;
+mod commands;
 mod errors;
 mod exact;
 mod flight;
@@ -15,6 +16,7 @@ mod lost;
 mod models;
 mod order;
 mod policy;
+mod start;
 mod stop;
 mod types;
 

@@ -1,7 +1,7 @@
 //! Models that only these tests serve.
 
-use crate::common::onnx::proto::{AttributeProto, AttributeType, ElementType, GraphProto};
-use crate::common::onnx::{D, graph, integers, node, value};
+use crate::common::onnx::parts::proto::{AttributeProto, AttributeType, ElementType, GraphProto};
+use crate::common::onnx::parts::{D, attribute, graph, int, integers, node, value};
 
 /// The rows that keep a worker busy: more than a small request has, and never more than one chunk.
 pub const BUSY_ROWS: usize = 17;
@@ -29,16 +29,14 @@ pub fn busy() -> Vec<u8> {
     };
     graph(
         vec![
-            node("ReduceMax", &["x"], &["most"], vec![number("keepdims", 0)]),
+            node("ReduceMax", &["x"], &["most"], vec![int("keepdims", 0)]),
             node(
                 "Loop",
                 &["most", "", "one"],
                 &["counted"],
                 vec![AttributeProto {
-                    name: "body".to_owned(),
-                    r#type: AttributeType::Graph as i32,
                     g: Some(body),
-                    ..AttributeProto::default()
+                    ..attribute("body", AttributeType::Graph)
                 }],
             ),
             // The count has to be used, or it would be optimised away.
@@ -49,13 +47,4 @@ pub fn busy() -> Vec<u8> {
         vec![value("y", ElementType::Int64, &[D::Fix(BUSY_ROWS as i64)])],
         vec![integers("one", &[1]), integers("zero", &[0])],
     )
-}
-
-fn number(name: &str, i: i64) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::Int as i32,
-        i,
-        ..AttributeProto::default()
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::{Asker, Ventilator};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, WorkerId};
+use crate::message::{ModelId, Params, WorkerId};
 use crate::model::Lookup;
 use crate::model::loader::{Answer, Job};
 use crate::pipeline::tell;
@@ -47,8 +47,11 @@ impl Ventilator {
                 self.answer(&identity, id, &ServerMessage::UnloadOk);
                 Ok(())
             }
-            (Errand::Preload(_), Answer::Described(Ok(description))) => {
+            (Errand::Preload(name), Answer::Described(Ok(description))) => {
                 self.starting.models_missing -= 1;
+                // Its first request need not wait for the loader.
+                let lookup = Lookup::of(Some(&name), &Params::new());
+                self.settle(&lookup, Ok(description.clone()))?;
                 for number in 0..self.lanes.len() {
                     let open = (WorkerId(number as u32), description.id);
                     self.starting.opens_missing.insert(open);

@@ -1,0 +1,399 @@
+//! Starting: every way to say the settings, what is loaded before the server is ready, and what a start that fails says.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use mdm::client::Client;
+use mdm::{DataType, ErrorCode, Tensor};
+
+use crate::common::{PATIENCE, Server, command, models, onnx, wait, within};
+use crate::{numbered, refused, settled};
+
+fn echo() -> Vec<u8> {
+    onnx::echo(DataType::Int64, &[2])
+}
+
+/// A server that was started with other flags than [`Server`] gives.
+struct Started {
+    child: Child,
+    ready: String,
+}
+
+impl Started {
+    fn new(command: &mut Command) -> Started {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let mut ready = String::new();
+        let stdout = child.stdout.take().expect("stdout");
+        BufReader::new(stdout).read_line(&mut ready).expect("text");
+        Started { child, ready }
+    }
+
+    /// The numbers of the ready line, in its order.
+    fn numbers(&self) -> Vec<u32> {
+        let words: Vec<&str> = self.ready.trim_end().split(' ').collect();
+        let names = ["port=", "port_out=", "workers=", "pid="];
+        assert_eq!((words[0], words.len()), ("ready", 5), "{:?}", self.ready);
+        let number = |(word, name): (&&str, &str)| word.strip_prefix(name)?.parse().ok();
+        let numbers = words[1..].iter().zip(names).map(number);
+        numbers.collect::<Option<_>>().expect("four numbers")
+    }
+
+    /// Its exit code, and what it said on standard error.
+    fn end(mut self) -> (Option<i32>, String) {
+        let status = wait(&mut self.child);
+        let mut said = String::new();
+        let stderr = self.child.stderr.as_mut().expect("stderr");
+        stderr.read_to_string(&mut said).expect("text");
+        (status.code(), said)
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // Ended already, as a rule.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn names(dir: &Path) -> Vec<OsString> {
+    let entries = std::fs::read_dir(dir).expect("a folder");
+    let mut names: Vec<OsString> = entries.map(|e| e.expect("a name").file_name()).collect();
+    names.sort();
+    names
+}
+
+/// It does not start: exit code 2, no ready line, one line with each of these words, and nothing new in its folder.
+#[track_caller]
+fn does_not_start(dir: &Path, command: &mut Command, words: &[&str]) {
+    let before = names(dir);
+    let started = Started::new(command.current_dir(dir));
+    assert_eq!(started.ready, "");
+    let (code, said) = started.end();
+    assert_eq!(code, Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert_eq!(names(dir), before, "{words:?} left something behind");
+}
+
+fn start(flags: &[&str]) -> Command {
+    let mut command = command("mdm-server-start");
+    command.args(["--port=0", "--port-out=0", "--run-script-dir=models"]);
+    command.args(flags);
+    command
+}
+
+#[test]
+fn preloaded_models_are_there_before_the_first_request() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo()), ("sub/mlp.onnx", onnx::mlp())]);
+        let flags = [
+            "--preload",
+            "echo",
+            "--preload",
+            "sub/mlp",
+            "--num-worker",
+            "2",
+        ];
+        let server = Server::start(dir, &flags);
+        let client = server.client();
+        let status = client.status().unwrap();
+        let mut names: Vec<&str> = status.models.iter().map(|m| m.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["echo", "sub/mlp"]);
+        assert_eq!(status.totals.requests, 0);
+        assert_eq!(status.settings["preload"], "echo:sub/mlp");
+        assert_eq!(client.models().unwrap(), status.models);
+        // Each worker has opened each of them already.
+        let log = server.log();
+        assert_eq!(log.matches("session opened").count(), 4, "{log}");
+        client.infer(numbered(1, 100), "echo").unwrap();
+        assert_eq!(server.log().matches("session opened").count(), 4);
+    });
+}
+
+#[test]
+fn a_model_that_cannot_be_preloaded_ends_the_start() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo()), ("bad.onnx", b"no model".to_vec())]);
+        for (model, words) in [
+            ("bad", &["--preload", "bad.onnx"]),
+            ("gone", &["--preload", "gone.onnx"]),
+            ("../x", &["--preload", "../x"]),
+        ] {
+            let mut command = start(&["--preload", "echo", "--preload", model]);
+            does_not_start(dir.path(), &mut command, words);
+        }
+    });
+}
+
+#[test]
+fn a_model_is_loaded_unloaded_and_found_anew_when_its_file_has_changed() {
+    within(PATIENCE, || {
+        let dir = models(&[("m.onnx", onnx::dynamic_unnamed())]);
+        let server = Server::start(dir, &["--num-worker", "2"]);
+        let client = server.client();
+        assert!(client.models().unwrap().is_empty());
+        refused(
+            client.unload("m"),
+            ErrorCode::NotFound,
+            &["\"m\"", "not loaded"],
+        );
+        let info = client.load("m").unwrap();
+        assert_eq!((info.name.as_str(), info.kind.as_str()), ("m", "batched"));
+        assert_eq!(
+            (info.inputs[0].name.as_str(), info.inputs[0].dtype.as_str()),
+            ("x", "FP32")
+        );
+        assert_eq!(client.models().unwrap(), [info]);
+        let rows = Tensor::from_vec("x", vec![200, 4], vec![2f32; 800]).unwrap();
+        let first = |client: &Client| {
+            let response = client.infer(rows.clone(), "m").unwrap();
+            response.array::<f32>("y").unwrap()
+        };
+        assert!(first(&client).iter().all(|y| *y == -2.0));
+
+        // Another model under the same name, with weights that workers share.
+        let path = server.models().join("m.onnx");
+        std::fs::write(&path, onnx::echo(DataType::Fp32, &[4])).unwrap();
+        client.unload("m").unwrap();
+        assert!(client.models().unwrap().is_empty());
+        client.load("m").unwrap();
+        assert!(first(&client).iter().all(|y| *y == 2.0));
+
+        // Unloaded in the middle of its work: every request is answered, by the model or by its return.
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3)
+                .map(|_| scope.spawn(|| (0..30).for_each(|_| drop(first(&client)))))
+                .collect();
+            for _ in 0..10 {
+                // It may be unloaded already.
+                let _ = client.unload("m");
+            }
+            for thread in threads {
+                thread.join().expect("answers");
+            }
+        });
+
+        // A file that is gone: what is loaded can still be unloaded, and then it is not found.
+        std::fs::remove_file(&path).unwrap();
+        client.unload("m").unwrap();
+        refused(
+            client.infer(rows.clone(), "m"),
+            ErrorCode::NotFound,
+            &["\"m\""],
+        );
+        refused(client.load("m"), ErrorCode::NotFound, &["\"m\""]);
+        std::fs::write(&path, b"").unwrap();
+        refused(
+            client.load("m"),
+            ErrorCode::FailedPrecondition,
+            &["\"m\"", "empty"],
+        );
+        std::fs::write(&path, onnx::dynamic_unnamed()).unwrap();
+        assert!(first(&client).iter().all(|y| *y == -2.0));
+    });
+}
+
+#[test]
+fn a_settings_file_starts_a_server() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo())]);
+        let file = dir.path().join("mdm.toml");
+        let text = r#"
+            port = 0
+            port_out = 0
+            num_worker = 3
+            max_batch_size = 50
+            max-chunk-ms = 0
+            run_script_dir = "models"
+            zeromq_sock_tmp_dir = "s"
+            logger = "log.txt"
+            preload = ["echo"]
+        "#;
+        std::fs::write(&file, text).unwrap();
+        let started = Started::new(
+            command("mdm-server-start")
+                .current_dir(dir.path())
+                .args(["--config", "mdm.toml", "--max-batch-size", "40"])
+                .env("MDM_NUM_WORKER", "2"),
+        );
+        let [port, _, workers, pid] = started.numbers()[..] else {
+            panic!("four numbers");
+        };
+        // The command line wins over the environment, the environment over the file.
+        assert_eq!((workers, pid), (2, started.child.id()));
+        let client = Client::connect(&format!("localhost:{port}")).unwrap();
+        let settings = client.status().unwrap().settings;
+        for (name, value) in [
+            ("num_worker", "2"),
+            ("max_batch_size", "40"),
+            ("max_chunk_ms", "0"),
+            ("preload", "echo"),
+            ("port", &port.to_string()),
+        ] {
+            assert_eq!(settings[name], value, "{name}");
+        }
+        let response = client.infer(numbered(1, 100), "echo").unwrap();
+        assert_eq!(response.stats().chunks, 4);
+    });
+}
+
+/// One dash, underscores, `=` or a space, and the en dash of the old manual.
+#[test]
+fn the_older_spelling_starts_a_server() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo())]);
+        let dashes = |dash: &str| -> Vec<String> {
+            [
+                "num_worker=2",
+                "device_map=-1",
+                "port=0",
+                "port_out=0",
+                "run_script_dir=models",
+            ]
+            .into_iter()
+            .chain(["zeromq_sock_tmp_dir=s", "gpu_memory_fraction=0.2"])
+            .map(|flag| format!("{dash}{flag}"))
+            .collect()
+        };
+        let spaced = [
+            "-num_worker",
+            "2",
+            "-device_map",
+            "-1",
+            "-port_data",
+            "0",
+            "-port_result",
+        ];
+        let spaced = spaced.into_iter().chain(["0", "-run_script_dir", "models"]);
+        let spellings: [Vec<String>; 4] = [
+            dashes("-"),
+            dashes("--"),
+            dashes("\u{2013}"),
+            spaced.map(str::to_owned).collect(),
+        ];
+        for flags in spellings {
+            let mut command = command("mdm-server-start");
+            let started = Started::new(command.current_dir(dir.path()).args(&flags));
+            let numbers = started.numbers();
+            assert_eq!(numbers[2], 2, "{flags:?}");
+            let client = Client::connect(&format!("tcp://127.0.0.1:{}", numbers[0])).unwrap();
+            let response = client.infer(numbered(1, 100), "echo").unwrap();
+            assert_eq!(response.only().unwrap().data(), numbered(1, 100).data());
+            let workers = settled(&client).workers;
+            assert!(workers.iter().all(|w| w.device == "cpu"), "{flags:?}");
+        }
+    });
+}
+
+#[test]
+fn what_is_not_there_ends_the_start_with_one_line() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo())]);
+        // No machine has so many.
+        does_not_start(dir.path(), &mut start(&["--device-map", "77"]), &["77"]);
+        does_not_start(dir.path(), &mut start(&["-device_map=-1,77"]), &["77"]);
+        does_not_start(
+            dir.path(),
+            &mut start(&["--onnxruntime", "/nonexistent/libonnxruntime.so"]),
+            &["/nonexistent/libonnxruntime.so"],
+        );
+        does_not_start(
+            dir.path(),
+            &mut start(&["--onnxruntime", "models"]),
+            &["models", "libonnxruntime"],
+        );
+        let mut by_variable = start(&[]);
+        by_variable.env("ORT_DYLIB_PATH", "/nonexistent/lib.so");
+        does_not_start(dir.path(), &mut by_variable, &["/nonexistent/lib.so"]);
+        let file = dir.path().join("models/echo.onnx").display().to_string();
+        does_not_start(
+            dir.path(),
+            &mut start(&["--onnxruntime", &file]),
+            &["echo.onnx"],
+        );
+    });
+}
+
+/// Two servers on one port: the second one says so, and the first one's sockets stay.
+#[test]
+fn a_port_in_use_leaves_the_other_server_alone() {
+    within(PATIENCE, || {
+        let server = Server::start(models(&[("echo.onnx", echo())]), &[]);
+        let dir = models(&[]);
+        let sockets = server.dir.path().join("s").display().to_string();
+        let before = names(Path::new(&sockets));
+        for (flag, port) in [("--port", server.port), ("--port-out", server.port_out)] {
+            let port = port.to_string();
+            let other = if flag == "--port" {
+                "--port-out"
+            } else {
+                "--port"
+            };
+            let mut command = command("mdm-server-start");
+            command.args([flag, &port, other, "0", "--run-script-dir=models"]);
+            command.args(["--zeromq-sock-tmp-dir", &sockets]);
+            does_not_start(dir.path(), &mut command, &[flag, &port, "in use"]);
+        }
+        assert_eq!(names(Path::new(&sockets)), before);
+        let local = format!("ipc://{sockets}/mdm-{}.in", server.port);
+        for client in [server.client(), Client::connect(&local).unwrap()] {
+            client.infer(numbered(1, 100), "echo").unwrap();
+        }
+    });
+}
+
+/// A program that was copied somewhere without the library names every place where it looked.
+#[test]
+fn a_missing_library_is_told_with_the_places_that_were_searched() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo())]);
+        let copy = dir.path().join("mdm-server-start");
+        std::fs::copy(env!("CARGO_BIN_EXE_mdm-server-start"), &copy).unwrap();
+        let mut command = Command::new(&copy);
+        command
+            .args(["--port=0", "--port-out=0", "--run-script-dir=models"])
+            .current_dir(dir.path());
+        for (name, _) in std::env::vars_os() {
+            let steers = [
+                "ORT_DYLIB_PATH",
+                "VIRTUAL_ENV",
+                "CONDA_PREFIX",
+                "LD_LIBRARY_PATH",
+            ];
+            let text = name.to_string_lossy();
+            if text.starts_with("MDM_") || steers.contains(&&*text) {
+                command.env_remove(name);
+            }
+        }
+        let before = names(dir.path());
+        let started = Started::new(&mut command);
+        if !started.ready.is_empty() {
+            // The system has a library of its own: then it is to be used.
+            started.numbers();
+            return;
+        }
+        let (code, said) = started.end();
+        assert_eq!(code, Some(2), "{said}");
+        let here = dir.path().display().to_string();
+        for place in [
+            &*here,
+            ".onnxruntime",
+            "libonnxruntime.so",
+            "make onnxruntime",
+        ] {
+            assert!(said.contains(place), "{place:?} is not in: {said}");
+        }
+        assert_eq!(names(dir.path()), before);
+    });
+}
