@@ -186,11 +186,26 @@ pub(crate) fn received_bytes(_fd: RawFd) -> Option<u64> {
     None
 }
 
-/// Ends a connection of libzmq's from outside: it sees the end of the stream and closes the descriptor itself.
+/// Ends a connection of libzmq's from outside: it sees the end of the stream and closes the descriptor itself. That
+/// resets the connection, so that a peer in the middle of a write learns it at once.
 #[cfg(feature = "server")]
 pub(crate) fn hang_up(fd: RawFd) {
-    // SAFETY: shutdown only changes the state of a connection; on a descriptor that is none it fails.
-    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+    let reset = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // SAFETY: setsockopt reads a linger of that size, and shutdown only changes the state of a connection; on a
+    // descriptor that is no socket both fail.
+    unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const reset).cast::<c_void>(),
+            std::mem::size_of::<libc::linger>() as libc::socklen_t,
+        );
+        libc::shutdown(fd, libc::SHUT_RDWR);
+    }
 }
 
 /// Returns free pages of malloc's heaps to the system; `model/memory.rs` says when. It takes milliseconds. (It is here
