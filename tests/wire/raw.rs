@@ -1,7 +1,5 @@
 //! A client that says whatever it likes: two DEALERs with one routing id, and headers made by hand.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::common::{PATIENCE, Server};
@@ -95,6 +93,16 @@ impl Raw {
         }
     }
 
+    /// Two sockets that were made elsewhere.
+    pub fn of(context: zmq::Context, port: zmq::Socket, out: zmq::Socket) -> Raw {
+        Raw {
+            context,
+            port,
+            out,
+            last: 0,
+        }
+    }
+
     /// Hello on both, and both answers: nothing that was asked before is unanswered.
     pub fn greet(&mut self) {
         let id = self.id();
@@ -170,12 +178,6 @@ pub fn receive(socket: &zmq::Socket) -> Answer {
         header,
         payload: frames,
     }
-}
-
-/// An answer, if one comes soon.
-pub fn receive_soon(socket: &zmq::Socket, soon: Duration) -> Option<Answer> {
-    let ready = socket.poll(zmq::POLLIN, soon.as_millis() as i64);
-    (ready.expect("a poll") > 0).then(|| receive(socket))
 }
 
 pub fn pack(header: &Value) -> Vec<u8> {
