@@ -149,7 +149,7 @@ fn last_error() -> zmq::Error {
     zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() })
 }
 
-/// Bytes that the kernel has received on a TCP connection so far, or `None` if that is not to be had.
+/// Bytes that were read from a TCP connection so far, or `None` if that is not to be had.
 #[cfg(target_os = "linux")]
 #[cfg(feature = "server")]
 pub(crate) fn received_bytes(fd: RawFd) -> Option<u64> {
@@ -168,10 +168,18 @@ pub(crate) fn received_bytes(fd: RawFd) -> Option<u64> {
         )
     };
     let offset = std::mem::offset_of!(libc::tcp_info, tcpi_bytes_received);
-    (rc == 0 && size as usize >= offset + 8).then_some(info.tcpi_bytes_received)
+    if rc != 0 || (size as usize) < offset + 8 {
+        return None;
+    }
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: the kernel writes one int.
+    let rc = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut waiting) };
+    // What the kernel still holds is bounded by the kernel; libzmq knows nothing of it.
+    let waiting = u64::try_from(waiting).unwrap_or(0);
+    (rc == 0).then(|| info.tcpi_bytes_received.saturating_sub(waiting))
 }
 
-/// Bytes that the kernel has received on a TCP connection so far: not known on this platform.
+/// Bytes that were read from a TCP connection so far: not known on this platform.
 #[cfg(not(target_os = "linux"))]
 #[cfg(feature = "server")]
 pub(crate) fn received_bytes(_fd: RawFd) -> Option<u64> {

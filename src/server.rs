@@ -40,6 +40,8 @@ const RECEIVE_MARK: i32 = 16;
 const SEND_MARK: i32 = 4096;
 /// What `port_out` takes in one frame: a hello.
 const HELLO_BYTES: i64 = 4096;
+/// What `port_out` takes in one message, all frames and their framing.
+const HELLO_MESSAGE_BYTES: u64 = 64 * 1024;
 /// How long a stop at once waits for workers that are inside a model.
 const WORKER_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -327,6 +329,7 @@ fn run_sink(context: &Context, config: &Config, clock: Clock, binder: &Binder) -
         mandatory: true,
     })?;
     sink::run(sink::Setup {
+        guard: Guard::watch(context, &router, "out", HELLO_MESSAGE_BYTES)?,
         router,
         inbox,
         ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
@@ -376,7 +379,7 @@ fn run_ventilator(
         send_mark: SEND_MARK,
         mandatory: false,
     })?;
-    let guard = Guard::watch(context, &router, max_frame_bytes)?;
+    let guard = Guard::watch(context, &router, "in", max_frame_bytes)?;
     let loader_context = context.clone();
     let loader = Loader::start(inside.registry.clone(), move || {
         let mut ventilator = socket::inner_connected(&loader_context, zmq::PUSH, TO_VENTILATOR)?;

@@ -179,31 +179,15 @@ pub(crate) fn bind_local(socket: &Socket, ipc: &str, door: &str) -> Result<()> {
     Ok(())
 }
 
-/// The most sockets that [`readable`] waits for.
+/// Waits until one of the items is ready, or the time is over; `None` waits for ever. A signal ends it early.
 #[cfg(feature = "client")]
-pub(crate) const MOST_READABLE: usize = 5;
-
-/// Waits as [`wait`] does, for at most [`MOST_READABLE`] sockets, and tells which of them can be read.
-#[cfg(feature = "client")]
-pub(crate) fn readable(
-    sockets: &[&Socket],
-    timeout: Option<Duration>,
-) -> Result<[bool; MOST_READABLE]> {
-    let mut items: [zmq::PollItem<'_>; MOST_READABLE] =
-        std::array::from_fn(|i| sockets[i.min(sockets.len() - 1)].as_poll_item(zmq::POLLIN));
-    // A time that libzmq's arithmetic cannot hold ends early instead; callers look at their own clock anyway.
+pub(crate) fn poll(items: &mut [zmq::PollItem<'_>], timeout: Option<Duration>) -> Result<()> {
+    // A time that libzmq's arithmetic cannot hold ends early too; callers look at their own clock anyway.
     let timeout = timeout.map_or(-1, |t| {
         t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64
     });
-    let mut ready = [false; MOST_READABLE];
-    match zmq::poll(&mut items[..sockets.len()], timeout) {
-        Ok(_) => {
-            for (ready, item) in ready.iter_mut().zip(&items[..sockets.len()]) {
-                *ready = item.is_readable();
-            }
-            Ok(ready)
-        }
-        Err(zmq::Error::EINTR) => Ok(ready),
+    match zmq::poll(items, timeout) {
+        Ok(_) | Err(zmq::Error::EINTR) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }

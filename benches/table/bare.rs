@@ -7,6 +7,7 @@
 //! As many frames as ours, of about the same sizes; polling where ours polls. No credits, nothing is parsed, no model
 //! runs, nothing is bounded.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -157,50 +158,62 @@ fn gather(router: &Socket, inbox: &Socket, header: usize) -> Result<()> {
     }
 }
 
-/// The near end, and the process that serves it.
+/// The process of the far end.
 pub struct Bare {
-    port: Socket,
-    out: Socket,
+    pub process: Process,
+    context: Context,
+    port: u16,
+    port_out: u16,
     header: Vec<u8>,
-    _server: Process,
 }
 
 impl Bare {
     /// Starts the far end, for messages such as ours for a model that takes `input` and gives `output`; without an
     /// output the payload goes back as it came.
     pub fn start(model: &str, input: &Tensor, output: Option<&Tensor>) -> Result<Bare> {
-        let request = Request {
-            model: Some(model.to_owned()),
-            inputs: Batch {
-                tensors: vec![input.clone()],
-            },
-            ..Request::default()
-        };
-        let header = write_infer(RequestId(1000), &request).remove(0).to_vec();
+        let header = request_frames(model, input).remove(0).to_vec();
         let result = result_header(output.unwrap_or(input));
         let payload = output.map_or(0, Tensor::payload_bytes);
-        let (server, ready) = children::baseline(SERVE, &[result, payload])?;
-        let context = Context::new();
-        let connect = |key: &str| {
-            let socket = socket(&context, zmq::DEALER)?;
-            socket.set_identity(b"0123456789abcdef")?;
-            socket.connect(&format!(
-                "tcp://127.0.0.1:{}",
-                children::number(&ready, key)?
-            ))?;
-            anyhow::Ok(socket)
-        };
-        let (port, out) = (connect("port")?, connect("port_out")?);
-        out.send("hello", 0)?;
-        out.recv_msg(0)?;
+        let (process, ready) = children::baseline(SERVE, &[result, payload])?;
         Ok(Bare {
-            port,
-            out,
+            process,
+            context: Context::new(),
+            port: children::number(&ready, "port")?,
+            port_out: children::number(&ready, "port_out")?,
             header,
-            _server: server,
         })
     }
 
+    /// One more client: two sockets of one routing id, as a session of ours.
+    pub fn connect(&self) -> Result<BareClient> {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+
+        let id = format!("{:016}", IDS.fetch_add(1, Ordering::Relaxed));
+        let connect = |port: u16| {
+            let socket = socket(&self.context, zmq::DEALER)?;
+            socket.set_identity(id.as_bytes())?;
+            socket.connect(&format!("tcp://127.0.0.1:{port}"))?;
+            anyhow::Ok(socket)
+        };
+        let (port, out) = (connect(self.port)?, connect(self.port_out)?);
+        out.send("hello", 0)?;
+        out.recv_msg(0)?;
+        Ok(BareClient {
+            port,
+            out,
+            header: self.header.clone(),
+        })
+    }
+}
+
+/// The near end.
+pub struct BareClient {
+    port: Socket,
+    out: Socket,
+    header: Vec<u8>,
+}
+
+impl BareClient {
     /// Sends a request.
     pub fn send(&self, payload: Message) -> Result<()> {
         send(&self.port, [Message::from(&self.header[..]), payload])
@@ -221,6 +234,18 @@ impl Bare {
         self.send(Message::from(payload))?;
         self.wait()
     }
+}
+
+/// The frames of our request with this input.
+pub fn request_frames(model: &str, input: &Tensor) -> Vec<bytes::Bytes> {
+    let request = Request {
+        model: Some(model.to_owned()),
+        inputs: Batch {
+            tensors: vec![input.clone()],
+        },
+        ..Request::default()
+    };
+    write_infer(RequestId(1000), &request)
 }
 
 /// The bytes of our header of a result with this output.

@@ -7,13 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use mdm::Tensor;
-use mdm::message::{Request, RequestId};
-use mdm::tensor::Batch;
-use mdm::wire::client::write_infer;
 use ndarray::Array2;
 
 use super::Plan;
-use super::bare::result_header;
+use super::bare::{Bare, request_frames, result_header};
 use super::bulk::floats;
 use super::children::{Models, Process, Server, own_cpu};
 use super::onnx;
@@ -32,44 +29,49 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let array = Array2::from_shape_vec((1, 64), rows.clone())?;
     let tensor = Tensor::from_slice("x", vec![1, 64], &rows)?;
     let output = Tensor::from_slice("y", vec![1, 10], &[0f32; 10])?;
-    let request = Request {
-        model: Some("mlp".to_owned()),
-        inputs: Batch {
-            tensors: vec![tensor],
-        },
-        ..Request::default()
-    };
-    let sent: usize = write_infer(RequestId(1000), &request)
-        .iter()
-        .map(|f| f.len())
-        .sum();
+    let sent: usize = request_frames("mlp", &tensor).iter().map(|f| f.len()).sum();
     let answer = result_header(&output) + output.payload_bytes();
     let tcp = Tcp::start(sent + FRAMING_BYTES, answer + FRAMING_BYTES)?;
 
-    let long = plan.long(Duration::from_millis(1500));
-    let mut cost = Cost::default();
-    let mut tcp_cost = Cost::default();
+    let bare = Bare::start("mlp", &tensor, Some(&output))?;
+    let payload: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
+
+    let long = plan.long(Duration::from_millis(1200));
+    let mut costs = [Cost::default(), Cost::default(), Cost::default()];
+    let [cost, tcp_cost, bare_cost] = &mut costs;
     let mut ours = || {
-        run(long, &server.process, &mut cost, || {
+        run(long, &server.process, cost, || {
             let (client, array) = (&client, &array);
             Ok(move || client.infer(array, "mlp").map(drop).map_err(Into::into))
         })
     };
-    let mut baseline = || {
-        run(long, &tcp.process, &mut tcp_cost, || {
+    let mut ping_pong = || {
+        run(long, &tcp.process, tcp_cost, || {
             let mut ping = tcp.connect()?;
             Ok(move || ping.round_trip())
         })
     };
+    let mut path = || {
+        run(long, &bare.process, bare_cost, || {
+            let (client, payload) = (bare.connect()?, &payload);
+            Ok(move || client.round_trip(payload).map(drop))
+        })
+    };
     // The sessions are opened.
     ours()?;
-    baseline()?;
-    let pairs = Pairs::measure(plan, ours, baseline)?;
-    let what = format!("clients: mlp, 1 row, {CLIENTS} clients");
-    table.add(&what, &pairs, "req/s", Bar::AtLeast(1.0));
+    let (mut to_tcp, mut to_path) = (Pairs::default(), Pairs::default());
+    for _ in 0..plan.pairs {
+        let (ours, tcp, path) = (ours()?, ping_pong()?, path()?);
+        to_tcp.push(ours, tcp);
+        to_path.push(ours, path);
+    }
+    let what = format!("clients: mlp, 1 row, {CLIENTS} clients, to TCP");
+    table.add(&what, &to_tcp, "req/s", Bar::AtLeast(1.0));
+    table.add("  to the bare ZeroMQ path", &to_path, "req/s", Bar::None);
     let totals = client.status()?.totals;
+    let [cost, tcp_cost, bare_cost] = costs;
     table.note(format!(
-        "clients: processor time per request: {cost}; of the TCP ping-pong: {tcp_cost}; {:.1} requests per chunk",
+        "clients: processor time per request: {cost}; TCP: {tcp_cost}; bare ZeroMQ: {bare_cost}; {:.1} requests per chunk",
         totals.requests as f64 / totals.chunks.max(1) as f64
     ));
     Ok(())

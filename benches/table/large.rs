@@ -33,7 +33,8 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
             .into_raw_vec_and_offset()
             .0,
     )?;
-    let bare = Bare::start("echo", &tensor, None)?;
+    let far = Bare::start("echo", &tensor, None)?;
+    let bare = far.connect()?;
     let payload: Vec<u8> = array.iter().flat_map(|x| x.to_le_bytes()).collect();
     let count = plan.times(5);
 

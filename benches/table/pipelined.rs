@@ -9,7 +9,7 @@ use mdm::{Client, DataType};
 use ndarray::Array2;
 
 use super::Plan;
-use super::bare::Bare;
+use super::bare::{Bare, BareClient};
 use super::children::{Models, Server};
 use super::onnx;
 use super::report::{Bar, Pairs, Table, show};
@@ -22,7 +22,8 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let client = server.client()?;
     let array = Array2::from_elem((1, 256), 1f32);
     let tensor = Tensor::from_slice("x", vec![1, 256], &[1f32; 256])?;
-    let bare = Bare::start("echo", &tensor, None)?;
+    let far = Bare::start("echo", &tensor, None)?;
+    let bare = far.connect()?;
     let (count, bare_count) = (plan.times(40_000), plan.times(100_000));
 
     ours(&client, &array, count / 4)?;
@@ -67,7 +68,7 @@ fn ours(client: &Client, array: &Array2<f32>, count: usize) -> Result<f64> {
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-fn baseline(bare: &Bare, count: usize) -> Result<f64> {
+fn baseline(bare: &BareClient, count: usize) -> Result<f64> {
     let payload = [0u8; 1024];
     let start = Instant::now();
     for index in 0..count {

@@ -22,11 +22,12 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let client = server.client()?;
     let rows = floats(1);
     let array = Array2::from_shape_vec((1, 64), rows.elements.clone())?;
-    let bare = Bare::start(
+    let far = Bare::start(
         "mlp",
         &Tensor::from_slice("x", vec![1, 64], &rows.elements)?,
         Some(&Tensor::from_slice("y", vec![1, 10], &[0f32; 10])?),
     )?;
+    let bare = far.connect()?;
     let payload: Vec<u8> = rows.elements.iter().flat_map(|x| x.to_le_bytes()).collect();
     let mut session = engine::session(&model)?;
 

@@ -102,7 +102,7 @@ impl Client {
         let mut session = Session::open(&settings, Purpose::Ask)?;
         let order = session.send_question(|id| ClientMessage::Terminate(id, mode))?;
         // At the end there is time left to ask how much is left.
-        let last_question = deadline - (timeout / 10).min(Duration::from_millis(300));
+        let last_question = deadline - (timeout / 4).min(Duration::from_millis(500));
         let mut pending: Option<u64> = None;
         let mut question: Option<RequestId> = None;
         loop {

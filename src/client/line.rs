@@ -1,8 +1,9 @@
 //! One connection: a DEALER, and the monitor that tells when it is lost.
 
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use zmq::{Context, Socket, SocketEvent, SocketType};
+use zmq::{Context, PollItem, Socket, SocketEvent, SocketType};
 
 use crate::error::{Error, Result};
 use crate::{frames, socket};
@@ -29,7 +30,8 @@ pub(super) enum Phase {
 /// A DEALER to one endpoint, and its monitor.
 pub(super) struct Line {
     pub(super) socket: Socket,
-    pub(super) monitor: Socket,
+    monitor: Socket,
+    monitor_fd: RawFd,
     pub(super) endpoint: String,
     phase: Phase,
     /// Why it was lost, for a person.
@@ -56,13 +58,17 @@ impl Line {
         socket.monitor(&name, events)?;
         let monitor = make(context, SocketType::PAIR)?;
         monitor.connect(&name)?;
-        let line = Line {
+        let monitor_fd = monitor.get_fd()?;
+        let mut line = Line {
             socket,
             monitor,
+            monitor_fd,
             endpoint,
             phase: Phase::Connecting,
             loss: "",
         };
+        // Its descriptor tells of news only from the first look on that found none.
+        line.observe()?;
         match line.socket.connect(&line.endpoint) {
             Ok(()) => Ok(line),
             Err(e) => Err(Error::invalid(format!(
@@ -72,7 +78,14 @@ impl Line {
         }
     }
 
-    /// Reads what the monitor has to tell.
+    /// Tells that the monitor has news. libzmq keeps one descriptor per socket, which becomes readable with the first
+    /// news after a look that found none; every [`Line::observe`] ends with such a look, so nothing can be missed, and
+    /// a wait on the descriptor spares libzmq's own look at the socket, which is a system call each time.
+    pub(super) fn news(&self) -> PollItem<'_> {
+        PollItem::from_fd(self.monitor_fd, zmq::POLLIN)
+    }
+
+    /// Reads what the monitor has to tell, to the end.
     pub(super) fn observe(&mut self) -> Result<Phase> {
         while let Some(event) = frames::receive(&mut self.monitor, zmq::DONTWAIT)? {
             let Some(&[low, high]) = event.first().and_then(|e| e.get(..2)) else {
@@ -128,7 +141,7 @@ impl Line {
             }
             Phase::Connecting => "no connection: is the host up and the port open?",
             Phase::Accepted => {
-                "something accepts connections there, but it does not speak ZeroMQ: it is not an MDM server"
+                "something accepts connections there, but it does not speak ZeroMQ: it is not an MDM server, or it hangs"
             }
             Phase::Open => {
                 "a ZeroMQ peer is there, but it does not answer hello: it is not an MDM server, or it hangs"

@@ -10,12 +10,16 @@ use super::line::{Line, Phase};
 use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
 use crate::message::{Request, RequestId};
-use crate::socket::readable;
+use crate::socket::poll;
 use crate::wire::client::{ClientMessage, write_infer, write_message};
 use crate::wire::server::{self, ServerMessage, Welcome};
 
 /// What a server may take longer than a request's own time until its client gives up by itself.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What one line may still bring after the other was lost: a server that stops closes both, and the answers that it
+/// gave last are to count whichever end is seen first.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How sessions are opened.
 #[derive(Clone)]
@@ -52,8 +56,13 @@ pub(super) struct Session {
     out: Option<Line>,
     last_id: u64,
     welcome: Welcome,
-    /// Why the session is over, if it is.
-    lost: Option<Error>,
+    lost: Option<Loss>,
+}
+
+/// Why a session is over, and until when answers that were under way may still come.
+struct Loss {
+    error: Error,
+    until: Instant,
 }
 
 impl Session {
@@ -191,25 +200,25 @@ impl Session {
         self.lost.is_none()
     }
 
-    /// Whether a session that was idle can be used: drops what nobody waits for, and sees whether it was lost.
+    /// Whether a session that was idle can be used, or was lost meanwhile. Answers that nobody waits for any more are
+    /// dropped, here or at the next wait.
     pub(super) fn is_alive(&mut self) -> bool {
-        // The monitors tell of a loss; a poll of everything would cost each request of a pool as much again.
-        if self.observe().is_err() || self.lost.is_some() {
-            return false;
+        // No news from either monitor: the usual case, at the price of one system call.
+        let mut news = [
+            self.port.news(),
+            self.out.as_ref().unwrap_or(&self.port).news(),
+        ];
+        let polled = poll(&mut news, Some(Duration::ZERO));
+        if polled.is_ok() && !news.iter().any(zmq::PollItem::is_readable) {
+            return self.is_open();
         }
-        for line in [Some(&mut self.port), self.out.as_mut()]
-            .into_iter()
-            .flatten()
-        {
-            loop {
-                match frames::receive(&mut line.socket, zmq::DONTWAIT) {
-                    Ok(Some(_)) => {}
-                    Ok(None) => break,
-                    Err(_) => return false,
-                }
+        loop {
+            match self.next(Some(Instant::now()), None) {
+                Ok(Event::Message(..) | Event::Woken) => {}
+                Ok(Event::TimedOut) => return true,
+                Err(_) => return false,
             }
         }
-        true
     }
 
     /// Sends an infer, after a look at the server's bound: beyond it the connection would be cut without a word.
@@ -245,7 +254,7 @@ impl Session {
 
     fn send(&mut self, frames: Vec<Bytes>) -> Result<()> {
         if let Some(lost) = &self.lost {
-            return Err(lost.clone());
+            return Err(lost.error.clone());
         }
         // Nothing blocks here: there is no mark to reach, so "try again" means that the connection is gone.
         frames::send(&mut self.port.socket, frames, zmq::DONTWAIT).map_err(|e| {
@@ -257,7 +266,9 @@ impl Session {
     }
 
     fn lose(&mut self, error: Error) -> Error {
-        self.lost.get_or_insert(error).clone()
+        let until = Instant::now();
+        let lost = self.lost.get_or_insert(Loss { error, until });
+        lost.error.clone()
     }
 
     /// Waits for the next answer, the deadline, another thread's word, or the end of the session, which is an error.
@@ -309,14 +320,19 @@ impl Session {
         wake: Option<&Socket>,
     ) -> Result<(bool, bool, bool, bool)> {
         // Without a second line its places repeat the first one's, and say the same.
-        let out = self.out.as_ref().unwrap_or(&self.port);
-        let (a, b) = (&self.port, out);
-        let polled = match wake {
-            Some(wake) => readable(&[&b.socket, &a.socket, &a.monitor, &b.monitor, wake], left),
-            None => readable(&[&b.socket, &a.socket, &a.monitor, &b.monitor], left),
-        };
+        let (port, out) = (&self.port, self.out.as_ref().unwrap_or(&self.port));
+        let mut items = [
+            out.socket.as_poll_item(zmq::POLLIN),
+            port.socket.as_poll_item(zmq::POLLIN),
+            port.news(),
+            out.news(),
+            wake.unwrap_or(&port.socket).as_poll_item(zmq::POLLIN),
+        ];
+        let count = if wake.is_some() { 5 } else { 4 };
+        let polled = poll(&mut items[..count], left);
+        let [out, port, news, news_out, woken] = items.map(|item| item.is_readable());
         match polled {
-            Ok([out, port, event, event_out, woken]) => Ok((out, port, event || event_out, woken)),
+            Ok(()) => Ok((out, port, news || news_out, woken && wake.is_some())),
             Err(e) => Err(self.lose(e)),
         }
     }
@@ -338,35 +354,49 @@ impl Session {
         }
     }
 
-    fn observe(&mut self) -> Result<()> {
-        for line in [Some(&mut self.port), self.out.as_mut()]
-            .into_iter()
-            .flatten()
-        {
+    fn lines(&mut self) -> impl Iterator<Item = &mut Line> {
+        self.out.iter_mut().chain([&mut self.port])
+    }
+
+    /// Reads what the monitors have to tell. True if every line is lost.
+    fn observe(&mut self) -> Result<bool> {
+        let mut loss = None;
+        let mut all = true;
+        for line in self.lines() {
             if line.observe()? == Phase::Lost {
-                let loss = line.loss();
-                self.lost.get_or_insert(loss);
+                loss = Some(line.loss());
+            } else {
+                all = false;
             }
         }
-        Ok(())
+        if let Some(error) = loss {
+            let until = Instant::now() + LAST_WORDS;
+            self.lost.get_or_insert(Loss { error, until });
+        }
+        Ok(all)
     }
 
     /// What had come before the end counts; then the end is told.
     fn last_words(&mut self) -> Result<Event> {
-        for line in [self.out.as_mut(), Some(&mut self.port)]
-            .into_iter()
-            .flatten()
-        {
-            if let Ok(Some(frames)) = frames::receive(&mut line.socket, zmq::DONTWAIT)
-                && let Ok((id, message)) = server::read(frames)
-            {
-                return Ok(Event::Message(id, message));
+        loop {
+            // In this order: a line that is lost has brought all that it will.
+            let all = self.observe()?;
+            for line in self.lines() {
+                if let Ok(Some(frames)) = frames::receive(&mut line.socket, zmq::DONTWAIT)
+                    && let Ok((id, message)) = server::read(frames)
+                {
+                    return Ok(Event::Message(id, message));
+                }
             }
+            let Some(lost) = &self.lost else {
+                return Err(Error::unavailable("the session is over"));
+            };
+            let left = lost.until.saturating_duration_since(Instant::now());
+            if all || left.is_zero() {
+                return Err(lost.error.clone());
+            }
+            self.poll(Some(left), None)?;
         }
-        Err(match &self.lost {
-            Some(lost) => lost.clone(),
-            None => Error::unavailable("the session is over"),
-        })
     }
 
     /// Waits for the final answer to one request; other answers are for nobody.

@@ -4,6 +4,9 @@ use super::{BatchKind, Description, Dim, Port};
 use crate::error::{Error, Result};
 use crate::tensor::{Batch, Tensor};
 
+/// Most rows of a request whose rows have no bytes: it costs its sender nothing, and the server a run for each chunk.
+const MAX_EMPTY_ROWS: usize = 65_536;
+
 /// Inputs that fit.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Checked {
@@ -64,6 +67,12 @@ pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<C
     if rows == 0 {
         return Err(Error::invalid(format!(
             "model {:?}: a request of no rows",
+            description.name
+        )));
+    }
+    if rows > MAX_EMPTY_ROWS && inputs.payload_bytes() == 0 {
+        return Err(Error::invalid(format!(
+            "model {:?}: {rows} rows without a byte in them; {MAX_EMPTY_ROWS} is the most",
             description.name
         )));
     }

@@ -5,7 +5,7 @@
 //! themselves: one that has received more than a request may have since its last whole message is cut.
 //! Only TCP tells how much it has received; ipc is open to this machine's own users and is not guarded.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
 use std::time::Duration;
 
@@ -15,53 +15,68 @@ use crate::error::Result;
 use crate::frames;
 
 /// How often connections are looked at.
-pub(crate) const TICK: Duration = Duration::from_millis(250);
-const MONITOR: &str = "inproc://mdm.monitor";
+const TICK: Duration = Duration::from_millis(250);
+/// How often while one of them is past half of what it may.
+const SHORT_TICK: Duration = Duration::from_millis(20);
+/// So many looks in a row must find a connection beyond its bound: a whole message may be just about to be read.
+const STRIKES: u32 = 2;
+/// What a connection may receive besides messages: heartbeats, 16 bytes every two seconds when both ends send them.
+const IDLE_BYTES_PER_S: u64 = 16;
 
 #[derive(Debug, Default)]
 struct Connection {
-    /// Bytes received when its last whole message was seen.
+    /// Bytes received when its last whole message was seen, heartbeats added.
     base: u64,
-    /// A whole message was seen since the last look.
-    alive: bool,
+    strikes: u32,
 }
 
 /// Watches the connections of one socket.
 pub(crate) struct Guard {
     monitor: Socket,
     connections: HashMap<RawFd, Connection>,
+    /// Connections that a whole message came from since the last look.
+    seen: HashSet<RawFd>,
     max_bytes: u64,
     last_us: u64,
+    pause: Duration,
 }
 
 impl Guard {
-    /// Watches a socket, before it is bound.
-    pub(crate) fn watch(context: &Context, socket: &Socket, max_bytes: u64) -> Result<Guard> {
+    /// Watches a socket, before it is bound. Each socket's monitor has a name of its own.
+    pub(crate) fn watch(
+        context: &Context,
+        socket: &Socket,
+        name: &str,
+        max_bytes: u64,
+    ) -> Result<Guard> {
+        let endpoint = format!("inproc://mdm.monitor.{name}");
         let events = zmq::SocketEvent::ACCEPTED.to_raw()
             | zmq::SocketEvent::DISCONNECTED.to_raw()
             | zmq::SocketEvent::CLOSED.to_raw();
-        socket.monitor(MONITOR, i32::from(events))?;
+        socket.monitor(&endpoint, i32::from(events))?;
         let monitor = context.socket(zmq::PAIR)?;
         monitor.set_linger(0)?;
-        monitor.connect(MONITOR)?;
+        // libzmq's own thread sends the events, and would wait for room: a burst of connections would stop all.
+        monitor.set_rcvhwm(0)?;
+        monitor.connect(&endpoint)?;
         Ok(Guard {
             monitor,
             connections: HashMap::new(),
+            seen: HashSet::new(),
             max_bytes,
             last_us: 0,
+            pause: TICK,
         })
     }
 
     /// A whole message came from a connection.
     pub(crate) fn saw(&mut self, source: Option<RawFd>) {
-        if let Some(fd) = source {
-            self.connections.entry(fd).or_default().alive = true;
-        }
+        self.seen.extend(source);
     }
 
-    /// When to call [`Guard::look`] at the latest; `None` while nobody is connected and nothing needs it.
+    /// When to call [`Guard::look`].
     pub(crate) fn due_us(&self) -> u64 {
-        self.last_us + TICK.as_micros() as u64
+        self.last_us + self.pause.as_micros() as u64
     }
 
     /// Looks at the connections if it is time, and cuts those that have gone too far.
@@ -69,26 +84,48 @@ impl Guard {
         if now_us < self.due_us() {
             return Ok(());
         }
+        let idle_bytes = (now_us - self.last_us).div_ceil(1_000_000 / IDLE_BYTES_PER_S);
         self.last_us = now_us;
+        let mut pause = TICK;
         while let Some(event) = frames::receive(&mut self.monitor, zmq::DONTWAIT)? {
             self.note(&event);
         }
-        for (fd, connection) in &mut self.connections {
+        // Those that were accepted before the monitor was there.
+        for fd in &self.seen {
+            self.connections.entry(*fd).or_default();
+        }
+        let (seen, max_bytes) = (&self.seen, self.max_bytes);
+        self.connections.retain(|fd, connection| {
             let Some(received) = frames::received_bytes(*fd) else {
-                continue;
+                return false; // not TCP, or closed
             };
             // A number that fell back is another connection's under the same descriptor.
-            if std::mem::take(&mut connection.alive) || received < connection.base {
-                connection.base = received;
-            } else if received - connection.base > self.max_bytes {
+            if seen.contains(fd) || received < connection.base {
+                (connection.base, connection.strikes) = (received, 0);
+                return true;
+            }
+            connection.base = received.min(connection.base + idle_bytes);
+            let open = received - connection.base;
+            if open > max_bytes / 2 {
+                pause = SHORT_TICK;
+            }
+            if open <= max_bytes {
+                connection.strikes = 0;
+                return true;
+            }
+            connection.strikes += 1;
+            if connection.strikes >= STRIKES {
                 tracing::warn!(
-                    bytes = received - connection.base,
-                    "a connection sent more than a request may have without ending it; it was cut"
+                    bytes = open,
+                    "a connection sent more than a message may have without ending it; it was cut"
                 );
-                connection.base = received;
+                (connection.base, connection.strikes) = (received, 0);
                 frames::hang_up(*fd);
             }
-        }
+            true
+        });
+        self.pause = pause;
+        self.seen.clear();
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use hdrhistogram::Histogram;
 use zmq::Socket;
 
 use self::outbox::Outbox;
+use super::guard::Guard;
 use super::{Clock, tell};
 use crate::error::{Error, Result};
 use crate::frames;
@@ -40,6 +41,8 @@ pub(crate) struct Setup {
     pub router: Socket,
     /// Hears from workers and ventilator, bound.
     pub inbox: Socket,
+    /// Watches `port_out`.
+    pub guard: Guard,
     /// Speaks to the ventilator.
     pub ventilator: Socket,
     pub clock: Clock,
@@ -71,6 +74,7 @@ struct Ended {
 struct Sink {
     router: Socket,
     inbox: Socket,
+    guard: Guard,
     ventilator: Socket,
     clock: Clock,
     outbox: Outbox,
@@ -98,6 +102,7 @@ impl Sink {
         Ok(Sink {
             router: setup.router,
             inbox: setup.inbox,
+            guard: setup.guard,
             ventilator: setup.ventilator,
             clock: setup.clock,
             outbox: Outbox::new(setup.max_client_bytes),
@@ -121,20 +126,30 @@ impl Sink {
                 self.hear(inner::read_to_sink(message)?)?;
             }
             for _ in 0..TURN {
-                let Some(message) = frames::receive(&mut self.router, zmq::DONTWAIT)? else {
+                let Some((message, source)) =
+                    frames::receive_with_source(&mut self.router, zmq::DONTWAIT)?
+                else {
                     break;
                 };
                 busy = true;
+                self.guard.saw(source);
                 self.greet(message);
             }
             self.flush()?;
+            let now_us = self.clock.now_us();
+            self.guard.look(now_us)?;
             if busy {
                 continue;
             }
             if self.stopped.iter().all(|stopped| *stopped) {
                 return self.finish();
             }
-            socket::wait(&[&self.inbox, &self.router], self.outbox.retry_after())?;
+            let look = Duration::from_micros(self.guard.due_us().saturating_sub(now_us));
+            let pause = self
+                .outbox
+                .retry_after()
+                .map_or(look, |retry| retry.min(look));
+            socket::wait(&[&self.inbox, &self.router], Some(pause))?;
         }
     }
 
@@ -184,7 +199,11 @@ impl Sink {
             }
             Err(malformed) => match malformed.id {
                 Some(id) => server::write_message(id, &ServerMessage::Error(malformed.error)),
-                None => return,
+                None => {
+                    tracing::debug!(error = %malformed.error, "dropped a message that has no readable id");
+                    self.report.undelivered += 1;
+                    return;
+                }
             },
         };
         let answer = std::iter::once(identity).chain(answer);

@@ -42,6 +42,11 @@ use crate::wire::server::{self, ServerMessage, StopState, Welcome};
 /// Messages taken from one socket before the chunks that they allow are given out.
 const TURN: usize = 64;
 
+/// Things that the loader was asked and has not answered. Each takes some bytes, and a client may ask for ever.
+const MAX_ERRANDS: usize = 4096;
+/// Clients that are told when the server has stopped.
+const MAX_STOPPERS: usize = 1024;
+
 /// A worker's two lanes.
 pub(crate) struct Lanes {
     pub small: Socket,
@@ -248,8 +253,16 @@ impl Ventilator {
                 let pending = self.pending();
                 let draining = ServerMessage::TerminateOk(StopState::Draining(pending));
                 self.answer(&identity, id, &draining);
-                self.stoppers.push((identity, id));
+                if self.stoppers.len() < MAX_STOPPERS {
+                    self.stoppers.push((identity, id));
+                }
                 self.stop(mode)
+            }
+            Ok(ClientMessage::Load(id, _) | ClientMessage::Unload(id, _))
+                if self.errands.len() >= MAX_ERRANDS =>
+            {
+                self.refuse_on_port(&identity, id, loader_is_busy());
+                Ok(())
             }
             Ok(ClientMessage::Load(id, name)) => {
                 let job = Job::Resolve(Lookup::of(Some(&name), &Params::new()));
@@ -264,6 +277,11 @@ impl Ventilator {
             Err(malformed) => {
                 match (malformed.id, reply) {
                     (Some(id), Some(reply)) if malformed.infer => {
+                        // Its number is used up as well: an open request must not be mistaken for it.
+                        if let Err(error) = self.clients.begin(reply, id) {
+                            self.refuse_on_port(&identity, id, error);
+                            return Ok(());
+                        }
                         // Answered where its result would have come.
                         let serial = self.new_serial();
                         self.refuse(serial, reply, id, &malformed.error)?;
@@ -517,6 +535,12 @@ impl Ventilator {
         }
         chunk
     }
+}
+
+fn loader_is_busy() -> Error {
+    Error::exhausted(format!(
+        "{MAX_ERRANDS} models are waiting to be loaded or unloaded; try later"
+    ))
 }
 
 fn reply_to(identity: &Bytes) -> Option<ReplyTo> {

@@ -438,6 +438,12 @@ impl Scheduler {
 
     /// The requests whose deadline has passed. The caller closes them.
     pub(crate) fn expired(&mut self, now_us: u64) -> Vec<Serial> {
+        if self.deadlines.len() > 2 * self.entries.len() + 1024 {
+            // Behind one that runs long, the deadlines of those that have ended would stay.
+            let entries = &self.entries;
+            self.deadlines
+                .retain(|Reverse((_, serial))| entries.contains_key(serial));
+        }
         let mut expired = Vec::new();
         while let Some(Reverse((deadline, serial))) = self.deadlines.peek().copied() {
             let open = self.entries.get(&serial).is_some_and(|e| !e.closed);

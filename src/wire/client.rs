@@ -1,7 +1,10 @@
 //! What clients say, on `port` and (hello only) on `port_out`.
 
+use std::fmt;
+
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{TensorHeader, VERSION, push_payload, read_tensors, write};
 use crate::error::{Error, Result};
@@ -65,47 +68,182 @@ pub struct Malformed {
     pub error: Error,
 }
 
+/// Most bytes of a header. Its fields take up to 70 times as much memory once they are read.
+pub const MAX_HEADER_BYTES: usize = 1024 * 1024;
+/// How deep parameters may be nested. They are read again inside, and by recursion everywhere.
+const MAX_DEPTH: usize = 64;
+/// Where the id of a header that cannot be read is looked for.
+const LOOSE_BYTES: usize = 64 * 1024;
+
 /// The header, as it is read: every field that any kind may have.
-#[derive(Deserialize)]
+///
+/// Read by hand and not derived, because a derived reader takes arrays for maps and numbers for keys, and does not
+/// say which field it stumbled over.
+#[derive(Default)]
 struct Header<'a> {
-    v: u64,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    id: u64,
-    #[serde(default)]
+    v: Option<u64>,
+    kind: Option<&'a str>,
+    id: Option<u64>,
     model: Option<&'a str>,
-    #[serde(default)]
     params: Option<Params>,
-    #[serde(default, borrow)]
     inputs: Option<Vec<TensorHeader<'a>>>,
-    #[serde(default)]
     timeout_ms: Option<u64>,
-    #[serde(default)]
     priority: Option<&'a str>,
-    #[serde(default)]
     stream: Option<bool>,
-    #[serde(default)]
     mode: Option<&'a str>,
 }
 
-/// The header as it is read when the strict reading fails: what is needed to answer.
-#[derive(Deserialize)]
+/// Reads one field's value, names it in the error, and refuses a second one.
+fn field<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
+    place: &mut Option<T>,
+    name: &str,
+    map: &mut A,
+) -> Result<(), A::Error> {
+    let value = map
+        .next_value::<Option<T>>()
+        .map_err(|e| A::Error::custom(format_args!("`{name}`: {e}")))?;
+    if place.is_some() {
+        return Err(A::Error::custom(format_args!("`{name}` is given twice")));
+    }
+    *place = value;
+    Ok(())
+}
+
+impl<'de> Deserialize<'de> for Header<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map with string keys")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header<'de>, A::Error> {
+        let mut header = Header::default();
+        while let Some(key) = map.next_key::<&str>()? {
+            match key {
+                "v" => field(&mut header.v, key, &mut map)?,
+                "type" => field(&mut header.kind, key, &mut map)?,
+                "id" => field(&mut header.id, key, &mut map)?,
+                "model" => field(&mut header.model, key, &mut map)?,
+                "params" => field(&mut header.params, key, &mut map)?,
+                "inputs" => field(&mut header.inputs, key, &mut map)?,
+                "timeout_ms" => field(&mut header.timeout_ms, key, &mut map)?,
+                "priority" => field(&mut header.priority, key, &mut map)?,
+                "stream" => field(&mut header.stream, key, &mut map)?,
+                "mode" => field(&mut header.mode, key, &mut map)?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(header)
+    }
+}
+
+/// The header as it is read when the strict reading fails: what is needed to answer, as far as it can be read.
+#[derive(Default)]
 struct Loose<'a> {
-    #[serde(default, borrow)]
     v: Option<Scalar<'a>>,
-    #[serde(default, borrow, rename = "type")]
     kind: Option<Scalar<'a>>,
-    #[serde(default, borrow)]
     id: Option<Scalar<'a>>,
 }
 
+impl<'de> Visitor<'de> for &mut Loose<'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while self.v.is_none() || self.kind.is_none() || self.id.is_none() {
+            let Some(key) = map.next_key::<Scalar<'de>>()? else {
+                break;
+            };
+            let place = match key {
+                Scalar::Text("v") => &mut self.v,
+                Scalar::Text("type") => &mut self.kind,
+                Scalar::Text("id") => &mut self.id,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            *place = Some(map.next_value()?);
+        }
+        Ok(())
+    }
+}
+
 /// A value of which only numbers and strings are of interest.
-#[derive(Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Copy)]
 enum Scalar<'a> {
     Number(u64),
     Text(&'a str),
-    Other(serde::de::IgnoredAny),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Scalar<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+struct ScalarVisitor;
+
+impl<'de> Visitor<'de> for ScalarVisitor {
+    type Value = Scalar<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Number(number))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Scalar<'de>, E> {
+        Ok(u64::try_from(number).map_or(Scalar::Other, Scalar::Number))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Text(text))
+    }
+
+    fn visit_f32<E>(self, _: f32) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_bytes<E>(self, _: &[u8]) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Scalar<'de>, E> {
+        Ok(Scalar::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar<'de>, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar<'de>, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Other)
+    }
 }
 
 /// Reads a message off its frames, the header first.
@@ -121,43 +259,68 @@ pub fn read(frames: Vec<Bytes>) -> Result<ClientMessage, Malformed> {
             error: Error::invalid("a message without a header frame"),
         });
     };
-    let strict: Header<'_> = match rmp_serde::from_slice(&header) {
+    let strict = match read_header(&header) {
         Ok(strict) => strict,
-        Err(e) => return Err(read_loosely(&header, e)),
+        Err(cause) => return Err(read_loosely(&header, &cause)),
     };
-    let id = RequestId(strict.id);
-    let infer = strict.kind == "infer";
-    interpret(strict, frames).map_err(|error| Malformed {
+    let (Some(id), Some(kind), Some(v)) = (strict.id, strict.kind, strict.v) else {
+        return Err(read_loosely(&header, "a field is missing"));
+    };
+    let id = RequestId(id);
+    interpret(strict, (v, kind, id), frames).map_err(|error| Malformed {
         id: Some(id),
-        infer,
+        infer: kind == "infer",
         error,
     })
 }
 
-fn read_loosely(header: &[u8], cause: rmp_serde::decode::Error) -> Malformed {
-    let unreadable = Malformed {
-        id: None,
-        infer: false,
-        error: Error::invalid(format!(
-            "the header is not a message of this protocol: {cause}"
-        )),
-    };
-    let Ok(loose) = rmp_serde::from_slice::<Loose<'_>>(header) else {
-        return unreadable;
-    };
+/// The whole header and nothing but the header, or what is wrong with it.
+fn read_header(header: &[u8]) -> Result<Header<'_>, String> {
+    if header.len() > MAX_HEADER_BYTES {
+        return Err(format!(
+            "it has {} bytes, and {MAX_HEADER_BYTES} is the most",
+            header.len()
+        ));
+    }
+    let mut source = rmp_serde::Deserializer::from_read_ref(header);
+    source.set_max_depth(MAX_DEPTH);
+    let strict = Header::deserialize(&mut source).map_err(|e| e.to_string())?;
+    // The end of the header is where nothing more can be read.
+    match IgnoredAny::deserialize(&mut source) {
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(strict),
+        _ => Err("something follows behind its end".to_owned()),
+    }
+}
+
+fn read_loosely(header: &[u8], cause: &str) -> Malformed {
+    let mut loose = Loose::default();
+    let start = &header[..header.len().min(LOOSE_BYTES)];
+    // What was read before an error is what counts.
+    let complete = rmp_serde::Deserializer::from_read_ref(start)
+        .deserialize_map(&mut loose)
+        .is_ok();
     let Some(Scalar::Number(id)) = loose.id else {
-        return unreadable;
+        return Malformed {
+            id: None,
+            infer: false,
+            error: Error::invalid(format!(
+                "the header is not a message of this protocol: {cause}"
+            )),
+        };
     };
     let infer = matches!(loose.kind, Some(Scalar::Text("infer")));
     let error = match (loose.v, loose.kind) {
-        (Some(Scalar::Number(VERSION)), Some(Scalar::Text(_))) => {
-            Error::invalid(format!("a field of the header has a wrong type: {cause}"))
+        (Some(Scalar::Number(v)), _) if v != VERSION => wrong_version(v),
+        (Some(Scalar::Number(_)), Some(Scalar::Text(_))) => {
+            Error::invalid(format!("the header cannot be read: {cause}"))
         }
-        (Some(Scalar::Number(VERSION)), _) => {
+        (Some(Scalar::Number(_)), kind) if complete || kind.is_some() => {
             Error::invalid("the header's `type` is missing or not a string")
         }
-        (Some(Scalar::Number(v)), _) => wrong_version(v),
-        _ => Error::invalid("the header's `v` (protocol version) is missing or not a number"),
+        (v, _) if complete || v.is_some_and(|v| !matches!(v, Scalar::Number(_))) => {
+            Error::invalid("the header's `v` (protocol version) is missing or not a number")
+        }
+        _ => Error::invalid(format!("the header cannot be read: {cause}")),
     };
     Malformed {
         id: Some(RequestId(id)),
@@ -172,19 +335,21 @@ fn wrong_version(v: u64) -> Error {
     ))
 }
 
-fn interpret(header: Header<'_>, frames: std::vec::IntoIter<Bytes>) -> Result<ClientMessage> {
-    if header.v != VERSION {
-        return Err(wrong_version(header.v));
+fn interpret(
+    header: Header<'_>,
+    (v, kind, id): (u64, &str, RequestId),
+    frames: std::vec::IntoIter<Bytes>,
+) -> Result<ClientMessage> {
+    if v != VERSION {
+        return Err(wrong_version(v));
     }
-    let id = RequestId(header.id);
-    if header.kind != "infer" && frames.len() > 0 {
+    if kind != "infer" && frames.len() > 0 {
         return Err(Error::invalid(format!(
-            "{} takes no payload, got {} frames",
-            header.kind,
+            "{kind} takes no payload, got {} frames",
             frames.len()
         )));
     }
-    Ok(match header.kind {
+    Ok(match kind {
         "infer" => {
             let inputs = header
                 .inputs
@@ -227,9 +392,9 @@ fn interpret(header: Header<'_>, frames: std::vec::IntoIter<Bytes>) -> Result<Cl
         "load" | "unload" => {
             let model = header
                 .model
-                .ok_or_else(|| Error::invalid(format!("{} without `model`", header.kind)))?
+                .ok_or_else(|| Error::invalid(format!("{kind} without `model`")))?
                 .to_owned();
-            if header.kind == "load" {
+            if kind == "load" {
                 ClientMessage::Load(id, model)
             } else {
                 ClientMessage::Unload(id, model)

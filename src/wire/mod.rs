@@ -28,6 +28,11 @@ use crate::tensor::{Batch, Data, DataType, Tensor};
 /// The protocol's version: the `v` of every header.
 pub const VERSION: u64 = 1;
 
+/// Most tensors in one message.
+const MAX_TENSORS: usize = 1024;
+/// Most dimensions of one tensor.
+const MAX_RANK: usize = 64;
+
 /// A tensor as a header describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorHeader<'a> {
@@ -52,6 +57,13 @@ impl<'a> TensorHeader<'a> {
     }
 
     fn dims(&self) -> Result<Vec<usize>> {
+        if self.shape.len() > MAX_RANK {
+            return Err(Error::invalid(format!(
+                "tensor {:?}: {} dimensions, and {MAX_RANK} is the most",
+                self.name,
+                self.shape.len()
+            )));
+        }
         self.shape
             .iter()
             .map(|&d| {
@@ -126,6 +138,12 @@ pub(crate) fn read_tensors(
     headers: &[TensorHeader<'_>],
     frames: impl ExactSizeIterator<Item = Bytes>,
 ) -> Result<Batch> {
+    if headers.len() > MAX_TENSORS {
+        return Err(Error::invalid(format!(
+            "{} tensors in `inputs`, and {MAX_TENSORS} is the most",
+            headers.len()
+        )));
+    }
     let got = frames.len();
     let mut frames = frames;
     let mut tensors: Vec<Tensor> = Vec::with_capacity(headers.len());

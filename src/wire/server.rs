@@ -487,11 +487,25 @@ pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
         ServerMessage::Error(error) => PlainHeader {
             kind: "error",
             code: Some(error.code().as_str()),
-            message: Some(error.message()),
+            message: Some(&*shortened(error.message())),
             ..plain
         },
     };
     vec![write(&header)]
+}
+
+/// Most bytes of an error's message: some quote what a client sent, which may be long.
+const MAX_MESSAGE_BYTES: usize = 1024;
+
+fn shortened(message: &str) -> std::borrow::Cow<'_, str> {
+    if message.len() <= MAX_MESSAGE_BYTES {
+        return message.into();
+    }
+    format!(
+        "{}…",
+        &message[..message.floor_char_boundary(MAX_MESSAGE_BYTES)]
+    )
+    .into()
 }
 
 fn answer<T: Serialize>(kind: &str, id: RequestId, body: &T) -> Vec<Bytes> {

@@ -2,5 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod headers;
 mod malformed;
+mod payloads;
 mod raw;

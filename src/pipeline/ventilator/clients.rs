@@ -9,6 +9,9 @@ use crate::message::{ReplyTo, RequestId, Serial};
 /// that is lost is the check that the next id ascends.
 const MAX_IDLE: usize = 65_536;
 
+/// Places for open requests that an idle session keeps.
+const KEPT_PLACES: usize = 64;
+
 #[derive(Default)]
 struct Session {
     last: Option<RequestId>,
@@ -50,6 +53,9 @@ impl Clients {
     pub(super) fn end(&mut self, reply: ReplyTo, request: RequestId) {
         if let Some(session) = self.sessions.get_mut(&reply) {
             session.open.remove(&request);
+            if session.open.is_empty() && session.open.capacity() > KEPT_PLACES {
+                session.open = HashMap::new();
+            }
         }
     }
 

@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use super::{Errand, Held, Phase, Ventilator};
+use super::{Errand, Held, MAX_ERRANDS, Phase, Ventilator, loader_is_busy};
+use serde_json::Value;
+
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
 use crate::model::Lookup;
@@ -17,6 +19,11 @@ use crate::schedule::Job;
 const MAX_RESOLVED: usize = 4096;
 /// Different groups that have numbers. When they are forgotten, requests of before and after do not share a batch.
 const MAX_GROUPS: usize = 4096;
+
+/// A value of a parameter, or an entry's place in a map.
+const VALUE_BYTES: u64 = 64;
+/// Longest parameters of a group that has a number.
+const MAX_GROUP_BYTES: usize = 4096;
 
 /// A request that waits for its model to be described.
 pub(super) struct Parked {
@@ -70,6 +77,12 @@ impl Intake {
 
     /// Parked requests whose deadline has passed.
     pub(super) fn expired(&mut self, now_us: u64) -> Vec<Serial> {
+        if self.deadlines.len() > 2 * self.parked.len() + 1024 {
+            // Behind one that waits long, those that have ended would stay.
+            let parked = &self.parked;
+            self.deadlines
+                .retain(|Reverse((_, serial))| parked.contains_key(serial));
+        }
         let mut expired = Vec::new();
         while let Some(Reverse((deadline, serial))) = self.deadlines.peek().copied() {
             let parked = self.parked.contains_key(&serial);
@@ -96,6 +109,11 @@ impl Intake {
         } else {
             serde_json::to_string(params).unwrap_or_default()
         };
+        if params.len() > MAX_GROUP_BYTES {
+            // Too long to be kept in case it comes again: it runs alone.
+            self.next_group += 1;
+            return self.next_group;
+        }
         if self.groups.len() >= MAX_GROUPS {
             self.groups.clear();
         }
@@ -110,6 +128,22 @@ impl Intake {
             *next
         })
     }
+}
+
+/// Roughly the memory that parameters take.
+fn params_bytes(params: &Params) -> u64 {
+    fn value_bytes(value: &Value) -> u64 {
+        let inner = match value {
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+            Value::String(text) => text.len() as u64,
+            Value::Array(values) => values.iter().map(value_bytes).sum(),
+            Value::Object(values) => params_bytes(values),
+        };
+        VALUE_BYTES + inner
+    }
+    let entry =
+        |(name, value): (&String, &Value)| VALUE_BYTES + name.len() as u64 + value_bytes(value);
+    params.iter().map(entry).sum()
 }
 
 impl Ventilator {
@@ -139,7 +173,7 @@ impl Ventilator {
         if self.phase != Phase::Serving {
             return Err(Error::unavailable("the server is shutting down"));
         }
-        let bytes = body.inputs.payload_bytes() as u64;
+        let bytes = body.inputs.payload_bytes() as u64 + params_bytes(&body.params);
         let most = self.facts.welcome.max_request_bytes;
         if bytes > most {
             return Err(Error::exhausted(format!(
@@ -178,13 +212,16 @@ impl Ventilator {
                 "the queue is full while models are being loaded; try later",
             ));
         }
+        let first = !self.intake.waiting.contains_key(&lookup);
+        if first && self.errands.len() >= MAX_ERRANDS {
+            return Err(loader_is_busy());
+        }
         if let Some(deadline) = parked.deadline_us {
             self.intake.deadlines.push(Reverse((deadline, serial)));
         }
         self.clients.open(parked.reply, parked.request, serial);
         self.intake.parked_bytes += parked.bytes;
         self.intake.parked.insert(serial, parked);
-        let first = !self.intake.waiting.contains_key(&lookup);
         let waiting = self.intake.waiting.entry(lookup.clone()).or_default();
         waiting.push(serial);
         if first {
