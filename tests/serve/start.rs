@@ -121,6 +121,38 @@ fn preloaded_models_are_there_before_the_first_request() {
     });
 }
 
+/// The model is described long before the last worker has connected, and cannot be opened there until then.
+#[test]
+fn a_start_with_a_preloaded_model_and_many_workers_becomes_ready() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo())]);
+        let flags = [
+            "--preload",
+            "echo",
+            "--num-worker",
+            "60",
+            "--intra-op-threads",
+            "1",
+        ];
+        let server = Server::start(dir, &flags);
+        assert_eq!(server.log().matches("session opened").count(), 60);
+        server.client().infer(numbered(1, 100), "echo").unwrap();
+    });
+}
+
+/// Both local sockets are bound when the ready line is there, not one of them a moment later.
+#[test]
+fn a_ready_server_has_both_of_its_local_sockets() {
+    within(PATIENCE, || {
+        for _ in 0..10 {
+            let server = Server::start(models(&[]), &[]);
+            let sockets = names(&server.dir.path().join("s"));
+            let expected = ["in", "lock", "out"].map(|end| format!("mdm-{}.{end}", server.port));
+            assert_eq!(sockets, expected.map(OsString::from));
+        }
+    });
+}
+
 #[test]
 fn a_model_that_cannot_be_preloaded_ends_the_start() {
     within(PATIENCE, || {
