@@ -92,7 +92,10 @@ struct Sink {
 /// # Errors
 /// If an inner connection is gone.
 pub(crate) fn run(setup: Setup) -> Result<()> {
-    Sink::new(setup)?.serve()
+    let mut sink = Sink::new(setup)?;
+    let ended = sink.serve();
+    sink.guard.end(&sink.router);
+    ended
 }
 
 impl Sink {

@@ -159,7 +159,9 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         phase: Phase::Serving,
         stoppers: Vec::new(),
     };
-    ventilator.serve()
+    let ended = ventilator.serve();
+    ventilator.guard.end(&ventilator.router);
+    ended
 }
 
 impl Ventilator {

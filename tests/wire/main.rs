@@ -2,7 +2,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod golden;
 mod headers;
+mod ids;
 mod malformed;
 mod payloads;
 mod raw;
