@@ -120,28 +120,28 @@ impl Sink {
 
     fn serve(&mut self) -> Result<()> {
         loop {
-            let mut busy = false;
+            let mut drained = 0;
             for _ in 0..TURN {
                 let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+                    drained += 1;
                     break;
                 };
-                busy = true;
                 self.hear(inner::read_to_sink(message)?)?;
             }
             for _ in 0..TURN {
                 let Some((message, source)) =
                     frames::receive_with_source(&mut self.router, zmq::DONTWAIT)?
                 else {
+                    drained += 1;
                     break;
                 };
-                busy = true;
                 self.guard.saw(source);
                 self.greet(message);
             }
             self.flush()?;
             let now_us = self.clock.now_us();
             self.guard.look(now_us)?;
-            if busy {
+            if drained < 2 {
                 continue;
             }
             if self.stopped.iter().all(|stopped| *stopped) {

@@ -167,20 +167,20 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
 impl Ventilator {
     fn serve(&mut self) -> Result<()> {
         while self.phase != Phase::Stopped {
-            let mut busy = false;
+            let mut drained = 0;
             for _ in 0..TURN {
                 let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+                    drained += 1;
                     break;
                 };
-                busy = true;
                 self.hear_inside(inner::read_to_ventilator(message)?)?;
             }
             for _ in 0..TURN {
                 let Some(message) = frames::receive_with_source(&mut self.router, zmq::DONTWAIT)?
                 else {
+                    drained += 1;
                     break;
                 };
-                busy = true;
                 let (frames, source) = message;
                 self.guard.saw(source);
                 self.hear_client(frames)?;
@@ -190,7 +190,7 @@ impl Ventilator {
             self.give_out(now_us)?;
             self.guard.look(now_us)?;
             self.advance_stop()?;
-            if !busy && self.phase != Phase::Stopped {
+            if drained == 2 && self.phase != Phase::Stopped {
                 let due = [Some(self.guard.due_us()), self.scheduler.due_us()]
                     .into_iter()
                     .chain([self.intake.due_us()])
