@@ -186,6 +186,19 @@ pub(crate) fn received_bytes(_fd: RawFd) -> Option<u64> {
     None
 }
 
+/// Waits until one of the descriptors can be read (those of -1 never can), or the time is over (-1: never).
+pub(crate) fn wait_readable<const N: usize>(descriptors: [RawFd; N], timeout_ms: i32) -> [bool; N] {
+    let mut items = descriptors.map(|fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    // SAFETY: the array has as many items as are said, and poll writes only into it. A failure, by a signal or by an
+    // item that is no descriptor, leaves no item readable.
+    unsafe { libc::poll(items.as_mut_ptr(), N as libc::nfds_t, timeout_ms) };
+    items.map(|item| item.revents != 0)
+}
+
 /// Ends a connection of libzmq's from outside: it sees the end of the stream and closes the descriptor itself. That
 /// resets the connection, so that a peer in the middle of a write learns it at once.
 #[cfg(feature = "server")]

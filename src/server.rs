@@ -31,7 +31,7 @@ use crate::pipeline::{
 use crate::schedule::{Lane, Limits};
 use crate::socket::{self, Front};
 use crate::wire::client::StopMode;
-use crate::wire::inner::{self, ToVentilator};
+use crate::wire::inner::{self, ToSink, ToVentilator};
 use crate::wire::server::Welcome;
 
 /// Headers and payload of a request that the socket itself lets through; the exact check comes later.
@@ -110,10 +110,17 @@ impl Binding {
             ))
         })
     }
+
+    /// Has the thread bind its local endpoint. Ready means that it can be reached there, too.
+    fn local(&self, endpoint: String) -> Result<()> {
+        // A thread that is gone reports itself.
+        let _ = self.go.send(endpoint);
+        self.port().map(|_| ())
+    }
 }
 
 impl Binder {
-    /// Binds TCP, reports the port, and binds the local endpoint once it is known to be free.
+    /// Binds TCP, reports the port, binds the local endpoint once it is known to be free, and reports that.
     fn bind(&self, front: &Front<'_>) -> Result<(zmq::Socket, u16)> {
         let bound = front.bind().and_then(|socket| {
             let port = socket::port_of(&socket)?;
@@ -127,7 +134,9 @@ impl Binder {
             .go
             .recv()
             .map_err(|_| Error::unavailable("the start was given up"))?;
-        socket::bind_local(&socket, &local, front.door)?;
+        let bound = socket::bind_local(&socket, &local, front.door);
+        let _ = self.bound.send(bound.clone().map(|()| port)); // as above
+        bound?;
         Ok((socket, port))
     }
 }
@@ -186,9 +195,11 @@ impl Server {
         let port = ventilator_binding.port()?;
 
         let files = Arc::new(LocalFiles::claim(&config.sock_tmp_dir, port)?);
-        // A thread that is gone reports itself below.
-        let _ = sink_binding.go.send(files.endpoint_out());
-        let _ = ventilator_binding.go.send(files.endpoint_in());
+        sink_binding.local(files.endpoint_out())?;
+        if let Err(error) = ventilator_binding.local(files.endpoint_in()) {
+            finish_sink(&context);
+            return Err(error);
+        }
 
         let (ended, worker_ended) = bounded(config.num_worker);
         let mut workers = Vec::with_capacity(config.num_worker);
@@ -216,14 +227,18 @@ impl Server {
             workers,
             worker_ended,
         };
-        let started = ready
-            .recv()
-            .unwrap_or_else(|_| Err(Error::internal("the ventilator ended before it was ready")));
-        if let Err(error) = started {
-            server.stopper.stop(StopMode::Now);
-            // The reason for the stop is the one to report.
-            let _ = server.wait();
-            return Err(error);
+        match ready.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                server.stopper.stop(StopMode::Now);
+                // The reason for the stop is the one to report.
+                let _ = server.wait();
+                return Err(error);
+            }
+            Err(_) => {
+                let silent = Error::internal("the ventilator ended before it was ready");
+                return Err(server.wait().err().unwrap_or(silent));
+            }
         }
         tracing::info!(port, port_out, workers = config.num_worker, "ready");
         Ok(server)
@@ -255,6 +270,10 @@ impl Server {
     /// What went wrong inside.
     pub fn wait(self) -> Result<()> {
         let ventilator = join("ventilator", self.ventilator);
+        if ventilator.is_err() {
+            // It ended out of turn, and told nobody: the sink would wait for ever.
+            finish_sink(&self.stopper.context);
+        }
         let sink = join("sink", self.sink);
         // After a stop at once a worker may be inside a model for minutes: such a thread ends with the process.
         let all_ended = self
@@ -269,6 +288,14 @@ impl Server {
         }
         self.stopper.files.remove();
         ventilator.and(sink)
+    }
+}
+
+fn finish_sink(context: &Context) {
+    let told = socket::inner_connected(context, zmq::PUSH, TO_SINK)
+        .and_then(|mut sink| tell(&mut sink, inner::write_to_sink(&ToSink::Finish)));
+    if let Err(error) = told {
+        tracing::debug!(%error, "the sink has ended as well");
     }
 }
 

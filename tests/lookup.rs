@@ -261,7 +261,11 @@ fn unloading_forgets() {
     let n = place.find("n").unwrap();
     assert_eq!(place.registry.models().len(), 2);
     assert_eq!(place.registry.unload(&lookup).unwrap(), [m.id]);
+    assert_eq!(place.registry.models().len(), 1);
     assert_eq!(place.registry.models()[0].name, "n");
+    // Requests that had found it are still to be answered.
+    assert!(place.registry.open(m.id, WorkerId(0)).is_ok());
+    place.registry.let_go(m.id);
     assert!(place.registry.describe(m.id).is_none());
     assert_eq!(place.registry.describe(n.id), Some(n));
     let Err(e) = place.registry.open(m.id, WorkerId(0)) else {

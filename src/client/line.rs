@@ -1,9 +1,8 @@
 //! One connection: a DEALER, and the monitor that tells when it is lost.
 
-use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use zmq::{Context, PollItem, Socket, SocketEvent, SocketType};
+use zmq::{Context, Socket, SocketEvent, SocketType};
 
 use crate::error::{Error, Result};
 use crate::{frames, socket};
@@ -30,8 +29,7 @@ pub(super) enum Phase {
 /// A DEALER to one endpoint, and its monitor.
 pub(super) struct Line {
     pub(super) socket: Socket,
-    monitor: Socket,
-    monitor_fd: RawFd,
+    pub(super) monitor: Socket,
     pub(super) endpoint: String,
     phase: Phase,
     /// Why it was lost, for a person.
@@ -58,11 +56,9 @@ impl Line {
         socket.monitor(&name, events)?;
         let monitor = make(context, SocketType::PAIR)?;
         monitor.connect(&name)?;
-        let monitor_fd = monitor.get_fd()?;
         let mut line = Line {
             socket,
             monitor,
-            monitor_fd,
             endpoint,
             phase: Phase::Connecting,
             loss: "",
@@ -76,13 +72,6 @@ impl Line {
                 line.endpoint
             ))),
         }
-    }
-
-    /// Tells that the monitor has news. libzmq keeps one descriptor per socket, which becomes readable with the first
-    /// news after a look that found none; every [`Line::observe`] ends with such a look, so nothing can be missed, and
-    /// a wait on the descriptor spares libzmq's own look at the socket, which is a system call each time.
-    pub(super) fn news(&self) -> PollItem<'_> {
-        PollItem::from_fd(self.monitor_fd, zmq::POLLIN)
     }
 
     /// Reads what the monitor has to tell, to the end.

@@ -10,7 +10,7 @@ use super::line::{Line, Phase};
 use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
 use crate::message::{Request, RequestId};
-use crate::socket::poll;
+use crate::socket::wait;
 use crate::wire::client::{ClientMessage, write_infer, write_message};
 use crate::wire::server::{self, ServerMessage, Welcome};
 
@@ -204,12 +204,9 @@ impl Session {
     /// dropped, here or at the next wait.
     pub(super) fn is_alive(&mut self) -> bool {
         // No news from either monitor: the usual case, at the price of one system call.
-        let mut news = [
-            self.port.news(),
-            self.out.as_ref().unwrap_or(&self.port).news(),
-        ];
-        let polled = poll(&mut news, Some(Duration::ZERO));
-        if polled.is_ok() && !news.iter().any(zmq::PollItem::is_readable) {
+        let (port, out) = (&self.port, self.out.as_ref().unwrap_or(&self.port));
+        let news = wait(&[&port.monitor, &out.monitor], Some(Duration::ZERO));
+        if news.is_ok_and(|ready| ready.iter().all(|ready| !ready)) {
             return self.is_open();
         }
         loop {
@@ -288,17 +285,13 @@ impl Session {
                     return Ok(event);
                 }
             }
+            // A send on this socket may have taken its descriptor's news: it is read before each wait.
+            let received = frames::receive(&mut self.port.socket, zmq::DONTWAIT);
+            if let Some(event) = self.take(received)? {
+                return Ok(event);
+            }
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             let (out, port, events, woken) = self.poll(left, wake.as_deref())?;
-            if out && self.out.is_some() {
-                continue;
-            }
-            if port {
-                let received = frames::receive(&mut self.port.socket, zmq::DONTWAIT);
-                if let Some(event) = self.take(received)? {
-                    return Ok(event);
-                }
-            }
             if events {
                 self.observe()?;
                 continue;
@@ -307,7 +300,7 @@ impl Session {
                 while frames::receive(wake, zmq::DONTWAIT)?.is_some() {}
                 return Ok(Event::Woken);
             }
-            if !port && deadline.is_some_and(|d| d <= Instant::now()) {
+            if !(out || port) && deadline.is_some_and(|d| d <= Instant::now()) {
                 return Ok(Event::TimedOut);
             }
         }
@@ -321,18 +314,16 @@ impl Session {
     ) -> Result<(bool, bool, bool, bool)> {
         // Without a second line its places repeat the first one's, and say the same.
         let (port, out) = (&self.port, self.out.as_ref().unwrap_or(&self.port));
-        let mut items = [
-            out.socket.as_poll_item(zmq::POLLIN),
-            port.socket.as_poll_item(zmq::POLLIN),
-            port.news(),
-            out.news(),
-            wake.unwrap_or(&port.socket).as_poll_item(zmq::POLLIN),
+        let sockets = [
+            &out.socket,
+            &port.socket,
+            &port.monitor,
+            &out.monitor,
+            wake.unwrap_or(&port.monitor),
         ];
         let count = if wake.is_some() { 5 } else { 4 };
-        let polled = poll(&mut items[..count], left);
-        let [out, port, news, news_out, woken] = items.map(|item| item.is_readable());
-        match polled {
-            Ok(()) => Ok((out, port, news || news_out, woken && wake.is_some())),
+        match wait(&sockets[..count], left) {
+            Ok([out, port, news, news_out, woken]) => Ok((out, port, news || news_out, woken)),
             Err(e) => Err(self.lose(e)),
         }
     }

@@ -48,6 +48,8 @@ struct Known {
     entries: HashMap<ModelId, Entry>,
     /// Forgotten since somebody last asked.
     retired: Vec<ModelId>,
+    /// Forgotten, while requests that had found them are on their way: workers may still have to open them.
+    leaving: HashMap<ModelId, Arc<Described>>,
 }
 
 struct Entry {
@@ -171,8 +173,7 @@ impl Registry {
 
     /// What is known of a model by its number.
     pub fn describe(&self, id: ModelId) -> Option<Arc<Description>> {
-        let known = self.known();
-        Some(known.entries.get(&id)?.model.description.clone())
+        Some(self.known().get(id)?.description.clone())
     }
 
     /// Every model that is known, in the order in which they were described.
@@ -190,7 +191,8 @@ impl Registry {
             .collect()
     }
 
-    /// Forgets a model. Sessions that workers have stay until they are told to drop them.
+    /// Forgets a model: no lookup finds it any more. By its number it can be opened until [`Registry::let_go`], for
+    /// requests that had found it. Sessions that workers have stay until they are told to drop them.
     ///
     /// # Errors
     /// As [`Registry::resolve`]; `NOT_FOUND` also if the model is not known.
@@ -215,7 +217,7 @@ impl Registry {
             });
         }
         for id in &ids {
-            known.entries.remove(id);
+            known.leave(*id);
         }
         Ok(ids)
     }
@@ -224,6 +226,16 @@ impl Registry {
     /// many others came. Workers should drop their sessions.
     pub fn take_retired(&self) -> Vec<ModelId> {
         std::mem::take(&mut self.known().retired)
+    }
+
+    /// No request needs a forgotten model any more.
+    pub fn let_go(&self, id: ModelId) {
+        let left = self.known().leaving.remove(&id);
+        // Taking down an engine's session takes a while, which the caller may not have. Without a thread it is
+        // dropped right here.
+        let _ = std::thread::Builder::new()
+            .name("mdm-let-go".to_owned())
+            .spawn(move || drop(left));
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -275,8 +287,22 @@ impl Known {
     }
 
     fn retire(&mut self, id: ModelId) {
-        self.entries.remove(&id);
+        self.leave(id);
         self.retired.push(id);
+    }
+
+    fn leave(&mut self, id: ModelId) {
+        if let Some(entry) = self.entries.remove(&id) {
+            self.leaving.insert(id, entry.model);
+        }
+    }
+
+    /// A model that is known, or that requests on their way may still need.
+    fn get(&self, id: ModelId) -> Option<&Arc<Described>> {
+        match self.entries.get(&id) {
+            Some(entry) => Some(&entry.model),
+            None => self.leaving.get(&id),
+        }
     }
 }
 
@@ -285,11 +311,13 @@ impl ModelSource for Registry {
         let described = {
             let mut known = self.known();
             let used = known.tick();
-            let entry = known.entries.get_mut(&model).ok_or_else(|| {
+            if let Some(entry) = known.entries.get_mut(&model) {
+                entry.used = used;
+            }
+            let described = known.get(model).ok_or_else(|| {
                 Error::not_found(format!("model number {model} is not known (any more)"))
             })?;
-            entry.used = used;
-            entry.model.clone()
+            described.clone()
         };
         let (device, options) = self.devices[worker.0 as usize % self.devices.len()];
         let started = std::time::Instant::now();

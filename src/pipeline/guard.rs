@@ -35,6 +35,7 @@ struct Connection {
 
 /// Watches the connections of one socket.
 pub(crate) struct Guard {
+    endpoint: String,
     monitor: Socket,
     connections: HashMap<RawFd, Connection>,
     /// Connections that a whole message came from since the last look.
@@ -63,6 +64,7 @@ impl Guard {
         monitor.set_rcvhwm(0)?;
         monitor.connect(&endpoint)?;
         Ok(Guard {
+            endpoint,
             monitor,
             connections: HashMap::new(),
             seen: HashSet::new(),
@@ -70,6 +72,14 @@ impl Guard {
             last_us: 0,
             pause: TICK,
         })
+    }
+
+    /// Ends the watch, before the socket is closed. A closing socket still has events to tell, from libzmq's own
+    /// thread, which would wait for ever for a listener that has gone, and the whole context with it. Asking for
+    /// another monitor, of no events, ends the old one.
+    pub(crate) fn end(&self, socket: &Socket) {
+        // The old monitor has ended even where the new one could not be made.
+        let _ = socket.monitor(&format!("{}.end", self.endpoint), 0);
     }
 
     /// A whole message came from a connection.

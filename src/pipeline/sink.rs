@@ -92,7 +92,10 @@ struct Sink {
 /// # Errors
 /// If an inner connection is gone.
 pub(crate) fn run(setup: Setup) -> Result<()> {
-    Sink::new(setup)?.serve()
+    let mut sink = Sink::new(setup)?;
+    let ended = sink.serve();
+    sink.guard.end(&sink.router);
+    ended
 }
 
 impl Sink {
@@ -117,28 +120,28 @@ impl Sink {
 
     fn serve(&mut self) -> Result<()> {
         loop {
-            let mut busy = false;
+            let mut drained = 0;
             for _ in 0..TURN {
                 let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+                    drained += 1;
                     break;
                 };
-                busy = true;
                 self.hear(inner::read_to_sink(message)?)?;
             }
             for _ in 0..TURN {
                 let Some((message, source)) =
                     frames::receive_with_source(&mut self.router, zmq::DONTWAIT)?
                 else {
+                    drained += 1;
                     break;
                 };
-                busy = true;
                 self.guard.saw(source);
                 self.greet(message);
             }
             self.flush()?;
             let now_us = self.clock.now_us();
             self.guard.look(now_us)?;
-            if busy {
+            if drained < 2 {
                 continue;
             }
             if self.stopped.iter().all(|stopped| *stopped) {

@@ -19,7 +19,7 @@ use crossbeam_channel::Sender;
 use zmq::Socket;
 
 use self::clients::Clients;
-use self::errands::Errand;
+use self::errands::{Errand, InUse, Last};
 use self::intake::Intake;
 use self::life::{Phase, Starting};
 use self::report::Ledger;
@@ -110,6 +110,7 @@ struct Ventilator {
     facts: Facts,
     scheduler: Scheduler,
     held: HashMap<Serial, Held>,
+    in_use: InUse,
     clients: Clients,
     intake: Intake,
     ledger: Ledger,
@@ -131,6 +132,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         ready: Some(setup.ready),
         workers_missing: workers.collect(),
         models_missing: setup.facts.preload.len(),
+        preload: setup.facts.preload.clone(),
         opens_missing: HashSet::new(),
     };
     let mut ventilator = Ventilator {
@@ -147,6 +149,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         clock: setup.clock,
         facts: setup.facts,
         held: HashMap::new(),
+        in_use: InUse::default(),
         clients: Clients::default(),
         intake: Intake::default(),
         errands: HashMap::new(),
@@ -156,30 +159,28 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         phase: Phase::Serving,
         stoppers: Vec::new(),
     };
-    for name in ventilator.facts.preload.clone() {
-        let lookup = Lookup::of(Some(&name), &Params::new());
-        ventilator.send_errand(Errand::Preload(name), Job::Resolve(lookup));
-    }
-    ventilator.serve()
+    let ended = ventilator.serve();
+    ventilator.guard.end(&ventilator.router);
+    ended
 }
 
 impl Ventilator {
     fn serve(&mut self) -> Result<()> {
         while self.phase != Phase::Stopped {
-            let mut busy = false;
+            let mut drained = 0;
             for _ in 0..TURN {
                 let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+                    drained += 1;
                     break;
                 };
-                busy = true;
                 self.hear_inside(inner::read_to_ventilator(message)?)?;
             }
             for _ in 0..TURN {
                 let Some(message) = frames::receive_with_source(&mut self.router, zmq::DONTWAIT)?
                 else {
+                    drained += 1;
                     break;
                 };
-                busy = true;
                 let (frames, source) = message;
                 self.guard.saw(source);
                 self.hear_client(frames)?;
@@ -189,7 +190,7 @@ impl Ventilator {
             self.give_out(now_us)?;
             self.guard.look(now_us)?;
             self.advance_stop()?;
-            if !busy && self.phase != Phase::Stopped {
+            if drained == 2 && self.phase != Phase::Stopped {
                 let due = [Some(self.guard.due_us()), self.scheduler.due_us()]
                     .into_iter()
                     .chain([self.intake.due_us()])
@@ -339,6 +340,9 @@ impl Ventilator {
                 self.ledger.worker_up(worker);
                 self.scheduler.worker_up(worker, self.clock.now_us());
                 self.starting.workers_missing.remove(&worker);
+                if self.starting.workers_missing.is_empty() {
+                    self.preload();
+                }
                 self.check_ready();
                 Ok(())
             }
@@ -404,15 +408,18 @@ impl Ventilator {
             .scheduler
             .credit(credit.chunk, ran, self.clock.now_us())
         {
-            self.release(serial);
+            if let Some(held) = self.held.remove(&serial) {
+                self.release(&held);
+            }
         }
         Ok(())
     }
 
     /// Forgets a request that has ended.
-    fn release(&mut self, serial: Serial) {
-        if let Some(held) = self.held.remove(&serial) {
-            self.clients.end(held.reply, held.request);
+    fn release(&mut self, held: &Held) {
+        self.clients.end(held.reply, held.request);
+        if let Last::OfLeaving = self.in_use.release(held.model.id) {
+            self.forget_now(held.model.id);
         }
     }
 
@@ -447,10 +454,10 @@ impl Ventilator {
         let Some(held) = self.held.remove(&serial) else {
             return Ok(());
         };
-        self.clients.end(held.reply, held.request);
         if chunks > 0 {
             self.board.cancel(serial);
         }
+        self.release(&held);
         let mut close = Close::new(serial, held.reply, held.request, held.arrived_us, error);
         close.chunks = chunks;
         close.answered = answered;

@@ -131,7 +131,7 @@ pub fn server(files: &[(&str, Vec<u8>)], flags: &[&str]) -> Server {
 pub fn behind(server: &Server, requests: &[Request]) -> Vec<(usize, ServerMessage)> {
     let mut count = 100_000;
     // A machine that is slow to send is given more time, until the server's own count says that it was enough.
-    for _ in 0..6 {
+    for _ in 0..8 {
         let mut session = Session::open(server);
         let first = session.infer(&busy(count, BUSY_ROWS));
         eventually("the worker is busy", || {
@@ -141,13 +141,14 @@ pub fn behind(server: &Server, requests: &[Request]) -> Vec<(usize, ServerMessag
         let ids: Vec<RequestId> = requests.iter().map(|r| session.infer(r)).collect();
         let all = session.status().queue.requests == 1 + ids.len() as u64;
         let mut answers: Vec<_> = (0..=ids.len()).map(|_| session.next()).collect();
-        if !all {
-            count *= 4;
+        // A worker that has been given the chunk may still look at the small lane before it takes it.
+        let began = answers[0].0 == first;
+        if !all || !began {
+            count *= if began { 4 } else { 1 };
             continue;
         }
-        let (id, answer) = answers.remove(0);
+        let (_, answer) = answers.remove(0);
         assert!(matches!(answer, ServerMessage::Result(..)), "{answer:?}");
-        assert_eq!(id, first, "what ran already ends first");
         let place = |id| ids.iter().position(|own| *own == id).expect("one of ours");
         return answers.into_iter().map(|(id, a)| (place(id), a)).collect();
     }

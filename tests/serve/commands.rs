@@ -250,12 +250,12 @@ fn infer_runs_files_of_every_kind() {
             (&["--input", "words.txt"], &["no model is named"]),
         ];
         for (flags, words) in wrong {
-            let (code, _, said) = infer(&[flags, &["--output", "none.npy"]].concat());
+            let (code, _, said) = infer(&[flags, &["--output", "none.npz"]].concat());
             assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
             for word in words {
                 assert!(said.contains(word), "{word:?} is not in: {said}");
             }
-            assert!(!here.join("none.npy").exists());
+            assert!(!here.join("none.npz").exists());
         }
         let late = [
             "--model",

@@ -38,11 +38,11 @@ pub fn session(model: &[u8]) -> Session {
         builder.build().expect("an environment")
     });
     let built = || -> ort::Result<Session> {
-        Ok(Session::builder(environment)?
+        Session::builder(environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(1)?
             .with_inter_threads(1)?
-            .commit_from_memory(model)?)
+            .commit_from_memory(model)
     };
     built().expect("a session")
 }

@@ -16,6 +16,7 @@ mod lost;
 mod models;
 mod order;
 mod policy;
+mod readme;
 mod start;
 mod stop;
 mod types;

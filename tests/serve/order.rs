@@ -39,7 +39,7 @@ fn rows_stay_in_order_on_1_2_4_and_25_workers() {
                             assert_eq!(part_rows(&response).iter().sum::<usize>(), rows);
                             assert_eq!(response.stats().chunks, response.parts().len() as u64);
                             match rows {
-                                ..=17 => assert_eq!(response.parts().len(), 1),
+                                ..=16 => assert_eq!(response.parts().len(), 1),
                                 ROWS.. => assert!(response.parts().len() > 1),
                                 _ => {}
                             }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use mdm::client::Client;
 use mdm::{DataType, ErrorCode, Tensor};
 
-use crate::common::{PATIENCE, Server, command, models, onnx, wait, within};
+use crate::common::{PATIENCE, Server, command, eventually, models, onnx, wait, within};
 use crate::{numbered, refused, settled};
 
 fn echo() -> Vec<u8> {
@@ -113,11 +113,53 @@ fn preloaded_models_are_there_before_the_first_request() {
         assert_eq!(status.totals.requests, 0);
         assert_eq!(status.settings["preload"], "echo:sub/mlp");
         assert_eq!(client.models().unwrap(), status.models);
-        // Each worker has opened each of them already.
-        let log = server.log();
-        assert_eq!(log.matches("session opened").count(), 4, "{log}");
+        // Each worker has opened each of them already, and none of them again.
+        opened(&server, 4);
         client.infer(numbered(1, 100), "echo").unwrap();
-        assert_eq!(server.log().matches("session opened").count(), 4);
+        settled(&client);
+        opened(&server, 4);
+    });
+}
+
+/// The log tells of so many sessions; it is written by a thread of its own, a moment later.
+fn opened(server: &Server, sessions: usize) {
+    let mut seen = 0;
+    eventually("the log tells of every session", || {
+        seen = server.log().matches("session opened").count();
+        seen >= sessions
+    });
+    assert_eq!(seen, sessions);
+}
+
+/// The model is described long before the last worker has connected, and cannot be opened there until then.
+#[test]
+fn a_start_with_a_preloaded_model_and_many_workers_becomes_ready() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo())]);
+        let flags = [
+            "--preload",
+            "echo",
+            "--num-worker",
+            "60",
+            "--intra-op-threads",
+            "1",
+        ];
+        let server = Server::start(dir, &flags);
+        opened(&server, 60);
+        server.client().infer(numbered(1, 100), "echo").unwrap();
+    });
+}
+
+/// Both local sockets are bound when the ready line is there, not one of them a moment later.
+#[test]
+fn a_ready_server_has_both_of_its_local_sockets() {
+    within(PATIENCE, || {
+        for _ in 0..10 {
+            let server = Server::start(models(&[]), &[]);
+            let sockets = names(&server.dir.path().join("s"));
+            let expected = ["in", "lock", "out"].map(|end| format!("mdm-{}.{end}", server.port));
+            assert_eq!(sockets, expected.map(OsString::from));
+        }
     });
 }
 

@@ -293,6 +293,7 @@ impl Ventilator {
         };
         self.scheduler.submit(job)?;
         self.clients.open(parked.reply, parked.request, serial);
+        self.in_use.hold(model.id);
         self.held.insert(
             serial,
             Held {

@@ -5,8 +5,11 @@ use std::collections::HashSet;
 use crossbeam_channel::Sender;
 
 use super::Ventilator;
+use super::errands::Errand;
 use crate::error::{Error, Result};
-use crate::message::{ModelId, WorkerId};
+use crate::message::{ModelId, Params, WorkerId};
+use crate::model::Lookup;
+use crate::model::loader::Job;
 use crate::pipeline::tell;
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToSink, ToWorker};
@@ -17,6 +20,8 @@ use crate::wire::server::{ServerMessage, StopState};
 pub(super) struct Starting {
     pub(super) ready: Option<Sender<Result<()>>>,
     pub(super) workers_missing: HashSet<WorkerId>,
+    /// Models to load once every worker is up: a worker that has not connected yet cannot be told to open them.
+    pub(super) preload: Vec<String>,
     /// Models to load, and to open on every worker.
     pub(super) models_missing: usize,
     pub(super) opens_missing: HashSet<(WorkerId, ModelId)>,
@@ -32,6 +37,14 @@ pub(super) enum Phase {
 }
 
 impl Ventilator {
+    /// Loads the models that are to be there when the server is ready. The first time only.
+    pub(super) fn preload(&mut self) {
+        for name in std::mem::take(&mut self.starting.preload) {
+            let lookup = Lookup::of(Some(&name), &Params::new());
+            self.send_errand(Errand::Preload(name), Job::Resolve(lookup));
+        }
+    }
+
     pub(super) fn check_ready(&mut self) {
         let starting = &mut self.starting;
         let missing =
