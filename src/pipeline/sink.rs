@@ -128,6 +128,8 @@ impl Sink {
                 };
                 self.hear(inner::read_to_sink(message)?)?;
             }
+            // Before the router is drained: its descriptor tells of news only if it was not used since.
+            self.flush()?;
             for _ in 0..TURN {
                 let Some((message, source)) =
                     frames::receive_with_source(&mut self.router, zmq::DONTWAIT)?
@@ -138,7 +140,6 @@ impl Sink {
                 self.guard.saw(source);
                 self.greet(message);
             }
-            self.flush()?;
             let now_us = self.clock.now_us();
             self.guard.look(now_us)?;
             if drained < 2 {
