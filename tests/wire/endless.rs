@@ -159,7 +159,7 @@ fn noise_on_the_ports_harms_nobody() {
             b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
             vec![0; 5000],
             vec![0xff; 5000],
-            (0..20_000u32).map(|i| (i * 7919 >> 3) as u8).collect(),
+            (0..20_000u32).map(|i| ((i * 7919) >> 3) as u8).collect(),
             zmtp::greeting()[..11].to_vec(),
             zmtp::greeting()[..40].to_vec(),
         ];
