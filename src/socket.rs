@@ -6,9 +6,9 @@ use zmq::Socket;
 #[cfg(feature = "server")]
 use zmq::{Context, SocketType};
 
+#[cfg(feature = "server")]
 use crate::error::Error;
 use crate::error::Result;
-#[cfg(feature = "server")]
 use crate::frames;
 
 /// Both ends ask for a sign of life this often on TCP.
