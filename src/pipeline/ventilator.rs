@@ -36,7 +36,7 @@ use crate::schedule::{Assignment, Lane, Limits, Scheduler};
 use crate::socket;
 use crate::tensor::Batch;
 use crate::wire::client::{self, ClientMessage, StopMode};
-use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator};
+use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator, ToWorker};
 use crate::wire::server::{self, ServerMessage, StopState, Welcome};
 
 /// Messages taken from one socket before the chunks that they allow are given out.
@@ -353,7 +353,14 @@ impl Ventilator {
                     why,
                     "a worker was lost; its chunks run again"
                 );
-                self.lose_worker(worker)
+                self.lose_worker(worker)?;
+                // It drops what had come to its lanes before this: that is given to others now.
+                let resume = inner::write_to_worker(&ToWorker::Resume);
+                if let Some(lanes) = self.lanes.get_mut(worker.0 as usize) {
+                    tell(&mut lanes.small, resume.clone())?;
+                    tell(&mut lanes.bulk, resume)?;
+                }
+                Ok(())
             }
             ToVentilator::Opened(worker, model, error) => {
                 if self.starting.opens_missing.remove(&(worker, model)) {

@@ -46,28 +46,37 @@ struct Worker {
 /// # Errors
 /// If the other loops are gone.
 pub(crate) fn run(context: &Context, seat: Seat) -> Result<()> {
+    let mut worker = Worker::connect(context, seat)?;
     loop {
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            Worker::connect(context, seat.clone())?.serve()
-        }));
-        match ended {
+        match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
             Ok(result) => return result,
             Err(panic) => {
                 let why = panic_message(&*panic).to_owned();
-                tracing::error!(worker_id = seat.id.0, why, "worker lost, starting it again");
-                let mut ventilator = socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?;
-                let down = ToVentilator::Down(seat.id, why);
-                tell(&mut ventilator, inner::write_to_ventilator(down))?;
+                tracing::error!(
+                    worker_id = worker.seat.id.0,
+                    why,
+                    "worker lost, starting it again"
+                );
+                if worker.recover(why)? == Recovery::Stopped {
+                    return Ok(());
+                }
             }
         }
     }
+}
+
+/// What came of starting afresh.
+#[derive(PartialEq, Eq)]
+enum Recovery {
+    Resumed,
+    Stopped,
 }
 
 impl Worker {
     fn connect(context: &Context, seat: Seat) -> Result<Worker> {
         let pull =
             |lane| socket::inner_connected(context, zmq::PULL, &lane_endpoint(seat.id, lane));
-        let mut worker = Worker {
+        Ok(Worker {
             small: pull(Lane::Small)?,
             bulk: pull(Lane::Bulk)?,
             sink: socket::inner_connected(context, zmq::PUSH, TO_SINK)?,
@@ -75,10 +84,32 @@ impl Worker {
             models: HashMap::new(),
             choice: LaneChoice::default(),
             seat,
-        };
-        let up = ToVentilator::Up(worker.seat.id);
-        worker.tell_ventilator(up)?;
-        Ok(worker)
+        })
+    }
+
+    /// After a panic: the ventilator gives what was here to others, and what had come to the lanes until it did so is
+    /// dropped. The sockets stay: a chunk that was pushed to a closing one would be lost.
+    fn recover(&mut self, why: String) -> Result<Recovery> {
+        self.models.clear();
+        self.choice = LaneChoice::default();
+        self.tell_ventilator(ToVentilator::Down(self.seat.id, why))?;
+        for lane in [Lane::Small, Lane::Bulk] {
+            loop {
+                let socket = match lane {
+                    Lane::Small => &mut self.small,
+                    Lane::Bulk => &mut self.bulk,
+                };
+                match frames::receive(socket, 0)?.map(inner::read_to_worker) {
+                    Some(Ok(ToWorker::Resume)) => break,
+                    Some(Ok(ToWorker::Stop)) => {
+                        self.tell_sink(&ToSink::Stopped(self.seat.id))?;
+                        return Ok(Recovery::Stopped);
+                    }
+                    _ => {} // given to others
+                }
+            }
+        }
+        Ok(Recovery::Resumed)
     }
 
     fn tell_ventilator(&mut self, message: ToVentilator) -> Result<()> {
@@ -89,7 +120,8 @@ impl Worker {
         tell(&mut self.sink, inner::write_to_sink(message))
     }
 
-    fn serve(mut self) -> Result<()> {
+    fn serve(&mut self) -> Result<()> {
+        self.tell_ventilator(ToVentilator::Up(self.seat.id))?;
         loop {
             let (lane, message) = self.receive()?;
             match message {
@@ -98,6 +130,7 @@ impl Worker {
                     let error = self.open(model).err();
                     self.tell_ventilator(ToVentilator::Opened(self.seat.id, model, error))?;
                 }
+                ToWorker::Resume => {} // only a worker that is down waits for it
                 ToWorker::Forget(model) => {
                     self.models.remove(&model);
                 }

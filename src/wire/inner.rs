@@ -3,7 +3,7 @@
 //! path of every row.
 //!
 //! ```text
-//! ventilator -> worker      chunk (with payload) | open | forget | stop
+//! ventilator -> worker      chunk (with payload) | open | forget | resume | stop
 //! worker     -> sink        part (with payload) | stopped
 //! worker     -> ventilator  up | credit | opened | down
 //! ventilator -> sink        close | lost | report | finish
@@ -37,6 +37,8 @@ pub(crate) enum ToWorker {
     Open(ModelId),
     /// Forget a model: it was unloaded.
     Forget(ModelId),
+    /// All that came before this is given to others: the answer to a worker that is down.
+    Resume,
     /// Nothing more will come: pass it on to the sink and end.
     Stop,
 }
@@ -166,6 +168,7 @@ enum WorkerHeader<'a> {
     Chunk(ChunkHeader<'a>),
     Open(ModelId),
     Forget(ModelId),
+    Resume,
     Stop,
 }
 
@@ -327,6 +330,7 @@ pub(crate) fn write_to_worker(message: &ToWorker) -> Vec<Bytes> {
         ToWorker::Chunk(chunk) => return write_chunk(chunk),
         ToWorker::Open(model) => WorkerHeader::Open(*model),
         ToWorker::Forget(model) => WorkerHeader::Forget(*model),
+        ToWorker::Resume => WorkerHeader::Resume,
         ToWorker::Stop => WorkerHeader::Stop,
     })]
 }
@@ -334,6 +338,7 @@ pub(crate) fn write_to_worker(message: &ToWorker) -> Vec<Bytes> {
 pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
     let (first, rest) = split(frames)?;
     Ok(match parse(&first)? {
+        WorkerHeader::Resume => ToWorker::Resume,
         WorkerHeader::Stop => ToWorker::Stop,
         WorkerHeader::Open(model) => ToWorker::Open(model),
         WorkerHeader::Forget(model) => ToWorker::Forget(model),
