@@ -1,7 +1,7 @@
 //! 8,000 rows in one request on two workers, against two sessions in this process.
 
 use std::fmt::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use mdm::{Client, Element};
@@ -15,6 +15,9 @@ use super::onnx;
 use super::report::{Bar, Pairs, Table};
 
 const ROWS: usize = 8_000;
+/// How long each of the two models may take, about, and how much of it the search for a batch size.
+const CASE: Duration = Duration::from_secs(25);
+const SWEEP: Duration = Duration::from_secs(10);
 const BATCHES: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
 pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
@@ -70,6 +73,7 @@ struct Case<T> {
 
 impl<T: Number + Element> Case<T> {
     fn measure(self, plan: &Plan, table: &mut Table, client: &Client, model: &[u8]) -> Result<()> {
+        let plan = &plan.within(CASE);
         let mut sessions = [engine::session(model)?, engine::session(model)?];
         let (batch, found) = self.best_batch(&mut sessions)?;
         table.note(format!(
@@ -118,7 +122,12 @@ impl<T: Number + Element> Case<T> {
             width: self.rows.width,
         };
         let (mut best, mut found) = ((0.0, 1), String::new());
+        let start = Instant::now();
         for batch in BATCHES {
+            if start.elapsed() > SWEEP {
+                write!(found, " (no time for more)")?;
+                break;
+            }
             // Twice: the first run of a shape plans its memory.
             let mut rate = 0f64;
             for _ in 0..2 {

@@ -60,7 +60,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     // The sessions are opened.
     ours()?;
     let (mut to_tcp, mut to_path) = (Pairs::default(), Pairs::default());
-    for _ in 0..plan.pairs {
+    while plan.goes_on(to_tcp.count()) {
         let (ours, tcp, path) = (ours()?, ping_pong()?, path()?);
         to_tcp.push(ours, tcp);
         to_path.push(ours, path);

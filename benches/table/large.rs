@@ -61,7 +61,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
         path()?;
     }
     let (mut borrowed, mut moved) = (Pairs::default(), Pairs::default());
-    for _ in 0..plan.pairs {
+    while plan.goes_on(borrowed.count()) {
         let (ours, path, also) = (lent()?, path()?, handed()?);
         borrowed.push(ours, path);
         moved.push(also, path);

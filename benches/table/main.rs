@@ -35,18 +35,33 @@ pub struct Plan {
     /// Pairs of a measurement of ours and one of the baseline.
     pub pairs: usize,
     /// What lengths and counts are multiplied with.
-    pub scale: f64,
+    scale: f64,
+    /// When a part should come to its end, with fewer pairs if need be: a slow or busy machine gets its table too.
+    until: Instant,
 }
 
 impl Plan {
-    const FULL: Plan = Plan {
-        pairs: 5,
-        scale: 1.0,
-    };
-    const QUICK: Plan = Plan {
-        pairs: 2,
-        scale: 0.15,
-    };
+    fn new(quick: bool) -> Plan {
+        let (pairs, scale) = if quick { (2, 0.15) } else { (5, 1.0) };
+        Plan {
+            pairs,
+            scale,
+            until: Instant::now(),
+        }
+    }
+
+    /// The same plan for something that begins now and may take so long.
+    pub fn within(&self, full: Duration) -> Plan {
+        Plan {
+            until: Instant::now() + self.long(full).max(Duration::from_secs(5)),
+            ..*self
+        }
+    }
+
+    /// Whether another pair is to be measured after so many.
+    pub fn goes_on(&self, pairs: usize) -> bool {
+        pairs < 2 || pairs < self.pairs && Instant::now() < self.until
+    }
 
     /// So many repetitions, or fewer for a quick look.
     pub fn times(&self, full: usize) -> usize {
@@ -58,6 +73,9 @@ impl Plan {
         full.mul_f64(self.scale)
     }
 }
+
+/// How long a part may take, about.
+const PART: Duration = Duration::from_secs(45);
 
 type Part = fn(&Plan, &mut Table) -> Result<()>;
 
@@ -85,11 +103,7 @@ fn main() -> Result<()> {
         );
         return Ok(());
     }
-    let plan = if args.iter().any(|arg| arg == "--quick") {
-        Plan::QUICK
-    } else {
-        Plan::FULL
-    };
+    let plan = Plan::new(args.iter().any(|arg| arg == "--quick"));
     let mut chosen = Vec::new();
     for arg in &args {
         match PARTS.iter().find(|(name, _)| name == arg) {
@@ -113,7 +127,7 @@ fn main() -> Result<()> {
         let begun = Instant::now();
         eprint!("{name} … ");
         // One part that cannot run leaves the others their lines.
-        match part(&plan, &mut table) {
+        match part(&plan.within(PART), &mut table) {
             Ok(()) => eprintln!("{:.0} s", begun.elapsed().as_secs_f64()),
             Err(e) => {
                 eprintln!("failed: {e:#}");
@@ -121,6 +135,6 @@ fn main() -> Result<()> {
             }
         }
     }
-    table.print(started.elapsed(), &plan);
+    table.print(started.elapsed());
     Ok(())
 }

@@ -19,7 +19,7 @@ const WORKERS: usize = 8;
 pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let models = Models::write(&[("heavy", onnx::matmul_weights(MEGABYTES))])?;
     let (mut rss, mut pss) = (Pairs::default(), Pairs::default());
-    for _ in 0..plan.pairs {
+    while plan.goes_on(rss.count()) {
         let (many, one) = (used(&models, WORKERS)?, used(&models, 1)?);
         rss.push(many.rss, one.rss);
         pss.push(many.pss, one.pss);

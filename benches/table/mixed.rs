@@ -32,7 +32,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     );
     let (mut p50, mut p99) = (Pairs::default(), Pairs::default());
     let (mut small_count, mut bulk_rows, mut seconds) = (0, 0, 0.0);
-    for _ in 0..plan.pairs {
+    while plan.goes_on(p50.count()) {
         let start = Instant::now();
         let (mut with, rows) = loaded_down(&client, &bulk, || small(&client, &row, loaded))?;
         seconds += start.elapsed().as_secs_f64();

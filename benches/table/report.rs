@@ -26,14 +26,14 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Takes `plan.pairs` of them.
+    /// Takes as many as planned.
     pub fn measure(
         plan: &Plan,
         mut ours: impl FnMut() -> Result<f64>,
         mut baseline: impl FnMut() -> Result<f64>,
     ) -> Result<Pairs> {
         let mut pairs = Pairs::default();
-        for _ in 0..plan.pairs {
+        while plan.goes_on(pairs.count()) {
             pairs.push(ours()?, baseline()?);
         }
         Ok(pairs)
@@ -43,6 +43,11 @@ impl Pairs {
     pub fn push(&mut self, ours: f64, baseline: f64) {
         self.ours.push(ours);
         self.baseline.push(baseline);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.ours.len()
     }
 
     /// The middle one of ours.
@@ -130,12 +135,13 @@ impl Table {
             Bar::None => ("-".to_owned(), None),
         };
         let verdict = verdict.map_or("", |met| if met { "met" } else { "missed" });
+        let count = pairs.count();
         self.lines.push(Line {
             cells: [
                 what.to_owned(),
                 show(pairs.ours(), unit),
                 show(pairs.baseline(), unit),
-                format!("{ratio:.2} ({least:.2}..{most:.2})"),
+                format!("{ratio:.2} ({least:.2}..{most:.2} of {count})"),
                 bar,
                 verdict.to_owned(),
             ],
@@ -153,7 +159,7 @@ impl Table {
     }
 
     /// Prints the table, and under it the notes.
-    pub fn print(&self, took: Duration, plan: &Plan) {
+    pub fn print(&self, took: Duration) {
         let head = Line {
             cells: ["what", "ours", "baseline", "ratio", "bar", ""].map(str::to_owned),
         };
@@ -183,8 +189,7 @@ impl Table {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         println!(
-            "ratio: the median of {} pairs taken in turn (least..most); {cores} cores, {:.0} s",
-            plan.pairs,
+            "ratio: the median (least..most) of pairs taken in turn; {cores} cores, {:.0} s",
             took.as_secs_f64()
         );
     }

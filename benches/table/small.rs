@@ -39,7 +39,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     }
     path()?;
     let (mut pairs, mut alone, mut paths) = (Pairs::default(), Vec::new(), Vec::new());
-    for _ in 0..plan.pairs {
+    while plan.goes_on(pairs.count()) {
         let ours = whole()?;
         let (path, run) = (path()?, run()?);
         pairs.push(micros(ours), micros(path + run));
