@@ -23,12 +23,21 @@ struct Started {
 
 impl Started {
     fn new(command: &mut Command) -> Started {
-        let mut child = command
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it runs");
+            .stderr(Stdio::piped());
+        let mut child = None;
+        // A program that was just copied is busy while a process that another test starts still holds the writer's
+        // descriptor, between its fork and its exec.
+        eventually("a copied program can be run", || match command.spawn() {
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => false,
+            started => {
+                child = Some(started.expect("it runs"));
+                true
+            }
+        });
+        let mut child = child.expect("started");
         let mut ready = String::new();
         let stdout = child.stdout.take().expect("stdout");
         BufReader::new(stdout).read_line(&mut ready).expect("text");
