@@ -46,7 +46,7 @@
 //! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
-//! 8. `unsafe` is in `frames.rs` alone, so far.
+//! 8. `unsafe` is in `frames.rs` and `frames/loan.rs` alone, so far.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
 //! thread; no table is shared between threads on the data path but the board of cancelled serials, which may forget.
@@ -59,6 +59,10 @@
 //!   an error of its neighbours.
 //! - The rows of a bulk chunk are found by climbing (`schedule/pace.rs`): the time per row is kept by size, and the size
 //!   with the least time per row wins, within `max_chunk_ms`.
+//! - A loop of the server that is used a lot asks for its next message for a while before it sleeps
+//!   (`socket/waiter.rs`): waking a core costs more than all that a small request needs done.
+//! - `infer` sends borrowed numbers without a copy and returns when libzmq has let go of them (`frames/loan.rs`): a copy
+//!   into fresh memory costs as much as the rest of a large request's way.
 //! - Small chunks have places of their own at a worker, beside the bulk places; a worker that ran only small chunks for
 //!   50 ms runs the bulk chunk that waits (`schedule/lane.rs`).
 
