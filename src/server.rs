@@ -29,7 +29,7 @@ use crate::pipeline::{
     ventilator, worker,
 };
 use crate::schedule::{Lane, Limits};
-use crate::socket::{self, Front};
+use crate::socket::{self, Front, Vigil, Waiter};
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToSink, ToVentilator};
 use crate::wire::server::Welcome;
@@ -165,12 +165,14 @@ impl Server {
         let registry = Arc::new(Registry::new(engine, registry_config(&config))?);
         let context = Context::new();
         let clock = Clock::start();
+        let vigil = Vigil::new(config.busy_poll);
 
         let (sink_binding, binder) = binding();
         let sink = {
             let (context, config) = (context.clone(), config.clone());
+            let waiter = Waiter::new(vigil.clone());
             spawn("sink".to_owned(), move || {
-                run_sink(&context, &config, clock, &binder)
+                run_sink(&context, &config, clock, waiter, &binder)
             })?
         };
         let port_out = sink_binding.port()?;
@@ -181,11 +183,13 @@ impl Server {
         let ventilator = {
             let (context, config) = (context.clone(), config.clone());
             let (registry, board) = (registry.clone(), board.clone());
+            let waiter = Waiter::new(vigil.clone());
             spawn("ventilator".to_owned(), move || {
                 let inside = Inside {
                     registry,
                     board,
                     clock,
+                    waiter,
                     port_out,
                     ready: ready_sender,
                 };
@@ -209,6 +213,7 @@ impl Server {
                 source: registry.clone(),
                 board: board.clone(),
                 clock,
+                vigil: vigil.clone(),
             };
             let (context, ended) = (context.clone(), ended.clone());
             workers.push(spawn(format!("worker-{number}"), move || {
@@ -315,7 +320,13 @@ fn registry_config(config: &Config) -> RegistryConfig {
     }
 }
 
-fn run_sink(context: &Context, config: &Config, clock: Clock, binder: &Binder) -> Result<()> {
+fn run_sink(
+    context: &Context,
+    config: &Config,
+    clock: Clock,
+    waiter: Waiter,
+    binder: &Binder,
+) -> Result<()> {
     let inbox = socket::inner_bound(context, zmq::PULL, TO_SINK)?;
     let (router, _) = binder.bind(&Front {
         context,
@@ -334,6 +345,7 @@ fn run_sink(context: &Context, config: &Config, clock: Clock, binder: &Binder) -
         inbox,
         ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
         clock,
+        waiter,
         workers: config.num_worker,
         max_client_bytes: config.max_client_bytes,
     })
@@ -344,6 +356,7 @@ struct Inside {
     registry: Arc<Registry>,
     board: Arc<CancelBoard>,
     clock: Clock,
+    waiter: Waiter,
     port_out: u16,
     ready: Sender<Result<()>>,
 }
@@ -399,6 +412,7 @@ fn run_ventilator(
         registry: inside.registry,
         board: inside.board,
         clock: inside.clock,
+        waiter: inside.waiter,
         facts: facts(config, port, inside.port_out),
         ready: inside.ready,
         router,

@@ -148,6 +148,17 @@ pub struct Args {
     #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(0..=60_000_000))]
     pub max_batch_delay_us: u64,
 
+    /// How long a loop that is used a lot stays awake for its next message before it sleeps, in microseconds; 0: not
+    /// at all
+    #[arg(
+        long,
+        value_name = "US",
+        default_value_t = 200,
+        help_heading = "Batches"
+    )]
+    #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(0..=1_000_000))]
+    pub busy_poll_us: u64,
+
     /// A bulk chunk is cut so that it runs about so long, in milliseconds; 0: only --max-batch-size limits it
     #[arg(
         long,

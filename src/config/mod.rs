@@ -80,6 +80,8 @@ pub struct Config {
     pub max_batch_delay: Duration,
     /// How long a bulk chunk should run; `None` leaves it to `max_batch_size`.
     pub max_chunk: Option<Duration>,
+    /// How long a loop that is used a lot stays awake for its next message.
+    pub busy_poll: Duration,
     /// Most bytes of requests that wait or run; at least `max_request_bytes`.
     pub max_queue_bytes: u64,
     /// Most requests that wait or run.
@@ -206,6 +208,7 @@ impl Config {
             onnxruntime: args.onnxruntime,
             prefetch_size: args.prefetch_size,
             max_batch_delay: Duration::from_micros(args.max_batch_delay_us),
+            busy_poll: Duration::from_micros(args.busy_poll_us),
             max_chunk: (args.max_chunk_ms > 0).then(|| Duration::from_millis(args.max_chunk_ms)),
             max_queue_bytes: args.max_queue_bytes.0,
             max_queue_requests: args.max_queue_requests,
@@ -280,6 +283,7 @@ impl Config {
                 "max_batch_delay_us",
                 self.max_batch_delay.as_micros().to_string(),
             ),
+            ("busy_poll_us", self.busy_poll.as_micros().to_string()),
             ("max_chunk_ms", millis(self.max_chunk)),
             ("max_queue_bytes", Size(self.max_queue_bytes).to_string()),
             ("max_queue_requests", self.max_queue_requests.to_string()),

@@ -33,7 +33,7 @@ use crate::model::Registry;
 use crate::model::loader::{Job, Loader};
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Lane, Limits, Scheduler};
-use crate::socket;
+use crate::socket::Waiter;
 use crate::tensor::Batch;
 use crate::wire::client::{self, ClientMessage, StopMode};
 use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator, ToWorker};
@@ -77,6 +77,7 @@ pub(crate) struct Setup {
     pub registry: Arc<Registry>,
     pub board: Arc<CancelBoard>,
     pub clock: Clock,
+    pub waiter: Waiter,
     pub facts: Facts,
     /// Told once, when every worker is up and every preloaded model is open, or why that failed.
     pub ready: Sender<Result<()>>,
@@ -107,6 +108,7 @@ struct Ventilator {
     registry: Arc<Registry>,
     board: Arc<CancelBoard>,
     clock: Clock,
+    waiter: Waiter,
     facts: Facts,
     scheduler: Scheduler,
     held: HashMap<Serial, Held>,
@@ -147,6 +149,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         registry: setup.registry,
         board: setup.board,
         clock: setup.clock,
+        waiter: setup.waiter,
         facts: setup.facts,
         held: HashMap::new(),
         in_use: InUse::default(),
@@ -197,7 +200,7 @@ impl Ventilator {
                     .flatten()
                     .min();
                 let pause = due.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
-                socket::wait(&[&self.inbox, &self.router], pause)?;
+                self.waiter.wait(&[&self.inbox, &self.router], pause)?;
             }
         }
         self.answer_stoppers();

@@ -17,7 +17,7 @@ use crate::model::loader::panic_message;
 use crate::model::{Model, ModelSource};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
-use crate::socket;
+use crate::socket::{self, Vigil, Waiter};
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 
@@ -28,6 +28,7 @@ pub(crate) struct Seat {
     pub source: Arc<dyn ModelSource>,
     pub board: Arc<CancelBoard>,
     pub clock: Clock,
+    pub vigil: Vigil,
 }
 
 struct Worker {
@@ -38,6 +39,7 @@ struct Worker {
     ventilator: Socket,
     models: HashMap<ModelId, Box<dyn Model>>,
     choice: LaneChoice,
+    waiter: Waiter,
 }
 
 /// Runs until the ventilator says stop. A panic outside the model costs the chunks that were here: the ventilator is
@@ -83,6 +85,7 @@ impl Worker {
             ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
             models: HashMap::new(),
             choice: LaneChoice::default(),
+            waiter: Waiter::new(seat.vigil.clone()),
             seat,
         })
     }
@@ -154,7 +157,7 @@ impl Worker {
                     return Ok((lane, inner::read_to_worker(message)?));
                 }
             }
-            socket::wait(&[&self.small, &self.bulk], None)?;
+            self.waiter.wait(&[&self.small, &self.bulk], None)?;
         }
     }
 

@@ -39,6 +39,7 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
         id,
         source,
         board: bench.board.clone(),
+        vigil: crate::socket::Vigil::new(std::time::Duration::ZERO),
         clock: Clock::start(),
     };
     bench.worker = Some(std::thread::spawn(move || run(&context, seat)));
