@@ -63,6 +63,9 @@
 //!   (`socket/waiter.rs`): waking a core costs more than all that a small request needs done.
 //! - `infer` sends borrowed numbers without a copy and returns when libzmq has let go of them (`frames/loan.rs`): a copy
 //!   into fresh memory costs as much as the rest of a large request's way.
+//! - What re-enters the queue is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
+//!   extra workers a model has one leg, and its stages cost no hop. A worker whose device would be idle runs all legs of
+//!   new rows itself, and so does one that gets a lone small request (`schedule/fresh.rs`).
 //! - Small chunks have places of their own at a worker, beside the bulk places; a worker that ran only small chunks for
 //!   50 ms runs the bulk chunk that waits (`schedule/lane.rs`).
 

@@ -17,7 +17,7 @@ use zmq::Context;
 use self::local::LocalFiles;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::message::WorkerId;
+use crate::message::{Role, WorkerId};
 use crate::model::Engine;
 use crate::model::loader::Loader;
 use crate::model::{Registry, RegistryConfig};
@@ -205,11 +205,16 @@ impl Server {
             return Err(error);
         }
 
-        let (ended, worker_ended) = bounded(config.num_worker);
-        let mut workers = Vec::with_capacity(config.num_worker);
-        for number in 0..config.num_worker {
+        let (ended, worker_ended) = bounded(config.all_workers());
+        let mut workers = Vec::with_capacity(config.all_workers());
+        for number in 0..config.all_workers() {
             let seat = Seat {
                 id: WorkerId(number as u32),
+                role: if number < config.num_worker {
+                    Role::Main
+                } else {
+                    Role::Extra
+                },
                 source: registry.clone(),
                 board: board.clone(),
                 clock,
@@ -314,7 +319,9 @@ fn registry_config(config: &Config) -> RegistryConfig {
     RegistryConfig {
         run_script_dir: config.run_script_dir.clone(),
         allow_paths: config.allow_paths.clone(),
-        devices: config.devices.clone(),
+        devices: (0..config.all_workers())
+            .map(|worker| config.device(worker))
+            .collect(),
         intra_op_threads: config.intra_op_threads,
         gpu_memory_fraction: config.gpu_memory_fraction,
     }
@@ -346,7 +353,7 @@ fn run_sink(
         ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
         clock,
         waiter,
-        workers: config.num_worker,
+        workers: config.all_workers(),
         max_client_bytes: config.max_client_bytes,
     })
 }
@@ -368,7 +375,7 @@ fn run_ventilator(
     binder: &Binder,
 ) -> Result<()> {
     let inbox = socket::inner_bound(context, zmq::PULL, TO_VENTILATOR)?;
-    let lanes = (0..config.num_worker)
+    let lanes = (0..config.all_workers())
         .map(|number| {
             let push = |lane| {
                 let endpoint = lane_endpoint(WorkerId(number as u32), lane);
@@ -423,7 +430,6 @@ fn facts(config: &Config, port: u16, port_out: u16) -> Facts {
     let mut settings = config.settings();
     settings.insert("port".to_owned(), port.to_string());
     settings.insert("port_out".to_owned(), port_out.to_string());
-    let device = |number: usize| config.devices[number % config.devices.len()].to_string();
     Facts {
         welcome: Welcome {
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -433,10 +439,13 @@ fn facts(config: &Config, port: u16, port_out: u16) -> Facts {
             max_client_bytes: config.max_client_bytes,
         },
         settings,
-        devices: (0..config.num_worker).map(device).collect(),
+        devices: (0..config.all_workers())
+            .map(|worker| config.device(worker).to_string())
+            .collect(),
         default_timeout: config.default_timeout,
         limits: Limits {
             workers: config.num_worker,
+            extra_workers: config.num_parallel_workers,
             max_batch_rows: config.max_batch_size,
             priority_rows: config.priority_batch_size,
             prefetch: config.prefetch_size,

@@ -14,7 +14,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use super::values::{DeviceMap, GIB, MIB, Size, fraction, host};
 
 /// A server's workers: each takes six of the 1,023 sockets that a ZeroMQ context has.
-const MAX_WORKERS: u64 = 160;
+pub(super) const MAX_WORKERS: u64 = 160;
 
 /// A year: more is a slip of the keyboard, and sums of times stay far from overflow.
 const MAX_TIMEOUT_MS: u64 = 365 * 24 * 60 * 60 * 1000;
@@ -75,6 +75,11 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Workers")]
     #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_WORKERS))]
     pub num_worker: usize,
+
+    /// Further workers that run only plugin stages, on the CPU, so that preparing the next chunk overlaps the model's run
+    #[arg(long, value_name = "M", default_value_t = 0, help_heading = "Workers")]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(0..=MAX_WORKERS))]
+    pub num_parallel_workers: usize,
 
     /// "-1" for the CPU, or GPU numbers such as "0,1": worker i gets entry i mod length, in this order
     #[arg(

@@ -48,6 +48,8 @@ pub struct Config {
     pub port_out: u16,
     /// How many workers, at least 1.
     pub num_worker: usize,
+    /// Further workers, for plugin stages only.
+    pub num_parallel_workers: usize,
     /// Not empty: worker i runs on entry i mod length.
     pub devices: Vec<Device>,
     /// Most rows in a chunk, at least 1.
@@ -173,6 +175,15 @@ impl Config {
                 args.max_batch_size
             )));
         }
+        let workers = args.num_worker + args.num_parallel_workers;
+        if workers > args::MAX_WORKERS as usize {
+            return Err(Error::invalid(format!(
+                "--num-worker {} and --num-parallel-workers {} are {workers} together, expected at most {}",
+                args.num_worker,
+                args.num_parallel_workers,
+                args::MAX_WORKERS
+            )));
+        }
         if args.max_request_bytes > args.max_queue_bytes {
             return Err(Error::invalid(format!(
                 "--max-request-bytes {} is more than --max-queue-bytes {}: such a request would never be accepted, lower the one or raise the other",
@@ -194,6 +205,7 @@ impl Config {
             port: args.port,
             port_out: args.port_out,
             num_worker: args.num_worker,
+            num_parallel_workers: args.num_parallel_workers,
             devices: args.device_map.0,
             max_batch_size: args.max_batch_size,
             priority_batch_size,
@@ -219,8 +231,16 @@ impl Config {
         })
     }
 
+    /// Workers of both kinds; the extra ones have the last numbers.
+    pub fn all_workers(&self) -> usize {
+        self.num_worker + self.num_parallel_workers
+    }
+
     /// Where worker number `worker` runs.
     pub fn device(&self, worker: usize) -> Device {
+        if worker >= self.num_worker {
+            return Device::Cpu;
+        }
         let entry = worker % self.devices.len().max(1);
         self.devices.get(entry).copied().unwrap_or(Device::Cpu)
     }
@@ -259,6 +279,10 @@ impl Config {
             ("port", self.port.to_string()),
             ("port_out", self.port_out.to_string()),
             ("num_worker", self.num_worker.to_string()),
+            (
+                "num_parallel_workers",
+                self.num_parallel_workers.to_string(),
+            ),
             ("device_map", DeviceMap(self.devices.clone()).to_string()),
             ("max_batch_size", self.max_batch_size.to_string()),
             ("priority_batch_size", self.priority_batch_size.to_string()),

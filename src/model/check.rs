@@ -224,6 +224,7 @@ mod tests {
             kind,
             inputs,
             outputs: vec![],
+            legs: [crate::message::Role::Main].into(),
         }
     }
 

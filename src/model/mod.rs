@@ -23,8 +23,10 @@ pub use engine::Engine;
 pub use lookup::Lookup;
 pub use registry::{Registry, RegistryConfig};
 
+use std::sync::Arc;
+
 use crate::error::Result;
-use crate::message::{ModelId, Params, WorkerId};
+use crate::message::{ModelId, Params, Role, WorkerId};
 use crate::tensor::{Batch, DataType};
 use crate::wire::server::{DimInfo, ModelInfo, PortInfo};
 
@@ -78,6 +80,8 @@ pub struct Description {
     pub inputs: Vec<Port>,
     /// What it gives, in order.
     pub outputs: Vec<Port>,
+    /// Who runs its legs, one after another: stages in a row that run in the same kind of worker.
+    pub legs: Arc<[Role]>,
 }
 
 impl Port {
@@ -128,11 +132,18 @@ pub trait Model {
 
 /// Opens models for workers.
 pub trait ModelSource: Send + Sync {
-    /// An instance for this worker, on this worker's device. May take seconds; called in the worker's thread.
+    /// An instance of one leg of a model for this worker, on this worker's device. May take seconds; called in the
+    /// worker's thread.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` if it cannot be opened, `NOT_FOUND` if the number is not known (any more).
-    fn open(&self, model: ModelId, worker: WorkerId) -> Result<Box<dyn Model>>;
+    fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>>;
+
+    /// Who runs a model's legs.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` if the number is not known (any more).
+    fn legs(&self, model: ModelId) -> Result<Arc<[Role]>>;
 }
 
 /// Where a worker's sessions run.

@@ -10,7 +10,7 @@ use super::lookup::{Found, Lookup, Roots, Rows};
 use super::source::{OnnxSource, Options, Stamp};
 use super::{BatchKind, Description, Device, Dim, Model, ModelSource, gpu};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, WorkerId};
+use crate::message::{ModelId, Role, WorkerId};
 use crate::wire::server::ModelInfo;
 
 /// The most models that are kept described. Beyond it the one that was asked for longest ago is forgotten.
@@ -143,6 +143,7 @@ impl Registry {
             kind,
             inputs: signature.inputs.clone(),
             outputs: signature.outputs.clone(),
+            legs: [Role::Main].into(),
         });
         tracing::info!(
             model = %description.name,
@@ -307,16 +308,21 @@ impl Known {
 }
 
 impl ModelSource for Registry {
-    fn open(&self, model: ModelId, worker: WorkerId) -> Result<Box<dyn Model>> {
+    fn legs(&self, model: ModelId) -> Result<Arc<[Role]>> {
+        let described = self.describe(model);
+        described
+            .map(|d| d.legs.clone())
+            .ok_or_else(|| unknown(model))
+    }
+
+    fn open(&self, model: ModelId, _leg: u32, worker: WorkerId) -> Result<Box<dyn Model>> {
         let described = {
             let mut known = self.known();
             let used = known.tick();
             if let Some(entry) = known.entries.get_mut(&model) {
                 entry.used = used;
             }
-            let described = known.get(model).ok_or_else(|| {
-                Error::not_found(format!("model number {model} is not known (any more)"))
-            })?;
+            let described = known.get(model).ok_or_else(|| unknown(model))?;
             described.clone()
         };
         let (device, options) = self.devices[worker.0 as usize % self.devices.len()];
@@ -341,6 +347,10 @@ impl ModelSource for Registry {
         );
         Ok(Box::new(session))
     }
+}
+
+fn unknown(model: ModelId) -> Error {
+    Error::not_found(format!("model number {model} is not known (any more)"))
 }
 
 fn key(found: &Found) -> Result<Key> {

@@ -51,7 +51,7 @@ impl Place {
 
     pub fn open(&self, name: &str) -> (Arc<Description>, Box<dyn Model>) {
         let description = self.find(name).unwrap();
-        let model = self.registry.open(description.id, WorkerId(0)).unwrap();
+        let model = self.registry.open(description.id, 0, WorkerId(0)).unwrap();
         (description, model)
     }
 
