@@ -100,6 +100,6 @@ pub use message::{Params, Priority, Request, RequestId, Stats};
 pub use tensor::{Batch, DataType, Element, Tensor};
 
 /// The examples of the README are compiled with the documentation's.
-#[cfg(all(doctest, feature = "client"))]
+#[cfg(all(doctest, feature = "client", feature = "plugin"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

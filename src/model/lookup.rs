@@ -144,6 +144,12 @@ impl Roots {
         })
     }
 
+    /// The run-script directory.
+    pub(super) fn first(&self) -> &Path {
+        let first = self.roots.first();
+        first.map_or(Path::new("/"), |root| &root.real)
+    }
+
     /// The file of the model that a request names. Checks every other path of the request too.
     ///
     /// # Errors
