@@ -344,8 +344,9 @@ impl Roots {
         }
         if is_pickle(&target.path)? {
             return Err(Error::precondition(format!(
-                "{} is a Python pickle, which would run whatever code is in it and is never loaded; write a JSON \
-                 proxy in its place: {EXAMPLES} (what Proxy::write and mdm::plugin::dump write)",
+                "{} is a Python pickle, which would run whatever code is in it and is never loaded; export the model \
+                 to ONNX, or write it as a plugin, and put a JSON proxy in its place: {EXAMPLES} (mdm::plugin::dump \
+                 writes the latter)",
                 file_name(&target.path)
             )));
         }
