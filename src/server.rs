@@ -324,6 +324,7 @@ fn registry_config(config: &Config) -> RegistryConfig {
             .collect(),
         intra_op_threads: config.intra_op_threads,
         gpu_memory_fraction: config.gpu_memory_fraction,
+        extra_workers: config.num_parallel_workers > 0,
     }
 }
 

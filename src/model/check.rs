@@ -1,6 +1,6 @@
 //! A request's inputs against a model's description. It runs in the ventilator for every request.
 
-use super::{BatchKind, Description, Dim, Port};
+use super::{BatchKind, Description, Dim, Port, Takes};
 use crate::error::{Error, Result};
 use crate::tensor::{Batch, Tensor};
 
@@ -23,9 +23,15 @@ pub(crate) struct Checked {
 /// # Errors
 /// `INVALID_ARGUMENT`, naming the input, what was expected and what came.
 pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<Checked> {
-    let inputs = ordered(description, inputs)?;
     let batched = description.kind != BatchKind::Whole;
     let mut dims = Vec::new();
+    let inputs = match description.takes {
+        Takes::Declared => ordered(description, inputs)?,
+        Takes::Anything => {
+            undeclared_dims(&inputs, &mut dims);
+            inputs
+        }
+    };
     for (index, (port, tensor)) in description.inputs.iter().zip(&inputs.tensors).enumerate() {
         if tensor.datatype() != port.datatype {
             return Err(Error::invalid(format!(
@@ -80,6 +86,18 @@ pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<C
         dims.clear();
     }
     Ok(Checked { inputs, rows, dims })
+}
+
+/// Inputs that nothing was declared of may run together if they are alike in everything but their rows.
+fn undeclared_dims(inputs: &Batch, dims: &mut Vec<usize>) {
+    for tensor in &inputs.tensors {
+        let name = tensor.name().as_bytes();
+        dims.push(name.len());
+        dims.extend(name.iter().map(|&byte| usize::from(byte)));
+        dims.push(tensor.datatype() as usize);
+        dims.push(tensor.shape().len());
+        dims.extend(tensor.shape().iter().skip(1));
+    }
 }
 
 /// The inputs in the description's order. The common cases, in order already or one input, keep the vector.
@@ -202,6 +220,7 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
 mod tests {
     use super::*;
     use crate::message::ModelId;
+    use crate::model::Takes;
     use crate::tensor::DataType;
 
     fn port(name: &str, datatype: DataType, shape: &[Dim]) -> Port {
@@ -222,6 +241,7 @@ mod tests {
             name: "m".to_owned(),
             version: "1".to_owned(),
             kind,
+            takes: Takes::Declared,
             inputs,
             outputs: vec![],
             legs: [crate::message::Role::Main].into(),
@@ -264,6 +284,35 @@ mod tests {
             assert_eq!(checked.inputs, batch(&[x.clone(), mask.clone()]));
             assert_eq!((checked.rows, checked.dims), (3, vec![5, 5]));
         }
+    }
+
+    #[test]
+    fn undeclared_inputs_run_together_only_if_they_are_alike() {
+        let open = Description {
+            takes: Takes::Anything,
+            ..model(BatchKind::Batched, vec![])
+        };
+        let dims = |tensors: &[Tensor]| check_inputs(&open, batch(tensors)).unwrap().dims;
+        let a = dims(&[tensor("a", &[3, 2])]);
+        assert_eq!(a, dims(&[tensor("a", &[7, 2])]));
+        let integers = Tensor::from_vec("a", vec![1, 2], vec![0i32; 2]).unwrap();
+        for other in [
+            &[tensor("b", &[3, 2])][..],
+            &[tensor("a", &[3, 3])],
+            &[tensor("a", &[3, 2, 1])],
+            &[integers],
+            &[tensor("a", &[3, 2]), tensor("b", &[3])],
+        ] {
+            assert_ne!(a, dims(other), "{other:?}");
+        }
+        let e = check_inputs(&open, batch(&[tensor("a", &[3]), tensor("b", &[2])]));
+        assert!(e.unwrap_err().message().contains("3 rows"));
+        assert!(check_inputs(&open, batch(&[])).is_err());
+        let whole = Description {
+            kind: BatchKind::Whole,
+            ..open
+        };
+        assert!(check_inputs(&whole, batch(&[tensor("a", &[3]), tensor("b", &[2])])).is_ok());
     }
 
     #[test]

@@ -38,6 +38,7 @@ impl Place {
             devices: vec![Device::Cpu],
             intra_op_threads: 1,
             gpu_memory_fraction: 0.2,
+            extra_workers: false,
         };
         change(&mut config);
         let registry = Registry::new(engine(), config).unwrap();
