@@ -76,6 +76,7 @@ test-valgrind: toolchain
 			$$program --test-threads=1 plugin::host
 
 bench: toolchain onnxruntime
+	$(CARGO) build --locked --release --example echo_plugin
 	$(CARGO) bench --locked --bench table
 
 # Where there is no cargo, as for root under sudo, what `make build` left is installed.
