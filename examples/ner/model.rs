@@ -42,12 +42,12 @@ pub struct Ner {
 /// What the client gets a list of, for each sentence.
 #[derive(Debug, Serialize)]
 pub struct Entity<'a> {
-    text: &'a str,
+    pub text: &'a str,
     /// Counted in characters.
-    start: usize,
+    pub start: usize,
     /// Exclusive.
-    end: usize,
-    tag: &'a str,
+    pub end: usize,
+    pub tag: &'a str,
 }
 
 /// What a request's parameters say.
@@ -206,36 +206,5 @@ impl Asked<'_> {
 
     fn wants(&self, tag: &str) -> bool {
         self.tag.is_none_or(|wanted| wanted == tag)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entities_are_cut_by_characters() {
-        let parameters = serde_json::json!({
-            "tags": ["O", "B-BD", "I-BD"], "orientation": "transitions[from][to]",
-            "transitions": [[0, 0, -10000], [0, 0, 0], [0, 0, 0]],
-            "start": [0, 0, -10000], "end": [0, 0, 0],
-        });
-        let crf = Crf::new(&serde_json::from_value(parameters).unwrap()).unwrap();
-        let text = "女，七月一日a生；八日";
-        let mut emissions = vec![0f32; text.chars().count() * 3];
-        for (at, tag) in [(2, 1), (3, 2), (4, 2), (5, 2), (6, 1), (9, 1), (10, 2)] {
-            emissions[at * 3 + tag] = 1.0;
-        }
-        let mut decoder = Decoder::default();
-        let spans = decoder.decode(&crf, &emissions);
-        let found: Vec<_> = Entity::all(&crf, text, spans)
-            .map(|entity| (entity.text, entity.start, entity.end, entity.tag))
-            .collect();
-        let expected = [
-            ("七月一日", 2, 6, "BD"),
-            ("a", 6, 7, "BD"),
-            ("八日", 9, 11, "BD"),
-        ];
-        assert_eq!(found, expected);
     }
 }

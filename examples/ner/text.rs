@@ -271,39 +271,3 @@ fn cost_of(rows: usize, columns: usize) -> f32 {
     let cells = if rows == 1 { cells * 1.5 } else { cells };
     RUN_COST + cells + 0.15 * (cells - 400.0).max(0.0)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_plan_runs_every_sentence_once_and_pads_little() {
-        let lengths: Vec<usize> = (0..300).map(|row| (row * 7919) % 151).collect();
-        let mut plan = Plan::default();
-        for most in [1, 16] {
-            plan.make(&lengths, most);
-            let mut seen: Vec<usize> = plan.runs().flatten().copied().collect();
-            seen.sort_unstable();
-            let filled: Vec<usize> = (0..300).filter(|&row| lengths[row] > 0).collect();
-            assert_eq!(seen, filled);
-            assert!(plan.runs().all(|run| (1..=most).contains(&run.len())));
-        }
-        let cells: usize = plan
-            .runs()
-            .map(|run| run.len() * run.iter().map(|&row| lengths[row]).max().unwrap())
-            .sum();
-        let characters: usize = lengths.iter().sum();
-        assert!(cells * 20 < characters * 21, "{cells} for {characters}");
-    }
-
-    #[test]
-    fn long_sentences_run_apart() {
-        let mut plan = Plan::default();
-        plan.make(&[MOST_CHARACTERS, MOST_CHARACTERS, 5000, 5000, 0], 16);
-        for run in plan.runs() {
-            assert!(run.len() == 1 || run.len() * 5000 <= MOST_CHARACTERS);
-        }
-        plan.make(&[0, 0], 16);
-        assert_eq!(plan.runs().count(), 0);
-    }
-}

@@ -15,18 +15,27 @@ pub fn plugin(name: &str) -> PathBuf {
 }
 
 fn example(name: &str, file: &str) -> PathBuf {
-    let own = std::env::current_exe().expect("a program");
-    let file = own
-        .ancestors()
-        .find(|folder| folder.join("examples").is_dir())
-        .map(|profile| profile.join("examples").join(file))
-        .expect("target/PROFILE");
+    let file = profile().join("examples").join(file);
     assert!(
         file.is_file(),
         "{} is not built: `cargo test` without --test builds it, `cargo build --example {name}` too",
         file.display()
     );
     file
+}
+
+/// `target/PROFILE`.
+pub fn profile() -> PathBuf {
+    let own = std::env::current_exe().expect("a program");
+    let profile = own
+        .ancestors()
+        .find(|folder| folder.join("examples").is_dir());
+    profile.expect("target/PROFILE").to_owned()
+}
+
+/// `target`.
+pub fn target() -> PathBuf {
+    profile().parent().expect("target").to_owned()
 }
 
 /// The folder of an example's sources.

@@ -1,16 +1,18 @@
 //! `examples/ner` as a user has it: the proxy that `ner-dump` writes, the real server, sentences, entities.
 
-#[path = "common/built.rs"]
+#[path = "../common/built.rs"]
 mod built;
+#[path = "../common/mod.rs"]
 mod common;
-// What has tests of its own in its file; an example's are not run.
-#[path = "../examples/ner/model.rs"]
+mod parts;
+
+#[path = "../../examples/ner/model.rs"]
 #[allow(dead_code)]
 mod model;
-#[path = "../examples/ner/text.rs"]
+#[path = "../../examples/ner/text.rs"]
 #[allow(dead_code)]
 mod text;
-#[path = "../examples/ner/viterbi.rs"]
+#[path = "../../examples/ner/viterbi.rs"]
 #[allow(dead_code)]
 mod viterbi;
 
@@ -105,7 +107,7 @@ fn the_birth_dates_of_the_held_out_sentences_are_found_with_any_number_of_worker
             let server = serve(&["--num-worker", workers]);
             let response = server
                 .client()
-                .infer(&texts(&lines), call(json!({})))
+                .infer(texts(&lines), call(json!({})))
                 .unwrap();
             assert!(response.stats().chunks > 1);
             answers.push(response.rows::<Vec<Entity>>("entities").unwrap());
