@@ -16,6 +16,7 @@ mod text;
 #[allow(dead_code)]
 mod viterbi;
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use mdm::client::{Call, Client, IntoInputs};
@@ -297,5 +298,74 @@ fn the_table_of_characters_is_the_one_that_the_request_names() {
         write(br#"{"<PAD>": 0, "<UNK>": 99999}"#);
         assert!(found("own.json").is_err());
         assert_eq!(count("word2id.json"), 1);
+    });
+}
+
+#[test]
+fn the_demo_runs_the_five_steps() {
+    within(PATIENCE, || {
+        let dir = common::models(&[]);
+        let output = Command::new(built::sources("ner").join("demo.sh"))
+            .arg(built::profile())
+            .arg(dir.path().join("models"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}{output:?}");
+        for line in ["span F1 0.9839", "ner_model", "stopped"] {
+            assert!(said.contains(line), "{line:?} is not in: {said}");
+        }
+    });
+}
+
+/// The commands are run as they are written, on a free port, with `target/release` and `target/ner` where they are here.
+#[test]
+fn the_five_steps_of_the_readme_do_what_it_says() {
+    const README: &str = include_str!("../../README.md");
+    within(PATIENCE, || {
+        let (_, section) = README.split_once("## NER: the five steps").unwrap();
+        let (_, block) = section.split_once("```console\n").unwrap();
+        let (block, _) = block.split_once("```").unwrap();
+        let mut commands = block.split("$ ").skip(1).map(|command| {
+            let (typed, answer) = command.split_once('\n').unwrap();
+            (typed, answer)
+        });
+        assert_eq!(commands.next().unwrap().0, "make ner");
+        let dir = folder();
+        std::fs::create_dir(dir.path().join("target")).unwrap();
+        let link = std::os::unix::fs::symlink::<PathBuf, PathBuf>;
+        link(built::profile(), dir.path().join("target/release")).unwrap();
+        link(dir.path().join("models"), dir.path().join("target/ner")).unwrap();
+        let mut server = None;
+        for (typed, answer) in commands {
+            if let Some(flags) = typed.strip_prefix("target/release/mdm-server-start ") {
+                let flags = flags.strip_suffix("--run-script-dir target/ner").unwrap();
+                let flags: Vec<&str> = flags.split_whitespace().collect();
+                server = Some(Server::start(folder(), &flags));
+                continue;
+            }
+            let port = server.as_ref().map_or(0, |server| server.port).to_string();
+            let mut words = typed.split_whitespace();
+            let mut command = Command::new(dir.path().join(words.next().unwrap()));
+            command.current_dir(dir.path());
+            command.args(words.map(|word| if word == "5555" { &*port } else { word }));
+            if typed.contains("ner-client") {
+                command.args(["--server", &format!("tcp://localhost:{port}")]);
+            }
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{typed}: {said}{output:?}");
+            let without_time = |text: &str| -> Vec<String> {
+                let lines = text.lines().map(|line| match line.rsplit_once(", ") {
+                    Some((line, time)) if time.ends_with(" s") => line.to_owned(),
+                    _ => line.to_owned(),
+                });
+                lines.collect()
+            };
+            if !answer.is_empty() {
+                assert_eq!(without_time(&said), without_time(answer));
+            }
+        }
+        assert!(server.unwrap().wait().success());
     });
 }
