@@ -44,6 +44,8 @@ use viterbi::{Crf, Decoder};
 const WORKERS: [usize; 4] = [1, 2, 4, 8];
 const STEP: usize = 400;
 const MOST: usize = 8000;
+/// Sentences of the requests that are compared with the engine alone: short, so that the machine is the same for both.
+const COMPARED: usize = 1600;
 
 /// What is measured how often.
 struct Extent {
@@ -64,7 +66,7 @@ fn main() -> Result<()> {
         Extent {
             repeats: 2,
             sizes: (STEP..=MOST).step_by(STEP).collect(),
-            pairs: 5,
+            pairs: 25,
         },
         Vec::new(),
     );
@@ -75,7 +77,7 @@ fn main() -> Result<()> {
                 extent = Extent {
                     repeats: 1,
                     sizes: vec![STEP, MOST / 2],
-                    pairs: 2,
+                    pairs: 5,
                 }
             }
             "table" | "share" => chosen.push(arg.as_str()),
@@ -162,8 +164,7 @@ fn table(sentences: &[String], extent: &Extent) -> Result<()> {
     }
     print!("sentences");
     for workers in WORKERS {
-        let unit = if workers == 1 { "worker " } else { "workers" };
-        print!("     {workers} {unit}       ");
+        print!("   {:>18}", count(workers));
     }
     println!();
     for (line, size) in extent.sizes.iter().enumerate() {
@@ -178,6 +179,13 @@ fn table(sentences: &[String], extent: &Extent) -> Result<()> {
     plot(&path, &extent.sizes, &seconds)?;
     println!("plot: {}", path.display());
     Ok(())
+}
+
+fn count(workers: usize) -> String {
+    match workers {
+        1 => "1 worker".to_owned(),
+        more => format!("{more} workers"),
+    }
 }
 
 fn plot(path: &Path, sizes: &[usize], seconds: &[Vec<f64>]) -> Result<()> {
@@ -204,7 +212,7 @@ fn plot(path: &Path, sizes: &[usize], seconds: &[Vec<f64>]) -> Result<()> {
         let points: Vec<(usize, f64)> = sizes.iter().copied().zip(column.iter().copied()).collect();
         chart
             .draw_series(LineSeries::new(points.clone(), color))?
-            .label(format!("{workers} workers"))
+            .label(count(*workers))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color));
         chart.draw_series(
             points
@@ -227,6 +235,8 @@ struct Spent {
     /// From the call to the answer, with a server of one worker.
     wall: Duration,
     server_cpu: Duration,
+    /// Inside the model, as the server counts it.
+    model: Duration,
     prepare: Duration,
     engine: Duration,
     engine_cpu: Duration,
@@ -243,10 +253,6 @@ impl Spent {
     fn outside(&self) -> f64 {
         1.0 - self.engine.as_secs_f64() / self.wall.as_secs_f64()
     }
-
-    fn outside_cpu(&self) -> f64 {
-        1.0 - self.engine_cpu.as_secs_f64() / self.server_cpu.as_secs_f64()
-    }
 }
 
 /// One worker against the engine alone, with exactly the same runs.
@@ -255,56 +261,68 @@ fn share(sentences: &[String], extent: &Extent) -> Result<()> {
     let client = server.client()?;
     warm_up(&client, sentences)?;
     let mut alone = Alone::new()?;
+    let compared = &sentences[..COMPARED];
     let mut all: Vec<Spent> = Vec::new();
     for _ in 0..extent.pairs {
         let (start, cpu) = (Instant::now(), server.process.cpu()?);
-        let response = request(&client, sentences)?;
+        let response = request(&client, compared)?;
         let (wall, server_cpu) = (start.elapsed(), server.process.cpu()? - cpu);
         let chunks = response.parts().iter().map(Batch::rows);
         let chunks = chunks.collect::<mdm::Result<Vec<usize>>>()?;
-        let spent = alone.spent(sentences, &chunks)?;
+        let spent = alone.spent(compared, &chunks)?;
         all.push(Spent {
             wall,
             server_cpu,
+            model: Duration::from_micros(response.stats().compute_us),
             ..spent
         });
     }
+    let whole = alone.spent(compared, &[COMPARED])?;
     all.sort_by(|a, b| a.outside().total_cmp(&b.outside()));
-    let (least, most) = (all[0].outside(), all[all.len() - 1].outside());
-    let cpu = all[0].outside_cpu();
-    let (least_cpu, most_cpu) = all.iter().fold((cpu, cpu), |(least, most), spent| {
-        let own = spent.outside_cpu();
-        (least.min(own), most.max(own))
-    });
-    let middle = all[all.len() / 2];
+    let (middle, count) = (all[all.len() / 2], all.len());
+    let quarters = [count / 4, count * 3 / 4].map(|at| 100.0 * all[at].outside());
+    let sum = |of: fn(&Spent) -> Duration| all.iter().map(of).sum::<Duration>().as_secs_f64();
+    let outside_cpu = 1.0 - sum(|one| one.engine_cpu) / sum(|one| one.server_cpu);
+    let median = |of: &dyn Fn(&Spent) -> f64| {
+        let mut each: Vec<f64> = all.iter().map(of).collect();
+        each.sort_by(f64::total_cmp);
+        each[each.len() / 2]
+    };
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let share = |time: Duration| 100.0 * time.as_secs_f64() / middle.wall.as_secs_f64();
     println!(
-        "{MOST} sentences, 1 worker, {} chunks, {} runs of the engine, {:.1} % padding; the middle one of {} requests:",
+        "{COMPARED} sentences, 1 worker, {} chunks, {} runs of the engine, {:.1} % padding; medians of {count} pairs:",
         middle.chunks,
         middle.runs,
         100.0 * middle.padding,
-        all.len()
     );
-    let own = middle.prepare + middle.engine + middle.viterbi + middle.rows;
-    for (what, time) in [
-        ("the request", middle.wall),
-        ("the engine alone, the same runs", middle.engine),
-        ("UTF-8, order, ids, padding", middle.prepare),
-        ("Viterbi, spans", middle.viterbi),
-        ("entities to rows", middle.rows),
-        ("the rest: server, client", middle.wall.saturating_sub(own)),
-    ] {
-        println!("  {what:<34}{:>9.1} ms {:>6.1} %", ms(time), share(time));
-    }
+    let line = |what: &str, of: &dyn Fn(&Spent) -> f64| {
+        let share = median(&|one| 100.0 * of(one) / ms(one.wall));
+        println!("  {what:<36}{:>9.1} ms {share:>6.1} %", median(of));
+    };
+    line("the request", &|one| ms(one.wall));
+    line("the engine alone, the same runs", &|one| ms(one.engine));
+    line("UTF-8, order, ids, padding", &|one| ms(one.prepare));
+    line("Viterbi, spans", &|one| ms(one.viterbi));
+    line("entities to rows", &|one| ms(one.rows));
+    line("the plugin's interface, sessions", &|one| {
+        ms(one.model) - ms(one.prepare + one.engine + one.viterbi + one.rows)
+    });
+    line("server and client, before and after", &|one| {
+        ms(one.wall) - ms(one.model)
+    });
     println!(
-        "outside the engine: {:.1} % of the time ({:.1}..{:.1}; target: under 10), {:.1} % of the processor's ({:.1}..{:.1})",
+        "the engine alone, all sentences sorted at once: {:.1} ms, {} runs, {:.1} % padding",
+        ms(whole.engine),
+        whole.runs,
+        100.0 * whole.padding
+    );
+    println!(
+        "outside the engine: {:.1} % of the time (half of the pairs: {:.1}..{:.1}; target: under 10), {:.1} % of the \
+         processor time of all",
         100.0 * middle.outside(),
-        100.0 * least,
-        100.0 * most,
-        100.0 * middle.outside_cpu(),
-        100.0 * least_cpu,
-        100.0 * most_cpu,
+        quarters[0],
+        quarters[1],
+        100.0 * outside_cpu,
     );
     Ok(())
 }

@@ -219,6 +219,39 @@ fn a_row_that_is_not_text_is_named_by_its_number_in_the_request() {
 }
 
 #[test]
+fn small_requests_that_run_together_do_not_spoil_each_other() {
+    within(PATIENCE, || {
+        let server = serve(&[]);
+        let client = server.client();
+        let lines = &held_out()[..100];
+        let right = entities(&client, texts(lines), json!({})).unwrap();
+        let tickets = lines.iter().enumerate().map(|(row, line)| {
+            let bytes: &[u8] = if row == 50 {
+                b"\xff"
+            } else {
+                line.text.as_bytes()
+            };
+            let tensor = Tensor::from_strings("text", None, &[bytes]).unwrap();
+            client.submit(tensor, call(json!({}))).unwrap()
+        });
+        let tickets: Vec<_> = tickets.collect();
+        let answers = client.fetch_all(tickets).into_iter().zip(&right);
+        for (row, (answer, right)) in answers.enumerate() {
+            if row == 50 {
+                refused(
+                    answer,
+                    ErrorCode::InvalidArgument,
+                    &["row 0: ", "not UTF-8"],
+                );
+            } else {
+                let own: Vec<Vec<Entity>> = answer.unwrap().rows("entities").unwrap();
+                assert_eq!(own, [right.clone()], "sentence {row}");
+            }
+        }
+    });
+}
+
+#[test]
 fn sentences_of_any_length_have_answers_and_those_that_are_too_long_are_named() {
     within(PATIENCE, || {
         let server = serve(&[]);
