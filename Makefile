@@ -87,6 +87,7 @@ test-valgrind: toolchain
 			$$program --test-threads=1 plugin::host
 
 bench: toolchain onnxruntime
+	$(CARGO) build --locked --release --example echo_plugin
 	$(CARGO) bench --locked --bench table
 
 bench-ner: ner

@@ -245,7 +245,7 @@ fn small_requests_that_run_together_do_not_spoil_each_other() {
                 );
             } else {
                 let own: Vec<Vec<Entity>> = answer.unwrap().rows("entities").unwrap();
-                assert_eq!(own, [right.clone()], "sentence {row}");
+                assert_eq!(own, std::slice::from_ref(right), "sentence {row}");
             }
         }
     });
