@@ -21,14 +21,17 @@ FEATURES := "" client plugin server
 need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo toolchain python onnxruntime build demo test test-valgrind bench install uninstall clean fmt lint
+.PHONY: help cargo toolchain python onnxruntime build demo ner demo-ner test test-valgrind bench bench-ner install uninstall clean fmt lint
 
 help:
 	@echo 'make demo                        fetch ONNX Runtime, build, and classify the handwritten digits on 2 workers'
+	@echo 'make demo-ner                    a plugin finds the birth dates in 1,000 Chinese sentences on 2 workers'
+	@echo 'make ner                         what the demo serves: the plugin and its proxy, in $(CARGO_TARGET_DIR)/ner/'
 	@echo 'make test                        every test, each feature alone, and the documentation'
 	@echo 'make test-valgrind               what malformed plugins do, under valgrind'
 	@echo 'make build                       the commands, in $(RELEASE)/'
 	@echo 'make bench                       the benchmarks: one table of ratios (minutes)'
+	@echo 'make bench-ner                   400 to 8,000 sentences on 1 to 8 workers: a table and a plot (minutes)'
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
 	@echo 'make uninstall PREFIX=/usr/local'
 	@echo 'make onnxruntime DEVICE=cpu|cuda the pinned ONNX Runtime library, into .onnxruntime/'
@@ -55,6 +58,14 @@ demo: toolchain onnxruntime
 	$(CARGO) build --release --locked --bins --example digits
 	$(RELEASE)/examples/digits
 
+# As `make demo` does, `ner` builds all that the README's five steps use.
+ner: toolchain onnxruntime
+	$(CARGO) build --release --locked --bins --example ner --example ner-dump --example ner-client
+	$(RELEASE)/examples/ner-dump '$(CARGO_TARGET_DIR)/ner'
+
+demo-ner: ner
+	@examples/ner/demo.sh '$(RELEASE)' '$(CARGO_TARGET_DIR)/ner'
+
 # The tests come last, so that their closing lines are the last thing on the screen. `cargo test` runs the
 # documentation's examples too.
 test: toolchain onnxruntime
@@ -78,6 +89,9 @@ test-valgrind: toolchain
 bench: toolchain onnxruntime
 	$(CARGO) build --locked --release --example echo_plugin
 	$(CARGO) bench --locked --bench table
+
+bench-ner: ner
+	$(CARGO) bench --locked --bench ner
 
 # Where there is no cargo, as for root under sudo, what `make build` left is installed.
 # The commands look for the library in ../lib/mdm/ from where they are.

@@ -143,7 +143,8 @@ impl Models {
         Ok(Models(dir))
     }
 
-    fn path(&self) -> &Path {
+    /// Where they are.
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 }

@@ -1,6 +1,8 @@
 //! Plugins, proxies and stages through the real server and the registry: what a user sees.
 #![cfg(feature = "server")]
 
+#[path = "../common/built.rs"]
+mod built;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../common/place.rs"]
@@ -20,22 +22,7 @@ use crate::common::Server;
 
 /// The plugin of `examples/plugin`, which cargo builds with the tests.
 pub fn echo_plugin() -> PathBuf {
-    let test = std::env::current_exe().expect("a test program");
-    let profile = test
-        .ancestors()
-        .find(|folder| folder.join("examples").is_dir())
-        .expect("target/PROFILE");
-    let file = profile.join("examples").join(format!(
-        "{}echo_plugin{}",
-        std::env::consts::DLL_PREFIX,
-        std::env::consts::DLL_SUFFIX
-    ));
-    assert!(
-        file.is_file(),
-        "{} is not built: `cargo test` without --test builds it, `cargo build --example echo_plugin` too",
-        file.display()
-    );
-    file
+    built::plugin("echo_plugin")
 }
 
 /// A folder with these files and the example's plugin.
