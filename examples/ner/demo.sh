@@ -14,7 +14,7 @@ end() {
 trap end EXIT
 
 echo '1. the model: examples/ner/model.rs, built as a plugin'
-ls "$built"/examples/libner.*
+ls "$built"/examples/libner.* | grep -v '\.d$'
 echo '2. its proxy'
 "$built/examples/ner-dump" "$folder"
 echo '3. the run-script directory'
