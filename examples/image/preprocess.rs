@@ -6,7 +6,9 @@
 //!
 //! Whatever the bytes are, the memory is bounded: nothing is decoded before the header has been looked at, a picture has
 //! at most [`MAX_PIXELS`], and a decoder takes at most 11 bytes for each (a progressive JPEG's coefficients and its
-//! pixels; a PNG takes 8). So 275 MB is the most for one picture, and what stays afterwards is [`KEPT_BYTES`].
+//! pixels; a PNG takes 8). So 275 MB is the most for one picture, and what stays afterwards is [`KEPT_BYTES`], twice.
+//! [`MAX_SIDE`] is for resizing, which makes a picture narrow before it makes it low: in between, one of 1 x 25,000,000
+//! pixels would be 224 times as wide.
 //!
 //! What a picture says beyond its pixels is left aside: colour profiles, orientation, transparency (the colour under
 //! it counts), further frames.
@@ -27,6 +29,8 @@ pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// A picture of more pixels is refused: as many as a camera of 24 megapixels gives.
 pub const MAX_PIXELS: u64 = 25_000_000;
+/// A picture with a longer side is refused, too.
+pub const MAX_SIDE: u32 = 20_000;
 /// Memory for decoded pixels that is kept for the next picture; one of 1600x1200 fits.
 const KEPT_BYTES: usize = 8 << 20;
 /// For what a PNG has beside its pixels: profiles and texts, which can be compressed a thousandfold.
@@ -39,7 +43,7 @@ pub enum Refused {
     Empty,
     /// Neither of the two formats, as far as the first bytes say.
     OtherFormat,
-    /// More pixels than [`MAX_PIXELS`].
+    /// More pixels than [`MAX_PIXELS`], or a side beyond [`MAX_SIDE`].
     TooLarge(u32, u32),
     /// It has no pixels at all.
     NoPixels(u32, u32),
@@ -58,7 +62,7 @@ impl fmt::Display for Refused {
             Refused::OtherFormat => write!(f, "not a JPEG or PNG"),
             Refused::TooLarge(width, height) => write!(
                 f,
-                "{width} x {height} pixels: at most {MAX_PIXELS} pixels in all are taken"
+                "{width} x {height} pixels: at most {MAX_PIXELS} in all and {MAX_SIDE} to a side are taken"
             ),
             Refused::NoPixels(width, height) => write!(f, "{width} x {height} pixels: no picture"),
             Refused::Truncated(missing) => write!(f, "the picture is truncated: {missing}"),
@@ -236,10 +240,12 @@ fn room(buffer: &mut Vec<u64>, bytes: usize) -> &mut [u8] {
 }
 
 fn few_enough(width: u32, height: u32) -> Result<(), Refused> {
-    match u64::from(width) * u64::from(height) {
-        0 => Err(Refused::NoPixels(width, height)),
-        1..=MAX_PIXELS => Ok(()),
-        _ => Err(Refused::TooLarge(width, height)),
+    if width == 0 || height == 0 {
+        Err(Refused::NoPixels(width, height))
+    } else if width.max(height) > MAX_SIDE || u64::from(width) * u64::from(height) > MAX_PIXELS {
+        Err(Refused::TooLarge(width, height))
+    } else {
+        Ok(())
     }
 }
 
@@ -544,23 +550,18 @@ mod tests {
     fn too_many_pixels_are_refused_by_the_header() {
         let bomb = png_bomb(30_000, 30_000);
         assert!(bomb.len() <= 1024, "{} bytes", bomb.len());
-        let text = "30000 x 30000 pixels: at most 25000000 pixels in all are taken";
+        let text = "30000 x 30000 pixels: at most 25000000 in all and 20000 to a side are taken";
         assert_eq!(error(&bomb), text);
         assert_eq!(error(&jpeg_bomb(30_000, 30_000)), text);
-        // One row of it alone would be too much.
-        assert!(matches!(
-            run(&png_bomb(0x7fff_ffff, 1)),
-            Err(Refused::TooLarge(0x7fff_ffff, 1))
-        ));
-        assert!(matches!(
-            run(&jpeg_bomb(65_535, 65_535)),
-            Err(Refused::TooLarge(65_535, 65_535))
-        ));
-        assert!(
-            run(&png_bomb(5000, 5000)).is_err(),
-            "its pixels are missing"
-        );
-        assert!(run(&png_bomb(0, 7)).is_err());
+        for (width, height) in [(0x7fff_ffff, 1), (1, 25_000_000), (20_001, 2), (5001, 5000)] {
+            let outcome = run(&png_bomb(width, height));
+            assert_eq!(outcome, Err(Refused::TooLarge(width, height)));
+        }
+        let outcome = run(&jpeg_bomb(65_535, 65_535));
+        assert_eq!(outcome, Err(Refused::TooLarge(65_535, 65_535)));
+        // Few enough, but they are not there.
+        assert!(error(&png_bomb(5000, 5000)).starts_with("the picture is damaged: "));
+        assert_eq!(error(&png_bomb(0, 7)), "0 x 7 pixels: no picture");
     }
 
     #[test]
