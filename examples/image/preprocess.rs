@@ -7,8 +7,8 @@
 //! Whatever the bytes are, the memory is bounded: nothing is decoded before the header has been looked at, a picture has
 //! at most [`MAX_PIXELS`], and a decoder takes at most 11 bytes for each (a progressive JPEG's coefficients and its
 //! pixels; a PNG takes 8). So 275 MB is the most for one picture, and what stays afterwards is [`KEPT_BYTES`], twice.
-//! [`MAX_SIDE`] is for resizing, which makes a picture narrow before it makes it low: in between, one of 1 x 25,000,000
-//! pixels would be 224 times as wide.
+//! [`MAX_SIDE`] is for resizing, which first makes one side shorter and then the other: in between, 1 x 25,000,000 pixels
+//! could become 224 times as many.
 //!
 //! What a picture says beyond its pixels is left aside: colour profiles, orientation, transparency (the colour under
 //! it counts), further frames.
@@ -113,20 +113,20 @@ impl Preprocess {
     }
 
     /// How many numbers a picture becomes.
-    pub fn len(&self) -> usize {
+    pub fn numbers(&self) -> usize {
         3 * self.size as usize * self.size as usize
     }
 
-    /// One picture into `out`, of [`Preprocess::len`] numbers: all red ones, row by row, then green, then blue. The
+    /// One picture into `out`, of [`Preprocess::numbers`] numbers: all red ones, row by row, then green, then blue. The
     /// whole picture is taken, its sides stretched to be of one length.
     ///
     /// # Errors
     ///
     /// [`Refused`] says why. `out` is then as it was.
     pub fn run(&mut self, bytes: &[u8], out: &mut [f32]) -> Result<(), Refused> {
-        if out.len() != self.len() {
+        if out.len() != self.numbers() {
             return Err(Refused::Output {
-                expected: self.len(),
+                expected: self.numbers(),
                 found: out.len(),
             });
         }
@@ -321,7 +321,7 @@ mod tests {
     fn run(bytes: &[u8]) -> Result<Vec<f32>, Refused> {
         // Values of 0 to 255 come out.
         let mut stage = Preprocess::new(SIZE, [0.0; 3], [1.0 / 255.0; 3]);
-        let mut out = vec![f32::NAN; stage.len()];
+        let mut out = vec![f32::NAN; stage.numbers()];
         stage.run(bytes, &mut out).map(|()| out)
     }
 
@@ -373,7 +373,7 @@ mod tests {
     fn values_are_normalised() {
         let png = encoded(halves(), ImageFormat::Png);
         let mut stage = Preprocess::new(SIZE, MEAN, STD);
-        let mut out = vec![0.0; stage.len()];
+        let mut out = vec![0.0; stage.numbers()];
         stage.run(&png, &mut out).expect("numbers");
         for (c, rows) in HALVES.iter().enumerate() {
             let [upper, lower] = rows.map(|value| (value / 255.0 - MEAN[c]) / STD[c]);
@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn memory_is_lent_from_one_picture_to_the_next_without_mixing_them() {
         let mut stage = Preprocess::new(SIZE, [0.0; 3], [1.0 / 255.0; 3]);
-        let mut out = vec![0.0; stage.len()];
+        let mut out = vec![0.0; stage.numbers()];
         let large = encoded(
             RgbImage::from_pixel(300, 200, Rgb([9; 3])),
             ImageFormat::Png,
@@ -567,7 +567,7 @@ mod tests {
     #[test]
     fn what_was_large_is_given_back() {
         let mut stage = Preprocess::new(SIZE, MEAN, STD);
-        let mut out = vec![0.0; stage.len()];
+        let mut out = vec![0.0; stage.numbers()];
         stage.run(&png_bomb(5000, 5000), &mut out).unwrap_err();
         assert_eq!(stage.decoded.capacity(), 0);
     }

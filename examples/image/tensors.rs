@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     let shown: Vec<i64> = read(&data.join("labels.npy"))?;
 
     let mut stage = Preprocess::new(SIZE, MEAN, STD);
-    let mut row = vec![0.0; stage.len()];
+    let mut row = vec![0.0; stage.numbers()];
     let count = digits.len() as u64 * pictures;
     let side = u64::from(SIZE);
     let mut tensors = writer::<f32>(folder.join("tensors.npy"), &[count, 3, side, side])?;
