@@ -1,6 +1,7 @@
 //! Errors: a stable code that programs act on, and a message that people act on.
 
 use std::fmt;
+use std::ops::Range;
 
 /// The stable error codes of the wire (a client may match on them; they never change meaning).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,6 +76,7 @@ impl fmt::Display for ErrorCode {
 pub struct Error {
     code: ErrorCode,
     message: String,
+    rows: Option<Range<usize>>,
 }
 
 /// The crate's result.
@@ -86,6 +88,7 @@ impl Error {
         Error {
             code,
             message: message.into(),
+            rows: None,
         }
     }
 
@@ -138,12 +141,28 @@ impl Error {
     #[must_use]
     pub fn context(self, place: impl fmt::Display) -> Error {
         Error {
-            code: self.code,
             message: format!("{place}: {}", self.message),
+            ..self
         }
+    }
+
+    /// The same error, which concerns these rows of the batch that a model was given. A client is told their numbers
+    /// in its own request.
+    #[must_use]
+    pub fn at_rows(self, rows: Range<usize>) -> Error {
+        Error {
+            rows: Some(rows),
+            ..self
+        }
+    }
+
+    /// The rows of a batch that a model blames.
+    pub fn rows(&self) -> Option<Range<usize>> {
+        self.rows.clone()
     }
 }
 
+#[cfg(any(feature = "client", feature = "server"))]
 impl From<zmq::Error> for Error {
     fn from(error: zmq::Error) -> Error {
         Error::unavailable(format!("ZeroMQ: {error}"))

@@ -27,7 +27,8 @@
 //! | `frames`, `socket` | zero-copy frames; how sockets are set up: the only users of ZeroMQ with [`client`] |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
-//! | `model` | what a worker runs and where it comes from: lookup, registry, engine, weights |
+//! | `model` | what a worker runs and where it comes from: lookup, proxies, registry, engine, weights, chains |
+//! | [`plugin`], `signature` | models of one's own: the author's interface, the C interface below it, its host |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
 //! | `server` | wiring, being ready, the order of stopping |
 //! | `config`, `logging` | what was typed → checked settings; the log |
@@ -46,7 +47,8 @@
 //! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
-//! 8. `unsafe` is in `frames.rs` alone, so far.
+//! 8. `unsafe` is in `frames.rs`, and for the C interface of plugins in `plugin/glue.rs` (the author's side) and
+//!    `plugin/host/` (the server's side), each block with its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
 //! thread; no table is shared between threads on the data path but the board of cancelled serials, which may forget.
@@ -76,10 +78,14 @@ pub mod message;
 pub mod model;
 #[cfg(feature = "server")]
 pub(crate) mod pipeline;
+#[cfg(any(feature = "plugin", feature = "server"))]
+pub mod plugin;
 #[cfg(feature = "server")]
 pub(crate) mod schedule;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(any(feature = "plugin", feature = "server"))]
+pub(crate) mod signature;
 #[cfg(any(feature = "client", feature = "server"))]
 pub(crate) mod socket;
 #[cfg(feature = "server")]

@@ -78,7 +78,7 @@ impl Tensor {
     }
 
     /// A tensor over bytes that were checked when they came in.
-    #[cfg(feature = "server")]
+    #[cfg(any(feature = "plugin", feature = "server"))]
     pub(crate) fn trusted(
         name: Arc<str>,
         datatype: DataType,
@@ -351,23 +351,33 @@ impl Tensor {
     /// # Errors
     /// `INVALID_ARGUMENT` if the tensor is not BYTES, or naming the first element that is not UTF-8.
     pub fn strings(&self) -> Result<Vec<&str>> {
+        self.texts()?.collect()
+    }
+
+    /// The elements of a BYTES tensor as text, one after the other. One that is not UTF-8 is an `INVALID_ARGUMENT`
+    /// about its row.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the tensor is not BYTES.
+    pub fn texts(&self) -> Result<impl Iterator<Item = Result<&str>>> {
         if self.datatype != DataType::Bytes {
             return Err(Error::invalid(format!(
                 "tensor {:?} is {}, asked for as strings",
                 self.name, self.datatype
             )));
         }
-        self.byte_strings()
-            .enumerate()
-            .map(|(i, bytes)| {
-                std::str::from_utf8(bytes).map_err(|e| {
-                    Error::invalid(format!(
-                        "tensor {:?}: element {i} is not UTF-8: {e}",
-                        self.name
-                    ))
-                })
+        let per_row = self.row_elements().max(1);
+        let texts = self.byte_strings().enumerate().map(move |(i, bytes)| {
+            std::str::from_utf8(bytes).map_err(|e| {
+                let row = i / per_row;
+                Error::invalid(format!(
+                    "tensor {:?}: element {i} is not UTF-8: {e}",
+                    self.name
+                ))
+                .at_rows(row..row + 1)
             })
-            .collect()
+        });
+        Ok(texts)
     }
 
     /// The rows of a JSON tensor.
@@ -440,9 +450,40 @@ impl Batch {
         self.tensors.iter().find(|tensor| tensor.name() == name)
     }
 
+    /// The column of that name, or the only one if it has no name.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, naming the columns that there are.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        if let [only] = self.tensors.as_slice()
+            && only.name().is_empty()
+        {
+            return Ok(only);
+        }
+        self.get(name).ok_or_else(|| {
+            let names: Vec<&str> = self.tensors.iter().map(Tensor::name).collect();
+            Error::invalid(format!("tensor {name:?} is missing, got {names:?}"))
+        })
+    }
+
     /// The bytes of payload.
     pub fn payload_bytes(&self) -> usize {
         self.tensors.iter().map(Tensor::payload_bytes).sum()
+    }
+}
+
+/// One column.
+impl From<Tensor> for Batch {
+    fn from(tensor: Tensor) -> Batch {
+        Batch {
+            tensors: vec![tensor],
+        }
+    }
+}
+
+impl From<Vec<Tensor>> for Batch {
+    fn from(tensors: Vec<Tensor>) -> Batch {
+        Batch { tensors }
     }
 }
 

@@ -29,7 +29,10 @@ fn files_that_are_no_models_are_refused_and_tried_again_next_time() {
         ("pickle.proxy", b"\x80\x04\x95\x10\x00".to_vec()),
         ("pickled", b"\x80\x02}q\x00.".to_vec()),
         ("protocol0.proxy", b"(dp0\nS'a'\np1\n.".to_vec()),
-        ("later.proxy", br#"{"mdm":1,"plugin":"x.so"}"#.to_vec()),
+        (
+            "later.proxy",
+            br#"{"mdm":1,"onnx":"x.onnx","later":true}"#.to_vec(),
+        ),
         ("newer.proxy", br#"{"mdm":2,"onnx":"x.onnx"}"#.to_vec()),
     ]);
     for (name, why) in [
@@ -38,10 +41,11 @@ fn files_that_are_no_models_are_refused_and_tried_again_next_time() {
         ("short", "cannot open"),
         ("flipped", "cannot open"),
         ("sequence", "output \"y\""),
-        ("pickle", "pickle"),
+        ("pickle", "Python pickle"),
+        ("pickle", "\"plugin\":\"libNAME.so\""),
         ("pickled", "pickle"),
         ("protocol0", "expected JSON"),
-        ("later", "\"plugin\" is not supported by this version"),
+        ("later", "\"later\" is unknown here, expected \"mdm\""),
         ("newer", "expected \"mdm\":1"),
     ] {
         let e = place.find(name).unwrap_err();

@@ -1,6 +1,6 @@
 //! A request's inputs against a model's description. It runs in the ventilator for every request.
 
-use super::{BatchKind, Description, Dim, Port};
+use super::{BatchKind, Description, Dim, Port, Takes};
 use crate::error::{Error, Result};
 use crate::tensor::{Batch, Tensor};
 
@@ -23,9 +23,15 @@ pub(crate) struct Checked {
 /// # Errors
 /// `INVALID_ARGUMENT`, naming the input, what was expected and what came.
 pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<Checked> {
-    let inputs = ordered(description, inputs)?;
     let batched = description.kind != BatchKind::Whole;
     let mut dims = Vec::new();
+    let inputs = match description.takes {
+        Takes::Declared => ordered(description, inputs)?,
+        Takes::Anything => {
+            undeclared_dims(&inputs, &mut dims);
+            inputs
+        }
+    };
     for (index, (port, tensor)) in description.inputs.iter().zip(&inputs.tensors).enumerate() {
         if tensor.datatype() != port.datatype {
             return Err(Error::invalid(format!(
@@ -80,6 +86,18 @@ pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<C
         dims.clear();
     }
     Ok(Checked { inputs, rows, dims })
+}
+
+/// Inputs that nothing was declared of may run together if they are alike in everything but their rows.
+fn undeclared_dims(inputs: &Batch, dims: &mut Vec<usize>) {
+    for tensor in &inputs.tensors {
+        let name = tensor.name().as_bytes();
+        dims.push(name.len());
+        dims.extend(name.iter().map(|&byte| usize::from(byte)));
+        dims.push(tensor.datatype() as usize);
+        dims.push(tensor.shape().len());
+        dims.extend(tensor.shape().iter().skip(1));
+    }
 }
 
 /// The inputs in the description's order. The common cases, in order already or one input, keep the vector.
@@ -202,6 +220,7 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
 mod tests {
     use super::*;
     use crate::message::ModelId;
+    use crate::model::Takes;
     use crate::tensor::DataType;
 
     fn port(name: &str, datatype: DataType, shape: &[Dim]) -> Port {
@@ -222,6 +241,7 @@ mod tests {
             name: "m".to_owned(),
             version: "1".to_owned(),
             kind,
+            takes: Takes::Declared,
             inputs,
             outputs: vec![],
         }

@@ -1,11 +1,14 @@
 //! The engine: ONNX Runtime, loaded once per process, and the devices that it can use.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
-use ort::ep::{CUDA, ExecutionProvider, ExecutionProviderDispatch};
+use ort::ep::{
+    ArbitrarilyConfigurableExecutionProvider, CUDA, ExecutionProvider, ExecutionProviderDispatch,
+};
 use ort::logging::LogLevel;
 use ort::session::Session;
 
@@ -90,7 +93,7 @@ impl Engine {
         // The rest (the provider's own libraries, the driver's version, the card's state) only a session tells.
         let attempt = || -> ort::Result<()> {
             Session::builder(&self.environment)?
-                .with_execution_providers([cuda(number, 0)])?
+                .with_execution_providers([cuda(number, 0, &BTreeMap::new())])?
                 .commit_from_memory(&smallest_model())?;
             Ok(())
         };
@@ -106,12 +109,22 @@ impl Engine {
     }
 }
 
-/// The CUDA execution provider on a card, with its arena bounded to `limit_bytes` (0: the engine's own default). It
-/// fails rather than fall back to the processor.
-pub(crate) fn cuda(number: u32, limit_bytes: usize) -> ExecutionProviderDispatch {
+/// The CUDA execution provider on a card, with its arena bounded to `limit_bytes` (0: the engine's own default), and
+/// whatever else a proxy wants of it. It fails rather than fall back to the processor.
+pub(crate) fn cuda(
+    number: u32,
+    limit_bytes: usize,
+    wanted: &BTreeMap<String, String>,
+) -> ExecutionProviderDispatch {
     let mut provider = CUDA::default().with_device_id(i32::try_from(number).unwrap_or(i32::MAX));
     if limit_bytes > 0 {
         provider = provider.with_memory_limit(limit_bytes);
+    }
+    for (key, value) in wanted {
+        // Which card a worker has is the server's to say.
+        if key != "device_id" {
+            provider = provider.with_arbitrary_config(key, value);
+        }
     }
     provider.build().error_on_failure()
 }
@@ -176,7 +189,7 @@ fn search(surroundings: &Surroundings, verbose: bool) -> Result<Engine> {
 }
 
 fn open_file(file: &Path, verbose: bool) -> Result<Engine> {
-    library::check_whole(file)?;
+    library::check_whole(file).map_err(|e| e.context("ONNX Runtime"))?;
     open(file, verbose)
 }
 

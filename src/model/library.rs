@@ -116,12 +116,12 @@ pub(crate) fn explicit(path: &Path) -> Result<PathBuf> {
 /// `FAILED_PRECONDITION`, naming the file and both lengths.
 pub(crate) fn check_whole(file: &Path) -> Result<()> {
     let mut head = [0u8; 64];
-    let unreadable = |e| Error::precondition(format!("ONNX Runtime: {}: {e}", file.display()));
+    let unreadable = |e| Error::precondition(format!("{}: {e}", file.display()));
     let mut opened = File::open(file).map_err(unreadable)?;
     let length = opened.metadata().map_err(unreadable)?.len();
     if opened.read_exact(&mut head).is_err() {
         return Err(Error::precondition(format!(
-            "ONNX Runtime: {} is no library: it has {length} bytes",
+            "{} is no library: it has {length} bytes",
             file.display()
         )));
     }
@@ -137,7 +137,7 @@ pub(crate) fn check_whole(file: &Path) -> Result<()> {
         let end = field(0x28, 8).saturating_add(field(0x3a, 2) * field(0x3c, 2));
         if end > length {
             return Err(Error::precondition(format!(
-                "ONNX Runtime: {} is cut short: it has {length} bytes of {end}",
+                "{} is cut short: it has {length} bytes of {end}",
                 file.display()
             )));
         }

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! model "digits"      run-script-dir/digits           a file
-//!                     run-script-dir/digits.proxy     JSON that says how to serve an ONNX file
+//!                     run-script-dir/digits.proxy     JSON that says what to serve: proxy.rs
 //!                     run-script-dir/digits.onnx
 //!                     run-script-dir/digits/          VERSION/model.onnx, the highest version
 //! model "digits/3"    run-script-dir/digits/3/        model.onnx: that version
+//! model "digits.top"  run-script-dir/digits.proxy     the method "top" that it lists
 //! ```
 //! Paths are put together as text first (`.` and `..` taken out), so that nothing outside the roots is ever touched,
 //! not even to see whether it is there. Then links are followed, and where they lead is checked again.
@@ -14,18 +15,16 @@ use std::fs::{self, FileType};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::Rows;
+use super::proxy::{EXAMPLES, Proxy, Runs, SessionOptions, StageText, kind_of};
 use super::source::file_name;
 use crate::error::{Error, Result};
 use crate::message::Params;
 
 /// The parameter by which the ancestor's clients name a model.
 const MODEL_PROXY_PATH: &str = "model_proxy_path";
-
-/// A proxy is a page of JSON.
-const MOST_PROXY_BYTES: u64 = 1 << 20;
 
 /// What decides which model a request gets, and whether it may: equal lookups have equal answers as long as no file
 /// changes.
@@ -60,24 +59,41 @@ impl Lookup {
     }
 }
 
-/// How a proxy overrules what the file's shapes say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Rows {
-    /// Requests may be split and put together.
-    Independent,
-    /// The model gets each request whole.
-    Whole,
-}
-
-/// A model's file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a name leads to.
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Found {
-    /// The ONNX file, links followed.
-    pub(super) path: PathBuf,
     pub(super) name: String,
     pub(super) version: String,
+    /// The file that says what is served: the ONNX file itself, where there is nothing more to say than its name.
+    pub(super) origin: PathBuf,
+    pub(super) method: Option<String>,
     pub(super) rows: Option<Rows>,
+    /// At least one.
+    pub(super) stages: Vec<Stage>,
+    pub(super) warm_up: Option<Map<String, Value>>,
+}
+
+/// A stage whose files are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stage {
+    /// What to call it in messages.
+    pub(super) name: String,
+    /// The file, links followed.
+    pub(super) path: PathBuf,
+    pub(super) runs: StageRuns,
+}
+
+/// What a stage does with its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StageRuns {
+    Onnx(SessionOptions),
+    Plugin {
+        entry: Option<String>,
+        /// JSON.
+        state: String,
+        /// What the state's paths are relative to.
+        folder: PathBuf,
+    },
 }
 
 /// The directories that paths may lead into.
@@ -147,8 +163,13 @@ impl Roots {
                 by_path = Some((text.as_str(), target));
             }
         }
+        let mut method = None;
         let by_name = match &lookup.model {
-            Some(name) => Some((name.as_str(), self.named(name)?)),
+            Some(name) => {
+                let (target, named) = self.named_with_method(name)?;
+                method = named;
+                Some((name.as_str(), target))
+            }
             None => None,
         };
         let (name, target) = match (by_name, by_path) {
@@ -166,7 +187,51 @@ impl Roots {
                 )));
             }
         };
-        self.model(name, target)
+        self.model(name, target, method.as_deref())
+    }
+
+    /// A file that a proxy or its state names, relative to the proxy's folder.
+    ///
+    /// # Errors
+    /// As [`Roots::find`], naming the key.
+    pub(super) fn beside(&self, folder: &Path, key: &str, text: &str) -> Result<PathBuf> {
+        Ok(self.target_beside(folder, key, text)?.path)
+    }
+
+    fn target_beside(&self, folder: &Path, key: &str, text: &str) -> Result<Target> {
+        let joined = folder.join(text).to_string_lossy().into_owned();
+        let path = match self.inside(key, if text.is_empty() { text } else { &joined }) {
+            Ok(path) => path,
+            // The folder is nobody's business who sends requests.
+            Err(e) if text.is_empty() => return Err(e),
+            Err(_) => return Err(self.denied(key, text)),
+        };
+        self.real(key, text, &path)
+    }
+
+    /// A file that a request's parameter names.
+    ///
+    /// # Errors
+    /// As [`Roots::find`], naming the key.
+    pub(super) fn parameter(&self, key: &str, text: &str) -> Result<PathBuf> {
+        Ok(self.entry(key, text)?.path)
+    }
+
+    /// As [`Roots::named`]; where nothing has that name, what is behind its last dot is a proxy's method.
+    fn named_with_method(&self, name: &str) -> Result<(Target, Option<String>)> {
+        let missing = match self.named(name) {
+            Err(e) if e.code() == crate::ErrorCode::NotFound => e,
+            result => return Ok((result?, None)),
+        };
+        if let Some((base, method)) = name.rsplit_once('.')
+            && !method.is_empty()
+            && !method.contains('/')
+            && let Ok(target) = self.named(base)
+            && is_proxy(&target)
+        {
+            return Ok((target, Some(method.to_owned())));
+        }
+        Err(missing)
     }
 
     /// Where a model's name leads: the first of the places that holds something.
@@ -265,50 +330,98 @@ impl Roots {
         ))
     }
 
-    /// The ONNX file that a target is or stands for.
-    fn model(&self, name: &str, target: Target) -> Result<Found> {
-        let found = |path, version| Found {
-            path,
-            name: name.to_owned(),
-            version,
-            rows: None,
-        };
+    /// What a target is or stands for.
+    fn model(&self, name: &str, target: Target, method: Option<&str>) -> Result<Found> {
         if target.kind.is_dir() {
             let (path, version) = self.newest(name, &target.path)?;
-            return Ok(found(path, version));
+            return Ok(Found::onnx(name, version, path, None));
         }
         if is_pickle(&target.path)? {
             return Err(Error::precondition(format!(
-                "{} is a Python pickle, which would run whatever code is in it and is never loaded; export the model \
-                 to ONNX, or write a JSON proxy: {{\"mdm\":1,\"onnx\":\"NAME.onnx\"}}",
+                "{} is a Python pickle, which would run whatever code is in it and is never loaded; write a JSON \
+                 proxy in its place: {EXAMPLES} (what Proxy::write and mdm::plugin::dump write)",
                 file_name(&target.path)
             )));
         }
-        if target
-            .path
-            .extension()
-            .is_some_and(|ending| ending == "proxy")
-        {
-            let proxy = read_proxy(&target.path)?;
-            let folder = target.path.parent().unwrap_or(Path::new("/"));
-            let text = folder.join(&proxy.onnx).to_string_lossy().into_owned();
-            let place = |e: Error| e.context(file_name(&target.path));
-            let onnx = self
-                .inside("onnx", &text)
-                .map_err(|_| self.denied("onnx", &proxy.onnx))
-                .and_then(|path| self.real("onnx", &proxy.onnx, &path))
-                .map_err(place)?;
-            let (path, version) = if onnx.kind.is_dir() {
-                self.newest(&proxy.onnx, &onnx.path)?
-            } else {
-                (onnx.path, "1".to_owned())
-            };
-            return Ok(Found {
-                rows: proxy.rows,
-                ..found(path, version)
-            });
+        if is_proxy(&target) {
+            return self
+                .proxy(name, &target.path, method)
+                .map_err(|e| e.context(file_name(&target.path)));
         }
-        Ok(found(target.path, "1".to_owned()))
+        Ok(Found::onnx(name, "1".to_owned(), target.path, None))
+    }
+
+    fn proxy(&self, name: &str, path: &Path, method: Option<&str>) -> Result<Found> {
+        let (method, chain) = Proxy::read(path)?.method(method)?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let mut version = "1".to_owned();
+        let mut stages = Vec::with_capacity(chain.stages.len());
+        let alone = chain.stages.len() == 1;
+        for text in &chain.stages {
+            let (stage, its_version) = self.stage(text, folder).map_err(|e| {
+                if alone {
+                    e
+                } else {
+                    e.context(format_args!("stage {:?}", text.shown()))
+                }
+            })?;
+            if alone {
+                version = its_version;
+            }
+            stages.push(stage);
+        }
+        let found = Found {
+            name: name.to_owned(),
+            version,
+            origin: path.to_owned(),
+            method,
+            rows: chain.rows,
+            stages,
+            warm_up: chain.warm_up,
+        };
+        // A proxy that adds nothing to its ONNX file is that file under another name.
+        match found.stages.as_slice() {
+            [only]
+                if only.runs == StageRuns::Onnx(SessionOptions::default())
+                    && found.method.is_none()
+                    && found.warm_up.is_none() =>
+            {
+                let path = only.path.clone();
+                Ok(Found::onnx(name, found.version, path, found.rows))
+            }
+            _ => Ok(found),
+        }
+    }
+
+    fn stage(&self, text: &StageText, folder: &Path) -> Result<(Stage, String)> {
+        let name = text.shown();
+        match &text.runs {
+            Runs::Onnx { file, options } => {
+                let target = self.target_beside(folder, "onnx", file)?;
+                let (path, version) = if target.kind.is_dir() {
+                    self.newest(file, &target.path)?
+                } else {
+                    (target.path, "1".to_owned())
+                };
+                let runs = StageRuns::Onnx(options.clone());
+                Ok((Stage { name, path, runs }, version))
+            }
+            Runs::Plugin { file, entry, state } => {
+                let target = self.target_beside(folder, "plugin", file)?;
+                if target.kind.is_dir() {
+                    return Err(Error::precondition(format!(
+                        "plugin {file:?} is a directory, expected a shared library"
+                    )));
+                }
+                let runs = StageRuns::Plugin {
+                    entry: entry.clone(),
+                    state: state.to_string(),
+                    folder: folder.to_owned(),
+                };
+                let path = target.path;
+                Ok((Stage { name, path, runs }, "1".to_owned()))
+            }
+        }
     }
 
     /// The file of a repository folder: `model.onnx` in it, or in the subfolder with the highest number.
@@ -347,51 +460,31 @@ struct Target {
     kind: FileType,
 }
 
-/// A proxy file, as far as this version serves it.
-#[derive(Debug, Deserialize)]
-struct Proxy {
-    onnx: String,
-    #[serde(default)]
-    rows: Option<Rows>,
+impl Found {
+    /// An ONNX file as it is.
+    fn onnx(name: &str, version: String, path: PathBuf, rows: Option<Rows>) -> Found {
+        let file = path.file_name().unwrap_or_default();
+        let stage = Stage {
+            // The same whatever name the file was found by.
+            name: file.to_string_lossy().into_owned(),
+            path: path.clone(),
+            runs: StageRuns::Onnx(SessionOptions::default()),
+        };
+        Found {
+            name: name.to_owned(),
+            version,
+            origin: path,
+            method: None,
+            rows,
+            stages: vec![stage],
+            warm_up: None,
+        }
+    }
 }
 
-fn read_proxy(path: &Path) -> Result<Proxy> {
-    let name = file_name(path);
-    let fail = |why: String| Error::precondition(format!("{name}: {why}"));
-    let mut text = Vec::new();
-    fs::File::open(path)
-        .and_then(|file| file.take(MOST_PROXY_BYTES + 1).read_to_end(&mut text))
-        .map_err(|e| fail(e.to_string()))?;
-    if text.len() as u64 > MOST_PROXY_BYTES {
-        return Err(fail(format!(
-            "a proxy has at most {MOST_PROXY_BYTES} bytes of JSON"
-        )));
-    }
-    let value: Value = serde_json::from_slice(&text).map_err(|e| {
-        fail(format!(
-            "expected JSON such as {{\"mdm\":1,\"onnx\":\"NAME.onnx\"}}, and it is none ({e}); proxies of \
-             Python programs have to be exported anew"
-        ))
-    })?;
-    let Some(object) = value.as_object() else {
-        return Err(fail(format!(
-            "expected a JSON object, got {}",
-            kind_of(&value)
-        )));
-    };
-    if object.get("mdm").and_then(Value::as_u64) != Some(1) {
-        return Err(fail(format!(
-            "expected \"mdm\":1, the proxy format of this version, got {}",
-            object.get("mdm").unwrap_or(&Value::Null)
-        )));
-    }
-    if let Some(key) = object
-        .keys()
-        .find(|key| !["mdm", "onnx", "rows"].contains(&key.as_str()))
-    {
-        return Err(fail(format!("{key:?} is not supported by this version")));
-    }
-    Proxy::deserialize(value).map_err(|e| fail(e.to_string()))
+fn is_proxy(target: &Target) -> bool {
+    let ending = target.path.extension();
+    target.kind.is_file() && ending.is_some_and(|ending| ending == "proxy")
 }
 
 /// Pickles of protocol 2 and later start so; no ONNX file and no JSON does.
@@ -428,15 +521,4 @@ fn is_absence(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename
     )
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
 }

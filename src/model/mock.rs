@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use super::{BatchKind, Description, Dim, Lookup, Model, ModelSource, Port};
+use super::{BatchKind, Description, Dim, Lookup, Model, ModelSource, Port, Run, Takes};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, WorkerId};
+use crate::message::{ModelId, WorkerId};
 use crate::tensor::{Batch, DataType};
 
 /// What a mock model does with a batch.
@@ -109,6 +109,7 @@ impl MockSource {
             name: name.to_owned(),
             version: "1".to_owned(),
             kind,
+            takes: Takes::Declared,
             inputs: ports.clone(),
             outputs: ports,
         });
@@ -159,7 +160,7 @@ fn has_negative(inputs: &Batch) -> bool {
 }
 
 impl Model for MockModel {
-    fn infer(&mut self, inputs: &Batch, _params: &Params) -> Result<Batch> {
+    fn infer_with(&mut self, inputs: &Batch, _run: &Run<'_>) -> Result<Batch> {
         match &self.0 {
             Behaviour::Echo => Ok(inputs.clone()),
             Behaviour::Gated(gate) => {
@@ -178,6 +179,7 @@ impl Model for MockModel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Params;
     use crate::model::loader::{Answer, Job, Loader};
     use crate::tensor::Tensor;
 

@@ -3,6 +3,7 @@
 //! A worker knows a model only as a [`Model`] that a [`ModelSource`] opened for it; what the source knows about
 //! files, weights and engines stays in this folder.
 
+mod chain;
 pub(crate) mod check;
 mod engine;
 mod gpu;
@@ -13,44 +14,27 @@ mod memory;
 #[cfg(test)]
 pub(crate) mod mock;
 mod onnx;
+mod plugin;
 mod proto;
+mod proxy;
 mod registry;
+mod shared;
 mod source;
+mod stage;
 mod values;
 mod weights;
 
 pub use engine::Engine;
+pub(crate) use library::check_whole;
 pub use lookup::Lookup;
 pub use registry::{Registry, RegistryConfig};
 
+pub use crate::signature::{Dim, Port, Rows};
+
 use crate::error::Result;
-use crate::message::{ModelId, Params, WorkerId};
-use crate::tensor::{Batch, DataType};
-use crate::wire::server::{DimInfo, ModelInfo, PortInfo};
-
-/// A dimension of an input or output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Dim {
-    /// Always this size.
-    Fixed(usize),
-    /// Any size, the same wherever the name stands.
-    Symbol(String),
-    /// Any size.
-    Dynamic,
-    /// Any number of further dimensions of any size: a model that does not declare its rank.
-    Rest,
-}
-
-/// An input or output of a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// The name.
-    pub name: String,
-    /// The datatype.
-    pub datatype: DataType,
-    /// The dimensions, the row first.
-    pub shape: Vec<Dim>,
-}
+use crate::message::{Member, ModelId, Params, WorkerId};
+use crate::tensor::Batch;
+use crate::wire::server::ModelInfo;
 
 /// How rows may be put together for a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,29 +58,22 @@ pub struct Description {
     pub version: String,
     /// How rows may be put together.
     pub kind: BatchKind,
-    /// What it takes, in order.
+    /// Whether `inputs` says what it takes.
+    pub takes: Takes,
+    /// What it takes, in order; empty if it takes anything.
     pub inputs: Vec<Port>,
-    /// What it gives, in order.
+    /// What it gives, in order; empty if it does not declare it.
     pub outputs: Vec<Port>,
 }
 
-impl Port {
-    fn info(&self) -> PortInfo {
-        PortInfo {
-            name: self.name.clone(),
-            dtype: self.datatype.name().to_owned(),
-            shape: self
-                .shape
-                .iter()
-                .map(|dim| match dim {
-                    Dim::Fixed(size) => DimInfo::Size(*size as i64),
-                    Dim::Symbol(name) => DimInfo::Symbol(name.clone()),
-                    Dim::Dynamic => DimInfo::Size(-1),
-                    Dim::Rest => DimInfo::Symbol("...".to_owned()),
-                })
-                .collect(),
-        }
-    }
+/// What a request's inputs are held against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Takes {
+    /// The model's inputs, each with its datatype and shape.
+    #[default]
+    Declared,
+    /// Nothing but each other: a plugin that takes anything. Rows must agree where they are independent.
+    Anything,
 }
 
 impl Description {
@@ -116,14 +93,45 @@ impl Description {
     }
 }
 
+/// What a run belongs to: what a model may want to know besides its rows.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// The request's parameters.
+    pub params: &'a Params,
+    /// Whose rows these are, in their order in the batch; empty if that is not known.
+    pub members: &'a [Member],
+    /// Whether nobody waits for these rows any more.
+    pub cancelled: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Run<'a> {
+    /// A run of nobody in particular.
+    pub fn alone(params: &'a Params) -> Run<'a> {
+        Run {
+            params,
+            members: &[],
+            cancelled: &|| false,
+        }
+    }
+}
+
 /// One worker's instance of a model. It lives and runs in that worker's thread.
 pub trait Model {
     /// Runs a batch. The inputs are in the description's order, checked against it; so must the outputs be.
     /// For a model with a batch dimension every output has as many rows as the inputs.
     ///
     /// # Errors
-    /// Whatever went wrong in the model, for the client to read.
-    fn infer(&mut self, inputs: &Batch, params: &Params) -> Result<Batch>;
+    /// Whatever went wrong in the model, for the client to read, with the rows of the batch that it concerns where
+    /// the model knows them.
+    fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch>;
+
+    /// As [`Model::infer_with`], for nobody in particular.
+    ///
+    /// # Errors
+    /// As there.
+    fn infer(&mut self, inputs: &Batch, params: &Params) -> Result<Batch> {
+        self.infer_with(inputs, &Run::alone(params))
+    }
 }
 
 /// Opens models for workers.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ort::session::{Session, SessionInputValue};
 
-use super::{BatchKind, Description, Dim, Model, Port, values};
+use super::{BatchKind, Description, Dim, Model, Port, Run, values};
 use crate::error::{Error, Result};
 use crate::message::Params;
 use crate::tensor::{Batch, Data, DataType, Tensor};
@@ -115,7 +115,7 @@ impl OnnxModel {
 }
 
 impl Model for OnnxModel {
-    fn infer(&mut self, inputs: &Batch, _params: &Params) -> Result<Batch> {
+    fn infer_with(&mut self, inputs: &Batch, _run: &Run<'_>) -> Result<Batch> {
         match self.description.kind {
             BatchKind::Whole => self.run(inputs),
             BatchKind::Fixed(size) => self.run_fixed(inputs, size),

@@ -6,9 +6,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::engine::Engine;
-use super::lookup::{Found, Lookup, Roots, Rows};
-use super::source::{OnnxSource, Options, Stamp};
-use super::{BatchKind, Description, Device, Dim, Model, ModelSource, gpu};
+use super::lookup::{Found, Lookup, Roots, Stage};
+use super::plugin::Surroundings;
+use super::proxy::SessionOptions;
+use super::shared::Shared;
+use super::source::{Options, Stamp};
+use super::stage::{self, StageSource};
+use super::{Description, Device, Model, ModelSource, Rows, gpu};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, WorkerId};
 use crate::wire::server::ModelInfo;
@@ -34,8 +38,8 @@ pub struct RegistryConfig {
 /// The models that are known. Its methods touch files and take seconds: they are for the loader's thread and the
 /// workers', never for the ventilator's.
 pub struct Registry {
-    engine: Engine,
-    roots: Roots,
+    shared: Arc<Shared>,
+    roots: Arc<Roots>,
     devices: Vec<(Device, Options)>,
     known: Mutex<Known>,
 }
@@ -59,17 +63,19 @@ struct Entry {
     model: Arc<Described>,
 }
 
-/// One state of a file, served in one way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One state of a model's files, served in one way.
+#[derive(Clone, Debug, PartialEq)]
 struct Key {
-    path: PathBuf,
-    stamp: Stamp,
+    /// The file that says what is served.
+    origin: PathBuf,
+    method: Option<String>,
     rows: Option<Rows>,
+    stages: Vec<(Stage, Stamp)>,
 }
 
 struct Described {
     description: Arc<Description>,
-    source: OnnxSource,
+    stages: Vec<StageSource>,
     /// Held while a worker opens a session: opening takes a core and twice the memory for a moment.
     opening: Mutex<()>,
 }
@@ -93,6 +99,7 @@ impl Registry {
             let options = Options {
                 intra_op_threads: config.intra_op_threads.max(1),
                 gpu_limit_bytes,
+                wanted: SessionOptions::default(),
             };
             devices.push((device, options));
         }
@@ -100,12 +107,13 @@ impl Registry {
             let options = Options {
                 intra_op_threads: config.intra_op_threads.max(1),
                 gpu_limit_bytes: 0,
+                wanted: SessionOptions::default(),
             };
             devices.push((Device::Cpu, options));
         }
         Ok(Registry {
-            engine,
-            roots,
+            shared: Arc::new(Shared::new(engine)),
+            roots: Arc::new(roots),
             devices,
             known: Mutex::default(),
         })
@@ -124,31 +132,44 @@ impl Registry {
             return Ok(description);
         }
         let name = found.name.clone();
-        let (device, options) = self.devices[0];
+        let surroundings = self.surroundings(0);
         let started = std::time::Instant::now();
-        let describe = || -> Result<(OnnxSource, BatchKind)> {
-            let source = OnnxSource::load(&self.engine, &found.path, device, options)?;
-            let kind = overruled(&source, found.rows)?;
-            Ok((source, kind))
+        let alone = found.stages.len() == 1;
+        let describe = || -> Result<Vec<StageSource>> {
+            let load = |one: &Stage| {
+                let rows = found
+                    .rows
+                    .filter(|rows| alone || *rows == Rows::Independent);
+                // A stage that is all of a model goes by the model's name.
+                let one = match alone {
+                    true => &Stage {
+                        name: name.clone(),
+                        ..one.clone()
+                    },
+                    false => one,
+                };
+                StageSource::load(one, rows, &surroundings).map_err(|e| match alone {
+                    true => e,
+                    false => e.context(format_args!("stage {:?}", one.name)),
+                })
+            };
+            found.stages.iter().map(load).collect()
         };
-        let (source, kind) = describe().map_err(|e| e.context(format_args!("model {name:?}")))?;
+        let place = |e: Error| e.context(format_args!("model {name:?}"));
+        let stages = describe().map_err(place)?;
+        let description =
+            stage::described(&stages, found.rows, ModelId(0), name.clone(), found.version)
+                .map_err(place)?;
         let mut known = self.known();
         known.last_id += 1;
         let id = ModelId(known.last_id);
-        let signature = source.signature();
-        let description = Arc::new(Description {
-            id,
-            name,
-            version: found.version,
-            kind,
-            inputs: signature.inputs.clone(),
-            outputs: signature.outputs.clone(),
-        });
+        let description = Arc::new(Description { id, ..description });
         tracing::info!(
             model = %description.name,
             version = %description.version,
             id = id.0,
-            kind = ?kind,
+            kind = ?description.kind,
+            stages = stages.len(),
             elapsed_ms = started.elapsed().as_millis() as u64,
             "model described"
         );
@@ -162,7 +183,7 @@ impl Registry {
                 used,
                 model: Arc::new(Described {
                     description: description.clone(),
-                    source,
+                    stages,
                     opening: Mutex::new(()),
                 }),
             },
@@ -203,7 +224,7 @@ impl Registry {
             .entries
             .iter()
             .filter(|(_, entry)| match &found {
-                Ok(found) => entry.key.path == found.path,
+                Ok(found) => entry.key.origin == found.origin,
                 // The file is gone; its name is still known.
                 Err(_) => entry.names.contains(lookup.name()),
             })
@@ -238,6 +259,17 @@ impl Registry {
             .spawn(move || drop(left));
     }
 
+    /// What models may use in a worker.
+    fn surroundings(&self, worker: u32) -> Surroundings {
+        let (device, options) = &self.devices[worker as usize % self.devices.len()];
+        Surroundings {
+            roots: self.roots.clone(),
+            shared: self.shared.clone(),
+            device: *device,
+            options: options.clone(),
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing is left half done in there: a panic elsewhere does not spoil it.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -266,7 +298,11 @@ impl Known {
         let mut earlier: Vec<ModelId> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.key.path == key.path && entry.key.rows == key.rows)
+            .filter(|(_, entry)| {
+                entry.key.origin == key.origin
+                    && entry.key.method == key.method
+                    && entry.key.rows == key.rows
+            })
             .map(|(id, _)| *id)
             .collect();
         earlier.sort();
@@ -319,19 +355,17 @@ impl ModelSource for Registry {
             })?;
             described.clone()
         };
-        let (device, options) = self.devices[worker.0 as usize % self.devices.len()];
+        let surroundings = self.surroundings(worker.0);
+        let device = surroundings.device;
         let started = std::time::Instant::now();
-        let mut session = {
+        let opened = {
             let _one_at_a_time = described
                 .opening
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            described
-                .source
-                .open(described.description.clone(), device, options)
+            stage::open(&described.stages, &surroundings)
                 .map_err(|e| e.context(format_args!("model {:?}", described.description.name)))?
         };
-        session.warm_up();
         tracing::info!(
             worker_id = worker.0,
             model = %described.description.name,
@@ -339,38 +373,20 @@ impl ModelSource for Registry {
             elapsed_ms = started.elapsed().as_millis() as u64,
             "session opened"
         );
-        Ok(Box::new(session))
+        Ok(opened)
     }
 }
 
 fn key(found: &Found) -> Result<Key> {
-    let stamp = Stamp::of(&found.path)
-        .map_err(|e| Error::not_found(format!("model {:?}: {e}", found.name)))?;
+    let stages = found.stages.iter().map(|stage| {
+        let stamp = Stamp::of(&stage.path)
+            .map_err(|e| Error::not_found(format!("model {:?}: {e}", found.name)))?;
+        Ok((stage.clone(), stamp))
+    });
     Ok(Key {
-        path: found.path.clone(),
-        stamp,
+        origin: found.origin.clone(),
+        method: found.method.clone(),
         rows: found.rows,
+        stages: stages.collect::<Result<Vec<_>>>()?,
     })
-}
-
-/// The kind of batch, as a proxy overrules it.
-fn overruled(source: &OnnxSource, rows: Option<Rows>) -> Result<BatchKind> {
-    let signature = source.signature();
-    match (rows, signature.kind) {
-        (None, kind) => Ok(kind),
-        (Some(Rows::Whole), _) => Ok(BatchKind::Whole),
-        (Some(Rows::Independent), BatchKind::Whole) => {
-            for port in signature.inputs.iter().chain(&signature.outputs) {
-                if matches!(port.shape.first(), None | Some(Dim::Fixed(_))) {
-                    return Err(Error::precondition(format!(
-                        "{:?} has no first dimension that could be any number of rows, but the proxy says that rows \
-                         are independent",
-                        port.name
-                    )));
-                }
-            }
-            Ok(BatchKind::Batched)
-        }
-        (Some(Rows::Independent), kind) => Ok(kind),
-    }
 }

@@ -15,6 +15,7 @@ use prost::Message;
 use super::engine::{Engine, cuda};
 use super::onnx::OnnxModel;
 use super::proto::{ModelProto, TypeProto, ValueInfoProto};
+use super::proxy::{GraphOptimization, SessionOptions};
 use super::weights::Weights;
 use super::{BatchKind, Description, Device, Dim, Port, memory, values};
 use crate::error::{Error, Result};
@@ -48,12 +49,24 @@ impl Stamp {
 }
 
 /// How sessions are made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Options {
     /// Threads inside a session; 1 runs in the worker's own.
     pub(super) intra_op_threads: usize,
     /// The most memory that a session's arena may take on a GPU; 0 leaves it to the engine.
     pub(super) gpu_limit_bytes: usize,
+    /// What a proxy wants.
+    pub(super) wanted: SessionOptions,
+}
+
+impl Options {
+    /// These, with what a proxy wants.
+    pub(super) fn with(&self, wanted: &SessionOptions) -> Options {
+        Options {
+            wanted: wanted.clone(),
+            ..self.clone()
+        }
+    }
 }
 
 /// A model file that was opened once.
@@ -63,8 +76,8 @@ pub(super) struct OnnxSource {
     stamp: Stamp,
     signature: Signature,
     weights: Option<Weights>,
-    /// The session that the signature was read from: the first worker on that device gets it.
-    spare: Mutex<Option<(Device, Session)>>,
+    /// The session that the signature was read from: the first worker on that device that wants it so gets it.
+    spare: Mutex<Option<(Device, Options, Session)>>,
 }
 
 impl OnnxSource {
@@ -77,7 +90,7 @@ impl OnnxSource {
         engine: &Engine,
         path: &Path,
         device: Device,
-        options: Options,
+        options: &Options,
     ) -> Result<OnnxSource> {
         let stamp = Stamp::of(path).map_err(|e| unreadable(path, &e))?;
         let (model, weights) = read(path, device)?;
@@ -103,7 +116,7 @@ impl OnnxSource {
         };
         source.signature = signature(&session, model.as_ref())?;
         drop(model);
-        source.spare = Mutex::new(Some((device, session)));
+        source.spare = Mutex::new(Some((device, options.clone(), session)));
         memory::trim();
         Ok(source)
     }
@@ -120,14 +133,14 @@ impl OnnxSource {
         &self,
         description: Arc<Description>,
         device: Device,
-        options: Options,
+        options: &Options,
     ) -> Result<OnnxModel> {
         let spare = {
             let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-            spare.take_if(|(on, _)| *on == device)
+            spare.take_if(|(on, made, _)| *on == device && made == options)
         };
         let session = match spare {
-            Some((_, session)) => session,
+            Some((_, _, session)) => session,
             None => {
                 let session = self.session(device, options)?;
                 memory::trim();
@@ -137,7 +150,7 @@ impl OnnxSource {
         Ok(OnnxModel::new(session, description))
     }
 
-    fn session(&self, device: Device, options: Options) -> Result<Session> {
+    fn session(&self, device: Device, options: &Options) -> Result<Session> {
         let attempt = || -> ort::Result<Session> {
             let mut builder = builder(&self.engine, device, options)?;
             if let (Device::Cpu, Some(weights)) = (device, &self.weights) {
@@ -204,16 +217,27 @@ fn read(path: &Path, device: Device) -> Result<(Option<ModelProto>, Option<Weigh
     Ok((Some(model), weights))
 }
 
-fn builder(engine: &Engine, device: Device, options: Options) -> ort::Result<SessionBuilder> {
+fn builder(engine: &Engine, device: Device, options: &Options) -> ort::Result<SessionBuilder> {
+    let threads = options.wanted.intra_op_threads;
+    let threads = threads.unwrap_or(options.intra_op_threads);
     let mut builder = Session::builder(engine.environment())?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_intra_threads(options.intra_op_threads.max(1))?
+        .with_optimization_level(match options.wanted.graph_optimization {
+            None | Some(GraphOptimization::All) => GraphOptimizationLevel::All,
+            Some(GraphOptimization::Extended) => GraphOptimizationLevel::Level2,
+            Some(GraphOptimization::Basic) => GraphOptimizationLevel::Level1,
+            Some(GraphOptimization::None) => GraphOptimizationLevel::Disable,
+        })?
+        .with_intra_threads(threads.max(1))?
         .with_inter_threads(1)?
         .with_memory_pattern(true)?
         // Idle threads of one worker would spin on the cores that the others need.
         .with_intra_op_spinning(false)?;
     if let Device::Cuda(number) = device {
-        builder = builder.with_execution_providers([cuda(number, options.gpu_limit_bytes)])?;
+        builder = builder.with_execution_providers([cuda(
+            number,
+            options.gpu_limit_bytes,
+            &options.wanted.execution_provider,
+        )])?;
     }
     Ok(builder)
 }

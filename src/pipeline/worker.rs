@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::frames;
 use crate::message::{Chunk, Credit, Member, ModelId, Outcome, Part, Serial, WorkerId};
 use crate::model::loader::panic_message;
-use crate::model::{Model, ModelSource};
+use crate::model::{Model, ModelSource, Run};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
 use crate::socket;
@@ -233,7 +233,11 @@ impl Worker {
         let members = &chunk.members;
         match self.run_together(chunk, 0..members.len()) {
             Ok(batches) => (members.iter().cloned().zip(batches).collect(), Vec::new()),
-            Err(error) if members.len() == 1 => (Vec::new(), vec![(members[0].clone(), error)]),
+            Err(error) if members.len() == 1 => {
+                let member = members[0].clone();
+                let error = located(&member, error);
+                (Vec::new(), vec![(member, error)])
+            }
             Err(_) => {
                 let mut done = Vec::new();
                 let mut failed = Vec::new();
@@ -242,7 +246,7 @@ impl Worker {
                         Ok(batches) => {
                             done.extend(batches.into_iter().map(|b| (member.clone(), b)));
                         }
-                        Err(error) => failed.push((member.clone(), error)),
+                        Err(error) => failed.push((member.clone(), located(member, error))),
                     }
                 }
                 (done, failed)
@@ -261,7 +265,7 @@ impl Worker {
                 &joined
             }
         };
-        let outputs = self.infer(chunk, batch)?;
+        let outputs = self.infer(chunk, members, batch)?;
         if let [one] = members {
             check_rows(one, &outputs)?;
             return Ok(vec![outputs]);
@@ -285,9 +289,15 @@ impl Worker {
             .collect()
     }
 
-    fn infer(&mut self, chunk: &Chunk, batch: &Batch) -> Result<Batch> {
+    fn infer(&mut self, chunk: &Chunk, members: &[Member], batch: &Batch) -> Result<Batch> {
+        let board = self.seat.board.clone();
+        let run = Run {
+            params: &chunk.params,
+            members,
+            cancelled: &|| members.iter().all(|m| board.is_cancelled(m.serial)),
+        };
         let model = self.open(chunk.model)?;
-        match catch_unwind(AssertUnwindSafe(|| model.infer(batch, &chunk.params))) {
+        match catch_unwind(AssertUnwindSafe(|| model.infer_with(batch, &run))) {
             Ok(result) => result,
             Err(panic) => {
                 // Whatever state the panic left behind must not serve the next request.
@@ -326,6 +336,26 @@ fn join(batches: &[Batch]) -> Result<Batch> {
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Batch { tensors })
+}
+
+/// Tells a client the rows that the model blames by their numbers in its own request. The member ran by itself, so
+/// the batch had its rows and no others.
+fn located(member: &Member, error: Error) -> Error {
+    let Some(rows) = error.rows() else {
+        return error;
+    };
+    let first = member.offset as usize;
+    let (start, end) = if member.whole {
+        (rows.start, rows.end)
+    } else {
+        let last = member.rows as usize;
+        (first + rows.start.min(last), first + rows.end.min(last))
+    };
+    if end <= start + 1 {
+        error.context(format_args!("row {start}"))
+    } else {
+        error.context(format_args!("rows {start} to {}", end - 1))
+    }
 }
 
 fn check_rows(member: &Member, outputs: &Batch) -> Result<()> {

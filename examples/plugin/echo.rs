@@ -1,0 +1,120 @@
+//! A plugin in Rust with three models, each a way to begin one: rows handed through, text to records, and one that
+//! goes wrong when it is told to.
+//!
+//! ```text
+//! $ cargo build --release --example echo_plugin       -> target/release/examples/libecho_plugin.so
+//! {"mdm": 1, "plugin": "libecho_plugin.so", "entry": "shout", "state": {"mark": "!"}}
+//! ```
+
+use mdm::plugin::{Context, LoadContext, Model, Signature};
+use mdm::{Batch, DataType, Error, Params, Result, Tensor};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// Takes anything, and gives it back without a copy.
+struct Echo;
+
+impl Model for Echo {
+    fn load(_state: &Value, _context: &LoadContext) -> Result<Self> {
+        Ok(Echo)
+    }
+
+    fn dump(&self) -> Result<Value> {
+        Ok(Value::Null)
+    }
+
+    fn inference(&mut self, batch: &Batch, _params: &Params, _context: &Context) -> Result<Batch> {
+        Ok(batch.clone())
+    }
+}
+
+/// One text in, one record out.
+struct Shout {
+    mark: String,
+}
+
+#[derive(Serialize)]
+struct Shouted<'a> {
+    text: &'a str,
+    letters: usize,
+    loud: String,
+}
+
+impl Model for Shout {
+    fn signature(_state: &Value) -> Result<Signature> {
+        Ok(Signature::new()
+            .input("text", DataType::Bytes, &["N".into()])
+            .output("shouted", DataType::Json, &["N".into()]))
+    }
+
+    fn load(state: &Value, _context: &LoadContext) -> Result<Self> {
+        match state["mark"].as_str() {
+            Some(mark) => Ok(Shout {
+                mark: mark.to_owned(),
+            }),
+            None => Err(Error::precondition(format!(
+                "the state's \"mark\" is {}, expected a text",
+                state["mark"]
+            ))),
+        }
+    }
+
+    fn dump(&self) -> Result<Value> {
+        Ok(json!({ "mark": self.mark }))
+    }
+
+    fn inference(&mut self, batch: &Batch, params: &Params, context: &Context) -> Result<Batch> {
+        let times = params.get("times").and_then(Value::as_u64).unwrap_or(1) as usize;
+        let mut records = Vec::new();
+        // Text that is no UTF-8 is the client's error, about that row.
+        for (row, text) in batch.tensor("text")?.texts()?.enumerate() {
+            let text = text?;
+            if text.is_empty() {
+                return Err(context.bad_row(row, "there is nothing to shout"));
+            }
+            records.push(Shouted {
+                text,
+                letters: text.chars().count(),
+                loud: text.to_uppercase() + &self.mark.repeat(times),
+            });
+        }
+        Ok(Tensor::from_rows("shouted", &records)?.into())
+    }
+}
+
+/// Counts its runs, and goes wrong as the parameter "do" says: what the tests look at.
+struct Faulty {
+    runs: i64,
+}
+
+impl Model for Faulty {
+    fn load(_state: &Value, _context: &LoadContext) -> Result<Self> {
+        Ok(Faulty { runs: 0 })
+    }
+
+    fn dump(&self) -> Result<Value> {
+        Ok(Value::Null)
+    }
+
+    fn inference(&mut self, batch: &Batch, params: &Params, context: &Context) -> Result<Batch> {
+        self.runs += 1;
+        let rows = batch.rows()?;
+        match params.get("do").and_then(Value::as_str) {
+            Some("panic") => panic!("told to panic in run {}", self.runs),
+            Some("lose a row") => {
+                let runs = vec![self.runs; rows - 1];
+                Ok(Tensor::from_vec("runs", vec![rows - 1], runs)?.into())
+            }
+            Some("wait") => {
+                // Until nobody wants the answer any more.
+                while !context.cancelled() {
+                    std::thread::yield_now();
+                }
+                Err(Error::internal("nobody waits"))
+            }
+            _ => Ok(Tensor::from_vec("runs", vec![rows], vec![self.runs; rows])?.into()),
+        }
+    }
+}
+
+mdm::export_model!("echo" => Echo, "shout" => Shout, "faulty" => Faulty);

@@ -1,0 +1,252 @@
+//! A plugin's model: what the registry knows of it, and a worker's instance.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::check::check_inputs;
+use super::lookup::Roots;
+use super::onnx::OnnxModel;
+use super::proxy::SessionOptions;
+use super::shared::Shared;
+use super::source::{OnnxSource, Options, Stamp, file_name};
+use super::{BatchKind, Description, Device, Model, Rows, Run, Takes};
+use crate::error::{Error, Result};
+use crate::message::{ModelId, Params};
+use crate::plugin::host::{Instance, Library, Plugin, Services, Session};
+use crate::signature::Signature;
+use crate::tensor::Batch;
+
+/// What plugins may use of the server, in a worker or while they are described.
+#[derive(Clone)]
+pub(super) struct Surroundings {
+    pub(super) roots: Arc<Roots>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) device: Device,
+    pub(super) options: Options,
+}
+
+/// A plugin's file that was opened, and a state.
+pub(super) struct PluginSource {
+    plugin: Plugin,
+    path: PathBuf,
+    stamp: Stamp,
+    state: Arc<str>,
+    folder: PathBuf,
+    signature: Arc<Signature>,
+}
+
+impl PluginSource {
+    /// Opens the file and has the plugin describe the model.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` if it is no plugin; what the plugin says of its state.
+    pub(super) fn load(
+        path: &Path,
+        entry: Option<&str>,
+        state: &str,
+        folder: &Path,
+        rows: Option<Rows>,
+        surroundings: &Surroundings,
+    ) -> Result<PluginSource> {
+        let stamp = Stamp::of(path)
+            .map_err(|e| Error::precondition(format!("cannot read {}: {e}", file_name(path))))?;
+        let plugin = Plugin::of(Library::open(path)?, entry)?;
+        let services = PluginServices {
+            surroundings: surroundings.clone(),
+            folder: folder.to_owned(),
+        };
+        let mut signature = plugin.describe(state, &services)?;
+        if let Some(rows) = rows {
+            signature.rows = rows;
+            signature
+                .check()
+                .map_err(|e| e.context(format_args!("{}, as the proxy says", plugin.label())))?;
+        }
+        Ok(PluginSource {
+            plugin,
+            path: path.to_owned(),
+            stamp,
+            state: state.into(),
+            folder: folder.to_owned(),
+            signature: Arc::new(signature),
+        })
+    }
+
+    pub(super) fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// An instance for one worker.
+    ///
+    /// # Errors
+    /// The plugin's own; `FAILED_PRECONDITION` if the file is not the one that was described.
+    pub(super) fn open(&self, surroundings: &Surroundings) -> Result<PluginModel> {
+        if Stamp::of(&self.path).ok() != Some(self.stamp) {
+            return Err(Error::precondition(format!(
+                "{} was changed while workers were opening it; the next request finds the new one",
+                file_name(&self.path)
+            )));
+        }
+        let mut model = PluginModel {
+            plugin: self.plugin.clone(),
+            state: self.state.clone(),
+            signature: self.signature.clone(),
+            services: PluginServices {
+                surroundings: surroundings.clone(),
+                folder: self.folder.clone(),
+            },
+            instance: None,
+        };
+        model.instance = Some(model.plugin.load(&model.state, &model.services)?);
+        Ok(model)
+    }
+}
+
+/// One worker's instance.
+pub(super) struct PluginModel {
+    /// `None` after it broke: the next run loads another.
+    instance: Option<Instance>,
+    plugin: Plugin,
+    state: Arc<str>,
+    signature: Arc<Signature>,
+    services: PluginServices,
+}
+
+impl Model for PluginModel {
+    fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch> {
+        let rows = match self.signature.rows {
+            Rows::Independent => Some(inputs.rows()?),
+            Rows::Whole => None,
+        };
+        let mut instance = match self.instance.take() {
+            Some(instance) => instance,
+            None => self.plugin.load(&self.state, &self.services)?,
+        };
+        match instance.infer(inputs, &self.signature, rows, run, &self.services) {
+            Ok(outputs) => {
+                self.instance = Some(instance);
+                Ok(outputs)
+            }
+            Err(broken) => {
+                if !broken.instance_lost {
+                    self.instance = Some(instance);
+                }
+                Err(match (broken.error.rows(), rows) {
+                    // A plugin that blames no row blames all of them.
+                    (None, Some(rows)) => broken.error.at_rows(0..rows),
+                    _ => broken.error,
+                })
+            }
+        }
+    }
+}
+
+/// What one model of a plugin may use.
+struct PluginServices {
+    surroundings: Surroundings,
+    folder: PathBuf,
+}
+
+impl Services for PluginServices {
+    fn state_path(&self, path: &str) -> Result<PathBuf> {
+        self.surroundings.roots.beside(&self.folder, "path", path)
+    }
+
+    fn param_path(&self, key: &str, path: &str) -> Result<PathBuf> {
+        self.surroundings.roots.parameter(key, path)
+    }
+
+    fn session(&self, path: &str, options: &str) -> Result<Box<dyn Session>> {
+        let wanted = if options.is_empty() {
+            SessionOptions::default()
+        } else {
+            let options = serde_json::from_str(options)
+                .map_err(|e| Error::precondition(format!("a session's options: {e}")))?;
+            SessionOptions::of(options)?
+        };
+        let Surroundings {
+            roots,
+            shared,
+            device,
+            options,
+        } = &self.surroundings;
+        let file = roots.beside(&self.folder, "session", path)?;
+        let options = options.with(&wanted);
+        let source = shared.open(&file, *device, &options)?;
+        let description = onnx_description(path, &source, wanted.batch, None)?;
+        let model = source.open(description.clone(), *device, &options)?;
+        Ok(Box::new(HostedSession {
+            signature: Signature {
+                inputs: Some(description.inputs.clone()),
+                outputs: Some(description.outputs.clone()),
+                // It only says whether dimension 0 is a row; a fixed batch is padded here.
+                rows: Rows::Whole,
+            },
+            model,
+            description,
+            _source: source,
+        }))
+    }
+
+    fn device(&self) -> String {
+        self.surroundings.device.to_string()
+    }
+}
+
+/// A session that a plugin asked for.
+struct HostedSession {
+    model: OnnxModel,
+    description: Arc<Description>,
+    signature: Signature,
+    /// While it is open, others share its weights.
+    _source: Arc<OnnxSource>,
+}
+
+impl Session for HostedSession {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// The engine's outputs are its own memory, or copies where they are an input handed through (`values.rs`).
+    fn run(&mut self, inputs: Batch) -> Result<Batch> {
+        let checked = check_inputs(&self.description, inputs)?;
+        self.model.infer(&checked.inputs, &Params::new())
+    }
+}
+
+/// What is known of an ONNX file, as a stage or a plugin's session has it.
+///
+/// # Errors
+/// `FAILED_PRECONDITION`: a fixed batch or rows that its shapes do not allow.
+pub(super) fn onnx_description(
+    name: &str,
+    source: &OnnxSource,
+    batch: Option<usize>,
+    rows: Option<Rows>,
+) -> Result<Arc<Description>> {
+    let signature = source.signature();
+    let kind = super::stage::overruled(signature, rows)?;
+    let kind = match (batch, kind) {
+        (None, kind) => kind,
+        (Some(batch), BatchKind::Batched) => BatchKind::Fixed(batch),
+        (Some(batch), BatchKind::Fixed(size)) if batch == size => kind,
+        (Some(batch), other) => {
+            return Err(Error::precondition(format!(
+                "the options' \"batch\" is {batch}, but the model {}",
+                match other {
+                    BatchKind::Fixed(size) => format!("takes exactly {size} rows"),
+                    _ => "has no dimension of rows".to_owned(),
+                }
+            )));
+        }
+    };
+    Ok(Arc::new(Description {
+        id: ModelId(0),
+        name: name.to_owned(),
+        version: "1".to_owned(),
+        kind,
+        takes: Takes::Declared,
+        inputs: signature.inputs.clone(),
+        outputs: signature.outputs.clone(),
+    }))
+}

@@ -1,0 +1,543 @@
+//! What is in a `NAME.proxy`: JSON that names a plugin and holds a model's state, or an ONNX file with options, or
+//! lists stages. The README has the schema; nothing here follows a path.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::Rows;
+use crate::error::{Error, Result};
+
+/// A proxy holds a model's state: a transition matrix, a list of labels; weights belong into ONNX files.
+const MOST_PROXY_BYTES: u64 = 64 << 20;
+/// Most stages of a chain.
+const MOST_STAGES: usize = 64;
+/// The method that a model's name without one means, where there are several.
+const DEFAULT_METHOD: &str = "predict";
+
+/// How to write one, for errors.
+pub(super) const EXAMPLES: &str =
+    "{\"mdm\":1,\"onnx\":\"NAME.onnx\"} or {\"mdm\":1,\"plugin\":\"libNAME.so\",\"state\":{...}}";
+
+/// A proxy's methods; one without a name where the file lists none.
+#[derive(Debug, PartialEq)]
+pub(super) struct Proxy {
+    methods: Vec<(Option<String>, Method)>,
+}
+
+/// A chain of stages: what one model runs.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Method {
+    pub(super) stages: Vec<StageText>,
+    pub(super) rows: Option<Rows>,
+    /// Inputs to warm the model with, by name.
+    pub(super) warm_up: Option<Map<String, Value>>,
+}
+
+/// A stage as it is written.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StageText {
+    pub(super) name: Option<String>,
+    pub(super) runs: Runs,
+}
+
+/// What a stage runs. Files are relative to the proxy's folder.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Runs {
+    Onnx {
+        file: String,
+        options: SessionOptions,
+    },
+    Plugin {
+        file: String,
+        entry: Option<String>,
+        state: Value,
+    },
+}
+
+/// How a proxy wants its sessions made; what it does not say is the server's own choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct SessionOptions {
+    /// At least 1.
+    pub(super) intra_op_threads: Option<usize>,
+    pub(super) graph_optimization: Option<GraphOptimization>,
+    /// Options of the CUDA execution provider, which workers on the CPU leave alone.
+    pub(super) execution_provider: BTreeMap<String, String>,
+    /// Exactly so many rows at a time, the last batch padded; at least 1.
+    pub(super) batch: Option<usize>,
+}
+
+/// The engine's levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum GraphOptimization {
+    None,
+    Basic,
+    Extended,
+    All,
+}
+
+impl Proxy {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`, naming the key: expected and got.
+    pub(super) fn read(path: &Path) -> Result<Proxy> {
+        let mut text = Vec::new();
+        fs::File::open(path)
+            .and_then(|file| file.take(MOST_PROXY_BYTES + 1).read_to_end(&mut text))
+            .map_err(|e| Error::precondition(e.to_string()))?;
+        if text.len() as u64 > MOST_PROXY_BYTES {
+            return Err(Error::precondition(format!(
+                "a proxy has at most {MOST_PROXY_BYTES} bytes of JSON; weights belong into an ONNX file"
+            )));
+        }
+        Proxy::parse(&text)
+    }
+
+    /// # Errors
+    /// As [`Proxy::read`].
+    pub(super) fn parse(text: &[u8]) -> Result<Proxy> {
+        let value: Value = serde_json::from_slice(text).map_err(|e| {
+            Error::precondition(format!(
+                "expected JSON such as {EXAMPLES}, and it is none ({e}); proxies of Python programs have to be \
+                 exported anew"
+            ))
+        })?;
+        let object = Object::of("the proxy", value)?;
+        if object.get("mdm").and_then(Value::as_u64) != Some(1) {
+            return Err(Error::precondition(format!(
+                "expected \"mdm\":1, the proxy format of this version, got {}",
+                object.get("mdm").unwrap_or(&Value::Null)
+            )));
+        }
+        if !object.has("methods") {
+            let method = method(object, &["mdm"])?;
+            return Ok(Proxy {
+                methods: vec![(None, method)],
+            });
+        }
+        object.only(&["mdm", "methods", "rows"])?;
+        let rows = object.rows()?;
+        let listed = Object::of("\"methods\"", object.value("methods"))?;
+        let mut methods = Vec::new();
+        for (name, value) in listed.map {
+            if name.is_empty() || name.contains(['/', '.']) {
+                return Err(Error::precondition(format!(
+                    "\"methods\": {name:?} is no name for a method; expected one without / and dots"
+                )));
+            }
+            let mut method = method(Object::of(&format!("method {name:?}"), value)?, &[])?;
+            method.rows = method.rows.or(rows);
+            methods.push((Some(name), method));
+        }
+        if methods.is_empty() {
+            return Err(Error::precondition(
+                "\"methods\" is empty, expected at least one",
+            ));
+        }
+        Ok(Proxy { methods })
+    }
+
+    /// The method of that name; without one the only method, or "predict".
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, naming the methods that there are.
+    pub(super) fn method(self, name: Option<&str>) -> Result<(Option<String>, Method)> {
+        let names: Vec<String> = self
+            .methods
+            .iter()
+            .map(|(name, _)| format!("{:?}", name.as_deref().unwrap_or_default()))
+            .collect();
+        let several = self.methods.len() > 1;
+        let found = self.methods.into_iter().find(|(other, _)| match name {
+            Some(name) => other.as_deref() == Some(name),
+            None => !several || other.as_deref() == Some(DEFAULT_METHOD),
+        });
+        found.ok_or_else(|| {
+            Error::not_found(match name {
+                Some(name) if names == ["\"\""] => {
+                    format!("it has no method {name:?}: it lists none")
+                }
+                Some(name) => {
+                    format!(
+                        "it has no method {name:?}, expected one of {}",
+                        names.join(", ")
+                    )
+                }
+                None => format!(
+                    "it has several methods, give NAME.METHOD with one of {}",
+                    names.join(", ")
+                ),
+            })
+        })
+    }
+}
+
+impl StageText {
+    /// What to call it: its name, or its file.
+    pub(super) fn shown(&self) -> String {
+        match (&self.name, &self.runs) {
+            (Some(name), _) => name.clone(),
+            (
+                None,
+                Runs::Onnx { file, .. }
+                | Runs::Plugin {
+                    file, entry: None, ..
+                },
+            ) => file.clone(),
+            (
+                None,
+                Runs::Plugin {
+                    file,
+                    entry: Some(entry),
+                    ..
+                },
+            ) => format!("{file}:{entry}"),
+        }
+    }
+}
+
+/// An object of the proxy, and what to call it in messages.
+struct Object {
+    place: String,
+    map: Map<String, Value>,
+}
+
+impl Object {
+    fn of(place: &str, value: Value) -> Result<Object> {
+        match value {
+            Value::Object(map) => Ok(Object {
+                place: place.to_owned(),
+                map,
+            }),
+            other => Err(Error::precondition(format!(
+                "{place}: expected a JSON object, got {}",
+                kind_of(&other)
+            ))),
+        }
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key)
+    }
+
+    /// The value of that key, or null.
+    fn value(&self, key: &str) -> Value {
+        self.get(key).cloned().unwrap_or(Value::Null)
+    }
+
+    /// No other keys than these.
+    fn only(&self, known: &[&str]) -> Result<()> {
+        match self.map.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => {
+                let known: Vec<String> = known.iter().map(|key| format!("{key:?}")).collect();
+                Err(Error::precondition(format!(
+                    "{}: {key:?} is unknown here, expected {}",
+                    self.place,
+                    known.join(", ")
+                )))
+            }
+        }
+    }
+
+    fn wrong(&self, key: &str, expected: &str) -> Error {
+        let got = match self.get(key) {
+            Some(value @ (Value::Array(_) | Value::Object(_))) => kind_of(value).to_owned(),
+            Some(value) => value.to_string(),
+            None => "nothing".to_owned(),
+        };
+        Error::precondition(format!(
+            "{}: {key:?} is {got}, expected {expected}",
+            self.place
+        ))
+    }
+
+    fn text(&self, key: &str, expected: &str) -> Result<Option<String>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
+            Some(_) => Err(self.wrong(key, expected)),
+        }
+    }
+
+    fn count(&self, key: &str) -> Result<Option<usize>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                Some(count) if (1..=1 << 20).contains(&count) => Ok(Some(count)),
+                _ => Err(self.wrong(key, "a whole number from 1 on")),
+            },
+        }
+    }
+
+    fn rows(&self) -> Result<Option<Rows>> {
+        match self.get("rows").map(|rows| rows.as_str()) {
+            None => Ok(None),
+            Some(Some("independent")) => Ok(Some(Rows::Independent)),
+            Some(Some("whole")) => Ok(Some(Rows::Whole)),
+            Some(_) => Err(self.wrong("rows", "\"independent\" or \"whole\"")),
+        }
+    }
+}
+
+/// Stages, or one stage written in the place of them.
+fn method(object: Object, more: &[&str]) -> Result<Method> {
+    let rows = object.rows()?;
+    let warm_up = match object.get("warm_up") {
+        None => None,
+        Some(Value::Object(inputs)) => Some(inputs.clone()),
+        Some(_) => return Err(object.wrong("warm_up", "an object of rows by input")),
+    };
+    let own = [more, &["rows", "warm_up"]].concat();
+    let stages = if object.has("stages") {
+        object.only(&[&own[..], &["stages"]].concat())?;
+        let Value::Array(listed) = object.value("stages") else {
+            return Err(object.wrong("stages", "a list"));
+        };
+        if listed.is_empty() || listed.len() > MOST_STAGES {
+            return Err(Error::precondition(format!(
+                "{}: \"stages\" has {} stages, expected 1 to {MOST_STAGES}",
+                object.place,
+                listed.len()
+            )));
+        }
+        let stages = listed.into_iter().enumerate();
+        stages
+            .map(|(index, value)| {
+                stage(
+                    &Object::of(&format!("stage {}", index + 1), value)?,
+                    &["name"],
+                )
+            })
+            .collect::<Result<Vec<_>>>()?
+    } else {
+        vec![stage(&object, &own)?]
+    };
+    Ok(Method {
+        stages,
+        rows,
+        warm_up,
+    })
+}
+
+fn stage(object: &Object, more: &[&str]) -> Result<StageText> {
+    let name = if more.contains(&"name") {
+        object.text("name", "a name")?
+    } else {
+        None
+    };
+    let path = "the path of a file, relative to the proxy's folder";
+    let runs = match (object.text("onnx", path)?, object.text("plugin", path)?) {
+        (Some(file), None) => {
+            object.only(&[more, &["onnx", "options"]].concat())?;
+            let options = match object.get("options") {
+                None => SessionOptions::default(),
+                Some(options) => {
+                    SessionOptions::of(options.clone()).map_err(|e| e.context(&object.place))?
+                }
+            };
+            Runs::Onnx { file, options }
+        }
+        (None, Some(file)) => {
+            object.only(&[more, &["plugin", "entry", "state"]].concat())?;
+            Runs::Plugin {
+                file,
+                entry: object.text("entry", "the name of one of the plugin's entries")?,
+                state: object.value("state"),
+            }
+        }
+        (one, _) => {
+            let said = if one.is_some() { "both" } else { "none" };
+            let known = [
+                more,
+                &[
+                    "onnx", "options", "plugin", "entry", "state", "stages", "methods",
+                ],
+            ];
+            object.only(&known.concat())?;
+            return Err(Error::precondition(format!(
+                "{}: expected one of \"onnx\" and \"plugin\" (or a list of \"stages\"), got {said}",
+                object.place
+            )));
+        }
+    };
+    Ok(StageText { name, runs })
+}
+
+impl SessionOptions {
+    /// # Errors
+    /// `FAILED_PRECONDITION`, naming the key: expected and got.
+    pub(super) fn of(value: Value) -> Result<SessionOptions> {
+        let object = Object::of("\"options\"", value)?;
+        object.only(&[
+            "intra_op_threads",
+            "graph_optimization",
+            "execution_provider",
+            "batch",
+        ])?;
+        let graph_optimization = match object.get("graph_optimization").map(Value::as_str) {
+            None => None,
+            Some(Some("none")) => Some(GraphOptimization::None),
+            Some(Some("basic")) => Some(GraphOptimization::Basic),
+            Some(Some("extended")) => Some(GraphOptimization::Extended),
+            Some(Some("all")) => Some(GraphOptimization::All),
+            Some(_) => {
+                let expected = "\"none\", \"basic\", \"extended\" or \"all\"";
+                return Err(object.wrong("graph_optimization", expected));
+            }
+        };
+        let mut execution_provider = BTreeMap::new();
+        if object.has("execution_provider") {
+            let place = "\"execution_provider\"";
+            let given = Object::of(place, object.value("execution_provider"))?;
+            for (key, value) in &given.map {
+                let text = match value {
+                    Value::String(text) => text.clone(),
+                    Value::Number(number) => number.to_string(),
+                    Value::Bool(flag) => u8::from(*flag).to_string(),
+                    _ => return Err(given.wrong(key, "a string, a number or a boolean")),
+                };
+                execution_provider.insert(key.clone(), text);
+            }
+        }
+        Ok(SessionOptions {
+            intra_op_threads: object.count("intra_op_threads")?,
+            graph_optimization,
+            execution_provider,
+            batch: object.count("batch")?,
+        })
+    }
+}
+
+pub(super) fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_is_read() {
+        let read = |text: &str| Proxy::parse(text.as_bytes()).unwrap();
+        let (name, method) = read(
+            r#"{"mdm":1,"onnx":"m.onnx","rows":"whole","warm_up":{"x":[1]},"options":{"intra_op_threads":2,
+                "graph_optimization":"basic","execution_provider":{"cudnn_conv_use_max_workspace":true},"batch":8}}"#,
+        )
+        .method(None)
+        .unwrap();
+        assert_eq!((name, method.rows), (None, Some(Rows::Whole)));
+        assert!(method.warm_up.is_some());
+        let Runs::Onnx { file, options } = &method.stages[0].runs else {
+            panic!("{method:?}")
+        };
+        assert_eq!((file.as_str(), options.batch), ("m.onnx", Some(8)));
+        assert_eq!(
+            options.execution_provider["cudnn_conv_use_max_workspace"],
+            "1"
+        );
+        let chain = r#"{"mdm":1,"stages":[{"name":"pre","plugin":"p.so","entry":"a","state":{"k":1}},
+            {"onnx":"m.onnx"},{"plugin":"p.so","entry":"b"}]}"#;
+        let (_, method) = read(chain).method(None).unwrap();
+        let names: Vec<String> = method.stages.iter().map(StageText::shown).collect();
+        assert_eq!(names, ["pre", "m.onnx", "p.so:b"]);
+        let several = r#"{"mdm":1,"rows":"whole","methods":{"predict":{"onnx":"a.onnx"},
+            "embed":{"stages":[{"onnx":"b.onnx"}],"rows":"independent"}}}"#;
+        assert_eq!(
+            read(several).method(None).unwrap().1.rows,
+            Some(Rows::Whole)
+        );
+        let (name, method) = read(several).method(Some("embed")).unwrap();
+        assert_eq!(
+            (name.as_deref(), method.rows),
+            (Some("embed"), Some(Rows::Independent))
+        );
+        let e = read(several).method(Some("other")).unwrap_err();
+        assert!(e.message().contains("\"embed\", \"predict\""), "{e}");
+        let e = read(r#"{"mdm":1,"onnx":"m.onnx"}"#)
+            .method(Some("predict"))
+            .unwrap_err();
+        assert!(e.message().contains("lists none"), "{e}");
+    }
+
+    #[test]
+    fn what_is_wrong_names_the_key_and_what_was_expected() {
+        for (text, why) in [
+            ("[1]", "the proxy: expected a JSON object, got an array"),
+            (r#"{"mdm":1}"#, "expected one of \"onnx\" and \"plugin\""),
+            (
+                r#"{"mdm":1,"onx":"m"}"#,
+                "\"onx\" is unknown here, expected \"mdm\", \"rows\"",
+            ),
+            (
+                r#"{"mdm":1,"onnx":"m","state":1}"#,
+                "\"state\" is unknown here",
+            ),
+            (r#"{"mdm":1,"onnx":"m","plugin":"p"}"#, "got both"),
+            (
+                r#"{"mdm":1,"onnx":7}"#,
+                "\"onnx\" is 7, expected the path of a file",
+            ),
+            (
+                r#"{"mdm":1,"onnx":"m","rows":"all"}"#,
+                "\"rows\" is \"all\", expected \"independent\"",
+            ),
+            (
+                r#"{"mdm":1,"onnx":"m","options":{"threads":1}}"#,
+                "\"options\": \"threads\" is unknown",
+            ),
+            (
+                r#"{"mdm":1,"onnx":"m","options":{"batch":0}}"#,
+                "\"batch\" is 0, expected a whole",
+            ),
+            (
+                r#"{"mdm":1,"onnx":"m","options":{"graph_optimization":"fast"}}"#,
+                "is \"fast\", expected",
+            ),
+            (r#"{"mdm":1,"stages":[]}"#, "has 0 stages"),
+            (
+                r#"{"mdm":1,"stages":[{"onnx":"m"},{"name":"x"}]}"#,
+                "stage 2: expected one of",
+            ),
+            (
+                r#"{"mdm":1,"stages":[{"onnx":"m","rows":"whole"}]}"#,
+                "stage 1: \"rows\" is unknown",
+            ),
+            (
+                r#"{"mdm":1,"stages":[{"onnx":"m"}],"onnx":"m"}"#,
+                "\"onnx\" is unknown here",
+            ),
+            (r#"{"mdm":1,"methods":{}}"#, "\"methods\" is empty"),
+            (
+                r#"{"mdm":1,"methods":{"a.b":{"onnx":"m"}}}"#,
+                "no name for a method",
+            ),
+            (
+                r#"{"mdm":1,"methods":{"a":{"onnx":"m","x":1}}}"#,
+                "method \"a\": \"x\" is unknown",
+            ),
+            (
+                r#"{"mdm":1,"onnx":"m","warm_up":[1]}"#,
+                "\"warm_up\" is an array",
+            ),
+        ] {
+            let e = Proxy::parse(text.as_bytes()).unwrap_err();
+            assert!(e.message().contains(why), "{text}: {e}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! ONNX files that are open, so that whoever opens one again shares its weights: models, stages, and the sessions that
+//! plugins ask for.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::Device;
+use super::engine::Engine;
+use super::source::{OnnxSource, Options, Stamp, file_name};
+use crate::error::{Error, Result};
+
+/// What is open, for as long as somebody uses it.
+pub(super) struct Shared {
+    engine: Engine,
+    open: Mutex<Vec<Known>>,
+}
+
+struct Known {
+    path: PathBuf,
+    stamp: Stamp,
+    /// Weights are shared on the processor only.
+    on_cpu: bool,
+    source: Weak<OnnxSource>,
+}
+
+impl Shared {
+    pub(super) fn new(engine: Engine) -> Shared {
+        Shared {
+            engine,
+            open: Mutex::default(),
+        }
+    }
+
+    /// The file as it is now, opened once. Files are opened one after the other.
+    ///
+    /// # Errors
+    /// As [`OnnxSource::load`].
+    pub(super) fn open(
+        &self,
+        path: &Path,
+        device: Device,
+        options: &Options,
+    ) -> Result<Arc<OnnxSource>> {
+        let stamp = Stamp::of(path)
+            .map_err(|e| Error::precondition(format!("cannot read {}: {e}", file_name(path))))?;
+        let on_cpu = device == Device::Cpu;
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|known| known.source.strong_count() > 0);
+        let known = open
+            .iter()
+            .filter(|known| known.on_cpu == on_cpu && known.stamp == stamp && known.path == path)
+            .find_map(|known| known.source.upgrade());
+        if let Some(source) = known {
+            return Ok(source);
+        }
+        let source = Arc::new(OnnxSource::load(&self.engine, path, device, options)?);
+        open.push(Known {
+            path: path.to_owned(),
+            stamp,
+            on_cpu,
+            source: Arc::downgrade(&source),
+        });
+        Ok(source)
+    }
+}

@@ -1,0 +1,177 @@
+//! A stage: an ONNX file or a plugin's entry, opened once and described, from which workers open their instances.
+
+use std::sync::Arc;
+
+use super::chain::Chain;
+use super::lookup::{Stage, StageRuns};
+use super::plugin::{PluginSource, Surroundings, onnx_description};
+use super::proxy::SessionOptions;
+use super::source::{OnnxSource, Signature};
+use super::{BatchKind, Description, Dim, Model, Rows, Takes};
+use crate::error::{Error, Result};
+use crate::message::ModelId;
+
+/// A stage that is described.
+pub(super) struct StageSource {
+    /// What it takes and gives by itself; its name is the stage's.
+    pub(super) description: Arc<Description>,
+    source: Source,
+}
+
+enum Source {
+    Onnx(Arc<OnnxSource>, SessionOptions),
+    Plugin(PluginSource),
+}
+
+impl StageSource {
+    /// Opens a stage's file. `rows` is what the proxy says, where the stage is all that it has.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` if the file is not what it should be, and what a plugin says of its state.
+    pub(super) fn load(
+        stage: &Stage,
+        rows: Option<Rows>,
+        surroundings: &Surroundings,
+    ) -> Result<StageSource> {
+        match &stage.runs {
+            StageRuns::Onnx(options) => {
+                let made = surroundings.options.with(options);
+                let source = surroundings
+                    .shared
+                    .open(&stage.path, surroundings.device, &made)?;
+                Ok(StageSource {
+                    description: onnx_description(&stage.name, &source, options.batch, rows)?,
+                    source: Source::Onnx(source, options.clone()),
+                })
+            }
+            StageRuns::Plugin {
+                entry,
+                state,
+                folder,
+            } => {
+                let (path, entry) = (&stage.path, entry.as_deref());
+                let source = PluginSource::load(path, entry, state, folder, rows, surroundings)?;
+                let signature = source.signature();
+                let description = Description {
+                    id: ModelId(0),
+                    name: stage.name.clone(),
+                    version: "1".to_owned(),
+                    kind: match signature.rows {
+                        Rows::Independent => BatchKind::Batched,
+                        Rows::Whole => BatchKind::Whole,
+                    },
+                    takes: match signature.inputs {
+                        Some(_) => Takes::Declared,
+                        None => Takes::Anything,
+                    },
+                    inputs: signature.inputs.clone().unwrap_or_default(),
+                    outputs: signature.outputs.clone().unwrap_or_default(),
+                };
+                Ok(StageSource {
+                    description: Arc::new(description),
+                    source: Source::Plugin(source),
+                })
+            }
+        }
+    }
+
+    /// An instance for one worker.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` if the file was changed meanwhile or cannot be opened here; a plugin's own.
+    pub(super) fn open(&self, surroundings: &Surroundings) -> Result<Box<dyn Model>> {
+        match &self.source {
+            Source::Onnx(source, options) => {
+                let options = surroundings.options.with(options);
+                let device = surroundings.device;
+                let mut model = source.open(self.description.clone(), device, &options)?;
+                model.warm_up();
+                Ok(Box::new(model))
+            }
+            Source::Plugin(source) => Ok(Box::new(source.open(surroundings)?)),
+        }
+    }
+}
+
+/// What a model of these stages is, to those who ask for it: it takes what the first takes and gives what the last
+/// gives. Stages that cannot follow each other are found here.
+///
+/// # Errors
+/// `FAILED_PRECONDITION`, naming both stages and what of them does not fit.
+pub(super) fn described(
+    stages: &[StageSource],
+    rows: Option<Rows>,
+    id: ModelId,
+    name: String,
+    version: String,
+) -> Result<Description> {
+    let (Some(first), Some(last)) = (stages.first(), stages.last()) else {
+        return Err(Error::internal("a model without stages"));
+    };
+    for (one, next) in stages.iter().zip(stages.iter().skip(1)) {
+        super::chain::check_link(&one.description, &next.description)?;
+    }
+    let kinds = || stages.iter().map(|stage| stage.description.kind);
+    let kind = match (rows, stages) {
+        (_, [only]) => only.description.kind,
+        (Some(Rows::Whole), _) => BatchKind::Whole,
+        (None, _) if kinds().any(|kind| kind == BatchKind::Whole) => BatchKind::Whole,
+        // Chunks are best cut to a fixed batch, where there is one.
+        _ => kinds()
+            .find(|kind| matches!(kind, BatchKind::Fixed(_)))
+            .unwrap_or(BatchKind::Batched),
+    };
+    Ok(Description {
+        id,
+        name,
+        version,
+        kind,
+        takes: first.description.takes,
+        inputs: first.description.inputs.clone(),
+        outputs: last.description.outputs.clone(),
+    })
+}
+
+/// A worker's instance of a model of these stages.
+///
+/// # Errors
+/// As [`StageSource::open`], naming the stage.
+pub(super) fn open(stages: &[StageSource], surroundings: &Surroundings) -> Result<Box<dyn Model>> {
+    if let [only] = stages {
+        return only.open(surroundings);
+    }
+    let mut chain = Chain::default();
+    for stage in stages {
+        let model = stage.open(surroundings);
+        let place = format_args!("stage {:?}", stage.description.name);
+        chain.push(
+            stage.description.clone(),
+            model.map_err(|e| e.context(place))?,
+        );
+    }
+    Ok(Box::new(chain))
+}
+
+/// The kind of batch, as a proxy overrules it.
+///
+/// # Errors
+/// `FAILED_PRECONDITION`, naming the port that cannot take any number of rows.
+pub(super) fn overruled(signature: &Signature, rows: Option<Rows>) -> Result<BatchKind> {
+    match (rows, signature.kind) {
+        (None, kind) => Ok(kind),
+        (Some(Rows::Whole), _) => Ok(BatchKind::Whole),
+        (Some(Rows::Independent), BatchKind::Whole) => {
+            for port in signature.inputs.iter().chain(&signature.outputs) {
+                if matches!(port.shape.first(), None | Some(Dim::Fixed(_))) {
+                    return Err(Error::precondition(format!(
+                        "{:?} has no first dimension that could be any number of rows, but the proxy says that rows \
+                         are independent",
+                        port.name
+                    )));
+                }
+            }
+            Ok(BatchKind::Batched)
+        }
+        (Some(Rows::Independent), kind) => Ok(kind),
+    }
+}

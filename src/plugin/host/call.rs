@@ -1,0 +1,253 @@
+//! Calls into a plugin: describe, load, infer, unload, each with the context that it may call back with.
+#![allow(unsafe_code)] // a C interface: pointers in, pointers out
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::Arc;
+
+use super::memory::Shown;
+use super::output::Outputs;
+use super::{Library, Services};
+use crate::error::{Error, Result};
+use crate::model::Run;
+use crate::plugin::abi;
+use crate::signature::Signature;
+use crate::tensor::Batch;
+
+/// Which functions of the table a context is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Describe,
+    Load,
+    Infer,
+}
+
+/// What is behind a `mdm_context`. It lives as long as a call.
+pub(super) struct CallContext<'a> {
+    pub(super) phase: Phase,
+    pub(super) services: &'a dyn Services,
+    pub(super) failure: Option<Error>,
+    pub(super) signature: Option<Signature>,
+    /// Texts that were given out: they stay where they are until the call is over.
+    pub(super) texts: Vec<Box<str>>,
+    pub(super) run: Option<&'a Run<'a>>,
+    pub(super) members: Vec<abi::Member>,
+    pub(super) outputs: Outputs<'a>,
+}
+
+impl CallContext<'_> {
+    /// Keeps a text, for a plugin to read until the call is over.
+    pub(super) fn keep(&mut self, text: String) -> abi::Str {
+        self.texts.push(text.into_boxed_str());
+        self.texts
+            .last()
+            .map_or(abi::Str::of(""), |text| abi::Str::of(text))
+    }
+}
+
+thread_local! {
+    /// The plugin that is running in this thread, for its lines in the log.
+    pub(super) static RUNNING: RefCell<Arc<str>> = RefCell::new(Arc::from(""));
+    /// Why the last function of the host's failed.
+    pub(super) static LAST_ERROR: RefCell<Option<Error>> = const { RefCell::new(None) };
+}
+
+/// An entry of an open plugin.
+#[derive(Clone)]
+pub(crate) struct Plugin {
+    library: Arc<Library>,
+    entry: abi::Entry,
+    /// `plugin "libner.so"`, and the entry where there are several: what errors begin with.
+    label: Arc<str>,
+}
+
+// SAFETY: the entry is functions, which may be called as the methods below do.
+unsafe impl Send for Plugin {}
+// SAFETY: as above; `describe` and `load` may run in several threads at once.
+unsafe impl Sync for Plugin {}
+
+impl Plugin {
+    /// # Errors
+    /// `FAILED_PRECONDITION` if there is no such entry.
+    pub(crate) fn of(library: Arc<Library>, entry: Option<&str>) -> Result<Plugin> {
+        let (name, raw) = library.entry(entry)?;
+        let label = if name == "model" {
+            format!("plugin {:?}", library.name)
+        } else {
+            format!("plugin {:?} ({name})", library.name)
+        };
+        let entry = *raw;
+        Ok(Plugin {
+            library,
+            entry,
+            label: label.into(),
+        })
+    }
+
+    /// What errors begin with.
+    pub(crate) fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// What a model of this state takes and gives.
+    ///
+    /// # Errors
+    /// The plugin's own, or what is wrong with its signature.
+    pub(crate) fn describe(&self, state: &str, services: &dyn Services) -> Result<Signature> {
+        let Some(describe) = self.entry.describe else {
+            return Ok(Signature::new());
+        };
+        let mut context = self.context(Phase::Describe, services);
+        let status = self.running(&mut context, |context| {
+            // SAFETY: the entry's function, with a context and a text that live until it returns.
+            unsafe { describe(context, abi::Str::of(state)) }
+        });
+        self.outcome(status, &mut context)?;
+        Ok(context.signature.unwrap_or_default())
+    }
+
+    /// An instance for the thread that this is called in.
+    ///
+    /// # Errors
+    /// The plugin's own, `FAILED_PRECONDITION` where it gives no code.
+    pub(crate) fn load(&self, state: &str, services: &dyn Services) -> Result<Instance> {
+        let Some(load) = self.entry.load else {
+            return Err(Error::precondition(format!(
+                "{}: it has no load",
+                self.label
+            )));
+        };
+        let mut raw = ptr::null_mut();
+        let mut context = self.context(Phase::Load, services);
+        let status = self.running(&mut context, |context| {
+            // SAFETY: as in `describe`, with a place for the instance.
+            unsafe { load(context, abi::Str::of(state), &raw mut raw) }
+        });
+        if status == abi::OK {
+            // From here on it is unloaded, whatever comes.
+            let instance = Instance {
+                plugin: self.clone(),
+                raw,
+            };
+            self.outcome(status, &mut context)?;
+            return Ok(instance);
+        }
+        Err(self
+            .outcome(status, &mut context)
+            .err()
+            .unwrap_or_else(|| Error::precondition(format!("{}: not loaded", self.label))))
+    }
+
+    fn context<'a>(&'a self, phase: Phase, services: &'a dyn Services) -> CallContext<'a> {
+        CallContext {
+            phase,
+            services,
+            failure: None,
+            signature: None,
+            texts: Vec::new(),
+            run: None,
+            members: Vec::new(),
+            outputs: Outputs::none(&self.library),
+        }
+    }
+
+    fn running(
+        &self,
+        context: &mut CallContext<'_>,
+        call: impl FnOnce(*mut abi::Context) -> i32,
+    ) -> i32 {
+        let before = RUNNING.replace(self.label.clone());
+        LAST_ERROR.set(None);
+        let status = call(ptr::from_mut(context).cast());
+        RUNNING.set(before);
+        status
+    }
+
+    /// What a call came to: what the plugin said, what the host found wrong, or what its functions had failed with.
+    fn outcome(&self, status: i32, context: &mut CallContext<'_>) -> Result<()> {
+        if status == abi::OK && context.failure.is_none() {
+            return Ok(());
+        }
+        let failure = context.failure.take().or_else(|| LAST_ERROR.take());
+        let failure = failure.unwrap_or_else(|| {
+            let why = format!("it failed with status {status} and did not say why");
+            match context.phase {
+                Phase::Infer => Error::internal(why),
+                Phase::Describe | Phase::Load => Error::precondition(why),
+            }
+        });
+        Err(failure.context(&self.label))
+    }
+}
+
+/// One worker's instance of a plugin's model. Not Send: it lives and ends in the thread that loaded it.
+pub(crate) struct Instance {
+    plugin: Plugin,
+    raw: *mut c_void,
+}
+
+/// Why a run failed, and whether the instance may be used again.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) error: Error,
+    pub(crate) instance_lost: bool,
+}
+
+impl Instance {
+    /// Runs a batch. Every output has been checked against the signature; rows must be `rows` where they are given.
+    ///
+    /// # Errors
+    /// What the plugin says, with the rows that it blames; or `INTERNAL`, naming what it returned that does not fit.
+    pub(crate) fn infer(
+        &mut self,
+        inputs: &Batch,
+        signature: &Signature,
+        rows: Option<usize>,
+        run: &Run<'_>,
+        services: &dyn Services,
+    ) -> Result<Batch, Broken> {
+        let plugin = &self.plugin;
+        let lost = |error: Error| Broken {
+            error,
+            instance_lost: true,
+        };
+        let Some(infer) = plugin.entry.infer else {
+            return Err(lost(Error::internal(format!(
+                "{}: it has no infer",
+                plugin.label
+            ))));
+        };
+        let shown = Shown::of(inputs);
+        let mut context = plugin.context(Phase::Infer, services);
+        context.run = Some(run);
+        context.outputs = Outputs::expected(&plugin.library, &shown, signature, rows);
+        let status = plugin.running(&mut context, |context| {
+            let views = shown.views();
+            // SAFETY: the instance is what `load` made, in this thread, and not yet unloaded; the context and the
+            // views live until the call returns.
+            unsafe { infer(self.raw, context, views.as_ptr(), views.len() as u32) }
+        });
+        let outcome = plugin.outcome(status, &mut context);
+        let outputs = outcome.and_then(|()| {
+            let outputs = context.outputs.finish();
+            outputs.map_err(|e| e.context(&plugin.label))
+        });
+        outputs.map_err(|error| Broken {
+            error,
+            instance_lost: status == abi::BROKEN,
+        })
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let Some(unload) = self.plugin.entry.unload else {
+            return;
+        };
+        let before = RUNNING.replace(self.plugin.label.clone());
+        // SAFETY: `load` made it in this thread, and this is the one call; the library is open as long as `plugin`.
+        unsafe { unload(self.raw) };
+        RUNNING.set(before);
+    }
+}

@@ -1,0 +1,441 @@
+//! The functions that plugins call: `mdm_host`.
+#![allow(unsafe_code)] // a C interface: pointers in, pointers out
+
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::ptr;
+
+use super::call::{CallContext, LAST_ERROR, Phase, RUNNING};
+use super::memory::Buffer;
+use super::session::PluginSession;
+use crate::error::{Error, Result};
+use crate::plugin::abi;
+use crate::signature::Signature;
+
+/// Longest text of a plugin's that is read; of messages the beginning.
+const MOST_TEXT_BYTES: u64 = 1 << 20;
+/// Longest message of a plugin's that a client is sent.
+const MOST_MESSAGE_BYTES: usize = 16 << 10;
+
+/// What every plugin is given.
+pub(super) static HOST: abi::Host = abi::Host {
+    abi_version: abi::ABI_VERSION,
+    size: size_of::<abi::Host>() as u32,
+    last_error,
+    log,
+    fail,
+    signature,
+    resolve_path,
+    param_path,
+    params,
+    members,
+    is_cancelled,
+    device,
+    alloc,
+    buffer_retain,
+    buffer_release,
+    output,
+    session_open,
+    session_signature,
+    session_run,
+    session_close,
+};
+
+/// A text of a plugin's, copied. `None` if it is NULL, too long, or not UTF-8.
+///
+/// # Safety
+/// It must be as long as it says.
+pub(super) unsafe fn read_text(text: abi::Str) -> Option<String> {
+    if text.length == 0 {
+        return Some(String::new());
+    }
+    if text.data.is_null() || text.length > MOST_TEXT_BYTES {
+        return None;
+    }
+    // SAFETY: the caller answers for it.
+    let bytes = unsafe { std::slice::from_raw_parts(text.data, text.length as usize) };
+    std::str::from_utf8(bytes).ok().map(str::to_owned)
+}
+
+/// A message of a plugin's: whatever can be read of it.
+///
+/// # Safety
+/// As [`read_text`].
+unsafe fn read_message(text: abi::Str) -> String {
+    if text.data.is_null() {
+        return String::new();
+    }
+    let length = (text.length as usize).min(MOST_MESSAGE_BYTES);
+    // SAFETY: the caller answers for it.
+    let bytes = unsafe { std::slice::from_raw_parts(text.data, length) };
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn text(what: &str, text: abi::Str) -> Result<String> {
+    // SAFETY: a plugin's texts are as long as they say.
+    unsafe { read_text(text) }.ok_or_else(|| Error::invalid(format!("{what} is no text")))
+}
+
+/// Runs the body of a function of the table: a panic must not leave it, and an error is kept for `last_error`.
+fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Option<T> {
+    let caught = catch_unwind(AssertUnwindSafe(body));
+    let result = caught.unwrap_or_else(|_| Err(Error::internal("the server panicked in there")));
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            LAST_ERROR.set(Some(error));
+            None
+        }
+    }
+}
+
+fn status(done: Option<()>) -> i32 {
+    match done {
+        Some(()) => abi::OK,
+        None => abi::FAILED,
+    }
+}
+
+/// What is behind a context.
+///
+/// # Errors
+/// `INTERNAL` for NULL, and in a call that the function is not for.
+///
+/// # Safety
+/// It must be NULL or a context whose call is not over, and nothing else may look into it meanwhile.
+unsafe fn behind<'a>(
+    context: *mut abi::Context,
+    function: &str,
+    phases: &[Phase],
+) -> Result<&'a mut CallContext<'a>> {
+    if context.is_null() {
+        return Err(Error::internal(format!("{function}: the context is NULL")));
+    }
+    // SAFETY: the caller answers for it.
+    let context = unsafe { &mut *context.cast::<CallContext<'a>>() };
+    if phases.contains(&context.phase) {
+        return Ok(context);
+    }
+    Err(Error::internal(format!(
+        "{function} is not for {:?}, only for {phases:?}",
+        context.phase
+    )))
+}
+
+const ANY: &[Phase] = &[Phase::Describe, Phase::Load, Phase::Infer];
+const FILES: &[Phase] = &[Phase::Describe, Phase::Load];
+const LOAD: &[Phase] = &[Phase::Load];
+const INFER: &[Phase] = &[Phase::Infer];
+
+unsafe extern "C" fn last_error(code: *mut u32) -> abi::Str {
+    LAST_ERROR.with_borrow(|error| {
+        let (number, message) = match error {
+            Some(error) => (abi::code_number(error.code()), error.message()),
+            None => (0, ""),
+        };
+        if !code.is_null() {
+            // SAFETY: not NULL, so it is a place for a number.
+            unsafe { code.write_unaligned(number) };
+        }
+        // It stays where it is until the next error replaces it.
+        abi::Str::of(message)
+    })
+}
+
+unsafe extern "C" fn log(level: u32, message: abi::Str) {
+    let _ = guarded(|| {
+        // SAFETY: a plugin's texts are as long as they say.
+        let message = unsafe { read_message(message) };
+        let plugin = RUNNING.with_borrow(Clone::clone);
+        match level {
+            1 => tracing::error!(target: "plugin", from = &*plugin, "{message}"),
+            2 => tracing::warn!(target: "plugin", from = &*plugin, "{message}"),
+            3 => tracing::info!(target: "plugin", from = &*plugin, "{message}"),
+            4 => tracing::debug!(target: "plugin", from = &*plugin, "{message}"),
+            _ => tracing::trace!(target: "plugin", from = &*plugin, "{message}"),
+        }
+        Ok(())
+    });
+}
+
+unsafe extern "C" fn fail(
+    context: *mut abi::Context,
+    code: u32,
+    message: abi::Str,
+    first: u64,
+    count: u64,
+) {
+    let _ = guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "fail", ANY)? };
+        // SAFETY: a plugin's texts are as long as they say.
+        let message = unsafe { read_message(message) };
+        let message = if message.is_empty() {
+            "it failed, and its message is empty".to_owned()
+        } else {
+            message
+        };
+        let error = Error::new(abi::code_of(code), message);
+        let (first, count) = (first as usize, count as usize);
+        context.failure = Some(match first.checked_add(count) {
+            Some(end) if count > 0 => error.at_rows(first..end),
+            _ => error,
+        });
+        Ok(())
+    });
+}
+
+unsafe extern "C" fn signature(context: *mut abi::Context, json: abi::Str) -> i32 {
+    status(guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "signature", &[Phase::Describe])? };
+        let result = text("signature", json).and_then(|json| Signature::from_json(&json));
+        // Not to be overlooked: what is wrong with it is what the call comes to.
+        context.signature = Some(result.inspect_err(|e| context.failure = Some(e.clone()))?);
+        Ok(())
+    }))
+}
+
+fn shown(path: &Path) -> Result<String> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Error::precondition(format!("the path {} is no UTF-8", path.display())))
+}
+
+/// Writes what a function found to where the plugin wants it.
+///
+/// # Safety
+/// The place must be NULL or one for a `T`.
+unsafe fn put<T>(place: *mut T, value: T) -> Result<()> {
+    if place.is_null() {
+        return Err(Error::internal("the place for the answer is NULL"));
+    }
+    // SAFETY: the caller answers for it.
+    unsafe { place.write_unaligned(value) };
+    Ok(())
+}
+
+unsafe extern "C" fn resolve_path(
+    context: *mut abi::Context,
+    path: abi::Str,
+    absolute: *mut abi::Str,
+) -> i32 {
+    status(guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "resolve_path", FILES)? };
+        let path = context.services.state_path(&text("path", path)?)?;
+        let kept = context.keep(shown(&path)?);
+        // SAFETY: the plugin's place for it.
+        unsafe { put(absolute, kept) }
+    }))
+}
+
+unsafe extern "C" fn param_path(
+    context: *mut abi::Context,
+    key: abi::Str,
+    absolute: *mut abi::Str,
+) -> i32 {
+    status(guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "param_path", INFER)? };
+        let key = text("key", key)?;
+        if !key.ends_with("_path") {
+            return Err(Error::internal(format!(
+                "param_path: {key:?} does not end in \"_path\", so the server has not checked it"
+            )));
+        }
+        let value = context.run.and_then(|run| run.params.get(&key));
+        let value = value.and_then(serde_json::Value::as_str).ok_or_else(|| {
+            Error::invalid(format!(
+                "the parameter {key:?} is missing: expected the path of a file"
+            ))
+        })?;
+        let path = context.services.param_path(&key, value)?;
+        let kept = context.keep(shown(&path)?);
+        // SAFETY: the plugin's place for it.
+        unsafe { put(absolute, kept) }
+    }))
+}
+
+unsafe extern "C" fn params(context: *mut abi::Context) -> abi::Str {
+    let found = guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "params", INFER)? };
+        match context.run {
+            Some(run) if !run.params.is_empty() => {
+                let json = serde_json::to_string(run.params);
+                let json = json.map_err(|e| Error::internal(e.to_string()))?;
+                Ok(context.keep(json))
+            }
+            _ => Ok(abi::Str::of("{}")),
+        }
+    });
+    found.unwrap_or(abi::Str::of("{}"))
+}
+
+unsafe extern "C" fn members(context: *mut abi::Context, members: *mut *const abi::Member) -> u32 {
+    let found = guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "members", INFER)? };
+        if context.members.is_empty() {
+            let mut first_row = 0;
+            let all = context.run.map_or(&[][..], |run| run.members);
+            context.members = all
+                .iter()
+                .map(|member| {
+                    let shown = abi::Member {
+                        first_row,
+                        rows: member.rows,
+                        offset: member.offset,
+                        total: member.total,
+                    };
+                    first_row += member.rows;
+                    shown
+                })
+                .collect();
+        }
+        // SAFETY: the plugin's place for it.
+        unsafe { put(members, context.members.as_ptr())? };
+        Ok(context.members.len() as u32)
+    });
+    found.unwrap_or(0)
+}
+
+unsafe extern "C" fn is_cancelled(context: *mut abi::Context) -> i32 {
+    let found = guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "is_cancelled", INFER)? };
+        Ok(context.run.is_some_and(|run| (run.cancelled)()))
+    });
+    i32::from(found == Some(true))
+}
+
+unsafe extern "C" fn device(context: *mut abi::Context) -> abi::Str {
+    let found = guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "device", &[Phase::Load, Phase::Infer])? };
+        let device = context.services.device();
+        Ok(context.keep(device))
+    });
+    found.unwrap_or(abi::Str::of(""))
+}
+
+unsafe extern "C" fn alloc(bytes: u64, memory: *mut *mut c_void) -> *mut abi::Buffer {
+    let made = guarded(|| {
+        let (buffer, start) = Buffer::block(bytes)
+            .ok_or_else(|| Error::exhausted(format!("alloc: no {bytes} bytes to be had")))?;
+        // SAFETY: the plugin's place for it.
+        unsafe { put(memory, start)? };
+        Ok(buffer.into_raw())
+    });
+    made.unwrap_or(ptr::null_mut())
+}
+
+unsafe extern "C" fn buffer_retain(buffer: *mut abi::Buffer) {
+    if !buffer.is_null() {
+        // SAFETY: a buffer that the plugin was shown or holds; its new share is counted and not dropped here.
+        std::mem::forget(unsafe { Buffer::share(buffer) });
+    }
+}
+
+unsafe extern "C" fn buffer_release(buffer: *mut abi::Buffer) {
+    if !buffer.is_null() {
+        // SAFETY: the plugin is one of its holders, and ends to be.
+        let share = unsafe { Buffer::take(buffer) };
+        let _ = guarded(|| {
+            drop(share);
+            Ok(())
+        });
+    }
+}
+
+unsafe extern "C" fn output(
+    context: *mut abi::Context,
+    tensor: *const abi::Tensor,
+    owner: *mut c_void,
+    release: Option<abi::Release>,
+) -> i32 {
+    status(guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = match unsafe { behind(context, "output", ANY) } {
+            Ok(context) => context,
+            Err(error) => {
+                if let Some(release) = release {
+                    // SAFETY: the plugin gave both together, and this is the one call.
+                    unsafe { release(owner) };
+                }
+                return Err(error);
+            }
+        };
+        // SAFETY: a plugin's pointers are what the interface says.
+        let taken = unsafe { context.outputs.take(tensor, owner, release) };
+        // Not to be overlooked, even if the plugin does.
+        taken.inspect_err(|e| context.failure = Some(e.clone()))
+    }))
+}
+
+unsafe extern "C" fn session_open(
+    context: *mut abi::Context,
+    path: abi::Str,
+    options: abi::Str,
+    session: *mut *mut abi::Session,
+) -> i32 {
+    status(guarded(|| {
+        // SAFETY: the plugin's context, in its call and thread.
+        let context = unsafe { behind(context, "session_open", LOAD)? };
+        let (path, options) = (text("path", path)?, text("options", options)?);
+        if session.is_null() {
+            return Err(Error::internal("the place for the answer is NULL"));
+        }
+        let opened = PluginSession::new(context.services.session(&path, &options)?);
+        // SAFETY: the plugin's place for it.
+        unsafe { put(session, Box::into_raw(Box::new(opened)).cast()) }
+    }))
+}
+
+/// What is behind a session.
+///
+/// # Safety
+/// It must be NULL or an open session of this thread's.
+unsafe fn session<'a>(session: *mut abi::Session) -> Result<&'a mut PluginSession> {
+    if session.is_null() {
+        return Err(Error::internal("the session is NULL"));
+    }
+    // SAFETY: the caller answers for it.
+    Ok(unsafe { &mut *session.cast::<PluginSession>() })
+}
+
+unsafe extern "C" fn session_signature(raw: *mut abi::Session) -> abi::Str {
+    // SAFETY: the plugin's session, in its thread.
+    let found = guarded(|| Ok(abi::Str::of(unsafe { session(raw)? }.signature())));
+    found.unwrap_or(abi::Str::of(""))
+}
+
+unsafe extern "C" fn session_run(
+    raw: *mut abi::Session,
+    inputs: *const abi::Tensor,
+    input_count: u32,
+    outputs: *mut *const abi::Tensor,
+    output_count: *mut u32,
+) -> i32 {
+    status(guarded(|| {
+        // SAFETY: the plugin's session, in its thread; its pointers are what the interface says.
+        unsafe {
+            let views = session(raw)?.run(inputs, input_count)?;
+            put(outputs, views.as_ptr())?;
+            put(output_count, views.len() as u32)
+        }
+    }))
+}
+
+unsafe extern "C" fn session_close(session: *mut abi::Session) {
+    if session.is_null() {
+        return;
+    }
+    let _ = guarded(|| {
+        // SAFETY: it came out of Box::into_raw in `session_open`, and the plugin closes it once.
+        drop(unsafe { Box::from_raw(session.cast::<PluginSession>()) });
+        Ok(())
+    });
+}

@@ -1,0 +1,81 @@
+//! Plugins, proxies and stages through the real server and the registry: what a user sees.
+#![cfg(feature = "server")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/place.rs"]
+mod place;
+
+mod chains;
+mod rust;
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+
+use mdm::{ErrorCode, Result};
+
+use crate::common::Server;
+
+/// The plugin of `examples/plugin`, which cargo builds with the tests.
+pub fn echo_plugin() -> PathBuf {
+    let test = std::env::current_exe().expect("a test program");
+    let profile = test
+        .ancestors()
+        .find(|folder| folder.join("examples").is_dir())
+        .expect("target/PROFILE");
+    let file = profile.join("examples").join(format!(
+        "{}echo_plugin{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    ));
+    assert!(
+        file.is_file(),
+        "{} is not built: `cargo test` without --test builds it, `cargo build --example echo_plugin` too",
+        file.display()
+    );
+    file
+}
+
+/// A folder with these files and the example's plugin.
+pub fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
+    let dir = common::models(files);
+    let plugin = dir.path().join("models/libecho.so");
+    std::fs::copy(echo_plugin(), plugin).expect("a copy of the plugin");
+    dir
+}
+
+/// A server over such a folder.
+pub fn serve(files: &[(&str, &str)], flags: &[&str]) -> Server {
+    let files: Vec<(&str, Vec<u8>)> = files
+        .iter()
+        .map(|(name, text)| (*name, text.as_bytes().to_vec()))
+        .collect();
+    Server::start(folder(&files), flags)
+}
+
+/// It failed with this code, and its message has each of these words in it.
+#[track_caller]
+pub fn refused<T: Debug>(result: Result<T>, code: ErrorCode, words: &[&str]) {
+    let error = result.expect_err("expected an error");
+    assert_eq!(error.code(), code, "{error}");
+    for word in words {
+        assert!(
+            error.message().contains(word),
+            "{word:?} is not in: {error}"
+        );
+    }
+}
+
+/// Where the sample in C is built to.
+pub fn build_sample(to: &Path) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let status = std::process::Command::new("cc")
+        .args(["-std=c11", "-O1", "-shared", "-fPIC", "-I"])
+        .arg(root.join("src/model"))
+        .arg("-o")
+        .arg(to)
+        .arg(root.join("tests/plugins/sample.c"))
+        .status()
+        .expect("a C compiler");
+    assert!(status.success());
+}
