@@ -12,7 +12,7 @@ CARGO_TARGET_DIR ?= target
 RELEASE := $(CARGO_TARGET_DIR)/release
 # Where things are installed; a shell may leave the ~ to us.
 ROOT = $(DESTDIR)$(patsubst ~/%,$(HOME)/%,$(PREFIX))
-COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer
+COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer mdm-model
 FETCH := examples/setup/fetch_onnxruntime.py
 # Each of these has to compile without the others; the first is none at all.
 FEATURES := "" client plugin server
@@ -21,11 +21,12 @@ FEATURES := "" client plugin server
 need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo toolchain python onnxruntime build demo test bench install uninstall clean fmt lint
+.PHONY: help cargo toolchain python onnxruntime build demo test test-valgrind bench install uninstall clean fmt lint
 
 help:
 	@echo 'make demo                        fetch ONNX Runtime, build, and classify the handwritten digits on 2 workers'
 	@echo 'make test                        every test, each feature alone, and the documentation'
+	@echo 'make test-valgrind               what malformed plugins do, under valgrind'
 	@echo 'make build                       the commands, in $(RELEASE)/'
 	@echo 'make bench                       the benchmarks: one table of ratios (minutes)'
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
@@ -63,6 +64,16 @@ test: toolchain onnxruntime
 	done
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 	$(CARGO) test --locked
+
+# The host's side of the C interface, right and wrong plugins alike; needs no engine. Whole pages of C are compiled by
+# the tests, whose children are not watched.
+test-valgrind: toolchain
+	@$(call need,valgrind,On Debian and Ubuntu: sudo apt-get install valgrind)
+	@program=$$($(CARGO) test --locked --lib --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\)).*/\1/p') && \
+		test -n "$$program" || { echo 'error: the tests do not compile; see `$(CARGO) test --lib`' >&2; exit 1; }; \
+		echo "valgrind $$program plugin::host"; \
+		valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
+			$$program --test-threads=1 plugin::host
 
 bench: toolchain onnxruntime
 	$(CARGO) bench --locked --bench table

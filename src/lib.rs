@@ -61,6 +61,11 @@
 //!   an error of its neighbours.
 //! - The rows of a bulk chunk are found by climbing (`schedule/pace.rs`): the time per row is kept by size, and the size
 //!   with the least time per row wins, within `max_chunk_ms`.
+//! - A plugin's table and its host are in `plugin/`, not in `model/`: the author's side compiles without the server, and
+//!   all that crosses the C interface is in one place. Signatures cross it as JSON, which C writes as a literal.
+//! - A plugin is opened from a private copy of its file, so that copying a new version over one that is in use harms
+//!   nobody (`plugin/host/library.rs`).
+//! - An error can say which rows of its batch it is about; the worker tells the client their numbers in its request.
 //! - Small chunks have places of their own at a worker, beside the bulk places; a worker that ran only small chunks for
 //!   50 ms runs the bulk chunk that waits (`schedule/lane.rs`).
 
@@ -100,6 +105,6 @@ pub use message::{Params, Priority, Request, RequestId, Stats};
 pub use tensor::{Batch, DataType, Element, Tensor};
 
 /// The examples of the README are compiled with the documentation's.
-#[cfg(all(doctest, feature = "client"))]
+#[cfg(all(doctest, feature = "client", feature = "plugin"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

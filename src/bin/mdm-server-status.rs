@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use mdm::client::{Client, Status};
-use mdm::wire::server::{DimInfo, PortInfo};
+use mdm::wire::server::PortInfo;
 
 const NAME: &str = "mdm-server-status";
 
@@ -189,16 +189,8 @@ fn table(page: &mut String, rows: Vec<Vec<String>>) -> std::fmt::Result {
 
 /// `ids INT64 [N,64], mask BOOL [N]`
 fn ports(ports: &[PortInfo]) -> String {
-    let one = |port: &PortInfo| {
-        let dims = port.shape.iter().map(|dim| match dim {
-            DimInfo::Size(-1) => "?".to_owned(),
-            DimInfo::Size(size) => size.to_string(),
-            DimInfo::Symbol(name) => name.clone(),
-        });
-        let dims = dims.collect::<Vec<_>>().join(",");
-        format!("{} {} [{dims}]", port.name, port.dtype)
-    };
-    ports.iter().map(one).collect::<Vec<_>>().join(", ")
+    let shown: Vec<String> = ports.iter().map(PortInfo::to_string).collect();
+    shown.join(", ")
 }
 
 fn uptime(seconds: u64) -> String {

@@ -286,6 +286,35 @@ mod tests {
     }
 
     #[test]
+    fn undeclared_inputs_run_together_only_if_they_are_alike() {
+        let open = Description {
+            takes: Takes::Anything,
+            ..model(BatchKind::Batched, vec![])
+        };
+        let dims = |tensors: &[Tensor]| check_inputs(&open, batch(tensors)).unwrap().dims;
+        let a = dims(&[tensor("a", &[3, 2])]);
+        assert_eq!(a, dims(&[tensor("a", &[7, 2])]));
+        let integers = Tensor::from_vec("a", vec![1, 2], vec![0i32; 2]).unwrap();
+        for other in [
+            &[tensor("b", &[3, 2])][..],
+            &[tensor("a", &[3, 3])],
+            &[tensor("a", &[3, 2, 1])],
+            &[integers],
+            &[tensor("a", &[3, 2]), tensor("b", &[3])],
+        ] {
+            assert_ne!(a, dims(other), "{other:?}");
+        }
+        let e = check_inputs(&open, batch(&[tensor("a", &[3]), tensor("b", &[2])]));
+        assert!(e.unwrap_err().message().contains("3 rows"));
+        assert!(check_inputs(&open, batch(&[])).is_err());
+        let whole = Description {
+            kind: BatchKind::Whole,
+            ..open
+        };
+        assert!(check_inputs(&whole, batch(&[tensor("a", &[3]), tensor("b", &[2])])).is_ok());
+    }
+
+    #[test]
     fn one_input_needs_no_name() {
         let one = model(
             BatchKind::Batched,

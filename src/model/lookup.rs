@@ -144,6 +144,12 @@ impl Roots {
         })
     }
 
+    /// The run-script directory.
+    pub(super) fn first(&self) -> &Path {
+        let first = self.roots.first();
+        first.map_or(Path::new("/"), |root| &root.real)
+    }
+
     /// The file of the model that a request names. Checks every other path of the request too.
     ///
     /// # Errors
@@ -338,8 +344,9 @@ impl Roots {
         }
         if is_pickle(&target.path)? {
             return Err(Error::precondition(format!(
-                "{} is a Python pickle, which would run whatever code is in it and is never loaded; write a JSON \
-                 proxy in its place: {EXAMPLES} (what Proxy::write and mdm::plugin::dump write)",
+                "{} is a Python pickle, which would run whatever code is in it and is never loaded; export the model \
+                 to ONNX, or write it as a plugin, and put a JSON proxy in its place: {EXAMPLES} (mdm::plugin::dump \
+                 writes the latter)",
                 file_name(&target.path)
             )));
         }

@@ -7,6 +7,7 @@ mod chain;
 pub(crate) mod check;
 mod engine;
 mod gpu;
+mod inspect;
 mod library;
 pub(crate) mod loader;
 mod lookup;
@@ -25,6 +26,7 @@ mod values;
 mod weights;
 
 pub use engine::Engine;
+pub use inspect::{Inspection, StageInfo};
 pub(crate) use library::check_whole;
 pub use lookup::Lookup;
 pub use registry::{Registry, RegistryConfig};

@@ -8,7 +8,7 @@ use super::lookup::Roots;
 use super::onnx::OnnxModel;
 use super::proxy::SessionOptions;
 use super::shared::Shared;
-use super::source::{OnnxSource, Options, Stamp, file_name};
+use super::source::{OnnxSource, Options};
 use super::{BatchKind, Description, Device, Model, Rows, Run, Takes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params};
@@ -28,8 +28,6 @@ pub(super) struct Surroundings {
 /// A plugin's file that was opened, and a state.
 pub(super) struct PluginSource {
     plugin: Plugin,
-    path: PathBuf,
-    stamp: Stamp,
     state: Arc<str>,
     folder: PathBuf,
     signature: Arc<Signature>,
@@ -48,8 +46,6 @@ impl PluginSource {
         rows: Option<Rows>,
         surroundings: &Surroundings,
     ) -> Result<PluginSource> {
-        let stamp = Stamp::of(path)
-            .map_err(|e| Error::precondition(format!("cannot read {}: {e}", file_name(path))))?;
         let plugin = Plugin::of(Library::open(path)?, entry)?;
         let services = PluginServices {
             surroundings: surroundings.clone(),
@@ -64,8 +60,6 @@ impl PluginSource {
         }
         Ok(PluginSource {
             plugin,
-            path: path.to_owned(),
-            stamp,
             state: state.into(),
             folder: folder.to_owned(),
             signature: Arc::new(signature),
@@ -76,17 +70,11 @@ impl PluginSource {
         &self.signature
     }
 
-    /// An instance for one worker.
+    /// An instance for one worker, from the library that was described: whatever has become of its file.
     ///
     /// # Errors
-    /// The plugin's own; `FAILED_PRECONDITION` if the file is not the one that was described.
+    /// The plugin's own.
     pub(super) fn open(&self, surroundings: &Surroundings) -> Result<PluginModel> {
-        if Stamp::of(&self.path).ok() != Some(self.stamp) {
-            return Err(Error::precondition(format!(
-                "{} was changed while workers were opening it; the next request finds the new one",
-                file_name(&self.path)
-            )));
-        }
         let mut model = PluginModel {
             plugin: self.plugin.clone(),
             state: self.state.clone(),

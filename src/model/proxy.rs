@@ -174,6 +174,11 @@ impl Proxy {
             })
         })
     }
+
+    /// The names of its methods; none where the file lists none.
+    pub(super) fn methods(&self) -> impl Iterator<Item = &str> {
+        self.methods.iter().filter_map(|(name, _)| name.as_deref())
+    }
 }
 
 impl StageText {

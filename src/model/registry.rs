@@ -2,7 +2,7 @@
 //! sessions share.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::engine::Engine;
@@ -257,6 +257,23 @@ impl Registry {
         let _ = std::thread::Builder::new()
             .name("mdm-let-go".to_owned())
             .spawn(move || drop(left));
+    }
+
+    /// Where a request's name leads.
+    pub(super) fn found(&self, lookup: &Lookup) -> Result<Found> {
+        self.roots.find(lookup)
+    }
+
+    /// Where models are.
+    pub(super) fn run_script_dir(&self) -> &Path {
+        self.roots.first()
+    }
+
+    /// What each stage of a model is by itself.
+    pub(super) fn stage_descriptions(&self, id: ModelId) -> Vec<Arc<Description>> {
+        let known = self.known();
+        let stages = known.get(id).map_or(&[][..], |model| &model.stages);
+        stages.iter().map(|s| s.description.clone()).collect()
     }
 
     /// What models may use in a worker.

@@ -36,6 +36,19 @@ pub struct PortInfo {
     pub shape: Vec<DimInfo>,
 }
 
+/// For people: `name DTYPE [N,?,4]`.
+impl std::fmt::Display for PortInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dims = self.shape.iter().map(|dim| match dim {
+            DimInfo::Size(-1) => "?".to_owned(),
+            DimInfo::Size(size) => size.to_string(),
+            DimInfo::Symbol(name) => name.clone(),
+        });
+        let dims = dims.collect::<Vec<_>>().join(",");
+        write!(f, "{} {} [{dims}]", self.name, self.dtype)
+    }
+}
+
 /// A dimension as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -7,6 +7,7 @@ mod common;
 mod place;
 
 mod chains;
+mod commands;
 mod rust;
 
 use std::fmt::Debug;

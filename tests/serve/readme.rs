@@ -103,6 +103,10 @@ fn the_flags_of_the_readme_are_flags() {
             let output = command(name).arg("--help").output().expect("it runs");
             help += &String::from_utf8(output.stdout).expect("text");
         }
+        for order in ["check", "list", "load", "unload"] {
+            let output = command("mdm-model").args([order, "--help"]).output();
+            help += &String::from_utf8(output.expect("it runs").stdout).expect("text");
+        }
         let is_word = |c: char| c.is_ascii_lowercase() || c == '-';
         let cargos = ["--path", "--open", "--release", "--locked"];
         let mut known = 0;

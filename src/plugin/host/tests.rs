@@ -106,8 +106,10 @@ struct Loaded {
 }
 
 fn load_state(state: &Value) -> Result<Loaded> {
-    // The plugin may give memory back after the test is over.
-    let released: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
+    // The plugin may give memory back after the test is over: a counter of its own for each instance, for ever.
+    static COUNTERS: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+    static USED: AtomicU64 = AtomicU64::new(0);
+    let released = &COUNTERS[USED.fetch_add(1, Ordering::SeqCst) as usize];
     let plugin = Plugin::of(sample(), None)?;
     let mut state = state.clone();
     state["released"] = json!((released.as_ptr() as usize).to_string());

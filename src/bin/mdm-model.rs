@@ -1,0 +1,224 @@
+//! `mdm-model`: looks at models before they are served, and loads and unloads them in a server that runs.
+
+mod shared;
+
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use mdm::client::Client;
+use mdm::model::{Device, Engine, Inspection, Registry, RegistryConfig};
+use mdm::wire::server::{ModelInfo, PortInfo};
+
+const NAME: &str = "mdm-model";
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 a model is broken or the server refused, 2 wrong usage.
+The older spelling works too: -port=5555 -run_script_dir=models";
+
+/// Looks at models before they are served, and loads and unloads them in a server that runs.
+#[derive(Parser)]
+#[command(name = "mdm-model", version, after_help = AFTER_HELP)]
+struct Typed {
+    #[command(subcommand)]
+    order: Order,
+}
+
+#[derive(Subcommand)]
+enum Order {
+    /// Opens a proxy or an ONNX file as a worker would; shows inputs, outputs, kind of batch and stages
+    Check {
+        /// NAME.proxy, NAME.onnx, or a folder with VERSION/model.onnx
+        file: PathBuf,
+        /// Where its paths may lead [default: the file's folder]
+        #[arg(long, value_name = "DIR", env = "MDM_RUN_SCRIPT_DIR")]
+        run_script_dir: Option<PathBuf>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Shows what a run-script directory offers, and what of it is broken and why
+    List {
+        /// The run-script directory
+        #[arg(default_value = ".", env = "MDM_RUN_SCRIPT_DIR")]
+        dir: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Has a server load a model: read, described, and opened on its workers
+    Load(Remote),
+    /// Has a server forget a model
+    Unload(Remote),
+}
+
+#[derive(Args)]
+struct Place {
+    /// A further directory that paths may lead into
+    #[arg(long, value_name = "DIR")]
+    allow_path: Vec<PathBuf>,
+    /// The ONNX Runtime library [default: looked for as the server does]
+    #[arg(long, value_name = "PATH", env = "MDM_ONNXRUNTIME")]
+    onnxruntime: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Remote {
+    /// The model, as requests name it
+    name: String,
+    /// The port where the server takes requests
+    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// The host that the server runs on, a name or a number
+    #[arg(long, default_value = "localhost", env = "MDM_IP")]
+    ip: String,
+    /// The longest to wait for its word, in milliseconds: loading takes what it takes
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 600_000,
+        env = "MDM_TIMEOUT"
+    )]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    timeout: u64,
+}
+
+fn main() -> ExitCode {
+    let typed: Typed = shared::parse();
+    shared::run(NAME, || match typed.order {
+        Order::Check {
+            file,
+            run_script_dir,
+            place,
+        } => check(&file, run_script_dir, place),
+        Order::List { dir, place } => list(dir, place),
+        Order::Load(remote) => {
+            let model = client(&remote)?.load(&remote.name)?;
+            writeln!(stdout(), "loaded {} ({})", model.name, model.kind)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Order::Unload(remote) => {
+            client(&remote)?.unload(&remote.name)?;
+            writeln!(stdout(), "unloaded {}", remote.name)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    })
+}
+
+fn client(remote: &Remote) -> anyhow::Result<Client> {
+    let timeout = Duration::from_millis(remote.timeout);
+    let address = shared::address(&remote.ip, remote.port);
+    Ok(Client::builder()
+        .connect_timeout(timeout.min(Duration::from_secs(5)))
+        .timeout(timeout)
+        .connect_later(&address)?)
+}
+
+fn registry(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Registry> {
+    let engine = Engine::load(place.onnxruntime.as_deref(), false)?;
+    Ok(Registry::new(
+        engine,
+        RegistryConfig {
+            run_script_dir,
+            allow_paths: place.allow_path,
+            devices: vec![Device::Cpu],
+            intra_op_threads: 1,
+            gpu_memory_fraction: 0.0,
+        },
+    )?)
+}
+
+fn check(file: &Path, dir: Option<PathBuf>, place: Place) -> anyhow::Result<ExitCode> {
+    let full = file
+        .canonicalize()
+        .with_context(|| file.display().to_string())?;
+    let folder = full.parent().unwrap_or(Path::new("/")).to_owned();
+    let registry = registry(dir.unwrap_or(folder), place)?;
+    let mut code = ExitCode::SUCCESS;
+    for name in registry.names_of(&full.to_string_lossy(), &full)? {
+        let method = name
+            .strip_prefix(&*full.to_string_lossy())
+            .unwrap_or_default();
+        let shown = format!("{}{method}", file.display());
+        match registry.inspect(&name) {
+            Ok(inspection) => show(&shown, &inspection)?,
+            Err(e) => {
+                let why = e.message().replace(&name, &shown);
+                shared::complain(NAME, format_args!("error: {why}"));
+                code = ExitCode::from(shared::FAILED);
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn show(name: &str, inspection: &Inspection) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "{name}: {}", inspection.model.kind)?;
+    ports(&mut out, "  ", &inspection.model)?;
+    for (index, stage) in inspection.stages.iter().enumerate() {
+        let file = stage.file.file_name().unwrap_or_default();
+        writeln!(
+            out,
+            "  stage {}: {} {}: {}",
+            index + 1,
+            stage.runs,
+            file.to_string_lossy(),
+            stage.model.kind
+        )?;
+        if inspection.stages.len() > 1 {
+            ports(&mut out, "    ", &stage.model)?;
+        }
+    }
+    if !inspection.warm_up.is_empty() {
+        writeln!(out, "  warm-up: {}", inspection.warm_up.join(", "))?;
+    }
+    Ok(())
+}
+
+fn ports(out: &mut impl Write, indent: &str, model: &ModelInfo) -> anyhow::Result<()> {
+    for (side, ports) in [("inputs", &model.inputs), ("outputs", &model.outputs)] {
+        let said: Vec<String> = ports.iter().map(PortInfo::to_string).collect();
+        let said = if said.is_empty() {
+            "anything".to_owned()
+        } else {
+            said.join(", ")
+        };
+        writeln!(out, "{indent}{side}: {said}")?;
+    }
+    Ok(())
+}
+
+fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
+    let shown = dir.display().to_string();
+    let registry = registry(dir, place)?;
+    let names = registry.names()?;
+    if names.is_empty() {
+        writeln!(
+            stdout(),
+            "{shown} has no NAME.proxy, NAME.onnx or NAME/VERSION/model.onnx"
+        )?;
+    }
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match registry.inspect(&name) {
+            Ok(inspection) => {
+                let model = &inspection.model;
+                let stages: Vec<String> =
+                    inspection.stages.iter().map(|s| s.runs.clone()).collect();
+                writeln!(stdout(), "{name}: {} ({})", model.kind, stages.join(" -> "))?;
+            }
+            Err(e) => {
+                writeln!(
+                    stdout(),
+                    "{name}: broken: {}",
+                    e.message().replace('\n', " ")
+                )?;
+                code = ExitCode::from(shared::FAILED);
+            }
+        }
+    }
+    Ok(code)
+}

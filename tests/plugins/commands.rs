@@ -1,0 +1,137 @@
+//! `mdm-model`: check, list, load and unload.
+
+use std::process::Output;
+
+use crate::common::{PATIENCE, Server, command, onnx, within};
+use crate::folder;
+
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    let chain = r#"{"mdm":1,"warm_up":{"x":[[1]]},"stages":[
+        {"name":"first","plugin":"libecho.so","entry":"echo"},{"onnx":"mlp.onnx"}]}"#;
+    let several = r#"{"mdm":1,"methods":{"predict":{"onnx":"mlp.onnx"},
+        "shout":{"plugin":"libecho.so","entry":"shout","state":{"mark":"!"}}}}"#;
+    vec![
+        ("chain.proxy", chain.as_bytes().to_vec()),
+        ("several.proxy", several.as_bytes().to_vec()),
+        ("broken.proxy", br#"{"mdm":1,"onx":"mlp.onnx"}"#.to_vec()),
+        ("pickle.proxy", b"\x80\x04\x95".to_vec()),
+        ("mlp.onnx", onnx::mlp()),
+        ("deep/versions/2/model.onnx", onnx::fixed_batch(2)),
+        ("words.txt", b"no model".to_vec()),
+    ]
+}
+
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn a_file_is_checked_and_shown() {
+    within(PATIENCE, || {
+        let dir = folder(&files());
+        let check = |file: &str| {
+            let path = dir.path().join("models").join(file);
+            said(
+                &command("mdm-model")
+                    .arg("check")
+                    .arg(path)
+                    .output()
+                    .unwrap(),
+            )
+        };
+        let (code, out, err) = check("chain.proxy");
+        assert_eq!(code, Some(0), "{err}");
+        for line in [
+            "chain.proxy: batched",
+            "  inputs: anything",
+            "  stage 1: plugin \"echo\" libecho.so: batched",
+            "  stage 2: onnx mlp.onnx: batched",
+            "    outputs: ",
+            "  warm-up: x",
+        ] {
+            assert!(out.contains(line), "{line:?} is not in {out}");
+        }
+        let (code, out, _) = check("several.proxy");
+        assert_eq!(code, Some(0));
+        assert!(out.contains("several.proxy.predict: batched"), "{out}");
+        assert!(
+            out.contains("several.proxy.shout: batched\n  inputs: text BYTES [N]"),
+            "{out}"
+        );
+        let (code, out, _) = check("mlp.onnx");
+        assert_eq!(code, Some(0));
+        assert!(out.contains("FP32 ["), "{out}");
+        for (file, why) in [
+            ("broken.proxy", "\"onx\" is unknown here, expected \"mdm\""),
+            ("pickle.proxy", "Python pickle"),
+            ("words.txt", "cannot open"),
+            ("gone.proxy", "gone.proxy"),
+        ] {
+            let (code, _, err) = check(file);
+            assert_eq!(code, Some(1), "{file}");
+            assert!(err.contains(why), "{file}: {err}");
+        }
+        let (code, ..) = said(&command("mdm-model").arg("check").output().unwrap());
+        assert_eq!(code, Some(2));
+    });
+}
+
+#[test]
+fn a_folder_is_listed_with_what_is_broken_in_it() {
+    within(PATIENCE, || {
+        let dir = folder(&files());
+        let models = dir.path().join("models");
+        let output = command("mdm-model").arg("list").arg(models).output();
+        let (code, out, err) = said(&output.unwrap());
+        assert_eq!(code, Some(1), "{err}");
+        let lines: Vec<&str> = out.lines().collect();
+        let names: Vec<&str> = lines.iter().filter_map(|l| l.split(": ").next()).collect();
+        assert_eq!(
+            names,
+            [
+                "broken",
+                "chain",
+                "deep/versions",
+                "mlp",
+                "pickle",
+                "several.predict",
+                "several.shout"
+            ]
+        );
+        assert!(lines[0].contains("broken: broken: "), "{out}");
+        assert_eq!(lines[1], "chain: batched (plugin \"echo\" -> onnx)");
+        assert_eq!(lines[2], "deep/versions: fixed:2 (onnx)");
+    });
+}
+
+#[test]
+fn a_server_loads_and_unloads_by_name() {
+    within(PATIENCE, || {
+        let server = Server::start(folder(&files()), &[]);
+        let port = server.port.to_string();
+        let order = |order: &str, name: &str| {
+            let output = command("mdm-model")
+                .args([order, name, "-port", &port, "-ip=127.0.0.1"])
+                .output();
+            said(&output.unwrap())
+        };
+        let (code, out, err) = order("load", "several.shout");
+        assert_eq!(
+            (code, out.as_str()),
+            (Some(0), "loaded several.shout (batched)\n"),
+            "{err}"
+        );
+        assert_eq!(server.client().models().unwrap()[0].name, "several.shout");
+        assert_eq!(order("unload", "several.shout").0, Some(0));
+        assert!(server.client().models().unwrap().is_empty());
+        let (code, _, err) = order("load", "broken");
+        assert_eq!(code, Some(1));
+        assert!(err.contains("\"onx\" is unknown"), "{err}");
+        assert_eq!(order("unload", "chain").0, Some(1));
+    });
+}
