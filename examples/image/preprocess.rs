@@ -314,4 +314,4 @@ fn png_dimensions(bytes: &[u8]) -> Option<(u32, u32)> {
 #[cfg(test)]
 // Found from here in every program that has this file as a module, wherever that program is.
 #[path = "preprocess/tests.rs"]
-mod tests;
+pub mod tests;

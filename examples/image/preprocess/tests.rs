@@ -173,9 +173,11 @@ fn another_format_is_an_error() {
 
 #[test]
 fn a_truncated_picture_is_an_error_wherever_it_is_cut() {
-    let with_noise = crate::pictures::png(&[7; 64], 1);
-    let noise = image::load_from_memory(&with_noise).expect("a picture");
-    let noise = noise.thumbnail(120, 90);
+    let mut seed = 1u32;
+    let noise = RgbImage::from_fn(120, 90, |_, _| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        Rgb([(seed >> 24) as u8 | 0x40; 3])
+    });
     let progressive = include_bytes!("../odd/progressive.jpg").to_vec();
     for whole in [
         encoded(noise.clone(), ImageFormat::Jpeg),
@@ -197,7 +199,7 @@ fn a_truncated_picture_is_an_error_wherever_it_is_cut() {
 }
 
 /// A PNG of so many pixels, with nothing but a few bytes for them.
-fn png_bomb(width: u32, height: u32) -> Vec<u8> {
+pub fn png_bomb(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();
     header.extend_from_slice(&[8, 2, 0, 0, 0]);
@@ -223,7 +225,7 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 /// A small JPEG that claims to have so many pixels.
-fn jpeg_bomb(width: u16, height: u16) -> Vec<u8> {
+pub fn jpeg_bomb(width: u16, height: u16) -> Vec<u8> {
     let mut bytes = encoded(halves(), ImageFormat::Jpeg);
     let frame = bytes.windows(2).position(|at| at == [0xff, 0xc0]);
     let frame = frame.expect("a frame header");
