@@ -72,7 +72,7 @@ test-valgrind: toolchain
 	@program=$$($(CARGO) test --locked --lib --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\)).*/\1/p') && \
 		test -n "$$program" || { echo 'error: the tests do not compile; see `$(CARGO) test --lib`' >&2; exit 1; }; \
 		echo "valgrind $$program plugin::host"; \
-		valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
+		valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
 			$$program --test-threads=1 plugin::host
 
 bench: toolchain onnxruntime

@@ -4,8 +4,13 @@
 //! (`zmq_msg_init_data`). Ours drops a boxed [`Bytes`], from whichever thread libzmq calls it. The other way, a
 //! received message becomes the owner behind a [`Bytes`].
 //!
+//! `loan.rs` is for memory that is lent to us for the length of a call only.
+//!
 //! This is one of the files that may be `unsafe`.
 #![allow(unsafe_code)] // the conversions above have no safe interface in the zmq crate
+
+#[cfg(feature = "client")]
+mod loan;
 
 use std::ffi::c_void;
 use std::os::fd::RawFd;
@@ -13,6 +18,11 @@ use std::os::fd::RawFd;
 use bytes::Bytes;
 use zmq::Socket;
 use zmq_sys::zmq_msg_t;
+
+#[cfg(feature = "client")]
+pub use loan::Loan;
+#[cfg(feature = "client")]
+pub(crate) use loan::lending;
 
 /// Frames up to this many bytes are copied: cheaper than the allocations that lending takes, and the copy of a
 /// received frame lies at an address that fits every datatype.

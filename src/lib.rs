@@ -47,8 +47,8 @@
 //! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
-//! 8. `unsafe` is in `frames.rs`, and for the C interface of plugins in `plugin/glue.rs` (the author's side) and
-//!    `plugin/host/` (the server's side), each block with its reason.
+//! 8. `unsafe` is in `frames.rs` and `frames/loan.rs`, and for the C interface of plugins in `plugin/glue.rs` (the
+//!    author's side) and `plugin/host/` (the server's side), each block with its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
 //! thread; no table is shared between threads on the data path but the board of cancelled serials, which may forget.
@@ -61,6 +61,13 @@
 //!   an error of its neighbours.
 //! - The rows of a bulk chunk are found by climbing (`schedule/pace.rs`): the time per row is kept by size, and the size
 //!   with the least time per row wins, within `max_chunk_ms`.
+//! - A loop of the server that is used a lot asks for its next message for a while before it sleeps
+//!   (`socket/waiter.rs`): waking a core costs more than all that a small request needs done.
+//! - `infer` sends borrowed numbers without a copy and returns when libzmq has let go of them (`frames/loan.rs`): a copy
+//!   into fresh memory costs as much as the rest of a large request's way.
+//! - What re-enters the queue is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
+//!   extra workers a model has one leg, and its stages cost no hop. A worker whose device would be idle runs all legs of
+//!   new rows itself, and so does one that gets a lone small request (`schedule/fresh.rs`).
 //! - A plugin's table and its host are in `plugin/`, not in `model/`: the author's side compiles without the server, and
 //!   all that crosses the C interface is in one place. Signatures cross it as JSON, which C writes as a literal.
 //! - A plugin is opened from a private copy of its file, so that copying a new version over one that is in use harms

@@ -95,6 +95,15 @@ pub enum Priority {
     High,
 }
 
+/// Which of the server's workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The workers with a device, which run anything.
+    Main,
+    /// Further workers, which run plugin stages only.
+    Extra,
+}
+
 /// A request's free parameters, handed to the model as they are.
 pub type Params = serde_json::Map<String, serde_json::Value>;
 
@@ -159,8 +168,15 @@ pub struct Member {
 pub struct Chunk {
     /// The chunk's number.
     pub id: ChunkId,
-    /// Which stage of the model's chain runs next; 0 is the first.
-    pub stage: u32,
+    /// Which leg of the model's stages runs next; 0 is the first. A leg is stages in a row that run in the same kind of
+    /// worker; the inputs are what the leg before it gave.
+    pub leg: u32,
+    /// The first leg that is not this worker's.
+    pub until: u32,
+    /// There are legs after those: what they need goes back with the credit.
+    pub goes_on: bool,
+    /// Inside the model in earlier legs, in microseconds.
+    pub spent_us: u64,
     /// 0 for the first run, more after a worker was lost.
     pub attempt: u32,
     /// The model.
@@ -214,6 +230,21 @@ pub struct Credit {
     pub rows: u64,
     /// Inside the model, in microseconds.
     pub compute_us: u64,
+    /// Inside the model in earlier legs, in microseconds.
+    pub spent_us: u64,
     /// The members that failed, and why.
     pub failed: Vec<(Serial, Error)>,
+    /// What the next leg goes on with; empty if the model has run to its end.
+    pub handed: Vec<Handed>,
+}
+
+/// What a leg of a model gave for the rows of one member, for the next leg to go on with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Handed {
+    /// Whose rows.
+    pub serial: Serial,
+    /// How many.
+    pub rows: u64,
+    /// What the leg gave, in its order.
+    pub batch: Batch,
 }

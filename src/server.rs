@@ -17,7 +17,7 @@ use zmq::Context;
 use self::local::LocalFiles;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::message::WorkerId;
+use crate::message::{Role, WorkerId};
 use crate::model::Engine;
 use crate::model::loader::Loader;
 use crate::model::{Registry, RegistryConfig};
@@ -29,7 +29,7 @@ use crate::pipeline::{
     ventilator, worker,
 };
 use crate::schedule::{Lane, Limits};
-use crate::socket::{self, Front};
+use crate::socket::{self, Front, Vigil, Waiter};
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToSink, ToVentilator};
 use crate::wire::server::Welcome;
@@ -165,12 +165,14 @@ impl Server {
         let registry = Arc::new(Registry::new(engine, registry_config(&config))?);
         let context = Context::new();
         let clock = Clock::start();
+        let vigil = Vigil::new(config.busy_poll);
 
         let (sink_binding, binder) = binding();
         let sink = {
             let (context, config) = (context.clone(), config.clone());
+            let waiter = Waiter::new(vigil.clone());
             spawn("sink".to_owned(), move || {
-                run_sink(&context, &config, clock, &binder)
+                run_sink(&context, &config, clock, waiter, &binder)
             })?
         };
         let port_out = sink_binding.port()?;
@@ -181,11 +183,13 @@ impl Server {
         let ventilator = {
             let (context, config) = (context.clone(), config.clone());
             let (registry, board) = (registry.clone(), board.clone());
+            let waiter = Waiter::new(vigil.clone());
             spawn("ventilator".to_owned(), move || {
                 let inside = Inside {
                     registry,
                     board,
                     clock,
+                    waiter,
                     port_out,
                     ready: ready_sender,
                 };
@@ -201,14 +205,20 @@ impl Server {
             return Err(error);
         }
 
-        let (ended, worker_ended) = bounded(config.num_worker);
-        let mut workers = Vec::with_capacity(config.num_worker);
-        for number in 0..config.num_worker {
+        let (ended, worker_ended) = bounded(config.all_workers());
+        let mut workers = Vec::with_capacity(config.all_workers());
+        for number in 0..config.all_workers() {
             let seat = Seat {
                 id: WorkerId(number as u32),
+                role: if number < config.num_worker {
+                    Role::Main
+                } else {
+                    Role::Extra
+                },
                 source: registry.clone(),
                 board: board.clone(),
                 clock,
+                vigil: vigil.clone(),
             };
             let (context, ended) = (context.clone(), ended.clone());
             workers.push(spawn(format!("worker-{number}"), move || {
@@ -309,13 +319,22 @@ fn registry_config(config: &Config) -> RegistryConfig {
     RegistryConfig {
         run_script_dir: config.run_script_dir.clone(),
         allow_paths: config.allow_paths.clone(),
-        devices: config.devices.clone(),
+        devices: (0..config.all_workers())
+            .map(|worker| config.device(worker))
+            .collect(),
         intra_op_threads: config.intra_op_threads,
         gpu_memory_fraction: config.gpu_memory_fraction,
+        extra_workers: config.num_parallel_workers > 0,
     }
 }
 
-fn run_sink(context: &Context, config: &Config, clock: Clock, binder: &Binder) -> Result<()> {
+fn run_sink(
+    context: &Context,
+    config: &Config,
+    clock: Clock,
+    waiter: Waiter,
+    binder: &Binder,
+) -> Result<()> {
     let inbox = socket::inner_bound(context, zmq::PULL, TO_SINK)?;
     let (router, _) = binder.bind(&Front {
         context,
@@ -334,7 +353,8 @@ fn run_sink(context: &Context, config: &Config, clock: Clock, binder: &Binder) -
         inbox,
         ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
         clock,
-        workers: config.num_worker,
+        waiter,
+        workers: config.all_workers(),
         max_client_bytes: config.max_client_bytes,
     })
 }
@@ -344,6 +364,7 @@ struct Inside {
     registry: Arc<Registry>,
     board: Arc<CancelBoard>,
     clock: Clock,
+    waiter: Waiter,
     port_out: u16,
     ready: Sender<Result<()>>,
 }
@@ -355,7 +376,7 @@ fn run_ventilator(
     binder: &Binder,
 ) -> Result<()> {
     let inbox = socket::inner_bound(context, zmq::PULL, TO_VENTILATOR)?;
-    let lanes = (0..config.num_worker)
+    let lanes = (0..config.all_workers())
         .map(|number| {
             let push = |lane| {
                 let endpoint = lane_endpoint(WorkerId(number as u32), lane);
@@ -399,6 +420,7 @@ fn run_ventilator(
         registry: inside.registry,
         board: inside.board,
         clock: inside.clock,
+        waiter: inside.waiter,
         facts: facts(config, port, inside.port_out),
         ready: inside.ready,
         router,
@@ -409,7 +431,6 @@ fn facts(config: &Config, port: u16, port_out: u16) -> Facts {
     let mut settings = config.settings();
     settings.insert("port".to_owned(), port.to_string());
     settings.insert("port_out".to_owned(), port_out.to_string());
-    let device = |number: usize| config.devices[number % config.devices.len()].to_string();
     Facts {
         welcome: Welcome {
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -419,10 +440,13 @@ fn facts(config: &Config, port: u16, port_out: u16) -> Facts {
             max_client_bytes: config.max_client_bytes,
         },
         settings,
-        devices: (0..config.num_worker).map(device).collect(),
+        devices: (0..config.all_workers())
+            .map(|worker| config.device(worker).to_string())
+            .collect(),
         default_timeout: config.default_timeout,
         limits: Limits {
             workers: config.num_worker,
+            extra_workers: config.num_parallel_workers,
             max_batch_rows: config.max_batch_size,
             priority_rows: config.priority_batch_size,
             prefetch: config.prefetch_size,

@@ -1,5 +1,8 @@
 //! Endpoints, binding, polling, high-water marks, linger: how our sockets are set up.
 
+#[cfg(feature = "server")]
+mod waiter;
+
 use std::time::Duration;
 
 use zmq::Socket;
@@ -10,6 +13,9 @@ use zmq::{Context, SocketType};
 use crate::error::Error;
 use crate::error::Result;
 use crate::frames;
+
+#[cfg(feature = "server")]
+pub(crate) use waiter::{Vigil, Waiter};
 
 /// Both ends ask for a sign of life this often on TCP.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -103,15 +109,25 @@ pub(crate) const MOST_WAITED: usize = 5;
 /// descriptor tell of whatever comes next. (zmq_poll has no such rule, and asks every socket twice, at a system call
 /// each: half the time of a loop that handles small requests.)
 pub(crate) fn wait(sockets: &[&Socket], timeout: Option<Duration>) -> Result<[bool; MOST_WAITED]> {
-    // Rounded up: a wait that ends just before its time would be followed by another of 0.
-    let timeout = timeout.map_or(-1, |t| {
-        t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32
-    });
+    Ok(frames::wait_readable(
+        descriptors(sockets)?,
+        milliseconds(timeout),
+    ))
+}
+
+fn descriptors(sockets: &[&Socket]) -> Result<[i32; MOST_WAITED]> {
     let mut descriptors = [-1; MOST_WAITED];
     for (descriptor, socket) in descriptors.iter_mut().zip(sockets) {
         *descriptor = socket.get_fd()?;
     }
-    Ok(frames::wait_readable(descriptors, timeout))
+    Ok(descriptors)
+}
+
+/// Rounded up: a wait that ends just before its time would be followed by another of 0. -1 is for ever.
+fn milliseconds(timeout: Option<Duration>) -> i32 {
+    timeout.map_or(-1, |t| {
+        t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32
+    })
 }
 
 /// A front: a ROUTER that clients connect to.

@@ -243,12 +243,12 @@ fn a_changed_file_is_another_model() {
         tensors: vec![ramp("x", &[2, 8])],
     };
     session.infer(&inputs, &Params::new()).unwrap();
-    let Err(e) = place.registry.open(first.id, WorkerId(1)) else {
+    let Err(e) = place.registry.open(first.id, 0, WorkerId(1)) else {
         panic!("the file is another one")
     };
     assert_eq!(e.code(), FailedPrecondition, "{e}");
     assert!(e.message().contains("was changed"), "{e}");
-    place.registry.open(second.id, WorkerId(1)).unwrap();
+    place.registry.open(second.id, 0, WorkerId(1)).unwrap();
     // The state before the last is forgotten.
     assert_eq!(place.registry.take_retired(), []);
     write(&path, &onnx::fixed_batch(44));
@@ -268,11 +268,11 @@ fn unloading_forgets() {
     assert_eq!(place.registry.models().len(), 1);
     assert_eq!(place.registry.models()[0].name, "n");
     // Requests that had found it are still to be answered.
-    assert!(place.registry.open(m.id, WorkerId(0)).is_ok());
+    assert!(place.registry.open(m.id, 0, WorkerId(0)).is_ok());
     place.registry.let_go(m.id);
     assert!(place.registry.describe(m.id).is_none());
     assert_eq!(place.registry.describe(n.id), Some(n));
-    let Err(e) = place.registry.open(m.id, WorkerId(0)) else {
+    let Err(e) = place.registry.open(m.id, 0, WorkerId(0)) else {
         panic!("it is forgotten")
     };
     assert_eq!(e.code(), NotFound);
@@ -284,7 +284,7 @@ fn unloading_forgets() {
         place.find("m").unwrap().id > m.id,
         "numbers are not used again"
     );
-    assert!(place.registry.open(ModelId(999), WorkerId(0)).is_err());
+    assert!(place.registry.open(ModelId(999), 0, WorkerId(0)).is_err());
 }
 
 #[test]
@@ -295,6 +295,7 @@ fn a_folder_that_is_not_there_is_named() {
         devices: vec![],
         intra_op_threads: 1,
         gpu_memory_fraction: 0.0,
+        extra_workers: false,
     };
     let Err(e) = Registry::new(engine(), config) else {
         panic!("there is no such folder")

@@ -41,6 +41,7 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
                 devices: vec![Device::Cpu],
                 intra_op_threads: 1,
                 gpu_memory_fraction: 0.0,
+                extra_workers: false,
             },
         )
         .unwrap(),
@@ -57,7 +58,7 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
         let (stop, stopped) = mpsc::channel::<()>();
         let (registry, ready) = (registry.clone(), ready.clone());
         let thread = std::thread::spawn(move || {
-            let mut model = registry.open(id, WorkerId(worker)).unwrap();
+            let mut model = registry.open(id, 0, WorkerId(worker)).unwrap();
             let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
             let outputs = model
                 .infer(&Batch { tensors: vec![x] }, &Params::new())

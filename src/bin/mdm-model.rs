@@ -126,6 +126,7 @@ fn registry(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Registry> {
             devices: vec![Device::Cpu],
             intra_op_threads: 1,
             gpu_memory_fraction: 0.0,
+            extra_workers: false,
         },
     )?)
 }

@@ -18,6 +18,11 @@ pub(super) enum Address {
 }
 
 impl Address {
+    /// Whether messages do not leave this process.
+    pub(super) fn is_inside(&self) -> bool {
+        matches!(self, Address::Local { scheme, .. } if *scheme == "inproc")
+    }
+
     /// Reads `tcp://HOST:PORT`, `HOST:PORT`, `ipc://PATH` or `inproc://NAME`.
     pub(super) fn parse(text: &str) -> Result<Address> {
         let wrong = |why: &str| {

@@ -1,13 +1,15 @@
 //! What rows may be made of.
 //!
-//! Data that is only lent to us is copied once, because libzmq may still be sending it when the caller has gone on.
-//! Vectors, arrays and tensors that are handed over are not.
+//! Vectors, arrays and tensors that are handed over are not copied. Numbers that are only lent to us are not either
+//! where the call lasts until they are sent (`infer`); elsewhere libzmq may still be sending them when the caller has
+//! gone on, so they are copied once.
 
 use ndarray::{Array, ArrayBase, ArrayView, Data, Dimension};
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::tensor::{Batch, Element, Tensor};
+use crate::frames::Loan;
+use crate::tensor::{Batch, Data as TensorData, Element, Tensor};
 
 /// Data that becomes a request's inputs. Dimension 0 is the row.
 ///
@@ -19,6 +21,19 @@ pub trait IntoInputs {
     /// # Errors
     /// `INVALID_ARGUMENT` for rows that have no form on the wire.
     fn into_inputs(self) -> Result<Batch>;
+
+    /// The inputs, for a call that lasts until they are sent: what is borrowed need not be copied.
+    ///
+    /// # Errors
+    /// As [`IntoInputs::into_inputs`].
+    #[doc(hidden)]
+    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    where
+        Self: Sized + 'env,
+    {
+        let _ = loan; // nothing borrowed in it that could be lent
+        self.into_inputs()
+    }
 }
 
 /// Rows that are not numbers: each is any value that serde can write, and travels as one JSON element.
@@ -94,16 +109,27 @@ impl IntoInputs for Vec<Tensor> {
 impl<X: IntoInputs> IntoInputs for (&str, X) {
     fn into_inputs(self) -> Result<Batch> {
         let (name, data) = self;
-        let mut batch = data.into_inputs()?;
-        if let [tensor] = &mut batch.tensors[..] {
-            *tensor = tensor.clone().renamed(name);
-            return Ok(batch);
-        }
-        Err(crate::error::Error::invalid(format!(
-            "input {name:?}: one name was given to {} tensors",
-            batch.tensors.len()
-        )))
+        named(name, data.into_inputs()?)
     }
+
+    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    where
+        Self: 'env,
+    {
+        let (name, data) = self;
+        named(name, data.lend_inputs(loan)?)
+    }
+}
+
+fn named(name: &str, mut batch: Batch) -> Result<Batch> {
+    if let [tensor] = &mut batch.tensors[..] {
+        *tensor = tensor.clone().renamed(name);
+        return Ok(batch);
+    }
+    Err(crate::error::Error::invalid(format!(
+        "input {name:?}: one name was given to {} tensors",
+        batch.tensors.len()
+    )))
 }
 
 impl<X: IntoInputs, const N: usize> IntoInputs for [X; N] {
@@ -111,6 +137,17 @@ impl<X: IntoInputs, const N: usize> IntoInputs for [X; N] {
         let mut tensors = Vec::with_capacity(N);
         for data in self {
             tensors.extend(data.into_inputs()?.tensors);
+        }
+        Ok(Batch { tensors })
+    }
+
+    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    where
+        Self: 'env,
+    {
+        let mut tensors = Vec::with_capacity(N);
+        for data in self {
+            tensors.extend(data.lend_inputs(loan)?.tensors);
         }
         Ok(Batch { tensors })
     }
@@ -139,6 +176,16 @@ impl<T: Element + Send + Sync, D: Dimension> IntoInputs for ArrayView<'_, T, D> 
     fn into_inputs(self) -> Result<Batch> {
         (&self).into_inputs()
     }
+
+    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    where
+        Self: 'env,
+    {
+        match self.to_slice() {
+            Some(slice) => lent(loan, self.shape(), slice),
+            None => self.into_inputs(),
+        }
+    }
 }
 
 impl<T, S, D> IntoInputs for &ArrayBase<S, D>
@@ -156,17 +203,46 @@ where
         };
         tensor.into_inputs()
     }
+
+    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    where
+        Self: 'env,
+    {
+        match self.as_slice() {
+            Some(slice) => lent(loan, self.shape(), slice),
+            None => self.into_inputs(),
+        }
+    }
+}
+
+fn lent<'env, T: Element>(loan: &Loan<'env>, shape: &[usize], slice: &'env [T]) -> Result<Batch> {
+    let bytes = loan.lend(bytemuck::cast_slice(slice));
+    Tensor::new("", T::DATATYPE, shape.to_vec(), TensorData::Fixed(bytes))?.into_inputs()
 }
 
 impl<T: Element> IntoInputs for &[T] {
     fn into_inputs(self) -> Result<Batch> {
         Tensor::from_slice("", vec![self.len()], self)?.into_inputs()
     }
+
+    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    where
+        Self: 'env,
+    {
+        lent(loan, &[self.len()], self)
+    }
 }
 
 impl<T: Element, const N: usize> IntoInputs for &[T; N] {
     fn into_inputs(self) -> Result<Batch> {
         self.as_slice().into_inputs()
+    }
+
+    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    where
+        Self: 'env,
+    {
+        self.as_slice().lend_inputs(loan)
     }
 }
 
@@ -232,6 +308,25 @@ mod tests {
         let a = Array2::from_shape_fn((4, 2), |(i, _)| i as f64);
         let tail = a.slice_move(ndarray::s![2.., ..]);
         assert_eq!(only(tail).to_vec::<f64>().unwrap(), [2., 2., 3., 3.]);
+    }
+
+    #[test]
+    fn what_is_borrowed_is_lent_where_the_call_lasts() {
+        let a = Array2::<f32>::ones((128, 256));
+        let (address, strided) = (a.as_ptr(), a.t());
+        crate::frames::lending(true, |loan| {
+            for batch in [
+                a.view().lend_inputs(loan),
+                (&a).lend_inputs(loan),
+                [("x", &a)].lend_inputs(loan),
+                a.as_slice().unwrap().lend_inputs(loan),
+            ] {
+                let tensor = &batch.unwrap().tensors[0];
+                assert_eq!(tensor.as_slice::<f32>().unwrap().as_ptr(), address);
+            }
+            let turned = strided.lend_inputs(loan).unwrap();
+            assert_eq!(turned.tensors[0].shape(), [256, 128]);
+        });
     }
 
     #[test]

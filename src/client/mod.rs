@@ -41,6 +41,8 @@ pub use crate::wire::client::StopMode;
 pub use crate::wire::server::{ModelInfo, Status, Welcome};
 
 use crate::error::{Error, Result};
+use crate::frames::{self, Loan};
+use crate::tensor::Batch;
 
 /// How long connecting may take, unless the builder says otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,11 +164,21 @@ impl Client {
     /// # Errors
     /// The server's, by its code. `UNAVAILABLE` at once if the session is lost, and the next call opens a new one.
     /// `RESOURCE_EXHAUSTED` for more bytes than the server takes at once.
-    pub fn infer(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Response> {
-        let inputs = data.into_inputs()?;
-        let (request, limit) = call
-            .into()
-            .into_request(inputs, self.timeout, Answer::Whole)?;
+    pub fn infer<'data>(
+        &self,
+        data: impl IntoInputs + 'data,
+        call: impl Into<Call>,
+    ) -> Result<Response> {
+        // Inside a process messages are passed on as they are: a result could hold what was lent for the call.
+        let may_lend = !self.settings.address.is_inside();
+        frames::lending(may_lend, |loan| {
+            let inputs = data.lend_inputs(loan)?;
+            self.infer_batch(inputs, call.into(), loan)
+        })
+    }
+
+    fn infer_batch(&self, inputs: Batch, call: Call, loan: &Loan<'_>) -> Result<Response> {
+        let (request, limit) = call.into_request(inputs, self.timeout, Answer::Whole)?;
         let mut session = self.borrow(Purpose::Infer)?;
         let answer = session.send_infer(&request).and_then(|id| {
             let deadline = limit.deadline();
@@ -184,7 +196,10 @@ impl Client {
                 }
             }
         });
-        self.give_back(session);
+        drop(request);
+        if answer.is_ok() || !loan.is_out() {
+            self.give_back(session);
+        } // else it may be sending still: only its end lets go of what was lent
         answer
     }
 

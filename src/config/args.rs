@@ -14,7 +14,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use super::values::{DeviceMap, GIB, MIB, Size, fraction, host};
 
 /// A server's workers: each takes six of the 1,023 sockets that a ZeroMQ context has.
-const MAX_WORKERS: u64 = 160;
+pub(super) const MAX_WORKERS: u64 = 160;
 
 /// A year: more is a slip of the keyboard, and sums of times stay far from overflow.
 const MAX_TIMEOUT_MS: u64 = 365 * 24 * 60 * 60 * 1000;
@@ -75,6 +75,11 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Workers")]
     #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_WORKERS))]
     pub num_worker: usize,
+
+    /// Further workers that run only plugin stages, on the CPU, so that preparing the next chunk overlaps the model's run
+    #[arg(long, value_name = "M", default_value_t = 0, help_heading = "Workers")]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(0..=MAX_WORKERS))]
+    pub num_parallel_workers: usize,
 
     /// "-1" for the CPU, or GPU numbers such as "0,1": worker i gets entry i mod length, in this order
     #[arg(
@@ -147,6 +152,17 @@ pub struct Args {
     #[arg(long, value_name = "US", default_value_t = 0, help_heading = "Batches")]
     #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(0..=60_000_000))]
     pub max_batch_delay_us: u64,
+
+    /// How long a loop that is used a lot stays awake for its next message before it sleeps, in microseconds; 0: not
+    /// at all
+    #[arg(
+        long,
+        value_name = "US",
+        default_value_t = 200,
+        help_heading = "Batches"
+    )]
+    #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(0..=1_000_000))]
+    pub busy_poll_us: u64,
 
     /// A bulk chunk is cut so that it runs about so long, in milliseconds; 0: only --max-batch-size limits it
     #[arg(

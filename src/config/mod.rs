@@ -48,6 +48,8 @@ pub struct Config {
     pub port_out: u16,
     /// How many workers, at least 1.
     pub num_worker: usize,
+    /// Further workers, for plugin stages only.
+    pub num_parallel_workers: usize,
     /// Not empty: worker i runs on entry i mod length.
     pub devices: Vec<Device>,
     /// Most rows in a chunk, at least 1.
@@ -80,6 +82,8 @@ pub struct Config {
     pub max_batch_delay: Duration,
     /// How long a bulk chunk should run; `None` leaves it to `max_batch_size`.
     pub max_chunk: Option<Duration>,
+    /// How long a loop that is used a lot stays awake for its next message.
+    pub busy_poll: Duration,
     /// Most bytes of requests that wait or run; at least `max_request_bytes`.
     pub max_queue_bytes: u64,
     /// Most requests that wait or run.
@@ -171,6 +175,15 @@ impl Config {
                 args.max_batch_size
             )));
         }
+        let workers = args.num_worker + args.num_parallel_workers;
+        if workers > args::MAX_WORKERS as usize {
+            return Err(Error::invalid(format!(
+                "--num-worker {} and --num-parallel-workers {} are {workers} together, expected at most {}",
+                args.num_worker,
+                args.num_parallel_workers,
+                args::MAX_WORKERS
+            )));
+        }
         if args.max_request_bytes > args.max_queue_bytes {
             return Err(Error::invalid(format!(
                 "--max-request-bytes {} is more than --max-queue-bytes {}: such a request would never be accepted, lower the one or raise the other",
@@ -192,6 +205,7 @@ impl Config {
             port: args.port,
             port_out: args.port_out,
             num_worker: args.num_worker,
+            num_parallel_workers: args.num_parallel_workers,
             devices: args.device_map.0,
             max_batch_size: args.max_batch_size,
             priority_batch_size,
@@ -206,6 +220,7 @@ impl Config {
             onnxruntime: args.onnxruntime,
             prefetch_size: args.prefetch_size,
             max_batch_delay: Duration::from_micros(args.max_batch_delay_us),
+            busy_poll: Duration::from_micros(args.busy_poll_us),
             max_chunk: (args.max_chunk_ms > 0).then(|| Duration::from_millis(args.max_chunk_ms)),
             max_queue_bytes: args.max_queue_bytes.0,
             max_queue_requests: args.max_queue_requests,
@@ -216,8 +231,16 @@ impl Config {
         })
     }
 
+    /// Workers of both kinds; the extra ones have the last numbers.
+    pub fn all_workers(&self) -> usize {
+        self.num_worker + self.num_parallel_workers
+    }
+
     /// Where worker number `worker` runs.
     pub fn device(&self, worker: usize) -> Device {
+        if worker >= self.num_worker {
+            return Device::Cpu;
+        }
         let entry = worker % self.devices.len().max(1);
         self.devices.get(entry).copied().unwrap_or(Device::Cpu)
     }
@@ -256,6 +279,10 @@ impl Config {
             ("port", self.port.to_string()),
             ("port_out", self.port_out.to_string()),
             ("num_worker", self.num_worker.to_string()),
+            (
+                "num_parallel_workers",
+                self.num_parallel_workers.to_string(),
+            ),
             ("device_map", DeviceMap(self.devices.clone()).to_string()),
             ("max_batch_size", self.max_batch_size.to_string()),
             ("priority_batch_size", self.priority_batch_size.to_string()),
@@ -280,6 +307,7 @@ impl Config {
                 "max_batch_delay_us",
                 self.max_batch_delay.as_micros().to_string(),
             ),
+            ("busy_poll_us", self.busy_poll.as_micros().to_string()),
             ("max_chunk_ms", millis(self.max_chunk)),
             ("max_queue_bytes", Size(self.max_queue_bytes).to_string()),
             ("max_queue_requests", self.max_queue_requests.to_string()),

@@ -17,6 +17,7 @@ fn sample(id: &str, dir: &str) -> String {
         "host" => "::1",
         "insecure" | "verbose" => "true",
         "num_worker" => "4",
+        "num_parallel_workers" => "3",
         "device_map" => "-1,1,0",
         "gpu_memory_fraction" => "0.5",
         "intra_op_threads" => "3",
@@ -28,6 +29,7 @@ fn sample(id: &str, dir: &str) -> String {
         "max_batch_size" => "512",
         "priority_batch_size" => "8",
         "max_batch_delay_us" => "250",
+        "busy_poll_us" => "50",
         "max_chunk_ms" => "30",
         "max_queue_bytes" => "3GiB",
         "max_queue_requests" => "77",
@@ -299,9 +301,17 @@ fn engine_threads_share_the_cores() {
 
 #[test]
 fn workers_get_devices_in_turn() {
-    let config = from(&["-device_map".to_owned(), "3,1".to_owned()], &[]).unwrap();
-    let devices: Vec<Device> = (0..3).map(|worker| config.device(worker)).collect();
-    assert_eq!(devices, [Device::Cuda(3), Device::Cuda(1), Device::Cuda(3)]);
+    let flags = "-device_map 3,1 -num_worker=3 -num_parallel_workers=1";
+    let flags: Vec<String> = flags.split(' ').map(str::to_owned).collect();
+    let config = from(&flags, &[]).unwrap();
+    let devices: Vec<Device> = (0..config.all_workers())
+        .map(|worker| config.device(worker))
+        .collect();
+    let cuda = Device::Cuda;
+    assert_eq!(devices, [cuda(3), cuda(1), cuda(3), Device::Cpu]);
+    let many = ["--num-worker=150", "--num-parallel-workers=11"].map(str::to_owned);
+    let e = from(&many, &[]).unwrap_err();
+    assert!(e.message().contains("161 together"), "{e}");
 }
 
 /// What is printed at start reads back from the environment, where an empty one is not set.

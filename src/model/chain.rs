@@ -1,4 +1,4 @@
-//! Stages in one worker: preprocess -> model -> postprocess, batches passed on without a copy.
+//! Stages one after another: preprocess -> model -> postprocess, batches passed on without a copy.
 //!
 //! A stage's outputs become the next stage's inputs by this rule, which is checked when the model is described, as far
 //! as both sides are declared:
@@ -19,13 +19,21 @@ use super::{BatchKind, Description, Dim, Model, Port, Run, Takes};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::{Batch, DataType, Tensor};
 
-/// One worker's instances of all stages.
-#[derive(Default)]
+/// One worker's instances of stages that run one after another.
 pub(super) struct Chain {
     stages: Vec<(Arc<Description>, Box<dyn Model>)>,
+    /// What comes is what a stage gave that ran elsewhere, and not a request's own inputs.
+    goes_on: bool,
 }
 
 impl Chain {
+    pub(super) fn new(goes_on: bool) -> Chain {
+        Chain {
+            stages: Vec::new(),
+            goes_on,
+        }
+    }
+
     pub(super) fn push(&mut self, description: Arc<Description>, model: Box<dyn Model>) {
         self.stages.push((description, model));
     }
@@ -37,7 +45,7 @@ impl Model for Chain {
         for (index, (description, model)) in self.stages.iter_mut().enumerate() {
             let stage = &description.name;
             let place = |e: Error| e.context(format_args!("stage {stage:?}"));
-            if index > 0 {
+            if index > 0 || self.goes_on {
                 if (run.cancelled)() {
                     return Err(place(Error::new(
                         ErrorCode::Cancelled,

@@ -244,6 +244,7 @@ mod tests {
             takes: Takes::Declared,
             inputs,
             outputs: vec![],
+            legs: [crate::message::Role::Main].into(),
         }
     }
 

@@ -43,7 +43,7 @@ impl Registry {
     pub fn inspect(&self, name: &str) -> Result<Inspection> {
         let lookup = Lookup::of(Some(name), &Params::new());
         let description = self.resolve(&lookup)?;
-        drop(self.open(description.id, WorkerId(0))?);
+        drop(self.open(description.id, 0, WorkerId(0))?);
         let found = self.found(&lookup)?;
         let own = self.stage_descriptions(description.id);
         let stages = found.stages.iter().zip(own).map(|(stage, own)| StageInfo {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use super::{BatchKind, Description, Dim, Lookup, Model, ModelSource, Port, Run, Takes};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, WorkerId};
-use crate::tensor::{Batch, DataType};
+use crate::message::{ModelId, Role, WorkerId};
+use crate::tensor::{Batch, DataType, Tensor};
 
 /// What a mock model does with a batch.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub(crate) enum Behaviour {
     Fail(String),
     /// Panics with this message if a number is below 0.
     Panic(String),
+    /// Adds to every number.
+    Add(f32),
 }
 
 /// A gate that runs wait at, and that counts who came.
@@ -74,10 +76,12 @@ impl Gate {
     }
 }
 
+type Mock = (Arc<Description>, Vec<Behaviour>);
+
 /// Mock models by name. Every one takes and gives "x" FP32 [N, any] unless described otherwise.
 #[derive(Debug, Default)]
 pub(crate) struct MockSource {
-    models: Mutex<HashMap<ModelId, (Arc<Description>, Behaviour)>>,
+    models: Mutex<HashMap<ModelId, Mock>>,
     opened: AtomicUsize,
 }
 
@@ -94,6 +98,17 @@ impl MockSource {
         kind: BatchKind,
         behaviour: Behaviour,
     ) -> Arc<Description> {
+        self.add_legs(name, kind, vec![(Role::Main, behaviour)])
+    }
+
+    /// Adds a model of several legs.
+    pub(crate) fn add_legs(
+        &self,
+        name: &str,
+        kind: BatchKind,
+        legs: Vec<(Role, Behaviour)>,
+    ) -> Arc<Description> {
+        let (legs, behaviours): (Vec<Role>, Vec<Behaviour>) = legs.into_iter().unzip();
         let first = match kind {
             BatchKind::Fixed(rows) => Dim::Fixed(rows),
             BatchKind::Batched | BatchKind::Whole => Dim::Symbol("N".to_owned()),
@@ -112,8 +127,9 @@ impl MockSource {
             takes: Takes::Declared,
             inputs: ports.clone(),
             outputs: ports,
+            legs: legs.into(),
         });
-        models.insert(description.id, (description.clone(), behaviour));
+        models.insert(description.id, (description.clone(), behaviours));
         description
     }
 
@@ -123,14 +139,22 @@ impl MockSource {
     }
 }
 
+fn unknown(model: ModelId) -> Error {
+    Error::not_found(format!("model number {model} is not known"))
+}
+
 impl ModelSource for MockSource {
-    fn open(&self, model: ModelId, _worker: WorkerId) -> Result<Box<dyn Model>> {
+    fn open(&self, model: ModelId, leg: u32, _worker: WorkerId) -> Result<Box<dyn Model>> {
         self.opened.fetch_add(1, Ordering::SeqCst);
         let models = self.models.lock().unwrap();
-        let (_, behaviour) = models
-            .get(&model)
-            .ok_or_else(|| Error::not_found(format!("model number {model} is not known")))?;
-        Ok(Box::new(MockModel(behaviour.clone())))
+        let (_, behaviours) = models.get(&model).ok_or_else(|| unknown(model))?;
+        Ok(Box::new(MockModel(behaviours[leg as usize].clone())))
+    }
+
+    fn legs(&self, model: ModelId) -> Result<Arc<[Role]>> {
+        let models = self.models.lock().unwrap();
+        let (description, _) = models.get(&model).ok_or_else(|| unknown(model))?;
+        Ok(description.legs.clone())
     }
 }
 
@@ -170,6 +194,13 @@ impl Model for MockModel {
             Behaviour::Fail(message) if has_negative(inputs) => {
                 Err(Error::internal(message.as_str()))
             }
+            Behaviour::Add(number) => {
+                let x = &inputs.tensors[0];
+                let sums = x.to_vec::<f32>()?.iter().map(|v| v + number).collect();
+                Ok(Batch {
+                    tensors: vec![Tensor::from_vec("x", x.shape().to_vec(), sums)?],
+                })
+            }
             Behaviour::Panic(message) if has_negative(inputs) => panic!("{message}"),
             Behaviour::Fail(_) | Behaviour::Panic(_) => Ok(inputs.clone()),
         }
@@ -181,7 +212,6 @@ mod tests {
     use super::*;
     use crate::message::Params;
     use crate::model::loader::{Answer, Job, Loader};
-    use crate::tensor::Tensor;
 
     fn batch() -> Batch {
         let x = Tensor::from_vec("x", vec![1, 2], vec![1f32, 2.]).unwrap();
@@ -196,7 +226,7 @@ mod tests {
         let runner = {
             let source = source.clone();
             std::thread::spawn(move || {
-                let mut model = source.open(id, WorkerId(0)).unwrap();
+                let mut model = source.open(id, 0, WorkerId(0)).unwrap();
                 (0..3)
                     .map(|_| model.infer(&batch(), &Params::new()).unwrap())
                     .count()

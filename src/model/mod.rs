@@ -31,10 +31,12 @@ pub(crate) use library::check_whole;
 pub use lookup::Lookup;
 pub use registry::{Registry, RegistryConfig};
 
+use std::sync::Arc;
+
 pub use crate::signature::{Dim, Port, Rows};
 
 use crate::error::Result;
-use crate::message::{Member, ModelId, Params, WorkerId};
+use crate::message::{Member, ModelId, Params, Role, WorkerId};
 use crate::tensor::Batch;
 use crate::wire::server::ModelInfo;
 
@@ -66,6 +68,8 @@ pub struct Description {
     pub inputs: Vec<Port>,
     /// What it gives, in order; empty if it does not declare it.
     pub outputs: Vec<Port>,
+    /// Who runs its legs, one after another: stages in a row that run in the same kind of worker.
+    pub legs: Arc<[Role]>,
 }
 
 /// What a request's inputs are held against.
@@ -138,11 +142,18 @@ pub trait Model {
 
 /// Opens models for workers.
 pub trait ModelSource: Send + Sync {
-    /// An instance for this worker, on this worker's device. May take seconds; called in the worker's thread.
+    /// An instance of one leg of a model for this worker, on this worker's device. May take seconds; called in the
+    /// worker's thread.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` if it cannot be opened, `NOT_FOUND` if the number is not known (any more).
-    fn open(&self, model: ModelId, worker: WorkerId) -> Result<Box<dyn Model>>;
+    fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>>;
+
+    /// Who runs a model's legs.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` if the number is not known (any more).
+    fn legs(&self, model: ModelId) -> Result<Arc<[Role]>>;
 }
 
 /// Where a worker's sessions run.

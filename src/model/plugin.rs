@@ -11,7 +11,7 @@ use super::shared::Shared;
 use super::source::{OnnxSource, Options};
 use super::{BatchKind, Description, Device, Model, Rows, Run, Takes};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params};
+use crate::message::{ModelId, Params, Role};
 use crate::plugin::host::{Instance, Library, Plugin, Services, Session};
 use crate::signature::Signature;
 use crate::tensor::Batch;
@@ -236,5 +236,6 @@ pub(super) fn onnx_description(
         takes: Takes::Declared,
         inputs: signature.inputs.clone(),
         outputs: signature.outputs.clone(),
+        legs: [Role::Main].into(),
     }))
 }

@@ -14,7 +14,7 @@ use super::source::{Options, Stamp};
 use super::stage::{self, StageSource};
 use super::{Description, Device, Model, ModelSource, Rows, gpu};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, WorkerId};
+use crate::message::{ModelId, Role, WorkerId};
 use crate::wire::server::ModelInfo;
 
 /// The most models that are kept described. Beyond it the one that was asked for longest ago is forgotten.
@@ -33,6 +33,8 @@ pub struct RegistryConfig {
     pub intra_op_threads: usize,
     /// The share of its GPU's memory that a session's arena may take, 0 to 1; 0 leaves it to the engine.
     pub gpu_memory_fraction: f64,
+    /// There are workers for plugin stages only: models of such stages have legs.
+    pub extra_workers: bool,
 }
 
 /// The models that are known. Its methods touch files and take seconds: they are for the loader's thread and the
@@ -41,6 +43,7 @@ pub struct Registry {
     shared: Arc<Shared>,
     roots: Arc<Roots>,
     devices: Vec<(Device, Options)>,
+    extra_workers: bool,
     known: Mutex<Known>,
 }
 
@@ -115,6 +118,7 @@ impl Registry {
             shared: Arc::new(Shared::new(engine)),
             roots: Arc::new(roots),
             devices,
+            extra_workers: config.extra_workers,
             known: Mutex::default(),
         })
     }
@@ -157,9 +161,14 @@ impl Registry {
         };
         let place = |e: Error| e.context(format_args!("model {name:?}"));
         let stages = describe().map_err(place)?;
-        let description =
-            stage::described(&stages, found.rows, ModelId(0), name.clone(), found.version)
-                .map_err(place)?;
+        let description = stage::described(
+            &stages,
+            found.rows,
+            name.clone(),
+            found.version,
+            self.extra_workers,
+        )
+        .map_err(place)?;
         let mut known = self.known();
         known.last_id += 1;
         let id = ModelId(known.last_id);
@@ -360,16 +369,21 @@ impl Known {
 }
 
 impl ModelSource for Registry {
-    fn open(&self, model: ModelId, worker: WorkerId) -> Result<Box<dyn Model>> {
+    fn legs(&self, model: ModelId) -> Result<Arc<[Role]>> {
+        let described = self.describe(model);
+        described
+            .map(|d| d.legs.clone())
+            .ok_or_else(|| unknown(model))
+    }
+
+    fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>> {
         let described = {
             let mut known = self.known();
             let used = known.tick();
             if let Some(entry) = known.entries.get_mut(&model) {
                 entry.used = used;
             }
-            let described = known.get(model).ok_or_else(|| {
-                Error::not_found(format!("model number {model} is not known (any more)"))
-            })?;
+            let described = known.get(model).ok_or_else(|| unknown(model))?;
             described.clone()
         };
         let surroundings = self.surroundings(worker.0);
@@ -380,7 +394,8 @@ impl ModelSource for Registry {
                 .opening
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            stage::open(&described.stages, &surroundings)
+            let description = &described.description;
+            stage::open(&described.stages, description, leg, &surroundings)
                 .map_err(|e| e.context(format_args!("model {:?}", described.description.name)))?
         };
         tracing::info!(
@@ -392,6 +407,10 @@ impl ModelSource for Registry {
         );
         Ok(opened)
     }
+}
+
+fn unknown(model: ModelId) -> Error {
+    Error::not_found(format!("model number {model} is not known (any more)"))
 }
 
 fn key(found: &Found) -> Result<Key> {

@@ -1,5 +1,6 @@
 //! A stage: an ONNX file or a plugin's entry, opened once and described, from which workers open their instances.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::chain::Chain;
@@ -9,7 +10,7 @@ use super::proxy::SessionOptions;
 use super::source::{OnnxSource, Signature};
 use super::{BatchKind, Description, Dim, Model, Rows, Takes};
 use crate::error::{Error, Result};
-use crate::message::ModelId;
+use crate::message::{ModelId, Role};
 
 /// A stage that is described.
 pub(super) struct StageSource {
@@ -66,6 +67,7 @@ impl StageSource {
                     },
                     inputs: signature.inputs.clone().unwrap_or_default(),
                     outputs: signature.outputs.clone().unwrap_or_default(),
+                    legs: [Role::Main].into(),
                 };
                 Ok(StageSource {
                     description: Arc::new(description),
@@ -101,9 +103,9 @@ impl StageSource {
 pub(super) fn described(
     stages: &[StageSource],
     rows: Option<Rows>,
-    id: ModelId,
     name: String,
     version: String,
+    extra_workers: bool,
 ) -> Result<Description> {
     let (Some(first), Some(last)) = (stages.first(), stages.last()) else {
         return Err(Error::internal("a model without stages"));
@@ -122,26 +124,61 @@ pub(super) fn described(
             .unwrap_or(BatchKind::Batched),
     };
     Ok(Description {
-        id,
+        id: ModelId(0),
         name,
         version,
         kind,
         takes: first.description.takes,
         inputs: first.description.inputs.clone(),
         outputs: last.description.outputs.clone(),
+        legs: legs(stages, kind, extra_workers)
+            .into_iter()
+            .map(|(role, _)| role)
+            .collect(),
     })
 }
 
-/// A worker's instance of a model of these stages.
+/// Who runs which stages. Extra workers get the plugins around an ONNX model. A model of plugins alone stays with the
+/// workers that have a device: a plugin may open sessions there.
+fn legs(stages: &[StageSource], kind: BatchKind, extra_workers: bool) -> Vec<(Role, Range<usize>)> {
+    let role = |stage: &StageSource| match stage.source {
+        Source::Onnx(..) => Role::Main,
+        Source::Plugin(_) => Role::Extra,
+    };
+    let one = vec![(Role::Main, 0..stages.len())];
+    let has_onnx = stages.iter().any(|stage| role(stage) == Role::Main);
+    if !extra_workers || !has_onnx || kind == BatchKind::Whole {
+        return one;
+    }
+    let mut legs: Vec<(Role, Range<usize>)> = Vec::new();
+    for (index, stage) in stages.iter().enumerate() {
+        match legs.last_mut() {
+            Some((last, stages)) if *last == role(stage) => stages.end = index + 1,
+            _ => legs.push((role(stage), index..index + 1)),
+        }
+    }
+    legs
+}
+
+/// A worker's instance of one leg of a model of these stages.
 ///
 /// # Errors
-/// As [`StageSource::open`], naming the stage.
-pub(super) fn open(stages: &[StageSource], surroundings: &Surroundings) -> Result<Box<dyn Model>> {
+/// As [`StageSource::open`], naming the stage; `INTERNAL` for a leg that there is not.
+pub(super) fn open(
+    stages: &[StageSource],
+    description: &Description,
+    leg: u32,
+    surroundings: &Surroundings,
+) -> Result<Box<dyn Model>> {
     if let [only] = stages {
         return only.open(surroundings);
     }
-    let mut chain = Chain::default();
-    for stage in stages {
+    let legs = legs(stages, description.kind, description.legs.len() > 1);
+    let (_, range) = legs
+        .get(leg as usize)
+        .ok_or_else(|| Error::internal(format!("there is no leg {leg} of {}", legs.len())))?;
+    let mut chain = Chain::new(leg > 0);
+    for stage in &stages[range.clone()] {
         let model = stage.open(surroundings);
         let place = format_args!("stage {:?}", stage.description.name);
         chain.push(

@@ -21,7 +21,7 @@ use super::{Clock, tell};
 use crate::error::{Error, Result};
 use crate::frames;
 use crate::message::{Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats, WorkerId};
-use crate::socket;
+use crate::socket::{self, Waiter};
 use crate::split::Gather;
 use crate::tensor::Batch;
 use crate::wire::client::{self, ClientMessage};
@@ -46,6 +46,7 @@ pub(crate) struct Setup {
     /// Speaks to the ventilator.
     pub ventilator: Socket,
     pub clock: Clock,
+    pub waiter: Waiter,
     pub workers: usize,
     pub max_client_bytes: u64,
 }
@@ -77,6 +78,7 @@ struct Sink {
     guard: Guard,
     ventilator: Socket,
     clock: Clock,
+    waiter: Waiter,
     outbox: Outbox,
     gathering: HashMap<Serial, Gathering>,
     ended: HashMap<Serial, Ended>,
@@ -108,6 +110,7 @@ impl Sink {
             guard: setup.guard,
             ventilator: setup.ventilator,
             clock: setup.clock,
+            waiter: setup.waiter,
             outbox: Outbox::new(setup.max_client_bytes),
             gathering: HashMap::new(),
             ended: HashMap::new(),
@@ -153,7 +156,8 @@ impl Sink {
                 .outbox
                 .retry_after()
                 .map_or(look, |retry| retry.min(look));
-            socket::wait(&[&self.inbox, &self.router], Some(pause))?;
+            self.waiter
+                .wait(&[&self.inbox, &self.router], Some(pause))?;
         }
     }
 

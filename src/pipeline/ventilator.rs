@@ -27,13 +27,13 @@ use super::guard::Guard;
 use super::{CancelBoard, Clock, tell};
 use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
-use crate::message::{Chunk, Credit, Member, Params, ReplyTo, RequestId, Serial, WorkerId};
+use crate::message::{Chunk, Credit, Handed, Member, Params, ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::Lookup;
 use crate::model::Registry;
 use crate::model::loader::{Job, Loader};
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Lane, Limits, Scheduler};
-use crate::socket;
+use crate::socket::Waiter;
 use crate::tensor::Batch;
 use crate::wire::client::{self, ClientMessage, StopMode};
 use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator, ToWorker};
@@ -77,6 +77,7 @@ pub(crate) struct Setup {
     pub registry: Arc<Registry>,
     pub board: Arc<CancelBoard>,
     pub clock: Clock,
+    pub waiter: Waiter,
     pub facts: Facts,
     /// Told once, when every worker is up and every preloaded model is open, or why that failed.
     pub ready: Sender<Result<()>>,
@@ -94,6 +95,12 @@ struct Held {
     model: Arc<Description>,
 }
 
+/// What an earlier leg gave for a chunk's rows.
+struct Carry {
+    handed: Vec<Handed>,
+    spent_us: u64,
+}
+
 /// Who asked for something that takes a while, and for which number the answer is.
 type Asker = (Bytes, RequestId);
 
@@ -107,8 +114,9 @@ struct Ventilator {
     registry: Arc<Registry>,
     board: Arc<CancelBoard>,
     clock: Clock,
+    waiter: Waiter,
     facts: Facts,
-    scheduler: Scheduler,
+    scheduler: Scheduler<Arc<Carry>>,
     held: HashMap<Serial, Held>,
     in_use: InUse,
     clients: Clients,
@@ -147,6 +155,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         registry: setup.registry,
         board: setup.board,
         clock: setup.clock,
+        waiter: setup.waiter,
         facts: setup.facts,
         held: HashMap::new(),
         in_use: InUse::default(),
@@ -197,7 +206,7 @@ impl Ventilator {
                     .flatten()
                     .min();
                 let pause = due.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
-                socket::wait(&[&self.inbox, &self.router], pause)?;
+                self.waiter.wait(&[&self.inbox, &self.router], pause)?;
             }
         }
         self.answer_stoppers();
@@ -411,10 +420,22 @@ impl Ventilator {
         for (serial, error) in &credit.failed {
             self.close(*serial, error)?;
         }
-        for serial in self
-            .scheduler
-            .credit(credit.chunk, ran, self.clock.now_us())
-        {
+        let now_us = self.clock.now_us();
+        if !credit.handed.is_empty() {
+            let carry = Arc::new(Carry {
+                handed: credit.handed,
+                spent_us: credit.spent_us + credit.compute_us,
+            });
+            let closed = self.scheduler.hand_back(credit.chunk, ran, carry, now_us);
+            for serial in closed {
+                // What failed was sent to the sink as a part; of the others nothing will come.
+                if !credit.failed.iter().any(|(failed, _)| *failed == serial) {
+                    self.lost_part(serial, 1)?;
+                }
+            }
+            return Ok(());
+        }
+        for serial in self.scheduler.credit(credit.chunk, ran, now_us) {
             if let Some(held) = self.held.remove(&serial) {
                 self.release(&held);
             }
@@ -430,12 +451,16 @@ impl Ventilator {
         }
     }
 
+    fn lost_part(&mut self, serial: Serial, parts: u64) -> Result<()> {
+        let lost = inner::write_to_sink(&ToSink::Lost(serial, parts));
+        tell(&mut self.sink, lost)
+    }
+
     fn lose_worker(&mut self, worker: WorkerId) -> Result<()> {
         self.ledger.worker_lost(worker);
         let losses = self.scheduler.worker_down(worker);
         for (serial, parts) in losses.lost {
-            let lost = inner::write_to_sink(&ToSink::Lost(serial, parts));
-            tell(&mut self.sink, lost)?;
+            self.lost_part(serial, parts)?;
         }
         for serial in losses.abandoned {
             let error = Error::unavailable("each worker that ran it was lost");
@@ -503,10 +528,16 @@ impl Ventilator {
     }
 
     /// A chunk with the rows of an assignment, shared and not copied.
-    fn chunk(&self, assignment: Assignment, now_us: u64) -> Chunk {
+    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk {
+        let carry = assignment.carry.as_deref();
+        // In the order of the pieces, of which some may have been closed since.
+        let mut handed = carry.map_or(&[][..], |carry| &carry.handed).iter();
         let mut chunk = Chunk {
             id: assignment.chunk,
-            stage: 0,
+            leg: assignment.legs.start,
+            until: assignment.legs.end,
+            goes_on: false,
+            spent_us: carry.map_or(0, |carry| carry.spent_us),
             attempt: assignment.attempt,
             model: assignment.model,
             params: Params::new(),
@@ -518,6 +549,7 @@ impl Ventilator {
                 continue; // closed requests are not given out: every piece is held
             };
             let whole = held.model.kind == BatchKind::Whole;
+            chunk.goes_on = (chunk.until as usize) < held.model.legs.len();
             chunk.members.push(Member {
                 serial: piece.serial,
                 reply: held.reply,
@@ -531,7 +563,10 @@ impl Ventilator {
                 queue_us: now_us.saturating_sub(held.arrived_us),
             });
             let slice = |t: &crate::Tensor| t.slice_rows(piece.offset, piece.rows);
-            chunk.inputs.push(if whole || piece.rows == held.rows {
+            let earlier = handed.find(|handed| handed.serial == piece.serial);
+            chunk.inputs.push(if let Some(earlier) = earlier {
+                earlier.batch.clone()
+            } else if whole || piece.rows == held.rows {
                 held.inputs.clone()
             } else {
                 Batch {

@@ -12,12 +12,14 @@ use zmq::{Context, Socket};
 use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
 use crate::error::{Error, Result};
 use crate::frames;
-use crate::message::{Chunk, Credit, Member, ModelId, Outcome, Part, Serial, WorkerId};
+use crate::message::{
+    Chunk, Credit, Handed, Member, ModelId, Outcome, Part, Role, Serial, WorkerId,
+};
 use crate::model::loader::panic_message;
 use crate::model::{Model, ModelSource, Run};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
-use crate::socket;
+use crate::socket::{self, Vigil, Waiter};
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 
@@ -25,9 +27,11 @@ use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 #[derive(Clone)]
 pub(crate) struct Seat {
     pub id: WorkerId,
+    pub role: Role,
     pub source: Arc<dyn ModelSource>,
     pub board: Arc<CancelBoard>,
     pub clock: Clock,
+    pub vigil: Vigil,
 }
 
 struct Worker {
@@ -36,8 +40,10 @@ struct Worker {
     bulk: Socket,
     sink: Socket,
     ventilator: Socket,
-    models: HashMap<ModelId, Box<dyn Model>>,
+    /// By model and leg.
+    models: HashMap<(ModelId, u32), Box<dyn Model>>,
     choice: LaneChoice,
+    waiter: Waiter,
 }
 
 /// Runs until the ventilator says stop. A panic outside the model costs the chunks that were here: the ventilator is
@@ -83,6 +89,7 @@ impl Worker {
             ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
             models: HashMap::new(),
             choice: LaneChoice::default(),
+            waiter: Waiter::new(seat.vigil.clone()),
             seat,
         })
     }
@@ -127,12 +134,12 @@ impl Worker {
             match message {
                 ToWorker::Chunk(chunk) => self.run_chunk(lane, *chunk)?,
                 ToWorker::Open(model) => {
-                    let error = self.open(model).err();
+                    let error = self.open_all(model).err();
                     self.tell_ventilator(ToVentilator::Opened(self.seat.id, model, error))?;
                 }
                 ToWorker::Resume => {} // only a worker that is down waits for it
                 ToWorker::Forget(model) => {
-                    self.models.remove(&model);
+                    self.models.retain(|(of, _), _| *of != model);
                 }
                 ToWorker::Stop => {
                     let stopped = ToSink::Stopped(self.seat.id);
@@ -154,7 +161,7 @@ impl Worker {
                     return Ok((lane, inner::read_to_worker(message)?));
                 }
             }
-            socket::wait(&[&self.small, &self.bulk], None)?;
+            self.waiter.wait(&[&self.small, &self.bulk], None)?;
         }
     }
 
@@ -163,10 +170,12 @@ impl Worker {
         if chunk.members.iter().all(|m| board.is_cancelled(m.serial)) {
             let members = chunk.members.clone();
             self.send_part(&chunk, members, 0, Outcome::Skipped)?;
-            return self.send_credit(&chunk, 0, 0, Vec::new());
+            return self.send_credit(&chunk, 0, 0, Vec::new(), Vec::new());
         }
-        // Opened before the clock runs: how fast the model is must not count it. What went wrong, the run says.
-        let _ = self.open(chunk.model);
+        for leg in chunk.leg..chunk.until {
+            // Opened before the clock runs: how fast the model is must not count it. What went wrong, the run says.
+            let _ = self.open(chunk.model, leg);
+        }
         let started_us = self.seat.clock.now_us();
         let (done, failed) = self.compute(&chunk);
         let compute_us = self.seat.clock.now_us() - started_us;
@@ -175,8 +184,17 @@ impl Worker {
         self.choice.ran(lane, compute_us, bulk_waits);
         let (members, batches): (Vec<Member>, Vec<Batch>) = done.into_iter().unzip();
         let rows = members.iter().map(|m| m.rows).sum();
+        let mut handed = Vec::new();
         // The parts go out before the credit: whoever sees the credit may forget the rows.
-        if !members.is_empty() {
+        if chunk.goes_on {
+            handed = std::iter::zip(members, batches)
+                .map(|(member, batch)| Handed {
+                    serial: member.serial,
+                    rows: member.rows,
+                    batch,
+                })
+                .collect();
+        } else if !members.is_empty() {
             self.send_part(&chunk, members, compute_us, Outcome::Done(batches))?;
         }
         let mut errors = Vec::with_capacity(failed.len());
@@ -188,7 +206,7 @@ impl Worker {
             }
             self.send_part(&chunk, members, compute_us, Outcome::Failed)?;
         }
-        self.send_credit(&chunk, rows, compute_us, errors)
+        self.send_credit(&chunk, rows, compute_us, errors, handed)
     }
 
     fn send_part(
@@ -202,7 +220,7 @@ impl Worker {
             chunk: chunk.id,
             worker: self.seat.id,
             attempt: chunk.attempt,
-            compute_us,
+            compute_us: chunk.spent_us + compute_us,
             members,
             outcome,
         };
@@ -215,6 +233,7 @@ impl Worker {
         rows: u64,
         compute_us: u64,
         failed: Vec<(Serial, Error)>,
+        handed: Vec<Handed>,
     ) -> Result<()> {
         self.tell_ventilator(ToVentilator::Credit(Credit {
             worker: self.seat.id,
@@ -222,7 +241,9 @@ impl Worker {
             model: chunk.model,
             rows,
             compute_us,
+            spent_us: chunk.spent_us,
             failed,
+            handed,
         }))
     }
 
@@ -289,32 +310,58 @@ impl Worker {
             .collect()
     }
 
+    /// Runs a chunk's legs one after another.
     fn infer(&mut self, chunk: &Chunk, members: &[Member], batch: &Batch) -> Result<Batch> {
+        let mut outputs = self.infer_leg(chunk, chunk.leg, members, batch)?;
+        for leg in chunk.leg + 1..chunk.until {
+            outputs = self.infer_leg(chunk, leg, members, &outputs)?;
+        }
+        Ok(outputs)
+    }
+
+    fn infer_leg(
+        &mut self,
+        chunk: &Chunk,
+        leg: u32,
+        members: &[Member],
+        batch: &Batch,
+    ) -> Result<Batch> {
         let board = self.seat.board.clone();
         let run = Run {
             params: &chunk.params,
             members,
             cancelled: &|| members.iter().all(|m| board.is_cancelled(m.serial)),
         };
-        let model = self.open(chunk.model)?;
+        let model = self.open(chunk.model, leg)?;
         match catch_unwind(AssertUnwindSafe(|| model.infer_with(batch, &run))) {
             Ok(result) => result,
             Err(panic) => {
                 // Whatever state the panic left behind must not serve the next request.
-                self.models.remove(&chunk.model);
+                self.models.remove(&(chunk.model, leg));
                 let why = panic_message(&*panic);
                 Err(Error::internal(format!("the model panicked: {why}")))
             }
         }
     }
 
-    fn open(&mut self, id: ModelId) -> Result<&mut Box<dyn Model>> {
+    /// Opens every leg of a model that may come here.
+    fn open_all(&mut self, model: ModelId) -> Result<()> {
+        let legs = self.seat.source.legs(model)?;
+        for (leg, role) in legs.iter().enumerate() {
+            if self.seat.role == Role::Main || *role == Role::Extra {
+                self.open(model, leg as u32)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, id: ModelId, leg: u32) -> Result<&mut Box<dyn Model>> {
         use std::collections::hash_map::Entry;
-        match self.models.entry(id) {
+        match self.models.entry((id, leg)) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let (source, worker) = (&self.seat.source, self.seat.id);
-                let opened = catch_unwind(AssertUnwindSafe(|| source.open(id, worker)));
+                let opened = catch_unwind(AssertUnwindSafe(|| source.open(id, leg, worker)));
                 let model = opened.unwrap_or_else(|panic| {
                     let why = panic_message(&*panic);
                     Err(Error::internal(format!(

@@ -1,11 +1,16 @@
 //! What goes into the policy and what comes out of it: numbers.
 
-use crate::message::{ChunkId, ModelId, Priority, Serial, WorkerId};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::message::{ChunkId, ModelId, Priority, Role, Serial, WorkerId};
 
 /// The bounds of the policy.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub workers: usize,
+    /// Workers for plugin stages only; their numbers follow those of the others.
+    pub extra_workers: usize,
     pub max_batch_rows: usize,
     /// A request of up to so many rows is small.
     pub priority_rows: usize,
@@ -24,6 +29,8 @@ pub(crate) struct Limits {
 pub(crate) struct Job {
     pub serial: Serial,
     pub model: ModelId,
+    /// Who runs the model's legs, one after another.
+    pub legs: Arc<[Role]>,
     /// Requests of the same group may run in one batch.
     pub group: u64,
     pub rows: usize,
@@ -54,13 +61,17 @@ pub(crate) struct Piece {
 
 /// A chunk for a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Assignment {
+pub(crate) struct Assignment<C = ()> {
     pub chunk: ChunkId,
     pub worker: WorkerId,
     pub lane: Lane,
     pub attempt: u32,
     pub model: ModelId,
+    /// The legs that it runs.
+    pub legs: Range<u32>,
     pub pieces: Vec<Piece>,
+    /// What was handed back with the rows after an earlier leg.
+    pub carry: Option<C>,
 }
 
 /// What a lost worker leaves behind.

@@ -3,15 +3,19 @@
 //! It does no input or output and reads no clock, so that it can be simulated (`simulation.rs`).
 //!
 //! ```text
-//! submit ─▶ small: groups that may run together, oldest first ─┐
-//!        ─▶ high:  bulk requests in turn                       ├─ next() ─▶ worker's small or bulk lane
-//!        ─▶ normal: bulk requests in turn                      │
-//! lost   ─▶ again: chunks of a worker that is gone, first ─────┘
+//! submit    ─▶ small: groups that may run together, oldest first ─┐
+//!           ─▶ high:  bulk requests in turn                       ├─ next() ─▶ worker's small or bulk lane
+//!           ─▶ normal: bulk requests in turn                      │
+//! lost      ─▶ returned: chunks of a worker that is gone,         │
+//! hand_back ─▶           and those that have legs left: first ────┘
 //! ```
+//! What is new waits in `fresh.rs`, once for each role of worker.
+//!
 //! Each worker has two lanes of one running and `prefetch` waiting chunks. The small lane has places of its own, so
 //! that a small request reaches a worker whose bulk places are full; the worker reads it first (`lane.rs`).
 //! What is absent: rows, frames, sockets, names. A request is a [`Job`] here: numbers.
 
+mod fresh;
 mod groups;
 mod job;
 pub(crate) mod lane;
@@ -22,17 +26,15 @@ mod workers;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::message::{ChunkId, ModelId, Priority, Serial, WorkerId};
-use crate::split::Cut;
-use groups::Groups;
+use crate::message::{ChunkId, ModelId, Role, Serial, WorkerId};
+use fresh::Fresh;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
 use workers::Workers;
 
-/// After so many chunks of high priority in a row, normal bulk gets one.
-const HIGH_IN_A_ROW: u32 = 7;
 /// A chunk that lost its worker is run again so many times: what kills workers must not kill them all for ever.
 const MAX_ATTEMPTS: u32 = 2;
 
@@ -52,53 +54,77 @@ struct Entry {
 }
 
 #[derive(Debug)]
-struct Out {
+struct Out<C> {
     worker: WorkerId,
     lane: Lane,
+    legs: Range<u32>,
     attempt: u32,
-    model: ModelId,
-    pieces: Vec<Piece>,
+    chosen: Chosen,
+    carry: Option<C>,
 }
 
+/// A chunk that waits once more: its worker was lost, or it has legs left.
 #[derive(Debug)]
-struct Again {
+struct Returned<C> {
     lane: Lane,
+    legs: Range<u32>,
     attempt: u32,
+    chosen: Chosen,
+    carry: Option<C>,
+}
+
+/// The rows of a chunk.
+#[derive(Clone, Debug)]
+struct Chosen {
     model: ModelId,
     pieces: Vec<Piece>,
 }
 
-/// The queue and its policy.
+/// Speeds are kept apart by what runs: one leg, or all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct PaceKey(ModelId, Option<u32>);
+
+impl PaceKey {
+    fn of(model: ModelId, legs: &Range<u32>) -> PaceKey {
+        PaceKey(model, (legs.len() == 1).then_some(legs.start))
+    }
+}
+
+/// Every leg of a model.
+fn whole_run(job: &Job) -> Range<u32> {
+    0..job.legs.len() as u32
+}
+
+/// The queue and its policy. `C` is what is handed back with rows that have legs left, and given out with them again.
 #[derive(Debug)]
-pub(crate) struct Scheduler {
+pub(crate) struct Scheduler<C = ()> {
     limits: Limits,
     entries: HashMap<Serial, Entry>,
-    out: HashMap<ChunkId, Out>,
-    groups: Groups,
-    high: VecDeque<Serial>,
-    normal: VecDeque<Serial>,
-    again: VecDeque<Again>,
-    high_in_a_row: u32,
+    out: HashMap<ChunkId, Out<C>>,
+    /// By role, as are the two below.
+    fresh: [Fresh; 2],
+    returned: [VecDeque<Returned<C>>; 2],
+    crews: [Workers; 2],
     deadlines: BinaryHeap<Reverse<(u64, Serial)>>,
-    paces: HashMap<ModelId, Pace>,
-    workers: Workers,
+    paces: HashMap<PaceKey, Pace>,
     next_chunk: u64,
     waiting: Waiting,
     coalesced: u64,
 }
 
-impl Scheduler {
-    pub(crate) fn new(limits: Limits) -> Scheduler {
+impl<C: Clone> Scheduler<C> {
+    pub(crate) fn new(limits: Limits) -> Scheduler<C> {
+        let places = 1 + limits.prefetch as u32;
         Scheduler {
-            workers: Workers::new(limits.workers, 1 + limits.prefetch as u32),
+            crews: [
+                Workers::new(0, limits.workers, places),
+                Workers::new(limits.workers as u32, limits.extra_workers, places),
+            ],
             limits,
             entries: HashMap::new(),
             out: HashMap::new(),
-            groups: Groups::default(),
-            high: VecDeque::new(),
-            normal: VecDeque::new(),
-            again: VecDeque::new(),
-            high_in_a_row: 0,
+            fresh: Default::default(),
+            returned: Default::default(),
             deadlines: BinaryHeap::new(),
             paces: HashMap::new(),
             next_chunk: 0,
@@ -107,9 +133,14 @@ impl Scheduler {
         }
     }
 
+    fn crew(&mut self, worker: WorkerId) -> &mut Workers {
+        let extra = worker.0 as usize >= self.limits.workers;
+        &mut self.crews[usize::from(extra)]
+    }
+
     /// A worker is ready, for the first time or again.
     pub(crate) fn worker_up(&mut self, worker: WorkerId, now_us: u64) {
-        self.workers.up(worker, now_us);
+        self.crew(worker).up(worker, now_us);
     }
 
     /// Takes a request into the queue.
@@ -138,13 +169,11 @@ impl Scheduler {
         }
         let serial = job.serial;
         let small = job.rows <= self.limits.priority_rows;
+        let fresh = &mut self.fresh[first_role(&job) as usize];
         if small {
-            self.groups.push(job.group, serial, job.rows);
+            fresh.groups.push(job.group, serial, job.rows);
         } else {
-            match job.priority {
-                Priority::High => self.high.push_back(serial),
-                Priority::Normal => self.normal.push_back(serial),
-            }
+            fresh.push_bulk(job.priority, serial);
         }
         self.entries.insert(
             serial,
@@ -162,135 +191,48 @@ impl Scheduler {
     }
 
     /// The next chunk for a worker that has a place for it; `None` when nothing can be given out now.
-    pub(crate) fn next(&mut self, now_us: u64) -> Option<Assignment> {
-        self.next_again(now_us)
-            .or_else(|| self.next_small(now_us))
-            .or_else(|| self.next_bulk(now_us))
+    pub(crate) fn next(&mut self, now_us: u64) -> Option<Assignment<C>> {
+        self.next_returned(Role::Main, now_us)
+            .or_else(|| self.next_returned(Role::Extra, now_us))
+            .or_else(|| self.next_fresh(now_us))
     }
 
-    fn next_again(&mut self, now_us: u64) -> Option<Assignment> {
+    fn next_returned(&mut self, role: Role, now_us: u64) -> Option<Assignment<C>> {
         loop {
-            let lane = self.again.front()?.lane;
-            let worker = self.workers.best(lane)?;
-            let Again {
+            let lane = self.returned[role as usize].front()?.lane;
+            let worker = self.crews[role as usize].best(lane)?;
+            let Returned {
                 lane,
+                mut legs,
                 attempt,
-                model,
-                mut pieces,
-            } = self.again.pop_front()?;
-            pieces.retain(|piece| self.entries.get(&piece.serial).is_some_and(|e| !e.closed));
-            if pieces.is_empty() {
+                mut chosen,
+                carry,
+            } = self.returned[role as usize].pop_front()?;
+            chosen
+                .pieces
+                .retain(|piece| self.entries.get(&piece.serial).is_some_and(|e| !e.closed));
+            let Some(first) = chosen.pieces.first() else {
                 continue;
+            };
+            // Nobody else waits for the device: a small request is spared the hops to the end.
+            if lane == Lane::Small
+                && role == Role::Main
+                && self.returned[role as usize].is_empty()
+                && let Some(entry) = self.entries.get(&first.serial)
+            {
+                legs.end = entry.job.legs.len() as u32;
             }
-            for piece in &pieces {
+            for piece in &chosen.pieces {
                 if let Some(entry) = self.entries.get_mut(&piece.serial) {
                     entry.out += 1;
                 }
             }
-            return Some(self.give(worker, lane, attempt, model, pieces, now_us));
-        }
-    }
-
-    fn next_small(&mut self, now_us: u64) -> Option<Assignment> {
-        let worker = self.workers.best(Lane::Small)?;
-        // Groups behind the oldest are younger, but may be full.
-        let (head, group, waiting) = self
-            .groups
-            .oldest()
-            .find(|(head, _, rows)| self.is_ripe(*head, *rows, now_us))?;
-        let first = &self.entries.get(&head)?.job;
-        let (model, splittable) = (first.model, first.splittable);
-        let most = if splittable {
-            self.batch_rows(model, waiting)
-        } else {
-            0 // one by one
-        };
-        let taken = self.groups.take(group, most, open_rows(&self.entries));
-        let mut pieces = Vec::with_capacity(taken.len());
-        for (serial, rows) in taken {
-            if let Some(entry) = self.entries.get_mut(&serial) {
-                (entry.given, entry.chunks, entry.out) = (rows, 1, 1);
+            let mut assignment = self.give(worker, lane, legs, attempt, chosen, now_us);
+            assignment.carry.clone_from(&carry);
+            if let Some(out) = self.out.get_mut(&assignment.chunk) {
+                out.carry = carry;
             }
-            self.waiting.rows -= rows;
-            pieces.push(Piece {
-                serial,
-                offset: 0,
-                rows,
-            });
-        }
-        if pieces.len() > 1 {
-            self.coalesced += pieces.len() as u64;
-        }
-        Some(self.give(worker, Lane::Small, 0, model, pieces, now_us))
-    }
-
-    /// Whether a group has waited for company as long as it should, or has all the company it can take.
-    fn is_ripe(&self, head: Serial, rows: usize, now_us: u64) -> bool {
-        let delay_us = self.limits.batch_delay_us;
-        delay_us == 0
-            || rows >= self.limits.max_batch_rows
-            || self
-                .entries
-                .get(&head)
-                .is_none_or(|entry| entry.job.arrived_us + delay_us <= now_us)
-    }
-
-    /// How many of a group's waiting rows run as one batch: its share of the workers that are free, within the
-    /// model's pace.
-    fn batch_rows(&mut self, model: ModelId, waiting: usize) -> usize {
-        let idle = self.workers.idle().max(1);
-        let share = waiting.div_ceil(idle).max(self.limits.priority_rows);
-        let paced = match self.limits.max_chunk_us {
-            Some(max_us) => {
-                let pace = self.paces.entry(model).or_default();
-                pace.target_rows(max_us, self.limits.max_batch_rows)
-            }
-            None => self.limits.max_batch_rows,
-        };
-        share.min(paced)
-    }
-
-    fn next_bulk(&mut self, now_us: u64) -> Option<Assignment> {
-        let worker = self.workers.best(Lane::Bulk)?;
-        loop {
-            let normal_turn = self.high_in_a_row >= HIGH_IN_A_ROW && !self.normal.is_empty();
-            let high = !self.high.is_empty() && !normal_turn;
-            let ring = if high {
-                &mut self.high
-            } else {
-                &mut self.normal
-            };
-            let serial = ring.pop_front()?;
-            let Some(entry) = self.entries.get_mut(&serial).filter(|e| !e.closed) else {
-                continue; // closed while it waited
-            };
-            self.high_in_a_row = if high { self.high_in_a_row + 1 } else { 0 };
-            let left = entry.job.rows - entry.given;
-            let rows = if entry.job.splittable {
-                let pace = self.paces.entry(entry.job.model).or_default();
-                cut(&self.limits, pace, entry, left)
-            } else {
-                left
-            };
-            let piece = Piece {
-                serial,
-                offset: entry.given,
-                rows,
-            };
-            entry.given += rows;
-            entry.chunks += 1;
-            entry.out += 1;
-            let (model, more) = (entry.job.model, entry.given < entry.job.rows);
-            self.waiting.rows -= rows;
-            if more {
-                let ring = if high {
-                    &mut self.high
-                } else {
-                    &mut self.normal
-                };
-                ring.push_back(serial);
-            }
-            return Some(self.give(worker, Lane::Bulk, 0, model, vec![piece], now_us));
+            return Some(assignment);
         }
     }
 
@@ -298,24 +240,27 @@ impl Scheduler {
         &mut self,
         worker: WorkerId,
         lane: Lane,
+        legs: Range<u32>,
         attempt: u32,
-        model: ModelId,
-        pieces: Vec<Piece>,
+        chosen: Chosen,
         now_us: u64,
-    ) -> Assignment {
+    ) -> Assignment<C> {
         self.next_chunk += 1;
         let chunk = ChunkId(self.next_chunk);
-        let rows = pieces.iter().map(|p| p.rows).sum();
-        let expected = self.paces.get(&model).map_or(0, |p| p.expect_us(rows));
-        self.workers.give(worker, lane, chunk, expected, now_us);
+        let rows = chosen.pieces.iter().map(|p| p.rows).sum();
+        let pace = self.paces.get(&PaceKey::of(chosen.model, &legs));
+        let expected = pace.map_or(0, |p| p.expect_us(rows));
+        self.crew(worker)
+            .give(worker, lane, chunk, expected, now_us);
         self.out.insert(
             chunk,
             Out {
                 worker,
                 lane,
+                legs: legs.clone(),
                 attempt,
-                model,
-                pieces: pieces.clone(),
+                chosen: chosen.clone(),
+                carry: None,
             },
         );
         Assignment {
@@ -323,9 +268,72 @@ impl Scheduler {
             worker,
             lane,
             attempt,
-            model,
-            pieces,
+            model: chosen.model,
+            legs,
+            pieces: chosen.pieces,
+            carry: None,
         }
+    }
+
+    /// Books a chunk that has ended.
+    fn take_back(
+        &mut self,
+        chunk: ChunkId,
+        ran: Option<(usize, u64)>,
+        now_us: u64,
+    ) -> Option<Out<C>> {
+        let out = self.out.remove(&chunk)?;
+        self.crew(out.worker)
+            .credit(out.worker, out.lane, chunk, now_us);
+        if let Some((rows, us)) = ran {
+            let pace = PaceKey::of(out.chosen.model, &out.legs);
+            self.paces.entry(pace).or_default().observe(rows, us);
+        }
+        Some(out)
+    }
+
+    /// A chunk has run its legs and others are left: it waits for a worker of the next leg's role, with what was
+    /// handed back. Returns the requests that were closed meanwhile: their parts will never come.
+    pub(crate) fn hand_back(
+        &mut self,
+        chunk: ChunkId,
+        ran: Option<(usize, u64)>,
+        carry: C,
+        now_us: u64,
+    ) -> Vec<Serial> {
+        let Some(mut out) = self.take_back(chunk, ran, now_us) else {
+            return Vec::new();
+        };
+        let mut dropped = Vec::new();
+        let mut role = Role::Main;
+        out.chosen.pieces.retain(|piece| {
+            let Some(entry) = self.entries.get_mut(&piece.serial) else {
+                return false;
+            };
+            entry.out -= 1;
+            if let Some(next) = entry.job.legs.get(out.legs.end as usize) {
+                role = *next;
+            }
+            if entry.closed {
+                dropped.push(piece.serial);
+            }
+            !entry.closed
+        });
+        for serial in &dropped {
+            if self.entries.get(serial).is_some_and(|e| e.out == 0) {
+                self.remove(*serial);
+            }
+        }
+        if !out.chosen.pieces.is_empty() {
+            self.returned[role as usize].push_back(Returned {
+                lane: out.lane,
+                legs: out.legs.end..out.legs.end + 1,
+                attempt: 0,
+                chosen: out.chosen,
+                carry: Some(carry),
+            });
+        }
+        dropped
     }
 
     /// A chunk has ended; `ran` is its rows and microseconds if the model ran. Returns the requests that are
@@ -336,15 +344,12 @@ impl Scheduler {
         ran: Option<(usize, u64)>,
         now_us: u64,
     ) -> Vec<Serial> {
-        let Some(out) = self.out.remove(&chunk) else {
+        let Some(out) = self.take_back(chunk, ran, now_us) else {
             return Vec::new();
         };
-        self.workers.credit(out.worker, out.lane, chunk, now_us);
-        if let Some((rows, us)) = ran {
-            self.paces.entry(out.model).or_default().observe(rows, us);
-        }
-        let mut finished = Vec::with_capacity(out.pieces.len());
-        for piece in &out.pieces {
+        let pieces = out.chosen.pieces;
+        let mut finished = Vec::with_capacity(pieces.len());
+        for piece in &pieces {
             let Some(entry) = self.entries.get_mut(&piece.serial) else {
                 continue;
             };
@@ -367,7 +372,8 @@ impl Scheduler {
     }
 
     fn pieces_again(&self, serial: Serial) -> u64 {
-        let pieces = self.again.iter().flat_map(|again| &again.pieces);
+        let returned = self.returned.iter().flatten();
+        let pieces = returned.flat_map(|returned| &returned.chosen.pieces);
         pieces.filter(|piece| piece.serial == serial).count() as u64
     }
 
@@ -386,11 +392,13 @@ impl Scheduler {
         let chunks = entry.chunks - again;
         let left = entry.job.rows - entry.given;
         self.waiting.rows -= left;
+        let role = first_role(&entry.job);
         let queued = (entry.small && entry.given == 0).then_some((entry.job.group, entry.job.rows));
         entry.closed = true;
         if let Some((group, rows)) = queued {
             let rows_of = open_rows(&self.entries);
-            self.groups.close(group, serial, rows, rows_of);
+            let groups = &mut self.fresh[role as usize].groups;
+            groups.close(group, serial, rows, rows_of);
         }
         let entry = self.entries.get_mut(&serial)?;
         self.waiting.requests -= 1;
@@ -403,12 +411,12 @@ impl Scheduler {
     /// A worker is gone with all that it held: its chunks run again elsewhere.
     pub(crate) fn worker_down(&mut self, worker: WorkerId) -> Losses {
         let mut losses = Losses::default();
-        for chunk in self.workers.down(worker) {
+        for chunk in self.crew(worker).down(worker) {
             let Some(out) = self.out.remove(&chunk) else {
                 continue;
             };
-            let mut pieces = Vec::with_capacity(out.pieces.len());
-            for piece in out.pieces {
+            let mut pieces = Vec::with_capacity(out.chosen.pieces.len());
+            for piece in out.chosen.pieces {
                 let Some(entry) = self.entries.get_mut(&piece.serial) else {
                     continue;
                 };
@@ -426,11 +434,16 @@ impl Scheduler {
                 pieces.push(piece);
             }
             // Also what is given up goes through here: close() then knows that its part will not come.
-            self.again.push_back(Again {
+            let role = usize::from(worker.0 as usize >= self.limits.workers);
+            self.returned[role].push_back(Returned {
                 lane: out.lane,
+                legs: out.legs,
                 attempt: out.attempt + 1,
-                model: out.model,
-                pieces,
+                chosen: Chosen {
+                    model: out.chosen.model,
+                    pieces,
+                },
+                carry: out.carry,
             });
         }
         losses
@@ -461,13 +474,19 @@ impl Scheduler {
     /// When something will be due without any event: a deadline, or the end of waiting for company.
     pub(crate) fn due_us(&self) -> Option<u64> {
         let deadline = self.deadlines.peek().map(|Reverse((us, _))| *us);
-        let company = (self.limits.batch_delay_us > 0)
-            .then(|| self.groups.oldest().next())
-            .flatten()
-            .and_then(|(head, _, _)| self.entries.get(&head))
-            .filter(|_| self.workers.best(Lane::Small).is_some())
+        let company = self
+            .fresh
+            .iter()
+            .filter(|_| self.limits.batch_delay_us > 0)
+            .filter_map(|fresh| fresh.groups.oldest().next())
+            .filter_map(|(head, _, _)| self.entries.get(&head))
+            .filter(|_| {
+                self.crews
+                    .iter()
+                    .any(|crew| crew.best(Lane::Small).is_some())
+            })
             .map(|entry| entry.job.arrived_us + self.limits.batch_delay_us);
-        [deadline, company].into_iter().flatten().min()
+        deadline.into_iter().chain(company).min()
     }
 
     /// What waits and what is held for it.
@@ -493,7 +512,7 @@ impl Scheduler {
 
     /// The chunks that a worker holds.
     pub(crate) fn held(&self, worker: WorkerId) -> usize {
-        self.workers.held(worker)
+        self.crews.iter().map(|crew| crew.held(worker)).sum()
     }
 
     /// Whether that chunk is out.
@@ -503,8 +522,13 @@ impl Scheduler {
 
     /// A model is forgotten: so is its pace.
     pub(crate) fn forget(&mut self, model: ModelId) {
-        self.paces.remove(&model);
+        self.paces.retain(|PaceKey(of, _), _| *of != model);
     }
+}
+
+/// Who runs a request's first leg.
+fn first_role(job: &Job) -> Role {
+    job.legs.first().copied().unwrap_or(Role::Main)
 }
 
 /// The rows of a request, if it is not closed.
@@ -513,30 +537,4 @@ fn open_rows(entries: &HashMap<Serial, Entry>) -> impl Fn(Serial) -> Option<usiz
         let entry = entries.get(&serial).filter(|entry| !entry.closed)?;
         Some(entry.job.rows)
     }
-}
-
-/// The rows of a bulk request's next chunk.
-fn cut(limits: &Limits, pace: &mut Pace, entry: &mut Entry, left: usize) -> usize {
-    let most = match limits.max_chunk_us {
-        Some(max_us) => pace.target_rows(max_us, limits.max_batch_rows),
-        None => limits.max_batch_rows,
-    };
-    let step = entry.job.step.max(1);
-    let cut = Cut {
-        most: most.next_multiple_of(step),
-        floor: limits.priority_rows.max(step),
-        workers: limits.workers,
-        step,
-    };
-    if limits.max_chunk_us.is_some() && left > 2 * limits.workers * cut.most {
-        // In the middle of a long request the pace decides; what is left at the end is shared out evenly.
-        entry.planned = 0;
-        return cut.most.min(left);
-    }
-    if entry.planned == 0 || left.div_ceil(entry.planned) > cut.most {
-        entry.planned = cut.chunks(left);
-    }
-    let rows = cut.next(left, entry.planned);
-    entry.planned -= 1;
-    rows
 }

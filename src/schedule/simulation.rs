@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use super::lane::LaneChoice;
 use super::*;
+use crate::message::Priority;
 
 /// A repeatable stream of numbers.
 struct Random(u64);
@@ -31,7 +32,8 @@ struct SimWorker {
 struct World {
     scheduler: Scheduler,
     places: usize,
-    us_per_row: u64,
+    /// Who runs each leg, and how long a row takes there.
+    legs: Vec<(Role, u64)>,
     now: u64,
     workers: Vec<SimWorker>,
     ends: BinaryHeap<Reverse<(u64, u32)>>,
@@ -46,6 +48,7 @@ struct World {
 fn limits(workers: usize) -> Limits {
     Limits {
         workers,
+        extra_workers: 0,
         max_batch_rows: 1024,
         priority_rows: 16,
         prefetch: 1,
@@ -58,7 +61,7 @@ fn limits(workers: usize) -> Limits {
 
 impl World {
     fn new(limits: Limits, us_per_row: u64) -> World {
-        let workers = limits.workers;
+        let workers = limits.workers + limits.extra_workers;
         let mut scheduler = Scheduler::new(limits.clone());
         for worker in 0..workers {
             scheduler.worker_up(WorkerId(worker as u32), 0);
@@ -66,7 +69,7 @@ impl World {
         World {
             scheduler,
             places: 1 + limits.prefetch,
-            us_per_row,
+            legs: vec![(Role::Main, us_per_row)],
             now: 0,
             workers: (0..workers).map(|_| SimWorker::default()).collect(),
             ends: BinaryHeap::new(),
@@ -83,6 +86,7 @@ impl World {
         Job {
             serial: Serial(self.serial),
             model: ModelId(1),
+            legs: self.legs.iter().map(|(role, _)| *role).collect(),
             group: 1,
             rows,
             splittable: true,
@@ -127,7 +131,8 @@ impl World {
             assert!(worker.bulk.len() + running(Lane::Bulk) <= self.places);
             self.start(index);
         }
-        let idle = self.workers.iter().any(|w| w.running.is_none() && !w.lost);
+        let main = &self.workers[..self.scheduler.limits.workers];
+        let idle = main.iter().any(|w| w.running.is_none() && !w.lost);
         assert!(
             !idle || self.scheduler.waiting().rows == 0,
             "a worker idles while {:?} waits",
@@ -146,7 +151,8 @@ impl World {
         };
         if let Some(next) = next {
             let rows: usize = next.pieces.iter().map(|p| p.rows).sum();
-            let us = rows as u64 * self.us_per_row;
+            let legs = &self.legs[next.legs.start as usize..next.legs.end as usize];
+            let us = rows as u64 * legs.iter().map(|(_, us)| us).sum::<u64>();
             self.ends.push(Reverse((self.now + us, index as u32)));
             worker.running = Some((next, us));
         }
@@ -164,6 +170,14 @@ impl World {
         };
         worker.choice.ran(done.lane, us, !worker.bulk.is_empty());
         let rows: usize = done.pieces.iter().map(|p| p.rows).sum();
+        if (done.legs.end as usize) < self.legs.len() {
+            self.start(index as usize);
+            let (ran, now) = (Some((rows, us)), self.now);
+            let dropped = self.scheduler.hand_back(done.chunk, ran, (), now);
+            assert_eq!(dropped, []);
+            self.give_out();
+            return true;
+        }
         for piece in &done.pieces {
             let entry = self.ledger.get_mut(&piece.serial).unwrap();
             entry.1 += piece.rows;
@@ -397,7 +411,7 @@ fn a_lost_worker_costs_a_second_run_and_no_row() {
 
 #[test]
 fn what_kills_every_worker_is_given_up() {
-    let mut scheduler = Scheduler::new(limits(1));
+    let mut scheduler = Scheduler::<()>::new(limits(1));
     let mut world = World::new(limits(1), 100);
     let job = world.job(1);
     scheduler.submit(job.clone()).unwrap();
@@ -506,4 +520,141 @@ fn whole_requests_are_neither_split_nor_joined() {
     let sizes: Vec<_> = world.order.iter().map(|a| a.pieces.len()).collect();
     assert_eq!(sizes, [1, 1, 1]);
     assert!(world.order.iter().any(|a| a.pieces[0].rows == 5000));
+}
+
+/// One worker with a device, which takes 1,000 us for a row, and others that prepare what it runs.
+fn staged(extra_workers: usize, prepare_us: u64) -> World {
+    let limits = Limits {
+        extra_workers,
+        ..limits(1)
+    };
+    let mut world = World::new(limits, 1000);
+    world.legs = vec![
+        (Role::Extra, prepare_us),
+        (Role::Main, 1000),
+        (Role::Extra, 10),
+    ];
+    world
+}
+
+#[test]
+fn preparing_the_next_chunk_overlaps_the_run_of_this_one() {
+    let mut world = staged(2, 1500);
+    let request = world.ask(400);
+    world.run_dry();
+    let took = world.finished[&request];
+    // 0.4 s of model, beside 0.6 s of the rest on the two others, and a start and an end that do not overlap.
+    assert!(took < 600_000, "{took} us: one after the other takes 1 s");
+    let by_device = world.order.iter().filter(|a| a.worker == WorkerId(0));
+    let model_only = by_device.clone().filter(|a| a.legs == (1..2)).count();
+    assert!(
+        model_only * 2 > by_device.count(),
+        "the device was kept for the model"
+    );
+}
+
+#[test]
+fn extra_workers_do_not_run_ahead_of_the_device_without_bound() {
+    let mut world = staged(4, 10);
+    world.ask(100_000);
+    let mut most = 0;
+    while world.step() {
+        most = most.max(world.scheduler.returned[Role::Main as usize].len());
+    }
+    assert!(
+        (2..=2 + 2 * 4).contains(&most),
+        "{most} prepared chunks waited"
+    );
+    assert_eq!(world.finished.len(), 1);
+}
+
+#[test]
+fn staged_requests_of_all_sizes_finish_once_whoever_is_lost() {
+    let mut world = staged(3, 500);
+    let mut random = Random(7);
+    for n in 0..400 {
+        let rows = if random.next(4) == 0 {
+            17 + random.next(200)
+        } else {
+            1 + random.next(16)
+        };
+        world.ask(rows as usize);
+        for _ in 0..random.next(6) {
+            world.step();
+        }
+        if n % 40 == 39 {
+            let worker = random.next(4) as usize;
+            lose(&mut world, worker);
+        }
+    }
+    world.run_dry();
+    assert_eq!(world.finished.len(), 400);
+}
+
+/// A worker is lost with what it held, and comes back.
+fn lose(world: &mut World, index: usize) {
+    let worker = &mut world.workers[index];
+    worker.small.clear();
+    worker.bulk.clear();
+    worker.running = None;
+    world.ends.retain(|Reverse((_, of))| *of as usize != index);
+    let id = WorkerId(index as u32);
+    let losses = world.scheduler.worker_down(id);
+    assert_eq!(losses, Losses::default());
+    world.scheduler.worker_up(id, world.now);
+    world.give_out();
+}
+
+#[test]
+fn a_lone_small_request_is_spared_the_hops() {
+    let mut world = staged(2, 500);
+    world.ask(1);
+    assert_eq!(
+        (world.order[0].worker, world.order[0].legs.clone()),
+        (WorkerId(0), 0..3)
+    );
+    // The next ones are prepared elsewhere while that runs.
+    world.ask(1);
+    assert_eq!(world.order[1].legs, 0..1);
+    assert_ne!(world.order[1].worker, WorkerId(0));
+    world.run_dry();
+}
+
+#[test]
+fn what_is_cancelled_between_two_legs_is_dropped_and_told() {
+    let mut world = staged(1, 500);
+    let (a, b) = (world.job(100), world.job(100));
+    let (a, b) = (world.submit(a), world.submit(b));
+    world.give_out();
+    let first = world
+        .order
+        .iter()
+        .find(|x| x.legs == (0..1))
+        .unwrap()
+        .clone();
+    let serial = first.pieces[0].serial;
+    assert!(world.scheduler.close(serial).unwrap() > 0);
+    assert_eq!(
+        world.scheduler.hand_back(first.chunk, None, (), 1),
+        [serial]
+    );
+    // One that waits for the device when it is cancelled was never given out, as far as its parts go.
+    let other = if serial == a { b } else { a };
+    let mut out = Vec::new();
+    while let Some(next) = world.scheduler.next(1) {
+        out.push(next);
+    }
+    let of_other = out
+        .iter()
+        .chain(&world.order)
+        .filter(|x| x.pieces[0].serial == other);
+    let mut given = 0;
+    for x in of_other {
+        given += 1;
+        if x.legs == (0..1) {
+            world.scheduler.hand_back(x.chunk, None, (), 2);
+            given -= 1;
+        }
+    }
+    assert_eq!(world.scheduler.close(other), Some(given));
 }

@@ -21,6 +21,8 @@ struct Worker {
 /// All workers, ordered for each lane by who should get the next chunk.
 #[derive(Debug)]
 pub(super) struct Workers {
+    /// The first one's number.
+    first: u32,
     workers: Vec<Worker>,
     places: u32,
     ready: [BTreeSet<Key>; 2],
@@ -35,8 +37,9 @@ fn index(lane: Lane) -> usize {
 }
 
 impl Workers {
-    pub(super) fn new(count: usize, places: u32) -> Workers {
+    pub(super) fn new(first: u32, count: usize, places: u32) -> Workers {
         Workers {
+            first,
             workers: (0..count).map(|_| Worker::default()).collect(),
             places,
             ready: [BTreeSet::new(), BTreeSet::new()],
@@ -49,8 +52,18 @@ impl Workers {
         self.idle
     }
 
+    /// Workers in all.
+    pub(super) fn count(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn index(&self, worker: WorkerId) -> usize {
+        // A number below the first one's is nobody's here.
+        worker.0.checked_sub(self.first).unwrap_or(u32::MAX) as usize
+    }
+
     pub(super) fn held(&self, worker: WorkerId) -> usize {
-        let worker = self.workers.get(worker.0 as usize);
+        let worker = self.workers.get(self.index(worker));
         worker.map_or(0, |w| w.small.len() + w.bulk.len())
     }
 
@@ -60,9 +73,16 @@ impl Workers {
         Some(WorkerId(*worker))
     }
 
+    /// As [`Workers::best`], if that one holds nothing.
+    pub(super) fn best_idle(&self, lane: Lane) -> Option<WorkerId> {
+        let (load, _, worker) = self.ready[index(lane)].first()?;
+        (*load == 0).then_some(WorkerId(*worker))
+    }
+
     /// Changes a worker, keeping the order and the count of the idle ones.
     fn change<T>(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker) -> T) -> Option<T> {
-        let worker = self.workers.get_mut(id.0 as usize)?;
+        let number = self.index(id);
+        let worker = self.workers.get_mut(number)?;
         let is_idle = |w: &Worker| w.up && w.small.is_empty() && w.bulk.is_empty();
         let was_idle = is_idle(worker);
         let result = change(worker);

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::{push_payload, take_payload};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, ChunkId, Credit, Member, ModelId, Outcome, Params, Part, ReplyTo, RequestId, Serial,
-    WorkerId,
+    Chunk, ChunkId, Credit, Handed, Member, ModelId, Outcome, Params, Part, ReplyTo, RequestId,
+    Serial, WorkerId,
 };
 use crate::tensor::{Batch, DataType, Tensor};
 use crate::wire::server::LatencyInfo;
@@ -144,13 +144,16 @@ pub(crate) struct SinkReport {
     pub latency: LatencyInfo,
 }
 
-/// A tensor of a chunk: its name, datatype and every dimension; the first is each member's rows unless whole.
+/// A tensor of a member: its name, datatype and every dimension; the first is the member's rows unless whole.
 #[derive(Serialize, Deserialize)]
 struct Column<'a>(
     #[serde(borrow)] Cow<'a, str>,
     #[serde(borrow)] Cow<'a, str>,
     Vec<u64>,
 );
+
+/// The tensors of one member for all of them if they are alike, else of each.
+type Columns<'a> = Vec<Vec<Column<'a>>>;
 
 impl<'a> Column<'a> {
     fn of(tensor: &'a Tensor) -> Column<'a> {
@@ -175,13 +178,16 @@ enum WorkerHeader<'a> {
 #[derive(Serialize, Deserialize)]
 struct ChunkHeader<'a> {
     id: ChunkId,
-    stage: u32,
+    leg: u32,
+    until: u32,
+    goes_on: bool,
+    spent_us: u64,
     attempt: u32,
     model: ModelId,
     params: Cow<'a, Params>,
     members: Cow<'a, [Member]>,
     #[serde(borrow)]
-    columns: Vec<Column<'a>>,
+    columns: Columns<'a>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -204,7 +210,7 @@ struct PartHeader<'a> {
     outcome: Ending,
     members: Cow<'a, [Member]>,
     #[serde(borrow)]
-    columns: Vec<Column<'a>>,
+    columns: Columns<'a>,
 }
 
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -215,7 +221,7 @@ enum Ending {
 }
 
 #[derive(Serialize, Deserialize)]
-enum VentilatorHeader {
+enum VentilatorHeader<'a> {
     Up(WorkerId),
     Credit {
         worker: WorkerId,
@@ -223,7 +229,12 @@ enum VentilatorHeader {
         model: ModelId,
         rows: u64,
         compute_us: u64,
+        spent_us: u64,
         failed: Vec<(Serial, Failure)>,
+        /// Whose rows are handed back, and how many.
+        handed: Vec<(Serial, u64)>,
+        #[serde(borrow)]
+        columns: Columns<'a>,
     },
     Opened(WorkerId, ModelId, Option<Failure>),
     Down(WorkerId, String),
@@ -269,36 +280,65 @@ fn split(frames: Vec<Bytes>) -> Result<(Bytes, std::vec::IntoIter<Bytes>)> {
     Ok((first, frames))
 }
 
-fn columns(batches: &[Batch]) -> Vec<Column<'_>> {
+fn columns<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Columns<'a> {
+    /// What tensors that differ in their rows only have in common.
+    fn kind(tensor: &Tensor) -> (&str, DataType, &[usize]) {
+        let inner = tensor.shape().get(1..).unwrap_or_default();
+        (tensor.name(), tensor.datatype(), inner)
+    }
+    let Some(first) = batches.clone().next() else {
+        return Vec::new();
+    };
+    let alike = |batch: &Batch| {
+        batch
+            .tensors
+            .iter()
+            .map(kind)
+            .eq(first.tensors.iter().map(kind))
+    };
+    let differ = !batches.clone().skip(1).all(alike);
     batches
-        .first()
-        .map_or_else(Vec::new, |b| b.tensors.iter().map(Column::of).collect())
+        .take(if differ { usize::MAX } else { 1 })
+        .map(|batch| batch.tensors.iter().map(Column::of).collect())
+        .collect()
 }
 
-fn push_batches(frames: &mut Vec<Bytes>, batches: &[Batch]) {
-    for tensor in batches.iter().flat_map(|b| &b.tensors) {
+fn push_batches<'a>(frames: &mut Vec<Bytes>, batches: impl Iterator<Item = &'a Batch>) {
+    for tensor in batches.flat_map(|b| &b.tensors) {
         push_payload(frames, tensor);
     }
 }
 
+/// The batches of members, each of which says its rows, and whether its tensors are whole.
 fn take_batches(
-    members: &[Member],
-    columns: &[Column<'_>],
+    members: impl Iterator<Item = (u64, bool)>,
+    columns: &Columns<'_>,
     mut frames: std::vec::IntoIter<Bytes>,
 ) -> Result<Vec<Batch>> {
-    let mut names = Vec::with_capacity(columns.len());
-    for Column(name, dtype, shape) in columns {
-        let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
-        names.push((Arc::<str>::from(&**name), DataType::parse(dtype)?, shape));
+    let mut kinds = Vec::with_capacity(columns.len());
+    for columns in columns {
+        let mut kind = Vec::with_capacity(columns.len());
+        for Column(name, dtype, shape) in columns {
+            let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+            kind.push((Arc::<str>::from(&**name), DataType::parse(dtype)?, shape));
+        }
+        kinds.push(kind);
     }
     members
-        .iter()
-        .map(|member| {
-            let mut tensors = Vec::with_capacity(names.len());
-            for (name, datatype, shape) in &names {
+        .enumerate()
+        .map(|(index, (rows, whole))| {
+            let kind = match &kinds[..] {
+                [] => &[][..],
+                [all] => all,
+                each => each
+                    .get(index)
+                    .ok_or_else(|| Error::internal("an inner header has too few members"))?,
+            };
+            let mut tensors = Vec::with_capacity(kind.len());
+            for (name, datatype, shape) in kind {
                 let mut shape = shape.clone();
-                if let (false, Some(first)) = (member.whole, shape.first_mut()) {
-                    *first = member.rows as usize;
+                if let (false, Some(first)) = (whole, shape.first_mut()) {
+                    *first = rows as usize;
                 }
                 let data = take_payload(name, *datatype, &mut frames)?;
                 tensors.push(Tensor::trusted(name.clone(), *datatype, shape, data));
@@ -308,20 +348,28 @@ fn take_batches(
         .collect()
 }
 
+fn rows_of(members: &[Member]) -> impl Iterator<Item = (u64, bool)> {
+    members.iter().map(|member| (member.rows, member.whole))
+}
+
 /// Writes a chunk: the header, then for each member its inputs. The payload is shared, not copied.
 pub(crate) fn write_chunk(chunk: &Chunk) -> Vec<Bytes> {
-    let columns = columns(&chunk.inputs);
-    let mut frames = Vec::with_capacity(1 + chunk.members.len() * columns.len());
+    let columns = columns(chunk.inputs.iter());
+    let tensors = columns.first().map_or(0, Vec::len);
+    let mut frames = Vec::with_capacity(1 + chunk.members.len() * tensors);
     frames.push(header(&WorkerHeader::Chunk(ChunkHeader {
         id: chunk.id,
-        stage: chunk.stage,
+        leg: chunk.leg,
+        until: chunk.until,
+        goes_on: chunk.goes_on,
+        spent_us: chunk.spent_us,
         attempt: chunk.attempt,
         model: chunk.model,
         params: Cow::Borrowed(&chunk.params),
         members: Cow::Borrowed(&chunk.members),
         columns,
     })));
-    push_batches(&mut frames, &chunk.inputs);
+    push_batches(&mut frames, chunk.inputs.iter());
     frames
 }
 
@@ -343,10 +391,13 @@ pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
         WorkerHeader::Open(model) => ToWorker::Open(model),
         WorkerHeader::Forget(model) => ToWorker::Forget(model),
         WorkerHeader::Chunk(h) => {
-            let inputs = take_batches(&h.members, &h.columns, rest)?;
+            let inputs = take_batches(rows_of(&h.members), &h.columns, rest)?;
             ToWorker::Chunk(Box::new(Chunk {
                 id: h.id,
-                stage: h.stage,
+                leg: h.leg,
+                until: h.until,
+                goes_on: h.goes_on,
+                spent_us: h.spent_us,
                 attempt: h.attempt,
                 model: h.model,
                 params: h.params.into_owned(),
@@ -372,9 +423,9 @@ pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
                 compute_us: part.compute_us,
                 outcome,
                 members: Cow::Borrowed(&part.members),
-                columns: columns(batches),
+                columns: columns(batches.iter()),
             }))];
-            push_batches(&mut frames, batches);
+            push_batches(&mut frames, batches.iter());
             return frames;
         }
         ToSink::Stopped(worker) => SinkHeader::Stopped(*worker),
@@ -391,7 +442,7 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
     Ok(match parse(&first)? {
         SinkHeader::Part(h) => {
             let outcome = match h.outcome {
-                Ending::Done => Outcome::Done(take_batches(&h.members, &h.columns, rest)?),
+                Ending::Done => Outcome::Done(take_batches(rows_of(&h.members), &h.columns, rest)?),
                 Ending::Skipped => Outcome::Skipped,
                 Ending::Failed => Outcome::Failed,
             };
@@ -415,18 +466,26 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
 pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
     vec![header(&match message {
         ToVentilator::Up(worker) => VentilatorHeader::Up(worker),
-        ToVentilator::Credit(credit) => VentilatorHeader::Credit {
-            worker: credit.worker,
-            chunk: credit.chunk,
-            model: credit.model,
-            rows: credit.rows,
-            compute_us: credit.compute_us,
-            failed: credit
-                .failed
-                .into_iter()
-                .map(|(serial, error)| (serial, error.into()))
-                .collect(),
-        },
+        ToVentilator::Credit(credit) => {
+            let batches = credit.handed.iter().map(|handed| &handed.batch);
+            let mut frames = vec![header(&VentilatorHeader::Credit {
+                worker: credit.worker,
+                chunk: credit.chunk,
+                model: credit.model,
+                rows: credit.rows,
+                compute_us: credit.compute_us,
+                spent_us: credit.spent_us,
+                failed: credit
+                    .failed
+                    .into_iter()
+                    .map(|(serial, error)| (serial, error.into()))
+                    .collect(),
+                handed: credit.handed.iter().map(|h| (h.serial, h.rows)).collect(),
+                columns: columns(batches.clone()),
+            })];
+            push_batches(&mut frames, batches);
+            return frames;
+        }
         ToVentilator::Opened(worker, model, error) => {
             VentilatorHeader::Opened(worker, model, error.map(Failure::from))
         }
@@ -441,7 +500,7 @@ pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
 }
 
 pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
-    let (first, _) = split(frames)?;
+    let (first, rest) = split(frames)?;
     Ok(match parse(&first)? {
         VentilatorHeader::Up(worker) => ToVentilator::Up(worker),
         VentilatorHeader::Credit {
@@ -450,18 +509,34 @@ pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
             model,
             rows,
             compute_us,
+            spent_us,
             failed,
-        } => ToVentilator::Credit(Credit {
-            worker,
-            chunk,
-            model,
-            rows,
-            compute_us,
-            failed: failed
-                .into_iter()
-                .map(|(serial, failure)| (serial, failure.into()))
-                .collect(),
-        }),
+            handed,
+            columns,
+        } => {
+            // Rows that are handed back are rows: a model that is run whole has one leg.
+            let rows_of = handed.iter().map(|(_, rows)| (*rows, false));
+            let batches = take_batches(rows_of, &columns, rest)?;
+            ToVentilator::Credit(Credit {
+                worker,
+                chunk,
+                model,
+                rows,
+                compute_us,
+                spent_us,
+                failed: failed
+                    .into_iter()
+                    .map(|(serial, failure)| (serial, failure.into()))
+                    .collect(),
+                handed: std::iter::zip(handed, batches)
+                    .map(|((serial, rows), batch)| Handed {
+                        serial,
+                        rows,
+                        batch,
+                    })
+                    .collect(),
+            })
+        }
         VentilatorHeader::Opened(worker, model, failure) => {
             ToVentilator::Opened(worker, model, failure.map(Error::from))
         }

@@ -38,6 +38,7 @@ impl Place {
             devices: vec![Device::Cpu],
             intra_op_threads: 1,
             gpu_memory_fraction: 0.2,
+            extra_workers: false,
         };
         change(&mut config);
         let registry = Registry::new(engine(), config).unwrap();
@@ -51,7 +52,7 @@ impl Place {
 
     pub fn open(&self, name: &str) -> (Arc<Description>, Box<dyn Model>) {
         let description = self.find(name).unwrap();
-        let model = self.registry.open(description.id, WorkerId(0)).unwrap();
+        let model = self.registry.open(description.id, 0, WorkerId(0)).unwrap();
         (description, model)
     }
 

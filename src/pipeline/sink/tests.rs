@@ -28,6 +28,7 @@ fn bench(max_client_bytes: u64) -> Bench {
     client.connect("inproc://out").unwrap();
     let ventilator = socket::inner_bound(&context, zmq::PULL, TO_VENTILATOR).unwrap();
     let mut sink = Sink::new(Setup {
+        waiter: socket::Waiter::new(socket::Vigil::new(Duration::ZERO)),
         guard: Guard::watch(&context, &router, "out", u64::MAX).unwrap(),
         router,
         inbox: socket::inner_bound(&context, zmq::PULL, TO_SINK).unwrap(),

@@ -279,6 +279,7 @@ impl Ventilator {
         let job = Job {
             serial,
             model: model.id,
+            legs: model.legs.clone(),
             group: self.intake.group(model.id, checked.dims, &params),
             rows: checked.rows,
             splittable: model.kind != BatchKind::Whole,

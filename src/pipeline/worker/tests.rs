@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 
 use super::*;
 use crate::message::{ChunkId, Params, ReplyTo, RequestId};
+use crate::model::BatchKind;
 use crate::model::mock::{Behaviour, Gate, MockSource};
 
 /// The neighbours' ends.
@@ -37,8 +38,10 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
     };
     let seat = Seat {
         id,
+        role: Role::Main,
         source,
         board: bench.board.clone(),
+        vigil: crate::socket::Vigil::new(std::time::Duration::ZERO),
         clock: Clock::start(),
     };
     bench.worker = Some(std::thread::spawn(move || run(&context, seat)));
@@ -70,7 +73,10 @@ impl Bench {
         };
         Chunk {
             id: ChunkId(self.next),
-            stage: 0,
+            leg: 0,
+            until: 1,
+            goes_on: false,
+            spent_us: 0,
             attempt: 0,
             model,
             params: Params::new(),
@@ -246,5 +252,48 @@ fn a_worker_that_panics_outside_the_model_says_so_and_starts_afresh() {
     let chunk = bench.chunk(model, &[7.]);
     bench.give(Lane::Bulk, &chunk);
     assert_eq!(values(&bench.part()), [7.]);
+    bench.stop();
+}
+
+/// What a leg gave, as numbers.
+fn numbers(batch: &Batch) -> Vec<f32> {
+    batch.tensors[0].to_vec().unwrap()
+}
+
+#[test]
+fn a_leg_that_is_not_the_last_is_handed_back_with_the_credit() {
+    let source = Arc::new(MockSource::default());
+    let legs = vec![
+        (Role::Extra, Behaviour::Fail("no".to_owned())),
+        (Role::Main, Behaviour::Add(1.0)),
+        (Role::Extra, Behaviour::Add(10.0)),
+    ];
+    let model = source.add_legs("staged", BatchKind::Batched, legs).id;
+    let mut bench = bench(source);
+    // One of three fails: the others go on, and the sink hears of that one.
+    let mut chunk = bench.chunk(model, &[1.0, -5.0, 3.0]);
+    (chunk.until, chunk.goes_on, chunk.spent_us) = (2, true, 500);
+    let serials: Vec<Serial> = chunk.members.iter().map(|m| m.serial).collect();
+    bench.give(Lane::Small, &chunk);
+    let part = bench.part();
+    assert_eq!(part.outcome, Outcome::Failed);
+    assert_eq!(part.members[0].serial, serials[1]);
+    let credit = bench.credit();
+    assert_eq!(credit.failed.len(), 1);
+    assert_eq!(credit.spent_us, 500);
+    let handed: Vec<_> = credit
+        .handed
+        .iter()
+        .map(|h| (h.serial, numbers(&h.batch)))
+        .collect();
+    assert_eq!(handed, [(serials[0], vec![2.0]), (serials[2], vec![4.0])]);
+    // The last leg goes on with that, and sends the part.
+    let mut chunk = bench.chunk(model, &[2.0]);
+    (chunk.leg, chunk.until, chunk.spent_us) = (2, 3, 700);
+    bench.give(Lane::Small, &chunk);
+    let part = bench.part();
+    assert!(part.compute_us >= 700);
+    assert_eq!(values(&part), [12.0]);
+    assert_eq!(bench.credit().handed, []);
     bench.stop();
 }

@@ -1,0 +1,91 @@
+//! Waiting that stays awake for a moment where that pays.
+//!
+//! A small request wakes one thread after another, and waking a thread on a core that has gone to sleep costs many
+//! times what the thread then does, on virtual machines most of all. So a loop whose next message came soon last time
+//! asks for the next one again and again, yielding its core in between, before it goes to sleep. A loop that is used
+//! seldom, or whose core others want, sleeps at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use zmq::Socket;
+
+use super::{descriptors, milliseconds};
+use crate::error::Result;
+use crate::frames;
+
+/// What the loops of one server share: how long each may stay awake, and how many at once.
+#[derive(Clone)]
+pub(crate) struct Vigil {
+    limit: Duration,
+    most: usize,
+    awake: Arc<AtomicUsize>,
+}
+
+impl Vigil {
+    /// Loops stay awake for `limit` after a message; never on a machine of one core.
+    pub(crate) fn new(limit: Duration) -> Vigil {
+        let cores = thread::available_parallelism().map_or(1, |n| n.get());
+        Vigil {
+            limit,
+            // A thread that waits asleep is woken cheaply only while no core sleeps, so one more than there are.
+            most: if cores > 1 { cores + 1 } else { 0 },
+            awake: Arc::default(),
+        }
+    }
+}
+
+/// How one loop waits.
+pub(crate) struct Waiter {
+    vigil: Vigil,
+    /// The last wait was short: so may the next one be.
+    soon: bool,
+}
+
+impl Waiter {
+    pub(crate) fn new(vigil: Vigil) -> Waiter {
+        Waiter { vigil, soon: false }
+    }
+
+    /// As [`super::wait`], with the same rule for the sockets: each was received from until it had nothing, and was not
+    /// used since.
+    pub(crate) fn wait(&mut self, sockets: &[&Socket], timeout: Option<Duration>) -> Result<()> {
+        let descriptors = descriptors(sockets)?;
+        let start = Instant::now();
+        let news = self.watch(descriptors, start, timeout) || {
+            let left = timeout.map(|t| t.saturating_sub(start.elapsed()));
+            let ready = frames::wait_readable(descriptors, milliseconds(left));
+            ready.contains(&true)
+        };
+        // Asleep the same wait takes longer, by the waking.
+        self.soon = news && start.elapsed() < 2 * self.vigil.limit;
+        Ok(())
+    }
+
+    /// Asks until there is news, which is true, or it is time to sleep. On a core that others want a yield takes long,
+    /// and one of them is enough.
+    fn watch<const N: usize>(
+        &self,
+        descriptors: [i32; N],
+        start: Instant,
+        timeout: Option<Duration>,
+    ) -> bool {
+        let limit = timeout.map_or(self.vigil.limit, |t| t.min(self.vigil.limit));
+        if !self.soon || limit.is_zero() {
+            return false;
+        }
+        let awake = &self.vigil.awake;
+        let admitted = awake.fetch_add(1, Ordering::Relaxed) < self.vigil.most;
+        let mut news = false;
+        while admitted && !news && start.elapsed() < limit {
+            news = frames::wait_readable(descriptors, 0).contains(&true);
+            if !news {
+                thread::yield_now();
+            }
+        }
+        awake.fetch_sub(1, Ordering::Relaxed);
+        news
+    }
+}
