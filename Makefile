@@ -21,14 +21,16 @@ FEATURES := "" client plugin server
 need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo toolchain python onnxruntime build demo test test-valgrind bench install uninstall clean fmt lint
+.PHONY: help cargo toolchain python onnxruntime build demo demo-image test test-valgrind bench bench-image install uninstall clean fmt lint
 
 help:
 	@echo 'make demo                        fetch ONNX Runtime, build, and classify the handwritten digits on 2 workers'
+	@echo 'make demo-image                  the same with photographs of digits: decoded, classified and labelled by the server'
 	@echo 'make test                        every test, each feature alone, and the documentation'
 	@echo 'make test-valgrind               what malformed plugins do, under valgrind'
 	@echo 'make build                       the commands, in $(RELEASE)/'
 	@echo 'make bench                       the benchmarks: one table of ratios (minutes)'
+	@echo 'make bench-image                 where an image is decoded: client, server, extra workers (BENCH=--quick: a look)'
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
 	@echo 'make uninstall PREFIX=/usr/local'
 	@echo 'make onnxruntime DEVICE=cpu|cuda the pinned ONNX Runtime library, into .onnxruntime/'
@@ -55,6 +57,12 @@ demo: toolchain onnxruntime
 	$(CARGO) build --release --locked --bins --example digits
 	$(RELEASE)/examples/digits
 
+# What it leaves in target/image is a folder to start a server over.
+demo-image: toolchain onnxruntime
+	$(CARGO) build --release --locked --bins --example image --example image-dump --example image-client
+	$(RELEASE)/examples/image-dump $(CARGO_TARGET_DIR)/image
+	$(RELEASE)/examples/image-client
+
 # The tests come last, so that their closing lines are the last thing on the screen. `cargo test` runs the
 # documentation's examples too.
 test: toolchain onnxruntime
@@ -77,6 +85,11 @@ test-valgrind: toolchain
 
 bench: toolchain onnxruntime
 	$(CARGO) bench --locked --bench table
+
+# More words for it in BENCH: --quick, --images 20, --rounds 2, digits, resnet50.
+bench-image: toolchain onnxruntime
+	$(CARGO) build --release --locked --example image
+	$(CARGO) bench --locked --bench image -- $(BENCH)
 
 # Where there is no cargo, as for root under sudo, what `make build` left is installed.
 # The commands look for the library in ../lib/mdm/ from where they are.
