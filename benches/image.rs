@@ -47,7 +47,7 @@ use stages::{Postprocess, Preprocess, PreprocessState};
 const LONGEST: Duration = Duration::from_secs(480);
 
 /// How often the last stage is run to be timed.
-const MANY: u32 = 100;
+const MANY: u32 = 1000;
 
 /// How much is measured.
 struct Plan {

@@ -1,4 +1,5 @@
 //! The image example through the real server: bytes of pictures in, labels out.
+#![allow(clippy::duplicate_mod)] // the tests' models and the ResNet-50 are made of the same parts of ONNX files
 
 mod common;
 #[path = "common/place.rs"]
