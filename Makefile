@@ -84,6 +84,7 @@ test-valgrind: toolchain
 			$$program --test-threads=1 plugin::host
 
 bench: toolchain onnxruntime
+	$(CARGO) build --locked --release --example echo_plugin
 	$(CARGO) bench --locked --bench table
 
 # More words for it in BENCH: --quick, --images 20, --rounds 2, digits, resnet50.

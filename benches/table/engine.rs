@@ -3,14 +3,12 @@
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ort::environment::Environment;
-use ort::logging::LogLevel;
+use mdm::model::Engine;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorRef};
 
@@ -38,23 +36,14 @@ pub fn library() -> Result<PathBuf> {
         })
 }
 
-fn environment() -> Result<&'static Environment> {
-    // Never dropped: the engine does not take it well at the end of a process.
-    static LOADED: OnceLock<Environment> = OnceLock::new();
-    if let Some(loaded) = LOADED.get() {
-        return Ok(loaded);
-    }
-    let environment = ort::init_from(library()?)?.with_telemetry(false).build()?;
-    environment.set_log_level(LogLevel::Error);
-    Ok(LOADED.get_or_init(|| environment))
-}
-
 /// A session with one thread.
 pub fn session(model: &[u8]) -> Result<Session> {
-    Ok(Session::builder(environment()?)?
-        .with_intra_threads(1)
-        .map_err(|e| anyhow!("{e}"))?
-        .commit_from_memory(model)?)
+    Ok(
+        Session::builder(Engine::load(Some(&library()?), false)?.environment())?
+            .with_intra_threads(1)
+            .map_err(|e| anyhow!("{e}"))?
+            .commit_from_memory(model)?,
+    )
 }
 
 /// What rows are made of.

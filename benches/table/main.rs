@@ -19,6 +19,7 @@ mod mixed;
 #[path = "../../tests/common/onnx.rs"]
 mod onnx;
 mod pipelined;
+mod plugin;
 mod report;
 mod small;
 mod tcp;
@@ -79,7 +80,7 @@ const PART: Duration = Duration::from_secs(45);
 
 type Part = fn(&Plan, &mut Table) -> Result<()>;
 
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("bulk", bulk::measure),
     ("small", small::measure),
     ("pipelined", pipelined::measure),
@@ -87,6 +88,7 @@ const PARTS: [(&str, Part); 7] = [
     ("large", large::measure),
     ("mixed", mixed::measure),
     ("memory", memory::measure),
+    ("plugin", plugin::measure),
 ];
 
 fn main() -> Result<()> {
