@@ -21,17 +21,19 @@ FEATURES := "" client plugin server
 need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo toolchain python onnxruntime build demo ner demo-ner test test-valgrind bench bench-ner install uninstall clean fmt lint
+.PHONY: help cargo toolchain python onnxruntime build demo ner demo-ner demo-image test test-valgrind bench bench-ner bench-image install uninstall clean fmt lint
 
 help:
 	@echo 'make demo                        fetch ONNX Runtime, build, and classify the handwritten digits on 2 workers'
 	@echo 'make demo-ner                    a plugin finds the birth dates in 1,000 Chinese sentences on 2 workers'
 	@echo 'make ner                         what the demo serves: the plugin and its proxy, in $(CARGO_TARGET_DIR)/ner/'
+	@echo 'make demo-image                  the same with photographs of digits: decoded, classified and labelled by the server'
 	@echo 'make test                        every test, each feature alone, and the documentation'
 	@echo 'make test-valgrind               what malformed plugins do, under valgrind'
 	@echo 'make build                       the commands, in $(RELEASE)/'
 	@echo 'make bench                       the benchmarks: one table of ratios (minutes)'
 	@echo 'make bench-ner                   400 to 8,000 sentences on 1 to 8 workers: a table and a plot (minutes)'
+	@echo 'make bench-image                 where an image is decoded: client, server, extra workers (BENCH=--quick: a look)'
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
 	@echo 'make uninstall PREFIX=/usr/local'
 	@echo 'make onnxruntime DEVICE=cpu|cuda the pinned ONNX Runtime library, into .onnxruntime/'
@@ -66,6 +68,12 @@ ner: toolchain onnxruntime
 demo-ner: ner
 	@examples/ner/demo.sh '$(RELEASE)' '$(CARGO_TARGET_DIR)/ner'
 
+# What it leaves in target/image is a folder to start a server over.
+demo-image: toolchain onnxruntime
+	$(CARGO) build --release --locked --bins --example image --example image-dump --example image-client
+	$(RELEASE)/examples/image-dump $(CARGO_TARGET_DIR)/image
+	$(RELEASE)/examples/image-client
+
 # The tests come last, so that their closing lines are the last thing on the screen. `cargo test` runs the
 # documentation's examples too.
 test: toolchain onnxruntime
@@ -92,6 +100,11 @@ bench: toolchain onnxruntime
 
 bench-ner: ner
 	$(CARGO) bench --locked --bench ner
+
+# More words for it in BENCH: --quick, --images 20, --rounds 2, digits, resnet50.
+bench-image: toolchain onnxruntime
+	$(CARGO) build --release --locked --example image
+	$(CARGO) bench --locked --bench image -- $(BENCH)
 
 # Where there is no cargo, as for root under sudo, what `make build` left is installed.
 # The commands look for the library in ../lib/mdm/ from where they are.

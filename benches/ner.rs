@@ -7,10 +7,8 @@
 
 #[path = "../tests/common/built.rs"]
 mod built;
-#[allow(dead_code)]
 #[path = "table/children.rs"]
 mod children;
-#[allow(dead_code)]
 #[path = "table/engine.rs"]
 mod engine;
 #[allow(dead_code)]

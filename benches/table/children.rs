@@ -1,4 +1,5 @@
 //! Servers in processes of their own: started, asked what they cost, and ended whatever happens.
+#![allow(dead_code)] // each benchmark uses some of it
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -141,6 +142,11 @@ impl Models {
             std::fs::write(dir.path().join(format!("{name}.onnx")), bytes)?;
         }
         Ok(Models(dir))
+    }
+
+    /// A folder that somebody else wrote.
+    pub fn of(dir: TempDir) -> Models {
+        Models(dir)
     }
 
     /// Where they are.

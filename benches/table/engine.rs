@@ -1,4 +1,5 @@
 //! The engine without a server: sessions in this process, as a program has them that does without us.
+#![allow(dead_code)] // each benchmark uses some of it
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};

@@ -14,13 +14,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
-use std::path::{Path, PathBuf};
+use std::io::BufWriter;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use npyz::{NpyFile, WriterBuilder};
+use npyz::WriterBuilder;
 
+mod digits;
 mod pictures;
 mod preprocess;
 
@@ -28,11 +29,6 @@ use preprocess::{MEAN, Preprocess, STD};
 
 /// What the net takes.
 const SIZE: u32 = 32;
-
-fn read<T: npyz::Deserialize>(path: &Path) -> Result<Vec<T>> {
-    let file = File::open(path).with_context(|| path.display().to_string())?;
-    Ok(NpyFile::new(BufReader::new(file))?.into_vec()?)
-}
 
 /// A file whose rows come one after the other.
 fn writer<T: npyz::AutoSerialize>(
@@ -53,27 +49,22 @@ fn main() -> Result<()> {
     let pictures: u64 = arguments.next().map_or(Ok(4), |count| count.parse())?;
     std::fs::create_dir_all(&folder)?;
 
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits");
-    let pixels: Vec<f32> = read(&data.join("images.npy"))?;
-    let (digits, _) = pixels.as_chunks::<64>();
-    let shown: Vec<i64> = read(&data.join("labels.npy"))?;
-
+    let all = digits::all()?;
     let mut stage = Preprocess::new(SIZE, MEAN, STD);
     let mut row = vec![0.0; stage.numbers()];
-    let count = digits.len() as u64 * pictures;
+    let count = all.len() as u64 * pictures;
     let side = u64::from(SIZE);
     let mut tensors = writer::<f32>(folder.join("tensors.npy"), &[count, 3, side, side])?;
     let mut numbers = writer::<i64>(folder.join("digits.npy"), &[count])?;
     let mut labels = writer::<i64>(folder.join("labels.npy"), &[count])?;
     let mut held_out = writer::<u8>(folder.join("held_out.npy"), &[count])?;
     let mut times: BTreeMap<String, (u32, usize, Duration)> = BTreeMap::new();
-    for (index, (digit, label)) in digits.iter().zip(shown).enumerate() {
-        let digit = digit.map(|grey| grey as u8);
+    for digit in &all {
         for picture in 0..pictures {
-            let seed = index as u64 | picture << 32;
+            let seed = digit.index as u64 | picture << 32;
             let (format, bytes) = match picture % 4 {
-                3 => ("PNG", pictures::png(&digit, seed)),
-                _ => ("JPEG", pictures::photograph(&digit, seed)),
+                3 => ("PNG", pictures::png(&digit.pixels, seed)),
+                _ => ("JPEG", pictures::photograph(&digit.pixels, seed)),
             };
             let started = Instant::now();
             stage.run(&bytes, &mut row)?;
@@ -88,9 +79,9 @@ fn main() -> Result<()> {
             *total += elapsed;
 
             tensors.extend(row.iter().copied())?;
-            numbers.push(&(index as i64))?;
-            labels.push(&label)?;
-            held_out.push(&u8::from(index / 10 % 5 == 4))?;
+            numbers.push(&(digit.index as i64))?;
+            labels.push(&digit.label)?;
+            held_out.push(&u8::from(digits::is_held_out(digit.index)))?;
         }
     }
     tensors.finish()?;
