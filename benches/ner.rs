@@ -11,13 +11,10 @@ mod built;
 mod children;
 #[path = "table/engine.rs"]
 mod engine;
-#[allow(dead_code)]
 #[path = "../examples/ner/model.rs"]
 mod model;
-#[allow(dead_code)]
 #[path = "../examples/ner/text.rs"]
 mod text;
-#[allow(dead_code)]
 #[path = "../examples/ner/viterbi.rs"]
 mod viterbi;
 
