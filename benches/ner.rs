@@ -11,8 +11,10 @@ mod built;
 mod children;
 #[path = "table/engine.rs"]
 mod engine;
+#[allow(dead_code)] // the plugin uses all of it
 #[path = "../examples/ner/model.rs"]
 mod model;
+#[allow(dead_code)] // as above
 #[path = "../examples/ner/text.rs"]
 mod text;
 #[path = "../examples/ner/viterbi.rs"]

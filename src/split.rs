@@ -41,7 +41,6 @@ pub(crate) struct Gather {
     parts: Vec<(u64, Batch)>,
     seen: HashSet<u64>,
     rows: u64,
-    bytes: u64,
 }
 
 impl Gather {
@@ -51,7 +50,6 @@ impl Gather {
             return false;
         }
         self.rows += rows;
-        self.bytes += part.payload_bytes() as u64;
         self.parts.push((offset, part));
         true
     }
@@ -59,11 +57,6 @@ impl Gather {
     /// Rows that have come.
     pub(crate) fn rows(&self) -> u64 {
         self.rows
-    }
-
-    /// Bytes that are held.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// The parts in row order.
@@ -146,7 +139,7 @@ mod tests {
         assert!(gather.add(0, 1, part(0.)));
         assert!(!gather.add(2, 1, part(9.)));
         assert!(gather.add(1, 1, part(1.)));
-        assert_eq!((gather.rows(), gather.bytes()), (3, 12));
+        assert_eq!(gather.rows(), 3);
         assert_eq!(gather.into_parts(), [part(0.), part(1.), part(2.)]);
     }
 }

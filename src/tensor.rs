@@ -418,6 +418,27 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Whether the tensors are alike but for their rows: names, datatypes and further dimensions, in the same order.
+    pub fn is_like(&self, other: &Batch) -> bool {
+        fn kind(tensor: &Tensor) -> (&str, DataType, &[usize]) {
+            let inner = tensor.shape().get(1..).unwrap_or_default();
+            (tensor.name(), tensor.datatype(), inner)
+        }
+        self.tensors
+            .iter()
+            .map(kind)
+            .eq(other.tensors.iter().map(kind))
+    }
+
+    /// The tensors in words, for errors: names, datatypes and shapes.
+    pub fn kinds(&self) -> String {
+        let words = self.tensors.iter().map(|tensor| {
+            let (name, datatype) = (tensor.name(), tensor.datatype());
+            format!("{name:?} {datatype} {:?}", tensor.shape())
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
     /// The number of rows that all columns share.
     ///
     /// # Errors

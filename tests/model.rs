@@ -11,6 +11,7 @@ use std::path::Path;
 use mdm::error::ErrorCode::*;
 use mdm::message::WorkerId;
 use mdm::model::{BatchKind, Device, Dim, ModelSource};
+use mdm::tensor::Data;
 use mdm::{Batch, DataType, Params, Tensor};
 use place::{Place, engine, ramp};
 
@@ -177,6 +178,39 @@ fn an_input_that_is_handed_through_is_copied() {
         .tensors;
     assert_eq!(outputs[0], x);
     assert!(!given.contains(&outputs[0].as_slice::<f32>().unwrap().as_ptr()));
+}
+
+/// A copy of a tensor whose bytes lie at an odd address, as small received frames may.
+fn at_an_odd_address(tensor: &Tensor) -> Tensor {
+    let Data::Fixed(bytes) = tensor.data() else {
+        panic!("elements of one size")
+    };
+    // A Vec's own address suits any datatype: one byte on suits none but bytes.
+    let mut moved = vec![0];
+    moved.extend_from_slice(bytes);
+    let moved = bytes::Bytes::from(moved).slice(1..);
+    let (name, shape) = (tensor.name(), tensor.shape().to_vec());
+    let tensor = Tensor::new(name, tensor.datatype(), shape, Data::Fixed(moved)).unwrap();
+    assert!(tensor.as_slice::<f32>().is_none());
+    tensor
+}
+
+#[test]
+fn an_input_at_an_odd_address_that_is_handed_through_is_what_was_sent() {
+    let place = Place::new(&[("m.onnx", onnx::pass_through())]);
+    let (_, mut model) = place.open("m");
+    let mut kept = Vec::new();
+    for turn in 0..20 {
+        let sent = ramp("x", &[1 + turn % 4, 512]);
+        let outputs = model.infer(&at_an_odd_address(&sent).into(), &Params::new());
+        kept.push((sent, outputs.unwrap().tensors.remove(0)));
+    }
+    for (sent, output) in kept {
+        assert_eq!(
+            output.to_vec::<f32>().unwrap(),
+            sent.to_vec::<f32>().unwrap()
+        );
+    }
 }
 
 #[test]

@@ -51,6 +51,7 @@ impl OnnxModel {
     }
 
     fn run(&mut self, inputs: &Batch) -> Result<Batch> {
+        let inputs = &*values::aligned(inputs)?;
         let failed = |e: ort::Error| {
             Error::internal(format!("model {:?} failed: {e}", self.description.name))
         };

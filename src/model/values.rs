@@ -9,6 +9,7 @@
 //!       strings           copied, as above
 //! ```
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub(super) fn datatype_of(element: TensorElementType) -> Option<DataType> {
     })
 }
 
-/// A tensor as an input of the engine.
+/// A tensor as an input of the engine; one of [`aligned`].
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` for JSON, and for strings that the engine cannot hold.
@@ -78,15 +79,44 @@ fn lend<T>(tensor: &Tensor) -> Result<SessionInputValue<'_>>
 where
     T: Element + PrimitiveTensorElementType + Debug + 'static,
 {
-    let refused = |e: ort::Error| Error::invalid(format!("input {:?}: {e}", tensor.name()));
-    if let Some(elements) = tensor.as_slice::<T>() {
-        let view = TensorRef::from_array_view((tensor.shape(), elements)).map_err(refused)?;
-        return Ok(view.into());
+    let elements = tensor.as_slice::<T>().ok_or_else(|| {
+        Error::internal(format!("input {:?} lies at an odd address", tensor.name()))
+    })?;
+    let view = TensorRef::from_array_view((tensor.shape(), elements))
+        .map_err(|e| Error::invalid(format!("input {:?}: {e}", tensor.name())))?;
+    Ok(view.into())
+}
+
+/// Inputs that the engine can read where they lie. What is at an odd address, as small received frames and slices of
+/// rows can be, is copied before the run and not in it: an output may be an input handed through, and [`from_engine`]
+/// has to know all memory that is not the engine's.
+///
+/// # Errors
+/// As [`Tensor::to_vec`].
+pub(super) fn aligned(inputs: &Batch) -> Result<Cow<'_, Batch>> {
+    fn fits<T: Element>(tensor: &Tensor) -> bool {
+        tensor.as_slice::<T>().is_some()
     }
-    // An odd address, which small received frames and slices of rows can have.
-    let copied = tensor.to_vec::<T>()?;
-    let value = ort::value::Tensor::from_array((tensor.shape(), copied)).map_err(refused)?;
-    Ok(value.into())
+    fn copied<T: Element + Send + Sync>(tensor: &Tensor) -> Result<Tensor> {
+        Tensor::from_vec(
+            tensor.name(),
+            tensor.shape().to_vec(),
+            tensor.to_vec::<T>()?,
+        )
+    }
+    let fits = |tensor: &Tensor| with_element!(tensor.datatype(), fits(tensor), DataType::Bytes | DataType::Json => true);
+    if inputs.tensors.iter().all(fits) {
+        return Ok(Cow::Borrowed(inputs));
+    }
+    let tensors = inputs.tensors.iter().map(|tensor| {
+        if fits(tensor) {
+            return Ok(tensor.clone());
+        }
+        with_element!(tensor.datatype(), copied(tensor), DataType::Bytes | DataType::Json => Ok(tensor.clone()))
+    });
+    Ok(Cow::Owned(Batch {
+        tensors: tensors.collect::<Result<_>>()?,
+    }))
 }
 
 fn strings_in(tensor: &Tensor) -> Result<SessionInputValue<'static>> {
@@ -110,7 +140,7 @@ fn strings_in(tensor: &Tensor) -> Result<SessionInputValue<'static>> {
     Ok(value.into())
 }
 
-/// An output of the engine as a tensor. `inputs` are what the run was given.
+/// An output of the engine as a tensor. `inputs` are what the run was given, all of them [`aligned`].
 ///
 /// # Errors
 /// `INTERNAL` if it is not of the datatype that the model declares, or strings that are not UTF-8.

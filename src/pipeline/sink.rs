@@ -8,7 +8,7 @@ mod outbox;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use super::guard::Guard;
 use super::{Clock, tell};
 use crate::error::{Error, Result};
 use crate::frames;
-use crate::message::{Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats, WorkerId};
+use crate::message::{Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats};
 use crate::socket::{self, Waiter};
 use crate::split::Gather;
 use crate::tensor::Batch;
@@ -28,10 +28,10 @@ use crate::wire::client::{self, ClientMessage};
 use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator};
 use crate::wire::server::{self, LatencyInfo, Outputs, ServerMessage};
 
-/// So many chunks per worker are remembered as answered. The ventilator may close a request that the sink has just
-/// answered: it has not read the credit yet. A worker has at most a handful of chunks out before the ventilator
-/// reads its credits, and the order to close was in the sink's queue before any later chunk's part.
-const ANSWERED_CHUNKS: usize = 32;
+/// So many requests are remembered as answered. The ventilator may close a request that the sink has just answered: it
+/// has not read the credit yet. Its order then lies in the sink's inbox, behind no more than other orders and the parts
+/// of chunks that were out; the queue's bound (`--max-queue-requests`) is of this size.
+const ANSWERED: usize = 1 << 17;
 /// Messages taken from one socket before the other gets its turn.
 const TURN: usize = 256;
 
@@ -58,6 +58,8 @@ struct Gathering {
     gather: Gather,
     /// A part failed or was skipped: the ventilator's close is on its way.
     broken: bool,
+    /// Bytes of it that the client's account has.
+    counted: u64,
     stats: Stats,
 }
 
@@ -72,6 +74,29 @@ struct Ended {
     expected: Option<u64>,
 }
 
+/// The requests that were answered last.
+#[derive(Default)]
+struct Answered {
+    serials: HashSet<Serial>,
+    order: VecDeque<Serial>,
+}
+
+impl Answered {
+    fn push(&mut self, serial: Serial) {
+        if self.order.len() == ANSWERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.serials.remove(&oldest);
+        }
+        self.serials.insert(serial);
+        self.order.push_back(serial);
+    }
+
+    fn has(&self, serial: Serial) -> bool {
+        self.serials.contains(&serial)
+    }
+}
+
 struct Sink {
     router: Socket,
     inbox: Socket,
@@ -82,8 +107,7 @@ struct Sink {
     outbox: Outbox,
     gathering: HashMap<Serial, Gathering>,
     ended: HashMap<Serial, Ended>,
-    /// For each worker the requests that its last chunks completed.
-    answered: Vec<VecDeque<Vec<Serial>>>,
+    answered: Answered,
     stopped: Vec<bool>,
     latency: Histogram<u64>,
     report: SinkReport,
@@ -114,7 +138,7 @@ impl Sink {
             outbox: Outbox::new(setup.max_client_bytes),
             gathering: HashMap::new(),
             ended: HashMap::new(),
-            answered: (0..setup.workers).map(|_| VecDeque::new()).collect(),
+            answered: Answered::default(),
             stopped: vec![false; setup.workers],
             latency,
             report: SinkReport::default(),
@@ -221,14 +245,13 @@ impl Sink {
     }
 
     fn take_part(&mut self, part: Part) -> Result<()> {
-        let mut completed = Vec::new();
         let batches = match part.outcome {
             Outcome::Done(batches) => batches.into_iter().map(Some).collect(),
             // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
             Outcome::Skipped | Outcome::Failed => vec![None; part.members.len()],
         };
         for (member, batch) in part.members.into_iter().zip(batches) {
-            if part.attempt > 0 && self.was_answered(member.serial) {
+            if part.attempt > 0 && self.answered.has(member.serial) {
                 continue; // the worker was lost after the part and before the credit: it came twice
             }
             if self.ended.contains_key(&member.serial) {
@@ -237,27 +260,10 @@ impl Sink {
             }
             let serial = member.serial;
             if self.take_rows(member, batch, part.compute_us)? {
-                completed.push(serial);
+                self.answered.push(serial);
             }
-        }
-        if !completed.is_empty() {
-            self.remember(part.worker, completed);
         }
         Ok(())
-    }
-
-    fn remember(&mut self, worker: WorkerId, completed: Vec<Serial>) {
-        if let Some(ring) = self.answered.get_mut(worker.0 as usize) {
-            if ring.len() == ANSWERED_CHUNKS {
-                ring.pop_front();
-            }
-            ring.push_back(completed);
-        }
-    }
-
-    fn was_answered(&self, serial: Serial) -> bool {
-        let mut chunks = self.answered.iter().flatten();
-        chunks.any(|chunk| chunk.contains(&serial))
     }
 
     /// Takes a member's rows. True if that completed the request.
@@ -297,19 +303,15 @@ impl Sink {
         entry.stats.chunks += 1;
         entry.stats.compute_us += compute_us;
         let rows = entry.gather.rows();
-        let held = if member.stream {
-            bytes
-        } else {
-            entry.gather.bytes()
-        };
         entry.broken |= batch.is_none();
         if entry.broken {
             return Ok(false);
         }
-        if !self.outbox.has_room(member.reply, held) {
+        if !self.outbox.has_room(member.reply, bytes) {
             return self.overflow(&member);
         }
         if !member.stream {
+            entry.counted += bytes;
             self.outbox.gathered(member.reply, bytes);
         }
         if member.stream
@@ -329,7 +331,7 @@ impl Sink {
             self.count_answer(member.arrived_us, member.total, None);
             self.send(member.reply, server::write_message(member.request, &end), 0)?;
         } else {
-            self.outbox.released(member.reply, done.gather.bytes());
+            self.outbox.released(member.reply, done.counted);
             let outputs = Outputs {
                 batched: true,
                 parts: done.gather.into_parts(),
@@ -348,7 +350,8 @@ impl Sink {
         self.end_gathering(member.serial, member.reply, None, member.total);
         self.answer_error(member.reply, member.request, member.arrived_us, &error)?;
         self.tell_ventilator(ToVentilator::Abort(member.serial))?;
-        Ok(false)
+        // The ventilator may be closing it for a reason of its own: that must find that it was answered.
+        Ok(!self.ended.contains_key(&member.serial))
     }
 
     /// What was gathered is dropped; what is still to come of it will be counted.
@@ -358,7 +361,7 @@ impl Sink {
             ..Ended::default()
         };
         if let Some(gathering) = self.gathering.remove(&serial) {
-            self.outbox.released(reply, gathering.gather.bytes());
+            self.outbox.released(reply, gathering.counted);
             ended.parts = gathering.stats.chunks;
             ended.rows = gathering.gather.rows();
         }
@@ -391,8 +394,14 @@ impl Sink {
             return Ok(());
         }
         if close.chunks > 0 {
-            if self.was_answered(close.serial) {
+            if self.answered.has(close.serial) {
                 return Ok(()); // the result was faster
+            }
+            if let Some(ended) = self.ended.get_mut(&close.serial) {
+                // So was an error of the sink's own.
+                ended.expected = Some(close.chunks);
+                self.forget_if_complete(close.serial, u64::MAX);
+                return Ok(());
             }
             self.end_gathering(close.serial, close.reply, Some(close.chunks), u64::MAX);
         }
@@ -401,6 +410,9 @@ impl Sink {
     }
 
     fn answer_result(&mut self, member: &Member, outputs: Outputs, stats: Stats) -> Result<()> {
+        if let Err(error) = check_alike(&outputs.parts) {
+            return self.answer_error(member.reply, member.request, member.arrived_us, &error);
+        }
         let bytes: u64 = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
         if !self.outbox.has_room(member.reply, bytes) {
             let error = Error::exhausted(format!(
@@ -488,5 +500,21 @@ impl Sink {
             self.flush()?;
         }
         self.tell_ventilator(ToVentilator::SinkStopped)
+    }
+}
+
+/// Whether parts make one result, whose header says what each output is.
+fn check_alike(parts: &[Batch]) -> Result<()> {
+    let Some((first, rest)) = parts.split_first() else {
+        return Ok(());
+    };
+    match rest.iter().find(|part| !part.is_like(first)) {
+        None => Ok(()),
+        Some(other) => Err(Error::internal(format!(
+            "the model's outputs differ from chunk to chunk: {} here and {} there; ask for parts (stream), or serve the \
+             model with \"rows\":\"whole\"",
+            first.kinds(),
+            other.kinds()
+        ))),
     }
 }

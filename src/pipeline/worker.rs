@@ -172,12 +172,17 @@ impl Worker {
             self.send_part(&chunk, members, 0, Outcome::Skipped)?;
             return self.send_credit(&chunk, 0, 0, Vec::new(), Vec::new());
         }
-        for leg in chunk.leg..chunk.until {
-            // Opened before the clock runs: how fast the model is must not count it. What went wrong, the run says.
-            let _ = self.open(chunk.model, leg);
-        }
+        // Opened before the clock runs: how fast the model is must not count it.
+        let opened =
+            (chunk.leg..chunk.until).try_for_each(|leg| self.open(chunk.model, leg).map(drop));
         let started_us = self.seat.clock.now_us();
-        let (done, failed) = self.compute(&chunk);
+        let (done, failed) = match opened {
+            Ok(()) => self.compute(&chunk),
+            Err(error) => {
+                let of = |member: &Member| (member.clone(), error.clone());
+                (Vec::new(), chunk.members.iter().map(of).collect())
+            }
+        };
         let compute_us = self.seat.clock.now_us() - started_us;
         let bulk_waits =
             matches!(lane, Lane::Small) && self.bulk.get_events()?.contains(zmq::POLLIN);
@@ -375,7 +380,18 @@ impl Worker {
 }
 
 fn join(batches: &[Batch]) -> Result<Batch> {
-    let columns = batches.first().map_or(0, |b| b.tensors.len());
+    let Some(first) = batches.first() else {
+        return Ok(Batch::default());
+    };
+    if let Some(other) = batches.iter().find(|batch| !batch.is_like(first)) {
+        // An earlier leg gave them, each in a run of its own.
+        return Err(Error::internal(format!(
+            "rows of {} and of {} cannot run together",
+            first.kinds(),
+            other.kinds()
+        )));
+    }
+    let columns = first.tensors.len();
     let tensors = (0..columns)
         .map(|column| {
             let pieces: Vec<Tensor> = batches.iter().map(|b| b.tensors[column].clone()).collect();

@@ -403,6 +403,16 @@ fn give(context: HostContext, outputs: &Batch, inputs: &[abi::Tensor]) -> Result
         let mut shown = view(tensor);
         let start = shown.data.addr();
         let end = start + shown.data_bytes as usize;
+        let first_offset = shown.offsets.addr();
+        let own = [
+            (start, end),
+            (first_offset, first_offset + shown.offset_count as usize * 8),
+        ];
+        let own = own.into_iter().filter(|(from, to)| from < to);
+        let mut again = own.clone().flat_map(|(from, to)| {
+            let lent = lent.iter();
+            lent.map(move |&(first, last)| from < last && first < to)
+        });
         let input = inputs.iter().find(|input| {
             let first = input.data.addr();
             start >= first && end <= first + input.data_bytes as usize
@@ -413,10 +423,11 @@ fn give(context: HostContext, outputs: &Batch, inputs: &[abi::Tensor]) -> Result
             // Copied by the host.
         } else if let Some(input) = input {
             shown.buffer = input.buffer;
-        } else if lent.iter().any(|&(from, to)| start < to && from < end) {
+        } else if again.any(|overlaps| overlaps) {
             // Copied by the host: the same memory in two outputs would have two owners.
         } else {
-            lent.push((start, end));
+            drop(again);
+            lent.extend(own);
             owner = Box::into_raw(Box::new(tensor.data().clone())).cast();
             release = Some(release_data);
         }

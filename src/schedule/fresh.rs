@@ -65,7 +65,7 @@ impl<C: Clone> Scheduler<C> {
     }
 
     /// Who takes new rows that are for workers of this role, and whether it runs every leg of them.
-    fn taker(&self, role: Role, lane: Lane) -> Option<(WorkerId, bool)> {
+    pub(super) fn taker(&self, role: Role, lane: Lane) -> Option<(WorkerId, bool)> {
         let [main, extra] = &self.crews;
         if role == Role::Main {
             return Some((main.best(lane)?, true));

@@ -199,15 +199,18 @@ impl<C: Clone> Scheduler<C> {
 
     fn next_returned(&mut self, role: Role, now_us: u64) -> Option<Assignment<C>> {
         loop {
-            let lane = self.returned[role as usize].front()?.lane;
-            let worker = self.crews[role as usize].best(lane)?;
+            // The first that somebody has a place for: small ones do not wait behind bulk.
+            let crew = &self.crews[role as usize];
+            let mut waiting = self.returned[role as usize].iter().enumerate();
+            let (place, worker) =
+                waiting.find_map(|(place, returned)| Some((place, crew.best(returned.lane)?)))?;
             let Returned {
                 lane,
                 mut legs,
                 attempt,
                 mut chosen,
                 carry,
-            } = self.returned[role as usize].pop_front()?;
+            } = self.returned[role as usize].remove(place)?;
             chosen
                 .pieces
                 .retain(|piece| self.entries.get(&piece.serial).is_some_and(|e| !e.closed));
@@ -477,14 +480,12 @@ impl<C: Clone> Scheduler<C> {
         let company = self
             .fresh
             .iter()
+            .zip([Role::Main, Role::Extra])
             .filter(|_| self.limits.batch_delay_us > 0)
-            .filter_map(|fresh| fresh.groups.oldest().next())
+            // Where nobody could take it, an end of waiting is no event.
+            .filter(|(_, role)| self.taker(*role, Lane::Small).is_some())
+            .filter_map(|(fresh, _)| fresh.groups.oldest().next())
             .filter_map(|(head, _, _)| self.entries.get(&head))
-            .filter(|_| {
-                self.crews
-                    .iter()
-                    .any(|crew| crew.best(Lane::Small).is_some())
-            })
             .map(|entry| entry.job.arrived_us + self.limits.batch_delay_us);
         deadline.into_iter().chain(company).min()
     }

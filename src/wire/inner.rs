@@ -281,22 +281,10 @@ fn split(frames: Vec<Bytes>) -> Result<(Bytes, std::vec::IntoIter<Bytes>)> {
 }
 
 fn columns<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Columns<'a> {
-    /// What tensors that differ in their rows only have in common.
-    fn kind(tensor: &Tensor) -> (&str, DataType, &[usize]) {
-        let inner = tensor.shape().get(1..).unwrap_or_default();
-        (tensor.name(), tensor.datatype(), inner)
-    }
     let Some(first) = batches.clone().next() else {
         return Vec::new();
     };
-    let alike = |batch: &Batch| {
-        batch
-            .tensors
-            .iter()
-            .map(kind)
-            .eq(first.tensors.iter().map(kind))
-    };
-    let differ = !batches.clone().skip(1).all(alike);
+    let differ = !batches.clone().skip(1).all(|batch| batch.is_like(first));
     batches
         .take(if differ { usize::MAX } else { 1 })
         .map(|batch| batch.tensors.iter().map(Column::of).collect())

@@ -4,7 +4,7 @@ use zmq::Context;
 
 use super::*;
 use crate::error::ErrorCode;
-use crate::message::ChunkId;
+use crate::message::{ChunkId, WorkerId};
 use crate::pipeline::{TO_SINK, TO_VENTILATOR};
 use crate::tensor::Tensor;
 
@@ -247,6 +247,75 @@ fn too_much_for_one_client_ends_that_request_once() {
     let small = member(2, 0, 10, 10);
     bench.done(&small);
     assert_eq!(bench.values().len(), 10, "the room is free again");
+}
+
+#[test]
+fn an_error_of_the_sinks_own_is_the_only_answer_whatever_the_ventilator_says_next() {
+    // With a part still to come, and with none.
+    for parts in [3, 2] {
+        let mut bench = bench(10_000);
+        let total = parts * 2000;
+        for offset in [0, 2000] {
+            bench.done(&member(1, offset, 2000, total));
+        }
+        assert_eq!(bench.error(), ErrorCode::ResourceExhausted);
+        bench.ventilator_hears();
+        // It had been taken back before the ventilator read of that.
+        bench.close(&member(1, 0, 2000, total), parts);
+        if parts == 3 {
+            bench.done(&member(1, 4000, 2000, total));
+        }
+        bench.hears_nothing();
+        bench.remembers_nothing();
+    }
+}
+
+#[test]
+fn a_clients_bytes_are_counted_once_and_given_back_once() {
+    let mut bench = bench(20_000);
+    // 16,000 bytes gathered and 8,000 of another request: the second one is too much, and gives back what it has.
+    bench.done(&member(1, 0, 2000, 4000));
+    bench.done(&member(2, 0, 1000, 3000));
+    bench.done(&member(1, 2000, 2000, 4000));
+    assert_eq!(bench.values().len(), 4000, "all of it fits");
+    bench.done(&member(2, 1000, 1000, 3000));
+    bench.done(&member(2, 2000, 1000, 3000));
+    assert_eq!(bench.values().len(), 3000);
+    bench.remembers_nothing();
+}
+
+#[test]
+fn parts_that_make_no_result_are_an_error_of_that_request() {
+    let mut bench = bench(1 << 20);
+    let wide = |member: &Member, name: &str, width: usize| {
+        let values = vec![0f32; member.rows as usize * width];
+        let tensor = Tensor::from_vec(name, vec![member.rows as usize, width], values).unwrap();
+        Outcome::Done(vec![tensor.into()])
+    };
+    let odd = [
+        ("y", 3, "[10, 2]"),
+        ("z", 2, "\"z\""),
+        // None at all.
+        ("", 0, "here"),
+    ];
+    for (serial, (name, width, told)) in (1..).zip(odd) {
+        let (a, b) = (member(serial, 0, 10, 20), member(serial, 10, 10, 20));
+        bench.tell(part(&a, Some(wide(&a, "y", 2)), 0));
+        let other = match name {
+            "" => Outcome::Done(vec![Batch::default()]),
+            name => wide(&b, name, width),
+        };
+        bench.tell(part(&b, Some(other), 0));
+        let (_, message) = bench.hear();
+        let ServerMessage::Error(e) = message else {
+            panic!("{message:?}")
+        };
+        assert_eq!(e.code(), ErrorCode::Internal);
+        assert!(e.message().contains(told), "{e}");
+    }
+    bench.done(&member(9, 0, 10, 10));
+    assert_eq!(bench.values().len(), 10, "the next one is served");
+    bench.remembers_nothing();
 }
 
 #[test]

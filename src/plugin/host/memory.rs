@@ -167,6 +167,11 @@ impl Lender {
             _library: library,
         })
     }
+
+    /// Whether it lends for that owner.
+    pub(super) fn is_of(&self, owner: *mut c_void) -> bool {
+        self.owner == owner
+    }
 }
 
 impl Drop for Lender {

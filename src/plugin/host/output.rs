@@ -27,7 +27,8 @@ pub(super) struct Outputs<'a> {
     ports: Option<&'a [Port]>,
     rows: Option<usize>,
     tensors: Vec<Tensor>,
-    owners: Vec<*mut c_void>,
+    /// Kept until the call has ended: an owner that was released may come back at the same address as another one.
+    lenders: Vec<Arc<Lender>>,
     lent: Vec<(usize, usize)>,
 }
 
@@ -89,7 +90,7 @@ impl<'a> Outputs<'a> {
             ports: None,
             rows: None,
             tensors: Vec::new(),
-            owners: Vec::new(),
+            lenders: Vec::new(),
             lent: Vec::new(),
         }
     }
@@ -123,15 +124,16 @@ impl<'a> Outputs<'a> {
         release: Option<abi::Release>,
     ) -> Result<()> {
         let lender = match release {
-            Some(_) if !owner.is_null() && self.owners.contains(&owner) => {
+            Some(_) if !owner.is_null() && self.lenders.iter().any(|l| l.is_of(owner)) => {
                 // Released already, or about to be: a second time would free it twice.
                 return Err(Error::internal(
                     "an output has the same owner as an earlier one of this call; each needs its own",
                 ));
             }
             Some(release) => {
-                self.owners.push(owner);
-                Some(Lender::new(owner, release, self.library.clone()))
+                let lender = Lender::new(owner, release, self.library.clone());
+                self.lenders.push(lender.clone());
+                Some(lender)
             }
             None => None,
         };
