@@ -206,6 +206,7 @@ impl Ventilator {
                     .flatten()
                     .min();
                 let pause = due.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
+                self.waiter.open_requests(self.scheduler.waiting().requests);
                 self.waiter.wait(&[&self.inbox, &self.router], pause)?;
             }
         }

@@ -3,7 +3,8 @@
 //! A small request wakes one thread after another, and waking a thread on a core that has gone to sleep costs many
 //! times what the thread then does, on virtual machines most of all. So a loop whose next message came soon last time
 //! asks for the next one again and again, yielding its core in between, before it goes to sleep. A loop that is used
-//! seldom, or whose core others want, sleeps at once.
+//! seldom sleeps at once, and so do all when more requests are open than there are cores: then no core is asleep, and
+//! asking only takes time from those who have work.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +23,9 @@ pub(crate) struct Vigil {
     limit: Duration,
     most: usize,
     awake: Arc<AtomicUsize>,
+    /// Requests that are open in the server.
+    open: Arc<AtomicUsize>,
+    cores: usize,
 }
 
 impl Vigil {
@@ -33,6 +37,8 @@ impl Vigil {
             // A thread that waits asleep is woken cheaply only while no core sleeps, so one more than there are.
             most: if cores > 1 { cores + 1 } else { 0 },
             awake: Arc::default(),
+            open: Arc::default(),
+            cores,
         }
     }
 }
@@ -47,6 +53,11 @@ pub(crate) struct Waiter {
 impl Waiter {
     pub(crate) fn new(vigil: Vigil) -> Waiter {
         Waiter { vigil, soon: false }
+    }
+
+    /// So many requests are open.
+    pub(crate) fn open_requests(&self, requests: usize) {
+        self.vigil.open.store(requests, Ordering::Relaxed);
     }
 
     /// As [`super::wait`], with the same rule for the sockets: each was received from until it had nothing, and was not
@@ -79,7 +90,8 @@ impl Waiter {
         let awake = &self.vigil.awake;
         let admitted = awake.fetch_add(1, Ordering::Relaxed) < self.vigil.most;
         let mut news = false;
-        while admitted && !news && start.elapsed() < limit {
+        let quiet = || self.vigil.open.load(Ordering::Relaxed) <= self.vigil.cores;
+        while admitted && !news && quiet() && start.elapsed() < limit {
             news = frames::wait_readable(descriptors, 0).contains(&true);
             if !news {
                 thread::yield_now();
