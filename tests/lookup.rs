@@ -109,6 +109,97 @@ fn names_lead_to_files_proxies_and_versions() {
 }
 
 #[test]
+fn a_version_can_be_asked_for() {
+    let methods =
+        br#"{"mdm":1,"methods":{"top":{"onnx":"../../m.onnx"},"all":{"onnx":"../../m.onnx"}}}"#;
+    let same = br#"{"mdm":1,"onnx":"../../m.onnx"}"#;
+    let place = Place::new(&[
+        ("m.onnx", onnx::mlp()),
+        ("v/1/model.onnx", onnx::fixed_batch(1)),
+        ("v/2/model.onnx", onnx::fixed_batch(2)),
+        ("v/10/model.proxy", same.to_vec()),
+        ("v/10/model.onnx", onnx::fixed_batch(10)),
+        ("v/11/readme.txt", vec![]),
+        ("v/+12/model.onnx", onnx::mlp()),
+        ("w/3/model.proxy", methods.to_vec()),
+        ("w/4/model.proxy", same.to_vec()),
+        ("w/5/model.proxy", same.to_vec()),
+        ("p.proxy", br#"{"mdm":1,"onnx":"v"}"#.to_vec()),
+        ("single/model.onnx", onnx::mlp()),
+    ]);
+    let find = |name: &str, version: serde_json::Value| {
+        let params = match version {
+            serde_json::Value::Null => Params::new(),
+            version => params(json!({ "model_version": version })),
+        };
+        let found = place.registry.resolve(&Lookup::of(Some(name), &params));
+        found.map(|found| (found.id, found.version.clone(), found.kind))
+    };
+    let table = [
+        ("v", json!(null), "10", BatchKind::Batched),
+        ("v", json!(2), "2", BatchKind::Fixed(2)),
+        ("v", json!("1"), "1", BatchKind::Fixed(1)),
+        ("v/2", json!(null), "2", BatchKind::Fixed(2)),
+        ("v/2", json!(2), "2", BatchKind::Fixed(2)),
+        ("v/10/model.onnx", json!(null), "1", BatchKind::Fixed(10)),
+        ("w/3.top", json!(null), "3", BatchKind::Batched),
+        ("w.all", json!(3), "3", BatchKind::Batched),
+        ("w", json!(null), "5", BatchKind::Batched),
+        ("m", json!(1), "1", BatchKind::Batched),
+        ("single", json!(1), "1", BatchKind::Batched),
+    ];
+    for (name, asked, version, kind) in table {
+        let (_, found, its_kind) = find(name, asked.clone()).unwrap();
+        assert_eq!(
+            (found.as_str(), its_kind),
+            (version, kind),
+            "{name} {asked}"
+        );
+    }
+    // The same version by both ways is the same model, and two versions of one file are two.
+    let id = |name, version| find(name, version).unwrap().0;
+    assert_eq!(id("v/2", json!(null)), id("v", json!("2")));
+    assert_ne!(id("w/4", json!(null)), id("w/5", json!(null)));
+
+    let missing = "has no version 3; there are 1, 2, 10";
+    for (name, asked, code, why) in [
+        ("v", json!(3), NotFound, missing),
+        ("v/3", json!(null), NotFound, missing),
+        ("v/3.top", json!(null), NotFound, missing),
+        ("v/2.top", json!(null), NotFound, "no method \"top\""),
+        ("w/3.other", json!(null), NotFound, "\"all\", \"top\""),
+        (
+            "v/2",
+            json!(1),
+            InvalidArgument,
+            "is version 2, and model_version asks for version 1",
+        ),
+        ("m", json!(2), NotFound, "its only version is 1"),
+        ("single", json!(2), NotFound, "its only version is 1"),
+        (
+            "v",
+            json!("latest"),
+            InvalidArgument,
+            "\"latest\", expected a version's number",
+        ),
+        ("v", json!(-1), InvalidArgument, "-1, expected"),
+        (
+            "v",
+            json!([1]),
+            InvalidArgument,
+            "expected a version's number",
+        ),
+        ("p", json!(null), FailedPrecondition, "leads to a proxy"),
+    ] {
+        let e = find(name, asked.clone()).unwrap_err();
+        assert_eq!(e.code(), code, "{name} {asked}: {e}");
+        assert!(e.message().contains(why), "{name} {asked}: {e}");
+    }
+    let names = place.registry.names().unwrap();
+    assert_eq!(names, ["m", "p", "single", "v", "w"]);
+}
+
+#[test]
 fn paths_stay_below_the_allowed_directories() {
     let outside = tempfile::tempdir().unwrap();
     let allowed = tempfile::tempdir().unwrap();

@@ -31,7 +31,7 @@ struct Typed {
 enum Order {
     /// Opens a proxy or an ONNX file as a worker would; shows inputs, outputs, kind of batch and stages
     Check {
-        /// NAME.proxy, NAME.onnx, or a folder with VERSION/model.onnx
+        /// NAME.proxy, NAME.onnx, or a folder with VERSION/model.onnx or VERSION/model.proxy
         file: PathBuf,
         /// Where its paths may lead [default: the file's folder]
         #[arg(long, value_name = "DIR", env = "MDM_RUN_SCRIPT_DIR")]
@@ -65,7 +65,7 @@ struct Place {
 
 #[derive(Args)]
 struct Remote {
-    /// The model, as requests name it
+    /// The model, as requests name it; NAME/VERSION is one version of it
     name: String,
     /// The port where the server takes requests
     #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
@@ -96,7 +96,13 @@ fn main() -> ExitCode {
         Order::List { dir, place } => list(dir, place),
         Order::Load(remote) => {
             let model = client(&remote)?.load(&remote.name)?;
-            writeln!(stdout(), "loaded {} ({})", model.name, model.kind)?;
+            let ModelInfo {
+                name,
+                version,
+                kind,
+                ..
+            } = model;
+            writeln!(stdout(), "loaded {name}, version {version} ({kind})")?;
             Ok(ExitCode::SUCCESS)
         }
         Order::Unload(remote) => {
@@ -199,7 +205,7 @@ fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
     if names.is_empty() {
         writeln!(
             stdout(),
-            "{shown} has no NAME.proxy, NAME.onnx or NAME/VERSION/model.onnx"
+            "{shown} has no NAME.proxy, NAME.onnx, NAME/VERSION/model.onnx or NAME/VERSION/model.proxy"
         )?;
     }
     let mut code = ExitCode::SUCCESS;

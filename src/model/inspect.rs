@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::lookup::StageRuns;
 use super::proxy::Proxy;
+use super::versions;
 use super::{Lookup, ModelSource, Registry};
 use crate::error::Result;
 use crate::message::{Params, WorkerId};
@@ -67,11 +68,13 @@ impl Registry {
         })
     }
 
-    /// The names that a file is served by: its own, or one for each method of a proxy.
+    /// The names that a file is served by, or a folder of versions: its own, or one for each method of a proxy.
     ///
     /// # Errors
     /// What is wrong with the proxy.
     pub fn names_of(&self, name: &str, file: &Path) -> Result<Vec<String>> {
+        let served = file.is_dir().then(|| versions::served(file)).flatten();
+        let file = served.as_deref().unwrap_or(file);
         if file.extension().is_none_or(|ending| ending != "proxy") {
             return Ok(vec![name.to_owned()]);
         }
@@ -119,8 +122,8 @@ impl Registry {
             };
             let name = format!("{prefix}{file}");
             if path.is_dir() {
-                if is_repository(&path) {
-                    names.insert(name);
+                if let Some(file) = versions::served(&path) {
+                    names.extend(self.names_of(&name, &file)?);
                 } else if levels > 1 {
                     self.gather(&path, &format!("{name}/"), levels - 1, names)?;
                 }
@@ -136,18 +139,4 @@ impl Registry {
         }
         Ok(())
     }
-}
-
-/// Whether a folder holds `model.onnx`, or versions of it.
-fn is_repository(folder: &Path) -> bool {
-    let has_model = |folder: &Path| folder.join("model.onnx").exists();
-    let versions = || folder.read_dir().into_iter().flatten().flatten();
-    has_model(folder)
-        || versions().any(|entry| {
-            let number = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|n| n.parse::<u64>().is_ok());
-            number && has_model(&entry.path())
-        })
 }

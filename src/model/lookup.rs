@@ -4,10 +4,12 @@
 //! model "digits"      run-script-dir/digits           a file
 //!                     run-script-dir/digits.proxy     JSON that says what to serve: proxy.rs
 //!                     run-script-dir/digits.onnx
-//!                     run-script-dir/digits/          VERSION/model.onnx, the highest version
-//! model "digits/3"    run-script-dir/digits/3/        model.onnx: that version
+//!                     run-script-dir/digits/          VERSION/model.proxy or model.onnx, the highest version
+//! model "digits/3"    run-script-dir/digits/3/        model.proxy or model.onnx: that version
 //! model "digits.top"  run-script-dir/digits.proxy     the method "top" that it lists
 //! ```
+//! A method may follow a version, `digits/3.top`; the parameter `model_version` asks for a version as well.
+//!
 //! Paths are put together as text first (`.` and `..` taken out), so that nothing outside the roots is ever touched,
 //! not even to see whether it is there. Then links are followed, and where they lead is checked again.
 
@@ -20,6 +22,7 @@ use serde_json::{Map, Value};
 use super::Rows;
 use super::proxy::{EXAMPLES, Proxy, Runs, SessionOptions, StageText, kind_of};
 use super::source::file_name;
+use super::versions::{self, MODEL_VERSION};
 use crate::error::{Error, Result};
 use crate::message::Params;
 
@@ -32,10 +35,12 @@ const MODEL_PROXY_PATH: &str = "model_proxy_path";
 pub struct Lookup {
     model: Option<String>,
     paths: Vec<(String, Value)>,
+    version: Option<Value>,
 }
 
 impl Lookup {
-    /// Takes from a request what matters: its model's name, and every parameter whose key ends in `_path`.
+    /// Takes from a request what matters: its model's name, the version that it asks for, and every parameter whose
+    /// key ends in `_path`.
     pub fn of(model: Option<&str>, params: &Params) -> Lookup {
         Lookup {
             model: model.map(str::to_owned),
@@ -44,6 +49,7 @@ impl Lookup {
                 .filter(|(key, _)| key.ends_with("_path"))
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
+            version: params.get(MODEL_VERSION).cloned(),
         }
     }
 
@@ -156,6 +162,7 @@ impl Roots {
     /// `INVALID_ARGUMENT` no model named, or two different ones, or a path that is none · `PERMISSION_DENIED` ·
     /// `NOT_FOUND` · `FAILED_PRECONDITION` something there that is no model.
     pub(super) fn find(&self, lookup: &Lookup) -> Result<Found> {
+        let asked = versions::asked(lookup.version.as_ref())?;
         let mut by_path = None;
         for (key, value) in &lookup.paths {
             let Value::String(text) = value else {
@@ -193,7 +200,7 @@ impl Roots {
                 )));
             }
         };
-        self.model(name, target, method.as_deref())
+        self.model(name, target, method.as_deref(), asked)
     }
 
     /// A file that a proxy or its state names, relative to the proxy's folder.
@@ -233,11 +240,20 @@ impl Roots {
             && !method.is_empty()
             && !method.contains('/')
             && let Ok(target) = self.named(base)
-            && is_proxy(&target)
+            && (is_proxy(&target) || target.kind.is_dir())
         {
             return Ok((target, Some(method.to_owned())));
         }
-        Err(missing)
+        Err(self.missing_version(name).unwrap_or(missing))
+    }
+
+    /// What to say of a name that asks for a version that is not there; `None` if it asks for something else.
+    fn missing_version(&self, name: &str) -> Option<Error> {
+        let (base, last) = name.rsplit_once('/')?;
+        let target = self.named(base).ok()?;
+        let number = last.split('.').next().unwrap_or_default();
+        let folder = target.kind.is_dir().then_some(target.path)?;
+        versions::missing_below(name, base, number, &folder)
     }
 
     /// Where a model's name leads: the first of the places that holds something.
@@ -337,11 +353,22 @@ impl Roots {
     }
 
     /// What a target is or stands for.
-    fn model(&self, name: &str, target: Target, method: Option<&str>) -> Result<Found> {
-        if target.kind.is_dir() {
-            let (path, version) = self.newest(name, &target.path)?;
-            return Ok(Found::onnx(name, version, path, None));
-        }
+    fn model(
+        &self,
+        name: &str,
+        target: Target,
+        method: Option<&str>,
+        asked: Option<u64>,
+    ) -> Result<Found> {
+        let (target, version) = if target.kind.is_dir() {
+            let version = versions::choose(name, &target.path, asked)?;
+            let file = self.version_file(name, &version.file)?;
+            (file, Some(version.number.to_string()))
+        } else if let Some(asked) = asked.filter(|asked| *asked != 1) {
+            return Err(versions::only_version(name, asked));
+        } else {
+            (target, None)
+        };
         if is_pickle(&target.path)? {
             return Err(Error::precondition(format!(
                 "{} is a Python pickle, which would run whatever code is in it and is never loaded; export the model \
@@ -352,13 +379,38 @@ impl Roots {
         }
         if is_proxy(&target) {
             return self
-                .proxy(name, &target.path, method)
+                .proxy(name, &target.path, method, version)
                 .map_err(|e| e.context(file_name(&target.path)));
         }
-        Ok(Found::onnx(name, "1".to_owned(), target.path, None))
+        if let Some(method) = method {
+            return Err(Error::not_found(format!(
+                "model {name:?}: {} is an ONNX file, which has no method {method:?}; a model.proxy lists methods",
+                file_name(&target.path)
+            )));
+        }
+        let version = version.unwrap_or_else(|| "1".to_owned());
+        Ok(Found::onnx(name, version, target.path, None))
     }
 
-    fn proxy(&self, name: &str, path: &Path, method: Option<&str>) -> Result<Found> {
+    fn version_file(&self, name: &str, path: &Path) -> Result<Target> {
+        let target = self.real("model", name, path)?;
+        if target.kind.is_file() {
+            return Ok(target);
+        }
+        Err(Error::precondition(format!(
+            "model {name:?}: {} is no file",
+            file_name(path)
+        )))
+    }
+
+    /// What a proxy says; `in_folder` is the version whose folder it lies in.
+    fn proxy(
+        &self,
+        name: &str,
+        path: &Path,
+        method: Option<&str>,
+        in_folder: Option<String>,
+    ) -> Result<Found> {
         let (method, chain) = Proxy::read(path)?.method(method)?;
         let folder = path.parent().unwrap_or(Path::new("/"));
         let mut version = "1".to_owned();
@@ -377,21 +429,24 @@ impl Roots {
             }
             stages.push(stage);
         }
+        let versioned = in_folder.is_some();
         let found = Found {
             name: name.to_owned(),
-            version,
+            version: in_folder.unwrap_or(version),
             origin: path.to_owned(),
             method,
             rows: chain.rows,
             stages,
             warm_up: chain.warm_up,
         };
-        // A proxy that adds nothing to its ONNX file is that file under another name.
+        // A proxy that adds nothing to its ONNX file is that file under another name. Not so one of several versions,
+        // which may share the file.
         match found.stages.as_slice() {
             [only]
                 if only.runs == StageRuns::Onnx(SessionOptions::default())
                     && found.method.is_none()
-                    && found.warm_up.is_none() =>
+                    && found.warm_up.is_none()
+                    && !versioned =>
             {
                 let path = only.path.clone();
                 Ok(Found::onnx(name, found.version, path, found.rows))
@@ -406,7 +461,14 @@ impl Roots {
             Runs::Onnx { file, options } => {
                 let target = self.target_beside(folder, "onnx", file)?;
                 let (path, version) = if target.kind.is_dir() {
-                    self.newest(file, &target.path)?
+                    let version = versions::choose(file, &target.path, None)?;
+                    let target = self.version_file(file, &version.file)?;
+                    if is_proxy(&target) {
+                        return Err(Error::precondition(format!(
+                            "onnx {file:?} leads to a proxy, expected an ONNX file or versions of one"
+                        )));
+                    }
+                    (target.path, version.number.to_string())
                 } else {
                     (target.path, "1".to_owned())
                 };
@@ -429,35 +491,6 @@ impl Roots {
                 Ok((Stage { name, path, runs }, "1".to_owned()))
             }
         }
-    }
-
-    /// The file of a repository folder: `model.onnx` in it, or in the subfolder with the highest number.
-    fn newest(&self, name: &str, folder: &Path) -> Result<(PathBuf, String)> {
-        let number = |path: &Path| -> Option<u64> { path.file_name()?.to_str()?.parse().ok() };
-        let direct = folder.join("model.onnx");
-        let path = if direct.exists() {
-            Some((number(folder), direct))
-        } else {
-            fs::read_dir(folder)
-                .map_err(|e| Error::precondition(format!("model {name:?}: {e}")))?
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .filter_map(|path| Some((number(&path)?, path.join("model.onnx"))))
-                .filter(|(_, path)| path.exists())
-                .max()
-                .map(|(version, path)| (Some(version), path))
-        };
-        let Some((version, path)) = path else {
-            return Err(Error::not_found(format!(
-                "model {name:?}: the folder has no VERSION/model.onnx, VERSION a number"
-            )));
-        };
-        let target = self.real("model", name, &path)?;
-        if !target.kind.is_file() {
-            return Err(Error::precondition(format!(
-                "model {name:?}: model.onnx is no file"
-            )));
-        }
-        Ok((target.path, version.unwrap_or(1).to_string()))
     }
 }
 

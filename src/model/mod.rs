@@ -23,6 +23,7 @@ mod shared;
 mod source;
 mod stage;
 mod values;
+mod versions;
 mod weights;
 
 pub use engine::Engine;

@@ -123,7 +123,7 @@ fn a_server_loads_and_unloads_by_name() {
         let (code, out, err) = order("load", "several.shout");
         assert_eq!(
             (code, out.as_str()),
-            (Some(0), "loaded several.shout (batched)\n"),
+            (Some(0), "loaded several.shout, version 1 (batched)\n"),
             "{err}"
         );
         assert_eq!(server.client().models().unwrap()[0].name, "several.shout");
