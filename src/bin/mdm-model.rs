@@ -47,7 +47,9 @@ enum Order {
         #[command(flatten)]
         place: Place,
     },
-    /// Has a server load a model: read, described, and opened on its workers
+    /// Has a server load a model as its files are now: read, described, opened on every worker and warmed. What was
+    /// served under that name goes when its last request has ended; if this one cannot be opened, it stays
+    #[command(visible_alias = "reload")]
     Load(Remote),
     /// Has a server forget a model
     Unload(Remote),
@@ -133,6 +135,7 @@ fn registry(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Registry> {
             intra_op_threads: 1,
             gpu_memory_fraction: 0.0,
             extra_workers: false,
+            max_model_bytes: None,
         },
     )?)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::lookup::StageRuns;
+use super::found::StageRuns;
 use super::proxy::Proxy;
 use super::versions;
 use super::{Lookup, ModelSource, Registry};
@@ -44,9 +44,14 @@ impl Registry {
     pub fn inspect(&self, name: &str) -> Result<Inspection> {
         let lookup = Lookup::of(Some(name), &Params::new());
         let description = self.resolve(&lookup)?;
-        drop(self.open(description.id, 0, WorkerId(0))?);
-        let found = self.found(&lookup)?;
+        let opened = self.open(description.id, 0, WorkerId(0)).map(drop);
+        let found = self.found(&lookup);
         let own = self.stage_descriptions(description.id);
+        // A folder may have more models than memory.
+        self.forget(description.id);
+        self.let_go(description.id);
+        opened?;
+        let found = found?;
         let stages = found.stages.iter().zip(own).map(|(stage, own)| StageInfo {
             runs: match &stage.runs {
                 StageRuns::Onnx(_) => "onnx".to_owned(),

@@ -17,9 +17,9 @@ use std::fs::{self, FileType};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::Rows;
+use super::found::{Found, Stage, StageRuns};
 use super::proxy::{EXAMPLES, Proxy, Runs, SessionOptions, StageText, kind_of};
 use super::source::file_name;
 use super::versions::{self, MODEL_VERSION};
@@ -65,41 +65,18 @@ impl Lookup {
     }
 }
 
-/// What a name leads to.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Found {
-    pub(super) name: String,
-    pub(super) version: String,
-    /// The file that says what is served: the ONNX file itself, where there is nothing more to say than its name.
-    pub(super) origin: PathBuf,
-    pub(super) method: Option<String>,
-    pub(super) rows: Option<Rows>,
-    /// At least one.
-    pub(super) stages: Vec<Stage>,
-    pub(super) warm_up: Option<Map<String, Value>>,
+/// By what a request names a model, without a look at any file: different spellings of a path are one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Alias {
+    by: By,
+    path: PathBuf,
+    version: Option<u64>,
 }
 
-/// A stage whose files are known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stage {
-    /// What to call it in messages.
-    pub(super) name: String,
-    /// The file, links followed.
-    pub(super) path: PathBuf,
-    pub(super) runs: StageRuns,
-}
-
-/// What a stage does with its file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum StageRuns {
-    Onnx(SessionOptions),
-    Plugin {
-        entry: Option<String>,
-        /// JSON.
-        state: String,
-        /// What the state's paths are relative to.
-        folder: PathBuf,
-    },
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum By {
+    Name,
+    Path,
 }
 
 /// The directories that paths may lead into.
@@ -163,19 +140,14 @@ impl Roots {
     /// `NOT_FOUND` · `FAILED_PRECONDITION` something there that is no model.
     pub(super) fn find(&self, lookup: &Lookup) -> Result<Found> {
         let asked = versions::asked(lookup.version.as_ref())?;
-        let mut by_path = None;
-        for (key, value) in &lookup.paths {
-            let Value::String(text) = value else {
-                return Err(Error::invalid(format!(
-                    "parameter {key:?} is {}, expected a path as a string",
-                    kind_of(value)
-                )));
-            };
-            let target = self.entry(key, text)?;
-            if key == MODEL_PROXY_PATH {
-                by_path = Some((text.as_str(), target));
+        self.check_parameters(lookup)?;
+        let by_path = match lookup.paths.iter().find(|(key, _)| key == MODEL_PROXY_PATH) {
+            Some((key, value)) => {
+                let text = path_text(key, value)?;
+                Some((text, self.entry(key, text)?))
             }
-        }
+            None => None,
+        };
         let mut method = None;
         let by_name = match &lookup.model {
             Some(name) => {
@@ -201,6 +173,33 @@ impl Roots {
             }
         };
         self.model(name, target, method.as_deref(), asked)
+    }
+
+    /// Checks the paths of a request that do not name its model.
+    ///
+    /// # Errors
+    /// As [`Roots::find`], naming the key.
+    pub(super) fn check_parameters(&self, lookup: &Lookup) -> Result<()> {
+        let own = |(key, _): &&(String, Value)| key != MODEL_PROXY_PATH;
+        for (key, value) in lookup.paths.iter().filter(own) {
+            self.entry(key, path_text(key, value)?)?;
+        }
+        Ok(())
+    }
+
+    /// By what a request names a model; `None` if [`Roots::find`] has to look at it.
+    pub(super) fn alias(&self, lookup: &Lookup) -> Option<Alias> {
+        let by_path = lookup.paths.iter().find(|(key, _)| key == MODEL_PROXY_PATH);
+        let (by, text) = match (&lookup.model, by_path) {
+            (Some(name), None) => (By::Name, name.as_str()),
+            (None, Some((_, value))) => (By::Path, value.as_str()?),
+            _ => return None,
+        };
+        Some(Alias {
+            by,
+            path: self.inside("model", text).ok()?,
+            version: versions::asked(lookup.version.as_ref()).ok()?,
+        })
     }
 
     /// A file that a proxy or its state names, relative to the proxy's folder.
@@ -500,26 +499,13 @@ struct Target {
     kind: FileType,
 }
 
-impl Found {
-    /// An ONNX file as it is.
-    fn onnx(name: &str, version: String, path: PathBuf, rows: Option<Rows>) -> Found {
-        let file = path.file_name().unwrap_or_default();
-        let stage = Stage {
-            // The same whatever name the file was found by.
-            name: file.to_string_lossy().into_owned(),
-            path: path.clone(),
-            runs: StageRuns::Onnx(SessionOptions::default()),
-        };
-        Found {
-            name: name.to_owned(),
-            version,
-            origin: path,
-            method: None,
-            rows,
-            stages: vec![stage],
-            warm_up: None,
-        }
-    }
+fn path_text<'a>(key: &str, value: &'a Value) -> Result<&'a str> {
+    value.as_str().ok_or_else(|| {
+        Error::invalid(format!(
+            "parameter {key:?} is {}, expected a path as a string",
+            kind_of(value)
+        ))
+    })
 }
 
 fn is_proxy(target: &Target) -> bool {

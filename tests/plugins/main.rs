@@ -8,6 +8,7 @@ mod place;
 
 mod chains;
 mod commands;
+mod life;
 mod rust;
 
 use std::fmt::Debug;
