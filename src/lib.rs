@@ -68,6 +68,9 @@
 //! - What re-enters the queue is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
 //!   extra workers a model has one leg, and its stages cost no hop. A worker whose device would be idle runs all legs of
 //!   new rows itself, and so does one that gets a lone small request (`schedule/fresh.rs`).
+//! - What is loaded stays as it is until it is loaded again: a request never meets a file that somebody is just copying.
+//!   The registry reads what is new; the ventilator decides when it takes over (every worker has it open) and which models
+//!   leave to make room, because it alone knows which are in use (`pipeline/ventilator/openings.rs`).
 //! - A plugin's table and its host are in `plugin/`, not in `model/`: the author's side compiles without the server, and
 //!   all that crosses the C interface is in one place. Signatures cross it as JSON, which C writes as a literal.
 //! - A plugin is opened from a private copy of its file, so that copying a new version over one that is in use harms

@@ -325,6 +325,7 @@ fn registry_config(config: &Config) -> RegistryConfig {
         intra_op_threads: config.intra_op_threads,
         gpu_memory_fraction: config.gpu_memory_fraction,
         extra_workers: config.num_parallel_workers > 0,
+        max_model_bytes: config.max_model_bytes,
     }
 }
 
@@ -456,5 +457,7 @@ fn facts(config: &Config, port: u16, port_out: u16) -> Facts {
             max_bytes: config.max_queue_bytes,
         },
         preload: config.preload.clone(),
+        max_models: config.max_models,
+        max_model_bytes: config.max_model_bytes,
     }
 }

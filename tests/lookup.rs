@@ -6,10 +6,11 @@ mod onnx;
 mod place;
 
 use std::fs;
+use std::sync::Arc;
 
 use mdm::error::ErrorCode::*;
 use mdm::message::{ModelId, WorkerId};
-use mdm::model::{BatchKind, Lookup, ModelSource, Registry, RegistryConfig};
+use mdm::model::{BatchKind, Description, Lookup, ModelSource, Registry, RegistryConfig};
 use mdm::{Batch, Error, Params};
 use place::{Place, engine, params, ramp, write};
 use serde_json::json;
@@ -106,6 +107,97 @@ fn names_lead_to_files_proxies_and_versions() {
     let e = find(None, json!({})).unwrap_err();
     assert_eq!(e.code(), InvalidArgument);
     assert!(e.message().contains("no model is named"), "{e}");
+}
+
+#[test]
+fn a_version_can_be_asked_for() {
+    let methods =
+        br#"{"mdm":1,"methods":{"top":{"onnx":"../../m.onnx"},"all":{"onnx":"../../m.onnx"}}}"#;
+    let same = br#"{"mdm":1,"onnx":"../../m.onnx"}"#;
+    let place = Place::new(&[
+        ("m.onnx", onnx::mlp()),
+        ("v/1/model.onnx", onnx::fixed_batch(1)),
+        ("v/2/model.onnx", onnx::fixed_batch(2)),
+        ("v/10/model.proxy", same.to_vec()),
+        ("v/10/model.onnx", onnx::fixed_batch(10)),
+        ("v/11/readme.txt", vec![]),
+        ("v/+12/model.onnx", onnx::mlp()),
+        ("w/3/model.proxy", methods.to_vec()),
+        ("w/4/model.proxy", same.to_vec()),
+        ("w/5/model.proxy", same.to_vec()),
+        ("p.proxy", br#"{"mdm":1,"onnx":"v"}"#.to_vec()),
+        ("single/model.onnx", onnx::mlp()),
+    ]);
+    let find = |name: &str, version: serde_json::Value| {
+        let params = match version {
+            serde_json::Value::Null => Params::new(),
+            version => params(json!({ "model_version": version })),
+        };
+        let found = place.registry.resolve(&Lookup::of(Some(name), &params));
+        found.map(|found| (found.id, found.version.clone(), found.kind))
+    };
+    let table = [
+        ("v", json!(null), "10", BatchKind::Batched),
+        ("v", json!(2), "2", BatchKind::Fixed(2)),
+        ("v", json!("1"), "1", BatchKind::Fixed(1)),
+        ("v/2", json!(null), "2", BatchKind::Fixed(2)),
+        ("v/2", json!(2), "2", BatchKind::Fixed(2)),
+        ("v/10/model.onnx", json!(null), "1", BatchKind::Fixed(10)),
+        ("w/3.top", json!(null), "3", BatchKind::Batched),
+        ("w.all", json!(3), "3", BatchKind::Batched),
+        ("w", json!(null), "5", BatchKind::Batched),
+        ("m", json!(1), "1", BatchKind::Batched),
+        ("single", json!(1), "1", BatchKind::Batched),
+    ];
+    for (name, asked, version, kind) in table {
+        let (_, found, its_kind) = find(name, asked.clone()).unwrap();
+        assert_eq!(
+            (found.as_str(), its_kind),
+            (version, kind),
+            "{name} {asked}"
+        );
+    }
+    // The same version by both ways is the same model, and two versions of one file are two.
+    let id = |name, version| find(name, version).unwrap().0;
+    assert_eq!(id("v/2", json!(null)), id("v", json!("2")));
+    assert_ne!(id("w/4", json!(null)), id("w/5", json!(null)));
+
+    let missing = "has no version 3; there are 1, 2, 10";
+    for (name, asked, code, why) in [
+        ("v", json!(3), NotFound, missing),
+        ("v/3", json!(null), NotFound, missing),
+        ("v/3.top", json!(null), NotFound, missing),
+        ("v/2.top", json!(null), NotFound, "no method \"top\""),
+        ("w/3.other", json!(null), NotFound, "\"all\", \"top\""),
+        (
+            "v/2",
+            json!(1),
+            InvalidArgument,
+            "is version 2, and model_version asks for version 1",
+        ),
+        ("m", json!(2), NotFound, "its only version is 1"),
+        ("single", json!(2), NotFound, "its only version is 1"),
+        (
+            "v",
+            json!("latest"),
+            InvalidArgument,
+            "\"latest\", expected a version's number",
+        ),
+        ("v", json!(-1), InvalidArgument, "-1, expected"),
+        (
+            "v",
+            json!([1]),
+            InvalidArgument,
+            "expected a version's number",
+        ),
+        ("p", json!(null), FailedPrecondition, "leads to a proxy"),
+    ] {
+        let e = find(name, asked.clone()).unwrap_err();
+        assert_eq!(e.code(), code, "{name} {asked}: {e}");
+        assert!(e.message().contains(why), "{name} {asked}: {e}");
+    }
+    let names = place.registry.names().unwrap();
+    assert_eq!(names, ["m", "p", "single", "v", "w"]);
 }
 
 #[test]
@@ -228,16 +320,49 @@ fn a_proxy_cannot_lead_out_either() {
     }
 }
 
+/// Loads what a name leads to now, and serves it.
+fn load(place: &Place, name: &str) -> Arc<Description> {
+    let lookup = Lookup::of(Some(name), &Params::new());
+    let loaded = place.registry.load(&lookup).unwrap();
+    assert!(place.registry.serve(loaded.id, &lookup));
+    loaded
+}
+
 #[test]
-fn a_changed_file_is_another_model() {
+fn a_changed_file_is_another_model_from_the_next_load_on() {
     let place = Place::new(&[("m.onnx", onnx::fixed_batch(2))]);
     let path = place.folder.path().join("m.onnx");
+    let lookup = Lookup::of(Some("m"), &Params::new());
     let first = place.find("m").unwrap();
+    assert_eq!(
+        place.registry.load(&lookup).unwrap().id,
+        first.id,
+        "nothing has changed"
+    );
     let (_, mut session) = place.open("m");
     write(&path, &onnx::fixed_batch(3));
-    let second = place.find("m").unwrap();
+    // Whoever asks has what was loaded, by names that it was never asked by too.
+    for name in ["m", "./m", "m.onnx"] {
+        assert_eq!(place.find(name).unwrap().id, first.id, "{name}");
+    }
+    let second = place.registry.load(&lookup).unwrap();
     assert_ne!(first.id, second.id);
     assert_eq!(second.kind, BatchKind::Fixed(3));
+    assert_eq!(
+        place.find("m").unwrap().id,
+        first.id,
+        "it is not served yet"
+    );
+    let replaced = place.registry.replaced_by(second.id, &lookup);
+    assert_eq!(
+        (replaced.leaving, replaced.renamed),
+        (vec![first.id], vec![])
+    );
+    assert!(place.registry.serve(second.id, &lookup));
+    for name in ["m", "./m", "m.onnx"] {
+        assert_eq!(place.find(name).unwrap().id, second.id, "{name}");
+    }
+    assert_eq!(place.registry.models().len(), 1);
     // What is open goes on; what is not yet open must not get the new graph under the old number.
     let inputs = Batch {
         tensors: vec![ramp("x", &[2, 8])],
@@ -249,11 +374,135 @@ fn a_changed_file_is_another_model() {
     assert_eq!(e.code(), FailedPrecondition, "{e}");
     assert!(e.message().contains("was changed"), "{e}");
     place.registry.open(second.id, 0, WorkerId(1)).unwrap();
-    // The state before the last is forgotten.
-    assert_eq!(place.registry.take_retired(), []);
-    write(&path, &onnx::fixed_batch(44));
-    place.find("m").unwrap();
-    assert_eq!(place.registry.take_retired(), [first.id]);
+    place.registry.let_go(first.id);
+    assert!(place.registry.describe(first.id).is_none());
+    // One that cannot be loaded changes nothing.
+    write(&path, b"noise");
+    place.registry.load(&lookup).unwrap_err();
+    assert_eq!(place.find("m").unwrap().id, second.id);
+}
+
+#[test]
+fn a_file_that_was_moved_away_or_replaced_can_still_be_opened_as_it_was() {
+    let place = Place::new(&[
+        ("m.onnx", onnx::fixed_batch(2)),
+        ("new", onnx::fixed_batch(3)),
+    ]);
+    let folder = place.folder.path();
+    let first = place.find("m").unwrap();
+    fs::rename(folder.join("new"), folder.join("m.onnx")).unwrap();
+    let second = load(&place, "m");
+    assert_eq!(second.kind, BatchKind::Fixed(3));
+    fs::remove_file(folder.join("m.onnx")).unwrap();
+    for (model, rows) in [(&first, 2), (&second, 3)] {
+        for worker in 0..3 {
+            let mut opened = place.registry.open(model.id, 0, WorkerId(worker)).unwrap();
+            let inputs = ramp("x", &[rows, 8]).into();
+            let outputs = opened.infer(&inputs, &Params::new()).unwrap();
+            assert_eq!(outputs.rows().unwrap(), rows);
+        }
+    }
+}
+
+#[test]
+fn a_new_version_is_found_by_the_next_load() {
+    let place = Place::new(&[
+        ("v/1/model.onnx", onnx::fixed_batch(1)),
+        ("v/2/model.onnx", onnx::fixed_batch(2)),
+    ]);
+    let two = place.find("v").unwrap();
+    assert_eq!(place.find("v/2").unwrap().id, two.id);
+    write(
+        &place.folder.path().join("v/3/model.onnx"),
+        &onnx::fixed_batch(3),
+    );
+    assert_eq!(place.find("v").unwrap().id, two.id);
+    assert_eq!(place.find("v/3").unwrap().version, "3");
+    assert_eq!(place.find("v").unwrap().id, two.id);
+    let lookup = Lookup::of(Some("v"), &Params::new());
+    let three = place.registry.load(&lookup).unwrap();
+    // The one that has a name of its own stays.
+    let replaced = place.registry.replaced_by(three.id, &lookup);
+    assert_eq!((replaced.leaving, replaced.renamed), (vec![], vec![two.id]));
+    assert!(place.registry.serve(three.id, &lookup));
+    assert_eq!(place.find("v").unwrap().version, "3");
+    assert_eq!(place.find("v/2").unwrap().id, two.id);
+    // One that has no other name leaves.
+    write(
+        &place.folder.path().join("v/4/model.onnx"),
+        &onnx::fixed_batch(4),
+    );
+    place
+        .registry
+        .unload(&Lookup::of(Some("v/3"), &Params::new()))
+        .unwrap();
+    let four = load(&place, "v");
+    assert_eq!(four.version, "4");
+    write(
+        &place.folder.path().join("v/5/model.onnx"),
+        &onnx::fixed_batch(5),
+    );
+    load(&place, "v");
+    assert!(!place.registry.is_served(four.id));
+    let unloaded = place.registry.unload(&lookup).unwrap();
+    assert_eq!(unloaded.len(), 1);
+    assert_eq!(place.registry.models().len(), 1, "v/2 is left");
+}
+
+#[test]
+fn a_load_looks_at_every_file_of_a_model() {
+    let place = Place::new(&[
+        ("a.onnx", onnx::echo(mdm::DataType::Fp32, &[2])),
+        ("b.onnx", onnx::echo(mdm::DataType::Fp32, &[2])),
+        (
+            "c.proxy",
+            br#"{"mdm":1,"stages":[{"onnx":"a.onnx"},{"onnx":"b.onnx"}]}"#.to_vec(),
+        ),
+        (
+            "p.proxy",
+            br#"{"mdm":1,"onnx":"a.onnx","rows":"whole","warm_up":{"x":[[1,2]]}}"#.to_vec(),
+        ),
+    ]);
+    let at = |name: &str| place.folder.path().join(name);
+    let chain = load(&place, "c");
+    assert_eq!(load(&place, "c").id, chain.id);
+    // The same graph, another file.
+    fs::copy(at("b.onnx"), at("copy")).unwrap();
+    fs::rename(at("copy"), at("b.onnx")).unwrap();
+    assert_eq!(place.find("c").unwrap().id, chain.id);
+    let second = load(&place, "c");
+    assert_ne!(second.id, chain.id);
+    write(
+        &at("c.proxy"),
+        br#"{"mdm":1,"stages":[{"onnx":"b.onnx"},{"onnx":"b.onnx"}]}"#,
+    );
+    let third = load(&place, "c");
+    assert_ne!(third.id, second.id);
+    // Only what the proxy says beside its stages.
+    let proxy = load(&place, "p");
+    write(
+        &at("p.proxy"),
+        br#"{"mdm":1,"onnx":"a.onnx","rows":"whole","warm_up":{"x":[[3,4]]}}"#,
+    );
+    assert_ne!(load(&place, "p").id, proxy.id);
+    assert_eq!(place.registry.models().len(), 2);
+}
+
+#[test]
+fn files_larger_than_the_bound_are_refused_before_they_are_read() {
+    let files = [
+        ("big.onnx", onnx::mlp()),
+        ("small.onnx", onnx::fixed_batch(2)),
+    ];
+    let place = Place::with(&files, |config| config.max_model_bytes = Some(10_000));
+    let e = place.find("big").unwrap_err();
+    assert_eq!(e.code(), ResourceExhausted, "{e}");
+    assert!(e.message().contains("--max-model-bytes"), "{e}");
+    let small = place.find("small").unwrap();
+    assert_eq!(
+        place.registry.sizes(),
+        [(small.id, onnx::fixed_batch(2).len() as u64)]
+    );
 }
 
 #[test]
@@ -296,6 +545,7 @@ fn a_folder_that_is_not_there_is_named() {
         intra_op_threads: 1,
         gpu_memory_fraction: 0.0,
         extra_workers: false,
+        max_model_bytes: None,
     };
     let Err(e) = Registry::new(engine(), config) else {
         panic!("there is no such folder")

@@ -1,16 +1,20 @@
-//! Workers share a model's weights: the memory of eight sessions against that of one. Alone in its program, because
-//! it measures the whole process.
+//! Workers share a model's weights: the memory of eight sessions against that of one. And it goes back to the system when
+//! a model is unloaded. One measures this whole process, the other a server's.
 #![cfg(target_os = "linux")]
 
-#[path = "common/onnx.rs"]
-mod onnx;
+#[path = "common/mod.rs"]
+mod common;
 
-use std::sync::Arc;
-use std::sync::mpsc;
+use common::onnx;
+
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use mdm::message::WorkerId;
 use mdm::model::{Device, Engine, Lookup, ModelSource, Registry, RegistryConfig};
 use mdm::{Batch, Params, Tensor};
+
+/// One after the other: what one test makes would be measured by the other.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// The process's memory now and at its highest, in MB.
 fn memory() -> (u64, u64) {
@@ -29,6 +33,7 @@ fn memory() -> (u64, u64) {
 
 #[test]
 fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     // Many weights of a few megabytes are harder than one large one: malloc keeps such pieces.
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("m.onnx"), onnx::matmul_weights(100)).unwrap();
@@ -42,6 +47,7 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
                 intra_op_threads: 1,
                 gpu_memory_fraction: 0.0,
                 extra_workers: false,
+                max_model_bytes: None,
             },
         )
         .unwrap(),
@@ -82,4 +88,47 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
         eight * 10 <= one * 13,
         "8 workers hold {eight} MB, 1 holds {one} MB: {measured:?}"
     );
+}
+
+/// A model of 100 MB on 4 workers: what loading and running it took is back after it was unloaded, but for a fifth.
+#[test]
+fn the_memory_of_an_unloaded_model_goes_back_to_the_system() {
+    let files = [
+        ("m.onnx", onnx::matmul_weights(100)),
+        ("small.onnx", onnx::mlp()),
+    ];
+    let flags = [
+        "--num-worker",
+        "4",
+        "--preload",
+        "small",
+        "--intra-op-threads",
+        "1",
+    ];
+    let server = common::Server::start(common::models(&files), &flags);
+    let client = server.client();
+    let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
+    for round in 0..3 {
+        let before = server.resident_bytes();
+        client.load("m").unwrap();
+        for _ in 0..20 {
+            client.infer(x.clone(), "m").unwrap();
+        }
+        let loaded = server.resident_bytes();
+        client.unload("m").unwrap();
+        // Taking down a session takes a while, which the answer does not wait for.
+        let mut after = loaded;
+        common::eventually("the memory is back", || {
+            after = server.resident_bytes();
+            after.saturating_sub(before) * 5 <= loaded - before
+        });
+        let mb = |bytes: u64| bytes >> 20;
+        println!(
+            "MB: {round}: before {}, loaded {}, after {}",
+            mb(before),
+            mb(loaded),
+            mb(after)
+        );
+        assert!(loaded - before > 100 << 20, "it was loaded");
+    }
 }

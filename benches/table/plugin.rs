@@ -32,6 +32,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
             intra_op_threads: 1,
             gpu_memory_fraction: 0.0,
             extra_workers: false,
+            max_model_bytes: None,
         },
     )?;
     let open = |name: &str| -> Result<Box<dyn Model>> {

@@ -31,7 +31,7 @@ struct Typed {
 enum Order {
     /// Opens a proxy or an ONNX file as a worker would; shows inputs, outputs, kind of batch and stages
     Check {
-        /// NAME.proxy, NAME.onnx, or a folder with VERSION/model.onnx
+        /// NAME.proxy, NAME.onnx, or a folder with VERSION/model.onnx or VERSION/model.proxy
         file: PathBuf,
         /// Where its paths may lead [default: the file's folder]
         #[arg(long, value_name = "DIR", env = "MDM_RUN_SCRIPT_DIR")]
@@ -47,7 +47,9 @@ enum Order {
         #[command(flatten)]
         place: Place,
     },
-    /// Has a server load a model: read, described, and opened on its workers
+    /// Has a server load a model as its files are now: read, described, opened on every worker and warmed. What was
+    /// served under that name goes when its last request has ended; if this one cannot be opened, it stays
+    #[command(visible_alias = "reload")]
     Load(Remote),
     /// Has a server forget a model
     Unload(Remote),
@@ -65,7 +67,7 @@ struct Place {
 
 #[derive(Args)]
 struct Remote {
-    /// The model, as requests name it
+    /// The model, as requests name it; NAME/VERSION is one version of it
     name: String,
     /// The port where the server takes requests
     #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
@@ -96,7 +98,13 @@ fn main() -> ExitCode {
         Order::List { dir, place } => list(dir, place),
         Order::Load(remote) => {
             let model = client(&remote)?.load(&remote.name)?;
-            writeln!(stdout(), "loaded {} ({})", model.name, model.kind)?;
+            let ModelInfo {
+                name,
+                version,
+                kind,
+                ..
+            } = model;
+            writeln!(stdout(), "loaded {name}, version {version} ({kind})")?;
             Ok(ExitCode::SUCCESS)
         }
         Order::Unload(remote) => {
@@ -127,6 +135,7 @@ fn registry(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Registry> {
             intra_op_threads: 1,
             gpu_memory_fraction: 0.0,
             extra_workers: false,
+            max_model_bytes: None,
         },
     )?)
 }
@@ -199,7 +208,7 @@ fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
     if names.is_empty() {
         writeln!(
             stdout(),
-            "{shown} has no NAME.proxy, NAME.onnx or NAME/VERSION/model.onnx"
+            "{shown} has no NAME.proxy, NAME.onnx, NAME/VERSION/model.onnx or NAME/VERSION/model.proxy"
         )?;
     }
     let mut code = ExitCode::SUCCESS;

@@ -133,6 +133,15 @@ pub struct Args {
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub preload: Vec<String>,
 
+    /// Most models that are loaded; beyond it those leave that were used longest ago
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Models")]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
+    pub max_models: usize,
+
+    /// Most bytes of the loaded models' files; beyond it those leave that were used longest ago [default: no bound]
+    #[arg(long, value_name = "SIZE", help_heading = "Models")]
+    pub max_model_bytes: Option<Size>,
+
     /// Most rows in a chunk
     #[arg(
         long,

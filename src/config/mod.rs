@@ -72,6 +72,10 @@ pub struct Config {
     pub verbose: bool,
     /// Models to load before the server is ready.
     pub preload: Vec<String>,
+    /// Most models that are loaded, at least 1.
+    pub max_models: usize,
+    /// Most bytes of the loaded models' files, if there is a bound.
+    pub max_model_bytes: Option<u64>,
     /// The engine's library, if it was named.
     pub onnxruntime: Option<PathBuf>,
     /// Engine threads in each worker, at least 1.
@@ -217,6 +221,8 @@ impl Config {
             logger_rotation: args.logger_rotation,
             verbose: args.verbose,
             preload: args.preload,
+            max_models: args.max_models,
+            max_model_bytes: args.max_model_bytes.map(|size| size.0),
             onnxruntime: args.onnxruntime,
             prefetch_size: args.prefetch_size,
             max_batch_delay: Duration::from_micros(args.max_batch_delay_us),
@@ -297,6 +303,13 @@ impl Config {
             ("logger_rotation", self.logger_rotation.to_string()),
             ("verbose", self.verbose.to_string()),
             ("preload", joined(self.preload.iter().cloned())),
+            ("max_models", self.max_models.to_string()),
+            (
+                "max_model_bytes",
+                self.max_model_bytes
+                    .map(|bytes| Size(bytes).to_string())
+                    .unwrap_or_default(),
+            ),
             (
                 "onnxruntime",
                 self.onnxruntime.as_deref().map(path).unwrap_or_default(),

@@ -26,6 +26,8 @@ fn sample(id: &str, dir: &str) -> String {
         "run_script_dir" | "allow_path" => dir,
         "zeromq_sock_tmp_dir" => return format!("{dir}/s_t"),
         "preload" => "my_model",
+        "max_models" => "5",
+        "max_model_bytes" => "7GiB",
         "max_batch_size" => "512",
         "priority_batch_size" => "8",
         "max_batch_delay_us" => "250",

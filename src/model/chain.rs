@@ -71,6 +71,12 @@ impl Model for Chain {
         }
         Ok(batch)
     }
+
+    fn warm_up(&mut self) {
+        for (_, model) in &mut self.stages {
+            model.warm_up();
+        }
+    }
 }
 
 fn check_rows(outputs: &Batch, rows: usize) -> Result<()> {

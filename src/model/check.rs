@@ -1,6 +1,6 @@
 //! A request's inputs against a model's description. It runs in the ventilator for every request.
 
-use super::{BatchKind, Description, Dim, Port, Takes};
+use super::{BatchKind, Description, Dim, Empty, Port, Takes};
 use crate::error::{Error, Result};
 use crate::tensor::{Batch, Tensor};
 
@@ -82,10 +82,28 @@ pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<C
             description.name
         )));
     }
+    if description.empty == Empty::Refused {
+        check_not_empty(description, &inputs)?;
+    }
     if !batched {
         dims.clear();
     }
     Ok(Checked { inputs, rows, dims })
+}
+
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the input that has a dimension of size 0.
+fn check_not_empty(description: &Description, inputs: &Batch) -> Result<()> {
+    let mut tensors = inputs.tensors.iter();
+    match tensors.find(|tensor| tensor.shape().contains(&0)) {
+        None => Ok(()),
+        Some(tensor) => Err(Error::invalid(format!(
+            "input {:?} has shape {:?}: model {:?} has a recurrent layer, which takes no dimension of size 0",
+            tensor.name(),
+            tensor.shape(),
+            description.name
+        ))),
+    }
 }
 
 /// Inputs that nothing was declared of may run together if they are alike in everything but their rows.
@@ -245,6 +263,7 @@ mod tests {
             inputs,
             outputs: vec![],
             legs: [crate::message::Role::Main].into(),
+            empty: Empty::Allowed,
         }
     }
 
@@ -393,6 +412,24 @@ mod tests {
         assert_eq!(checked.rows, 7);
         let e = check_inputs(&fixed, batch(&[tensor("x", &[7, 3])])).unwrap_err();
         assert!(e.message().contains("[rows, 2], got [7, 3]"), "{e}");
+    }
+
+    #[test]
+    fn a_recurrent_model_takes_no_empty_dimension() {
+        let shape = [symbol("L"), symbol("N"), Dim::Fixed(2)];
+        let whole = Description {
+            empty: Empty::Refused,
+            ..model(BatchKind::Whole, vec![port("x", DataType::Fp32, &shape)])
+        };
+        for shape in [[3, 0, 2], [0, 3, 2]] {
+            let e = check_inputs(&whole, batch(&[tensor("x", &shape)])).unwrap_err();
+            assert_eq!(e.code(), crate::ErrorCode::InvalidArgument);
+            assert!(
+                e.message().contains(&format!("\"x\" has shape {shape:?}")),
+                "{e}"
+            );
+        }
+        check_inputs(&whole, batch(&[tensor("x", &[1, 1, 2])])).unwrap();
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::lookup::StageRuns;
+use super::found::StageRuns;
 use super::proxy::Proxy;
+use super::versions;
 use super::{Lookup, ModelSource, Registry};
 use crate::error::Result;
 use crate::message::{Params, WorkerId};
@@ -43,9 +44,14 @@ impl Registry {
     pub fn inspect(&self, name: &str) -> Result<Inspection> {
         let lookup = Lookup::of(Some(name), &Params::new());
         let description = self.resolve(&lookup)?;
-        drop(self.open(description.id, 0, WorkerId(0))?);
-        let found = self.found(&lookup)?;
+        let opened = self.open(description.id, 0, WorkerId(0)).map(drop);
+        let found = self.found(&lookup);
         let own = self.stage_descriptions(description.id);
+        // A folder may have more models than memory.
+        self.forget(description.id);
+        self.let_go(description.id);
+        opened?;
+        let found = found?;
         let stages = found.stages.iter().zip(own).map(|(stage, own)| StageInfo {
             runs: match &stage.runs {
                 StageRuns::Onnx(_) => "onnx".to_owned(),
@@ -67,11 +73,13 @@ impl Registry {
         })
     }
 
-    /// The names that a file is served by: its own, or one for each method of a proxy.
+    /// The names that a file is served by, or a folder of versions: its own, or one for each method of a proxy.
     ///
     /// # Errors
     /// What is wrong with the proxy.
     pub fn names_of(&self, name: &str, file: &Path) -> Result<Vec<String>> {
+        let served = file.is_dir().then(|| versions::served(file)).flatten();
+        let file = served.as_deref().unwrap_or(file);
         if file.extension().is_none_or(|ending| ending != "proxy") {
             return Ok(vec![name.to_owned()]);
         }
@@ -119,8 +127,8 @@ impl Registry {
             };
             let name = format!("{prefix}{file}");
             if path.is_dir() {
-                if is_repository(&path) {
-                    names.insert(name);
+                if let Some(file) = versions::served(&path) {
+                    names.extend(self.names_of(&name, &file)?);
                 } else if levels > 1 {
                     self.gather(&path, &format!("{name}/"), levels - 1, names)?;
                 }
@@ -136,18 +144,4 @@ impl Registry {
         }
         Ok(())
     }
-}
-
-/// Whether a folder holds `model.onnx`, or versions of it.
-fn is_repository(folder: &Path) -> bool {
-    let has_model = |folder: &Path| folder.join("model.onnx").exists();
-    let versions = || folder.read_dir().into_iter().flatten().flatten();
-    has_model(folder)
-        || versions().any(|entry| {
-            let number = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|n| n.parse::<u64>().is_ok());
-            number && has_model(&entry.path())
-        })
 }

@@ -21,6 +21,8 @@ use crate::message::ModelId;
 pub(crate) enum Job {
     /// Describe the model that a request names.
     Resolve(Lookup),
+    /// Describe the model that a name leads to now, whatever was loaded under it before.
+    Load(Lookup),
     /// Forget a model.
     Unload(Lookup),
 }
@@ -28,7 +30,7 @@ pub(crate) enum Job {
 /// What came of a job.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Of [`Job::Resolve`].
+    /// Of [`Job::Resolve`] and [`Job::Load`].
     Described(Result<Arc<Description>>),
     /// Of [`Job::Unload`].
     Unloaded(Result<Vec<ModelId>>),
@@ -37,12 +39,17 @@ pub(crate) enum Answer {
 /// What the loader's thread works with.
 pub(crate) trait Describe: Send + Sync + 'static {
     fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>>;
+    fn load(&self, lookup: &Lookup) -> Result<Arc<Description>>;
     fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>>;
 }
 
 impl Describe for Registry {
     fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
         Registry::resolve(self, lookup)
+    }
+
+    fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+        Registry::load(self, lookup)
     }
 
     fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
@@ -135,6 +142,9 @@ fn work(
         let answer = match job {
             Job::Resolve(lookup) => {
                 Answer::Described(caught(lookup.name(), || registry.resolve(&lookup)))
+            }
+            Job::Load(lookup) => {
+                Answer::Described(caught(lookup.name(), || registry.load(&lookup)))
             }
             Job::Unload(lookup) => {
                 Answer::Unloaded(caught(lookup.name(), || registry.unload(&lookup)))

@@ -4,10 +4,12 @@
 //! model "digits"      run-script-dir/digits           a file
 //!                     run-script-dir/digits.proxy     JSON that says what to serve: proxy.rs
 //!                     run-script-dir/digits.onnx
-//!                     run-script-dir/digits/          VERSION/model.onnx, the highest version
-//! model "digits/3"    run-script-dir/digits/3/        model.onnx: that version
+//!                     run-script-dir/digits/          VERSION/model.proxy or model.onnx, the highest version
+//! model "digits/3"    run-script-dir/digits/3/        model.proxy or model.onnx: that version
 //! model "digits.top"  run-script-dir/digits.proxy     the method "top" that it lists
 //! ```
+//! A method may follow a version, `digits/3.top`; the parameter `model_version` asks for a version as well.
+//!
 //! Paths are put together as text first (`.` and `..` taken out), so that nothing outside the roots is ever touched,
 //! not even to see whether it is there. Then links are followed, and where they lead is checked again.
 
@@ -15,11 +17,12 @@ use std::fs::{self, FileType};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::Rows;
+use super::found::{Found, Stage, StageRuns};
 use super::proxy::{EXAMPLES, Proxy, Runs, SessionOptions, StageText, kind_of};
 use super::source::file_name;
+use super::versions::{self, MODEL_VERSION};
 use crate::error::{Error, Result};
 use crate::message::Params;
 
@@ -32,10 +35,12 @@ const MODEL_PROXY_PATH: &str = "model_proxy_path";
 pub struct Lookup {
     model: Option<String>,
     paths: Vec<(String, Value)>,
+    version: Option<Value>,
 }
 
 impl Lookup {
-    /// Takes from a request what matters: its model's name, and every parameter whose key ends in `_path`.
+    /// Takes from a request what matters: its model's name, the version that it asks for, and every parameter whose
+    /// key ends in `_path`.
     pub fn of(model: Option<&str>, params: &Params) -> Lookup {
         Lookup {
             model: model.map(str::to_owned),
@@ -44,6 +49,7 @@ impl Lookup {
                 .filter(|(key, _)| key.ends_with("_path"))
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
+            version: params.get(MODEL_VERSION).cloned(),
         }
     }
 
@@ -59,41 +65,18 @@ impl Lookup {
     }
 }
 
-/// What a name leads to.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Found {
-    pub(super) name: String,
-    pub(super) version: String,
-    /// The file that says what is served: the ONNX file itself, where there is nothing more to say than its name.
-    pub(super) origin: PathBuf,
-    pub(super) method: Option<String>,
-    pub(super) rows: Option<Rows>,
-    /// At least one.
-    pub(super) stages: Vec<Stage>,
-    pub(super) warm_up: Option<Map<String, Value>>,
+/// By what a request names a model, without a look at any file: different spellings of a path are one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Alias {
+    by: By,
+    path: PathBuf,
+    version: Option<u64>,
 }
 
-/// A stage whose files are known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stage {
-    /// What to call it in messages.
-    pub(super) name: String,
-    /// The file, links followed.
-    pub(super) path: PathBuf,
-    pub(super) runs: StageRuns,
-}
-
-/// What a stage does with its file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum StageRuns {
-    Onnx(SessionOptions),
-    Plugin {
-        entry: Option<String>,
-        /// JSON.
-        state: String,
-        /// What the state's paths are relative to.
-        folder: PathBuf,
-    },
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum By {
+    Name,
+    Path,
 }
 
 /// The directories that paths may lead into.
@@ -156,19 +139,15 @@ impl Roots {
     /// `INVALID_ARGUMENT` no model named, or two different ones, or a path that is none · `PERMISSION_DENIED` ·
     /// `NOT_FOUND` · `FAILED_PRECONDITION` something there that is no model.
     pub(super) fn find(&self, lookup: &Lookup) -> Result<Found> {
-        let mut by_path = None;
-        for (key, value) in &lookup.paths {
-            let Value::String(text) = value else {
-                return Err(Error::invalid(format!(
-                    "parameter {key:?} is {}, expected a path as a string",
-                    kind_of(value)
-                )));
-            };
-            let target = self.entry(key, text)?;
-            if key == MODEL_PROXY_PATH {
-                by_path = Some((text.as_str(), target));
+        let asked = versions::asked(lookup.version.as_ref())?;
+        self.check_parameters(lookup)?;
+        let by_path = match lookup.paths.iter().find(|(key, _)| key == MODEL_PROXY_PATH) {
+            Some((key, value)) => {
+                let text = path_text(key, value)?;
+                Some((text, self.entry(key, text)?))
             }
-        }
+            None => None,
+        };
         let mut method = None;
         let by_name = match &lookup.model {
             Some(name) => {
@@ -193,7 +172,34 @@ impl Roots {
                 )));
             }
         };
-        self.model(name, target, method.as_deref())
+        self.model(name, target, method.as_deref(), asked)
+    }
+
+    /// Checks the paths of a request that do not name its model.
+    ///
+    /// # Errors
+    /// As [`Roots::find`], naming the key.
+    pub(super) fn check_parameters(&self, lookup: &Lookup) -> Result<()> {
+        let own = |(key, _): &&(String, Value)| key != MODEL_PROXY_PATH;
+        for (key, value) in lookup.paths.iter().filter(own) {
+            self.entry(key, path_text(key, value)?)?;
+        }
+        Ok(())
+    }
+
+    /// By what a request names a model; `None` if [`Roots::find`] has to look at it.
+    pub(super) fn alias(&self, lookup: &Lookup) -> Option<Alias> {
+        let by_path = lookup.paths.iter().find(|(key, _)| key == MODEL_PROXY_PATH);
+        let (by, text) = match (&lookup.model, by_path) {
+            (Some(name), None) => (By::Name, name.as_str()),
+            (None, Some((_, value))) => (By::Path, value.as_str()?),
+            _ => return None,
+        };
+        Some(Alias {
+            by,
+            path: self.inside("model", text).ok()?,
+            version: versions::asked(lookup.version.as_ref()).ok()?,
+        })
     }
 
     /// A file that a proxy or its state names, relative to the proxy's folder.
@@ -233,11 +239,20 @@ impl Roots {
             && !method.is_empty()
             && !method.contains('/')
             && let Ok(target) = self.named(base)
-            && is_proxy(&target)
+            && (is_proxy(&target) || target.kind.is_dir())
         {
             return Ok((target, Some(method.to_owned())));
         }
-        Err(missing)
+        Err(self.missing_version(name).unwrap_or(missing))
+    }
+
+    /// What to say of a name that asks for a version that is not there; `None` if it asks for something else.
+    fn missing_version(&self, name: &str) -> Option<Error> {
+        let (base, last) = name.rsplit_once('/')?;
+        let target = self.named(base).ok()?;
+        let number = last.split('.').next().unwrap_or_default();
+        let folder = target.kind.is_dir().then_some(target.path)?;
+        versions::missing_below(name, base, number, &folder)
     }
 
     /// Where a model's name leads: the first of the places that holds something.
@@ -337,11 +352,22 @@ impl Roots {
     }
 
     /// What a target is or stands for.
-    fn model(&self, name: &str, target: Target, method: Option<&str>) -> Result<Found> {
-        if target.kind.is_dir() {
-            let (path, version) = self.newest(name, &target.path)?;
-            return Ok(Found::onnx(name, version, path, None));
-        }
+    fn model(
+        &self,
+        name: &str,
+        target: Target,
+        method: Option<&str>,
+        asked: Option<u64>,
+    ) -> Result<Found> {
+        let (target, version) = if target.kind.is_dir() {
+            let version = versions::choose(name, &target.path, asked)?;
+            let file = self.version_file(name, &version.file)?;
+            (file, Some(version.number.to_string()))
+        } else if let Some(asked) = asked.filter(|asked| *asked != 1) {
+            return Err(versions::only_version(name, asked));
+        } else {
+            (target, None)
+        };
         if is_pickle(&target.path)? {
             return Err(Error::precondition(format!(
                 "{} is a Python pickle, which would run whatever code is in it and is never loaded; export the model \
@@ -352,13 +378,38 @@ impl Roots {
         }
         if is_proxy(&target) {
             return self
-                .proxy(name, &target.path, method)
+                .proxy(name, &target.path, method, version)
                 .map_err(|e| e.context(file_name(&target.path)));
         }
-        Ok(Found::onnx(name, "1".to_owned(), target.path, None))
+        if let Some(method) = method {
+            return Err(Error::not_found(format!(
+                "model {name:?}: {} is an ONNX file, which has no method {method:?}; a model.proxy lists methods",
+                file_name(&target.path)
+            )));
+        }
+        let version = version.unwrap_or_else(|| "1".to_owned());
+        Ok(Found::onnx(name, version, target.path, None))
     }
 
-    fn proxy(&self, name: &str, path: &Path, method: Option<&str>) -> Result<Found> {
+    fn version_file(&self, name: &str, path: &Path) -> Result<Target> {
+        let target = self.real("model", name, path)?;
+        if target.kind.is_file() {
+            return Ok(target);
+        }
+        Err(Error::precondition(format!(
+            "model {name:?}: {} is no file",
+            file_name(path)
+        )))
+    }
+
+    /// What a proxy says; `in_folder` is the version whose folder it lies in.
+    fn proxy(
+        &self,
+        name: &str,
+        path: &Path,
+        method: Option<&str>,
+        in_folder: Option<String>,
+    ) -> Result<Found> {
         let (method, chain) = Proxy::read(path)?.method(method)?;
         let folder = path.parent().unwrap_or(Path::new("/"));
         let mut version = "1".to_owned();
@@ -377,21 +428,24 @@ impl Roots {
             }
             stages.push(stage);
         }
+        let versioned = in_folder.is_some();
         let found = Found {
             name: name.to_owned(),
-            version,
+            version: in_folder.unwrap_or(version),
             origin: path.to_owned(),
             method,
             rows: chain.rows,
             stages,
             warm_up: chain.warm_up,
         };
-        // A proxy that adds nothing to its ONNX file is that file under another name.
+        // A proxy that adds nothing to its ONNX file is that file under another name. Not so one of several versions,
+        // which may share the file.
         match found.stages.as_slice() {
             [only]
                 if only.runs == StageRuns::Onnx(SessionOptions::default())
                     && found.method.is_none()
-                    && found.warm_up.is_none() =>
+                    && found.warm_up.is_none()
+                    && !versioned =>
             {
                 let path = only.path.clone();
                 Ok(Found::onnx(name, found.version, path, found.rows))
@@ -406,7 +460,14 @@ impl Roots {
             Runs::Onnx { file, options } => {
                 let target = self.target_beside(folder, "onnx", file)?;
                 let (path, version) = if target.kind.is_dir() {
-                    self.newest(file, &target.path)?
+                    let version = versions::choose(file, &target.path, None)?;
+                    let target = self.version_file(file, &version.file)?;
+                    if is_proxy(&target) {
+                        return Err(Error::precondition(format!(
+                            "onnx {file:?} leads to a proxy, expected an ONNX file or versions of one"
+                        )));
+                    }
+                    (target.path, version.number.to_string())
                 } else {
                     (target.path, "1".to_owned())
                 };
@@ -430,35 +491,6 @@ impl Roots {
             }
         }
     }
-
-    /// The file of a repository folder: `model.onnx` in it, or in the subfolder with the highest number.
-    fn newest(&self, name: &str, folder: &Path) -> Result<(PathBuf, String)> {
-        let number = |path: &Path| -> Option<u64> { path.file_name()?.to_str()?.parse().ok() };
-        let direct = folder.join("model.onnx");
-        let path = if direct.exists() {
-            Some((number(folder), direct))
-        } else {
-            fs::read_dir(folder)
-                .map_err(|e| Error::precondition(format!("model {name:?}: {e}")))?
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .filter_map(|path| Some((number(&path)?, path.join("model.onnx"))))
-                .filter(|(_, path)| path.exists())
-                .max()
-                .map(|(version, path)| (Some(version), path))
-        };
-        let Some((version, path)) = path else {
-            return Err(Error::not_found(format!(
-                "model {name:?}: the folder has no VERSION/model.onnx, VERSION a number"
-            )));
-        };
-        let target = self.real("model", name, &path)?;
-        if !target.kind.is_file() {
-            return Err(Error::precondition(format!(
-                "model {name:?}: model.onnx is no file"
-            )));
-        }
-        Ok((target.path, version.unwrap_or(1).to_string()))
-    }
 }
 
 /// Something that is there and may be used.
@@ -467,26 +499,13 @@ struct Target {
     kind: FileType,
 }
 
-impl Found {
-    /// An ONNX file as it is.
-    fn onnx(name: &str, version: String, path: PathBuf, rows: Option<Rows>) -> Found {
-        let file = path.file_name().unwrap_or_default();
-        let stage = Stage {
-            // The same whatever name the file was found by.
-            name: file.to_string_lossy().into_owned(),
-            path: path.clone(),
-            runs: StageRuns::Onnx(SessionOptions::default()),
-        };
-        Found {
-            name: name.to_owned(),
-            version,
-            origin: path,
-            method: None,
-            rows,
-            stages: vec![stage],
-            warm_up: None,
-        }
-    }
+fn path_text<'a>(key: &str, value: &'a Value) -> Result<&'a str> {
+    value.as_str().ok_or_else(|| {
+        Error::invalid(format!(
+            "parameter {key:?} is {}, expected a path as a string",
+            kind_of(value)
+        ))
+    })
 }
 
 fn is_proxy(target: &Target) -> bool {

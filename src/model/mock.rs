@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use super::{BatchKind, Description, Dim, Lookup, Model, ModelSource, Port, Run, Takes};
+use super::{BatchKind, Description, Dim, Empty, Lookup, Model, ModelSource, Port, Run, Takes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Role, WorkerId};
 use crate::tensor::{Batch, DataType, Tensor};
@@ -128,6 +128,7 @@ impl MockSource {
             inputs: ports.clone(),
             outputs: ports,
             legs: legs.into(),
+            empty: Empty::Allowed,
         });
         models.insert(description.id, (description.clone(), behaviours));
         description
@@ -167,6 +168,10 @@ impl super::loader::Describe for MockSource {
             .find(|description| description.name == lookup.name())
             .cloned()
             .ok_or_else(|| Error::not_found(format!("model {:?}", lookup.name())))
+    }
+
+    fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+        self.resolve(lookup)
     }
 
     fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
@@ -247,6 +252,9 @@ mod tests {
             fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
                 assert_ne!(lookup.name(), "bad", "a strange file");
                 self.0.resolve(lookup)
+            }
+            fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+                self.0.load(lookup)
             }
             fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
                 self.0.unload(lookup)

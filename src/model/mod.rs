@@ -6,8 +6,11 @@
 mod chain;
 pub(crate) mod check;
 mod engine;
+mod files;
+mod found;
 mod gpu;
 mod inspect;
+mod known;
 mod library;
 pub(crate) mod loader;
 mod lookup;
@@ -19,14 +22,17 @@ mod plugin;
 mod proto;
 mod proxy;
 mod registry;
+mod sample;
 mod shared;
 mod source;
 mod stage;
 mod values;
+mod versions;
 mod weights;
 
 pub use engine::Engine;
 pub use inspect::{Inspection, StageInfo};
+pub use known::Replaced;
 pub(crate) use library::check_whole;
 pub use lookup::Lookup;
 pub use registry::{Registry, RegistryConfig};
@@ -70,6 +76,18 @@ pub struct Description {
     pub outputs: Vec<Port>,
     /// Who runs its legs, one after another: stages in a row that run in the same kind of worker.
     pub legs: Arc<[Role]>,
+    /// Whether its inputs may have dimensions of size 0.
+    pub empty: Empty,
+}
+
+/// Whether a dimension of size 0 may reach a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Empty {
+    /// As the caches of language models begin.
+    #[default]
+    Allowed,
+    /// It has an operator for which the engine ends the whole process then.
+    Refused,
 }
 
 /// What a request's inputs are held against.
@@ -130,6 +148,9 @@ pub trait Model {
     /// Whatever went wrong in the model, for the client to read, with the rows of the batch that it concerns where
     /// the model knows them.
     fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch>;
+
+    /// Runs something made up, so that the first request does not pay for what the engine puts off until a run.
+    fn warm_up(&mut self) {}
 
     /// As [`Model::infer_with`], for nobody in particular.
     ///

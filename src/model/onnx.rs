@@ -31,25 +31,6 @@ impl OnnxModel {
         }
     }
 
-    /// Runs zeros of the smallest shape, so that the first request does not pay for what the engine puts off until a
-    /// run. Not every model takes zeros, so a failure means nothing.
-    pub(crate) fn warm_up(&mut self) {
-        let rows = match self.description.kind {
-            BatchKind::Fixed(rows) => rows,
-            BatchKind::Batched | BatchKind::Whole => 1,
-        };
-        let zeros = self
-            .description
-            .inputs
-            .iter()
-            .map(|port| zeros(port, rows))
-            .collect::<Result<Vec<Tensor>>>();
-        let result = zeros.and_then(|tensors| self.infer(&Batch { tensors }, &Params::new()));
-        if let Err(error) = result {
-            tracing::debug!(model = %self.description.name, %error, "warm-up failed");
-        }
-    }
-
     fn run(&mut self, inputs: &Batch) -> Result<Batch> {
         let inputs = &*values::aligned(inputs)?;
         let failed = |e: ort::Error| {
@@ -127,6 +108,24 @@ impl Model for OnnxModel {
             }
         }
     }
+
+    /// Zeros of the smallest shape. Not every model takes zeros, so a failure means nothing.
+    fn warm_up(&mut self) {
+        let rows = match self.description.kind {
+            BatchKind::Fixed(rows) => rows,
+            BatchKind::Batched | BatchKind::Whole => 1,
+        };
+        let zeros = self
+            .description
+            .inputs
+            .iter()
+            .map(|port| zeros(port, rows))
+            .collect::<Result<Vec<Tensor>>>();
+        let result = zeros.and_then(|tensors| self.infer(&Batch { tensors }, &Params::new()));
+        if let Err(error) = result {
+            tracing::debug!(model = %self.description.name, %error, "warm-up failed");
+        }
+    }
 }
 
 fn adopt(
@@ -181,6 +180,9 @@ fn zeros(port: &Port, rows: usize) -> Result<Tensor> {
             Dim::Symbol(_) | Dim::Dynamic | Dim::Rest => 1,
         })
         .collect();
+    if shape.contains(&0) {
+        return Err(Error::invalid(format!("{shape:?} has no elements")));
+    }
     let elements = crate::tensor::element_count(&shape)
         .filter(|&count| count <= MOST_ZEROS)
         .ok_or_else(|| Error::invalid(format!("{shape:?} is much to fill with zeros")))?;

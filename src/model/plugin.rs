@@ -1,14 +1,15 @@
 //! A plugin's model: what the registry knows of it, and a worker's instance.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::check::check_inputs;
+use super::files::Files;
 use super::lookup::Roots;
 use super::onnx::OnnxModel;
 use super::proxy::SessionOptions;
 use super::shared::Shared;
-use super::source::{OnnxSource, Options};
+use super::source::{OnnxSource, Options, file_name};
 use super::{BatchKind, Description, Device, Model, Rows, Run, Takes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, Role};
@@ -31,6 +32,74 @@ pub(super) struct PluginSource {
     state: Arc<str>,
     folder: PathBuf,
     signature: Arc<Signature>,
+    opened: Arc<Opened>,
+}
+
+/// What a plugin's models have opened through the server: the next worker's instance has the same, and a load looks
+/// whether any of it has changed.
+#[derive(Default)]
+struct Opened {
+    files: Mutex<Files>,
+    /// Those of them that the plugin reads by itself.
+    read: Mutex<Files>,
+    sources: Mutex<Vec<(PathBuf, Device, Arc<OnnxSource>)>>,
+}
+
+/// Files of one model that are remembered: a plugin may ask for ever.
+const MOST_FILES: usize = 64;
+
+impl Opened {
+    fn files(&self) -> MutexGuard<'_, Files> {
+        locked(&self.files)
+    }
+
+    /// The plugin is about to read a file by itself.
+    fn reads(&self, path: &Path) {
+        let mut read = locked(&self.read);
+        if read.len() < MOST_FILES {
+            read.add(path);
+            self.files().extend(&read);
+        }
+    }
+
+    /// Whether the next instance would read what the earlier ones have read.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`, naming the file that has changed.
+    fn check(&self) -> Result<()> {
+        match locked(&self.read).changed() {
+            None => Ok(()),
+            Some(path) => Err(Error::precondition(format!(
+                "{} was changed since the model was loaded; load the model again",
+                file_name(path)
+            ))),
+        }
+    }
+
+    /// The file as the first instance found it.
+    fn source(
+        &self,
+        path: &Path,
+        device: Device,
+        open: impl FnOnce() -> Result<Arc<OnnxSource>>,
+    ) -> Result<Arc<OnnxSource>> {
+        let mut sources = locked(&self.sources);
+        let mut known = sources.iter();
+        if let Some((_, _, source)) = known.find(|(own, on, _)| own == path && *on == device) {
+            return Ok(source.clone());
+        }
+        let source = open()?;
+        if sources.len() < MOST_FILES {
+            sources.push((path.to_owned(), device, source.clone()));
+            source.add_files(&mut self.files());
+        }
+        Ok(source)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half done in there.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PluginSource {
@@ -46,10 +115,13 @@ impl PluginSource {
         rows: Option<Rows>,
         surroundings: &Surroundings,
     ) -> Result<PluginSource> {
+        let opened = Arc::new(Opened::default());
+        opened.files().add(path);
         let plugin = Plugin::of(Library::open(path)?, entry)?;
         let services = PluginServices {
             surroundings: surroundings.clone(),
             folder: folder.to_owned(),
+            opened: opened.clone(),
         };
         let mut signature = plugin.describe(state, &services)?;
         if let Some(rows) = rows {
@@ -63,7 +135,13 @@ impl PluginSource {
             state: state.into(),
             folder: folder.to_owned(),
             signature: Arc::new(signature),
+            opened,
         })
+    }
+
+    /// The files that it is made of, as far as it has asked for them yet.
+    pub(super) fn add_files(&self, files: &mut Files) {
+        files.extend(&self.opened.files());
     }
 
     pub(super) fn signature(&self) -> &Signature {
@@ -73,7 +151,7 @@ impl PluginSource {
     /// An instance for one worker, from the library that was described: whatever has become of its file.
     ///
     /// # Errors
-    /// The plugin's own.
+    /// The plugin's own; `FAILED_PRECONDITION` if a file that it reads has changed since the first instance did.
     pub(super) fn open(&self, surroundings: &Surroundings) -> Result<PluginModel> {
         let mut model = PluginModel {
             plugin: self.plugin.clone(),
@@ -82,10 +160,12 @@ impl PluginSource {
             services: PluginServices {
                 surroundings: surroundings.clone(),
                 folder: self.folder.clone(),
+                opened: self.opened.clone(),
             },
             instance: None,
         };
         model.instance = Some(model.plugin.load(&model.state, &model.services)?);
+        self.opened.check()?;
         Ok(model)
     }
 }
@@ -133,11 +213,14 @@ impl Model for PluginModel {
 struct PluginServices {
     surroundings: Surroundings,
     folder: PathBuf,
+    opened: Arc<Opened>,
 }
 
 impl Services for PluginServices {
     fn state_path(&self, path: &str) -> Result<PathBuf> {
-        self.surroundings.roots.beside(&self.folder, "path", path)
+        let path = self.surroundings.roots.beside(&self.folder, "path", path)?;
+        self.opened.reads(&path);
+        Ok(path)
     }
 
     fn param_path(&self, key: &str, path: &str) -> Result<PathBuf> {
@@ -160,7 +243,8 @@ impl Services for PluginServices {
         } = &self.surroundings;
         let file = roots.beside(&self.folder, "session", path)?;
         let options = options.with(&wanted);
-        let source = shared.open(&file, *device, &options)?;
+        let open = || shared.open(&file, *device, &options);
+        let source = self.opened.source(&file, *device, open)?;
         let description = onnx_description(path, &source, wanted.batch, None)?;
         let model = source.open(description.clone(), *device, &options)?;
         Ok(Box::new(HostedSession {
@@ -237,5 +321,6 @@ pub(super) fn onnx_description(
         inputs: signature.inputs.clone(),
         outputs: signature.outputs.clone(),
         legs: [Role::Main].into(),
+        empty: signature.empty,
     }))
 }

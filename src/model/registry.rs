@@ -1,24 +1,25 @@
 //! What is known about models: which file each number stands for, what it takes and gives, and the weights that its
 //! sessions share.
 
-use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::engine::Engine;
-use super::lookup::{Found, Lookup, Roots, Stage};
+use super::files::Files;
+use super::found::{Found, Stage};
+use super::known::{Key, Known, Replaced, Standing};
+use super::lookup::{Lookup, Roots};
 use super::plugin::Surroundings;
 use super::proxy::SessionOptions;
+use super::sample::sample;
 use super::shared::Shared;
-use super::source::{Options, Stamp};
+use super::source::Options;
 use super::stage::{self, StageSource};
-use super::{Description, Device, Model, ModelSource, Rows, gpu};
+use super::{Description, Device, Model, ModelSource, Rows, gpu, memory};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Role, WorkerId};
+use crate::message::{ModelId, Params, Role, WorkerId};
+use crate::tensor::Batch;
 use crate::wire::server::ModelInfo;
-
-/// The most models that are kept described. Beyond it the one that was asked for longest ago is forgotten.
-const MOST_MODELS: usize = 64;
 
 /// Where models are, and on what they run.
 #[derive(Clone, Debug)]
@@ -35,6 +36,8 @@ pub struct RegistryConfig {
     pub gpu_memory_fraction: f64,
     /// There are workers for plugin stages only: models of such stages have legs.
     pub extra_workers: bool,
+    /// The most bytes of files that a model may have; `None` is no bound.
+    pub max_model_bytes: Option<u64>,
 }
 
 /// The models that are known. Its methods touch files and take seconds: they are for the loader's thread and the
@@ -44,43 +47,50 @@ pub struct Registry {
     roots: Arc<Roots>,
     devices: Vec<(Device, Options)>,
     extra_workers: bool,
+    max_model_bytes: Option<u64>,
     known: Mutex<Known>,
 }
 
-#[derive(Default)]
-struct Known {
-    last_id: u64,
-    /// Counts lookups, to know which model was asked for longest ago.
-    clock: u64,
-    entries: HashMap<ModelId, Entry>,
-    /// Forgotten since somebody last asked.
-    retired: Vec<ModelId>,
-    /// Forgotten, while requests that had found them are on their way: workers may still have to open them.
-    leaving: HashMap<ModelId, Arc<Described>>,
-}
-
-struct Entry {
-    key: Key,
-    names: BTreeSet<String>,
-    used: u64,
-    model: Arc<Described>,
-}
-
-/// One state of a model's files, served in one way.
-#[derive(Clone, Debug, PartialEq)]
-struct Key {
-    /// The file that says what is served.
-    origin: PathBuf,
-    method: Option<String>,
-    rows: Option<Rows>,
-    stages: Vec<(Stage, Stamp)>,
-}
-
-struct Described {
-    description: Arc<Description>,
+/// A model that was read and described.
+pub(super) struct Described {
+    pub(super) description: Arc<Description>,
     stages: Vec<StageSource>,
+    /// What it is made of besides its stages' own files: the proxy.
+    files: Files,
     /// Held while a worker opens a session: opening takes a core and twice the memory for a moment.
     opening: Mutex<()>,
+    /// What each leg is warmed up with, as far as it is known: the proxy's sample for the first, what a leg gave of it
+    /// for the next one.
+    samples: Mutex<Vec<Option<Batch>>>,
+}
+
+impl Described {
+    /// Every file that it is made of, as far as that is known: plugins open theirs when a worker loads them.
+    fn all_files(&self) -> Files {
+        let mut files = self.files.clone();
+        for stage in &self.stages {
+            stage.add_files(&mut files);
+        }
+        files
+    }
+
+    /// Runs the proxy's sample, or else zeros, of which not every model makes something.
+    fn warm_up(&self, model: &mut dyn Model, leg: u32) -> Result<()> {
+        let samples = || self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let leg = leg as usize;
+        let sample = samples().get(leg).cloned().flatten();
+        let Some(sample) = sample else {
+            model.warm_up();
+            return Ok(());
+        };
+        let outputs = model
+            .infer(&sample, &Params::new())
+            .map_err(|e| Error::precondition(format!("warm_up: {}", e.message())))?;
+        if let Some(next) = samples().get_mut(leg + 1) {
+            next.get_or_insert(outputs);
+        }
+        Ok(())
+    }
 }
 
 impl Registry {
@@ -119,23 +129,81 @@ impl Registry {
             roots: Arc::new(roots),
             devices,
             extra_workers: config.extra_workers,
+            max_model_bytes: config.max_model_bytes,
             known: Mutex::default(),
         })
     }
 
-    /// The model that a request names. The first time its file is opened and described; the same file under another
-    /// name is the same model, a changed file another. A failure is not remembered.
+    /// The model that a request names, as it was loaded: what has become of its files since is not looked at. The
+    /// first time they are opened and described; the same file under another name is the same model. A failure is not
+    /// remembered.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT`, `PERMISSION_DENIED`, `NOT_FOUND` from the lookup; `FAILED_PRECONDITION` if the file cannot
-    /// be opened as a model.
+    /// be opened as a model; `RESOURCE_EXHAUSTED` if its files are larger than the bound.
     pub fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-        let found = self.roots.find(lookup)?;
-        let key = key(&found)?;
-        if let Some(description) = self.known().touch(&key, &found.name) {
+        let alias = self.roots.alias(lookup);
+        let served = alias.as_ref().and_then(|a| self.known().by_alias(a));
+        if let Some(description) = served {
+            self.roots.check_parameters(lookup)?;
             return Ok(description);
         }
+        let found = self.roots.find(lookup)?;
+        let key = Key::of(&found)?;
+        if let Some(description) = self.known().adopt(&key, alias.clone()) {
+            return Ok(description);
+        }
+        let model = self.described(found)?;
+        let description = model.description.clone();
+        let mut known = self.known();
+        known.insert(key, Standing::Served, alias, model);
+        Ok(description)
+    }
+
+    /// The model that a name leads to now. If its files, or the highest version, are not those that are served, it is
+    /// another model, which requests find only after [`Registry::serve`]; until then they have the one that they had.
+    ///
+    /// # Errors
+    /// As [`Registry::resolve`].
+    pub fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+        let found = self.roots.find(lookup)?;
+        let key = Key::of(&found)?;
+        let same = self.known().of_state(&key);
+        if let Some(model) = same.iter().find(|model| model.all_files().are_unchanged()) {
+            return Ok(model.description.clone());
+        }
+        let model = self.described(found)?;
+        let description = model.description.clone();
+        self.known().insert(key, Standing::Coming, None, model);
+        Ok(description)
+    }
+
+    /// What a model replaces when it is served under that name.
+    pub fn replaced_by(&self, id: ModelId, lookup: &Lookup) -> Replaced {
+        let alias = self.roots.alias(lookup);
+        self.known().replaced_by(id, alias.as_ref())
+    }
+
+    /// From now on requests find a loaded model under that name, and not what it replaces, which can be opened until
+    /// [`Registry::let_go`]. `false` if it was forgotten meanwhile.
+    pub fn serve(&self, id: ModelId, lookup: &Lookup) -> bool {
+        let alias = self.roots.alias(lookup);
+        self.known().serve(id, alias)
+    }
+
+    /// Forgets a loaded model that is not served yet; `false` if it is, or is not known.
+    pub fn abandon(&self, id: ModelId) -> bool {
+        self.known().abandon(id)
+    }
+
+    fn described(&self, found: Found) -> Result<Arc<Described>> {
         let name = found.name.clone();
+        let place = |e: Error| e.context(format_args!("model {name:?}"));
+        let mut files = Files::default();
+        files.add(&found.origin);
+        let mut all = files.clone();
+        found.stages.iter().for_each(|stage| all.add(&stage.path));
+        self.check_bytes(&all).map_err(place)?;
         let surroundings = self.surroundings(0);
         let started = std::time::Instant::now();
         let alone = found.stages.len() == 1;
@@ -159,7 +227,6 @@ impl Registry {
             };
             found.stages.iter().map(load).collect()
         };
-        let place = |e: Error| e.context(format_args!("model {name:?}"));
         let stages = describe().map_err(place)?;
         let description = stage::described(
             &stages,
@@ -169,36 +236,43 @@ impl Registry {
             self.extra_workers,
         )
         .map_err(place)?;
-        let mut known = self.known();
-        known.last_id += 1;
-        let id = ModelId(known.last_id);
+        let mut samples = vec![None; description.legs.len()];
+        if let (Some(given), Some(first)) = (&found.warm_up, samples.first_mut()) {
+            *first = Some(sample(&description, given).map_err(place)?);
+        }
+        let id = self.known().next_id();
         let description = Arc::new(Description { id, ..description });
+        let model = Described {
+            description: description.clone(),
+            stages,
+            files,
+            opening: Mutex::new(()),
+            samples: Mutex::new(samples),
+        };
+        // Weights outside of the file are known only now.
+        let all = model.all_files();
+        self.check_bytes(&all).map_err(place)?;
         tracing::info!(
             model = %description.name,
             version = %description.version,
             id = id.0,
             kind = ?description.kind,
-            stages = stages.len(),
+            stages = model.stages.len(),
+            bytes = all.bytes(),
             elapsed_ms = started.elapsed().as_millis() as u64,
             "model described"
         );
-        known.retire_older(&key);
-        let used = known.tick();
-        known.entries.insert(
-            id,
-            Entry {
-                key,
-                names: BTreeSet::from([found.name]),
-                used,
-                model: Arc::new(Described {
-                    description: description.clone(),
-                    stages,
-                    opening: Mutex::new(()),
-                }),
-            },
-        );
-        known.retire_excess();
-        Ok(description)
+        Ok(Arc::new(model))
+    }
+
+    fn check_bytes(&self, files: &Files) -> Result<()> {
+        match self.max_model_bytes {
+            Some(most) if files.bytes() > most => Err(Error::exhausted(format!(
+                "its files have {} bytes, and all loaded models together may have {most} (--max-model-bytes)",
+                files.bytes()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// What is known of a model by its number.
@@ -206,19 +280,35 @@ impl Registry {
         Some(self.known().get(id)?.description.clone())
     }
 
-    /// Every model that is known, in the order in which they were described.
+    /// Whether requests find it.
+    pub fn is_served(&self, id: ModelId) -> bool {
+        self.known().standing(id) == Some(Standing::Served)
+    }
+
+    /// Every model that requests find, in the order in which they were described.
     pub fn models(&self) -> Vec<ModelInfo> {
-        let known = self.known();
-        let mut descriptions: Vec<&Arc<Description>> = known
-            .entries
-            .values()
-            .map(|entry| &entry.model.description)
-            .collect();
-        descriptions.sort_by_key(|description| description.id);
-        descriptions
-            .into_iter()
-            .map(|description| description.info())
+        self.served()
+            .map(|model| model.description.info())
             .collect()
+    }
+
+    /// The bytes of the files of every model that requests find. What a plugin reads by itself is not known.
+    pub fn sizes(&self) -> Vec<(ModelId, u64)> {
+        self.served()
+            .map(|model| (model.description.id, model.all_files().bytes()))
+            .collect()
+    }
+
+    /// As one of [`Registry::sizes`], for a model that may not be served yet.
+    pub fn size(&self, id: ModelId) -> u64 {
+        let model = self.known().get(id).cloned();
+        model.map_or(0, |model| model.all_files().bytes())
+    }
+
+    fn served(&self) -> impl Iterator<Item = Arc<Described>> {
+        let kept = self.known().kept().into_iter();
+        kept.filter(|(standing, _)| *standing == Standing::Served)
+            .map(|(_, model)| model)
     }
 
     /// Forgets a model: no lookup finds it any more. By its number it can be opened until [`Registry::let_go`], for
@@ -228,18 +318,11 @@ impl Registry {
     /// As [`Registry::resolve`]; `NOT_FOUND` also if the model is not known.
     pub fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
         let found = self.roots.find(lookup);
+        // The file may be gone, or another version be the highest; the name is still known.
+        let alias = self.roots.alias(lookup);
         let mut known = self.known();
-        let mut ids: Vec<ModelId> = known
-            .entries
-            .iter()
-            .filter(|(_, entry)| match &found {
-                Ok(found) => entry.key.origin == found.origin,
-                // The file is gone; its name is still known.
-                Err(_) => entry.names.contains(lookup.name()),
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        ids.sort();
+        let origin = found.as_ref().ok().map(|found| found.origin.as_path());
+        let ids = known.named(alias.as_ref(), origin);
         if ids.is_empty() {
             return Err(match found {
                 Err(e) => e,
@@ -252,20 +335,22 @@ impl Registry {
         Ok(ids)
     }
 
-    /// The models that were forgotten since the last call without being unloaded: their file was replaced, or too
-    /// many others came. Workers should drop their sessions.
-    pub fn take_retired(&self) -> Vec<ModelId> {
-        std::mem::take(&mut self.known().retired)
+    /// As [`Registry::unload`], by its number.
+    pub fn forget(&self, id: ModelId) {
+        self.known().leave(id);
     }
 
     /// No request needs a forgotten model any more.
     pub fn let_go(&self, id: ModelId) {
-        let left = self.known().leaving.remove(&id);
+        let left = self.known().let_go(id);
         // Taking down an engine's session takes a while, which the caller may not have. Without a thread it is
         // dropped right here.
         let _ = std::thread::Builder::new()
             .name("mdm-let-go".to_owned())
-            .spawn(move || drop(left));
+            .spawn(move || {
+                drop(left);
+                memory::trim();
+            });
     }
 
     /// Where a request's name leads.
@@ -302,72 +387,6 @@ impl Registry {
     }
 }
 
-impl Known {
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-
-    fn touch(&mut self, key: &Key, name: &str) -> Option<Arc<Description>> {
-        let used = self.tick();
-        let entry = self.entries.values_mut().find(|entry| entry.key == *key)?;
-        entry.used = used;
-        if !entry.names.contains(name) {
-            entry.names.insert(name.to_owned());
-        }
-        Some(entry.model.description.clone())
-    }
-
-    /// Forgets what was known of earlier states of a file, but for the last of them, which chunks that are on their
-    /// way may still need.
-    fn retire_older(&mut self, key: &Key) {
-        let mut earlier: Vec<ModelId> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| {
-                entry.key.origin == key.origin
-                    && entry.key.method == key.method
-                    && entry.key.rows == key.rows
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        earlier.sort();
-        earlier.pop();
-        for id in earlier {
-            self.retire(id);
-        }
-    }
-
-    fn retire_excess(&mut self) {
-        while self.entries.len() > MOST_MODELS {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used);
-            let Some(id) = oldest.map(|(id, _)| *id) else {
-                return;
-            };
-            self.retire(id);
-        }
-    }
-
-    fn retire(&mut self, id: ModelId) {
-        self.leave(id);
-        self.retired.push(id);
-    }
-
-    fn leave(&mut self, id: ModelId) {
-        if let Some(entry) = self.entries.remove(&id) {
-            self.leaving.insert(id, entry.model);
-        }
-    }
-
-    /// A model that is known, or that requests on their way may still need.
-    fn get(&self, id: ModelId) -> Option<&Arc<Described>> {
-        match self.entries.get(&id) {
-            Some(entry) => Some(&entry.model),
-            None => self.leaving.get(&id),
-        }
-    }
-}
-
 impl ModelSource for Registry {
     fn legs(&self, model: ModelId) -> Result<Arc<[Role]>> {
         let described = self.describe(model);
@@ -378,26 +397,24 @@ impl ModelSource for Registry {
 
     fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>> {
         let described = {
-            let mut known = self.known();
-            let used = known.tick();
-            if let Some(entry) = known.entries.get_mut(&model) {
-                entry.used = used;
-            }
+            let known = self.known();
             let described = known.get(model).ok_or_else(|| unknown(model))?;
             described.clone()
         };
         let surroundings = self.surroundings(worker.0);
         let device = surroundings.device;
         let started = std::time::Instant::now();
-        let opened = {
+        let place = |e: Error| e.context(format_args!("model {:?}", described.description.name));
+        let mut opened = {
             let _one_at_a_time = described
                 .opening
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             let description = &described.description;
-            stage::open(&described.stages, description, leg, &surroundings)
-                .map_err(|e| e.context(format_args!("model {:?}", described.description.name)))?
+            stage::open(&described.stages, description, leg, &surroundings).map_err(place)?
         };
+        // All workers at once: running needs no more than running does.
+        described.warm_up(&mut *opened, leg).map_err(place)?;
         tracing::info!(
             worker_id = worker.0,
             model = %described.description.name,
@@ -411,18 +428,4 @@ impl ModelSource for Registry {
 
 fn unknown(model: ModelId) -> Error {
     Error::not_found(format!("model number {model} is not known (any more)"))
-}
-
-fn key(found: &Found) -> Result<Key> {
-    let stages = found.stages.iter().map(|stage| {
-        let stamp = Stamp::of(&stage.path)
-            .map_err(|e| Error::not_found(format!("model {:?}: {e}", found.name)))?;
-        Ok((stage.clone(), stamp))
-    });
-    Ok(Key {
-        origin: found.origin.clone(),
-        method: found.method.clone(),
-        rows: found.rows,
-        stages: stages.collect::<Result<Vec<_>>>()?,
-    })
 }

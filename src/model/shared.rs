@@ -56,7 +56,7 @@ impl Shared {
         let source = Arc::new(OnnxSource::load(&self.engine, path, device, options)?);
         open.push(Known {
             path: path.to_owned(),
-            stamp,
+            stamp: source.stamp(),
             on_cpu,
             source: Arc::downgrade(&source),
         });

@@ -1,6 +1,8 @@
 //! An ONNX file from which sessions are opened: its signature, and the weights that its sessions share.
 
 use std::fs;
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +15,12 @@ use ort::value::{Outlet, ValueType};
 use prost::Message;
 
 use super::engine::{Engine, cuda};
+use super::files::Files;
 use super::onnx::OnnxModel;
-use super::proto::{ModelProto, TypeProto, ValueInfoProto};
+use super::proto::{ModelProto, NodeProto, TypeProto, ValueInfoProto};
 use super::proxy::{GraphOptimization, SessionOptions};
-use super::weights::Weights;
-use super::{BatchKind, Description, Device, Dim, Port, memory, values};
+use super::weights::{Weights, subgraphs};
+use super::{BatchKind, Description, Device, Dim, Empty, Port, memory, values};
 use crate::error::{Error, Result};
 
 /// What a model takes and gives, and how rows may be put together for it.
@@ -26,6 +29,7 @@ pub(super) struct Signature {
     pub(super) kind: BatchKind,
     pub(super) inputs: Vec<Port>,
     pub(super) outputs: Vec<Port>,
+    pub(super) empty: Empty,
 }
 
 /// Tells one state of a file from another.
@@ -39,12 +43,21 @@ pub(super) struct Stamp {
 
 impl Stamp {
     pub(super) fn of(path: &Path) -> std::io::Result<Stamp> {
-        let metadata = fs::metadata(path)?;
-        Ok(Stamp {
+        Ok(Stamp::from(&fs::metadata(path)?))
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl From<&fs::Metadata> for Stamp {
+    fn from(metadata: &fs::Metadata) -> Stamp {
+        Stamp {
             modified: metadata.modified().ok(),
             bytes: metadata.len(),
             inode: metadata.ino(),
-        })
+        }
     }
 }
 
@@ -73,7 +86,11 @@ impl Options {
 pub(super) struct OnnxSource {
     engine: Engine,
     path: PathBuf,
+    /// Open, so that it can still be read when another one was moved into its place.
+    file: fs::File,
     stamp: Stamp,
+    /// The files that hold its weights, where they are not inside.
+    external: Files,
     signature: Signature,
     weights: Option<Weights>,
     /// The session that the signature was read from: the first worker on that device that wants it so gets it.
@@ -92,16 +109,24 @@ impl OnnxSource {
         device: Device,
         options: &Options,
     ) -> Result<OnnxSource> {
-        let stamp = Stamp::of(path).map_err(|e| unreadable(path, &e))?;
-        let (model, weights) = read(path, device)?;
+        let file = fs::File::open(path).map_err(|e| unreadable(path, &e))?;
+        let stamp = Stamp::from(&file.metadata().map_err(|e| unreadable(path, &e))?);
+        let Content {
+            model,
+            weights,
+            empty,
+        } = read(path, &file, device)?;
         let mut source = OnnxSource {
             engine: engine.clone(),
             path: path.to_owned(),
+            file,
             stamp,
+            external: external(path, model.as_ref()),
             signature: Signature {
                 kind: BatchKind::Whole,
                 inputs: Vec::new(),
                 outputs: Vec::new(),
+                empty,
             },
             weights,
             spare: Mutex::new(None),
@@ -114,7 +139,7 @@ impl OnnxSource {
             }
             result => result?,
         };
-        source.signature = signature(&session, model.as_ref())?;
+        source.signature = signature(&session, model.as_ref(), empty)?;
         drop(model);
         source.spare = Mutex::new(Some((device, options.clone(), session)));
         memory::trim();
@@ -123,6 +148,17 @@ impl OnnxSource {
 
     pub(super) fn signature(&self) -> &Signature {
         &self.signature
+    }
+
+    /// The state of the file that was read.
+    pub(super) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// The file, and those that hold its weights.
+    pub(super) fn add_files(&self, files: &mut Files) {
+        files.add_as(&self.path, self.stamp);
+        files.extend(&self.external);
     }
 
     /// A session for one worker.
@@ -151,28 +187,50 @@ impl OnnxSource {
     }
 
     fn session(&self, device: Device, options: &Options) -> Result<Session> {
+        let path = self.readable()?;
         let attempt = || -> ort::Result<Session> {
             let mut builder = builder(&self.engine, device, options)?;
             if let (Device::Cpu, Some(weights)) = (device, &self.weights) {
                 builder = weights.give(builder)?;
             }
-            builder.commit_from_file(&self.path)
+            builder.commit_from_file(&path)
         };
         let session = memory::in_passing(attempt)?.map_err(|e| {
             let name = file_name(&self.path);
             // The engine names the file by its full path, which is nobody's business who sends requests.
-            let why = e.to_string().replace(&*self.path.to_string_lossy(), &name);
+            let why = e.to_string().replace(&*path.to_string_lossy(), &name);
             Error::precondition(format!("the engine cannot open {name}: {}", why.trim_end()))
         });
         // The shared weights belong to the file as it was: a session of another graph must not get them.
-        if Stamp::of(&self.path).ok() == Some(self.stamp) {
-            session
-        } else {
-            Err(Error::precondition(format!(
-                "{} was changed while workers were opening it; the next request finds the new one",
-                file_name(&self.path)
-            )))
+        self.readable()?;
+        session
+    }
+
+    /// Where the file can be read as it was.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` if it was written over.
+    fn readable(&self) -> Result<PathBuf> {
+        let changed = |path: &Path| {
+            Error::precondition(format!(
+                "{} was changed since the model was loaded; load the model again",
+                file_name(path)
+            ))
+        };
+        if let Some(path) = self.external.changed() {
+            return Err(changed(path));
         }
+        if Stamp::of(&self.path).ok() == Some(self.stamp) {
+            return Ok(self.path.clone());
+        }
+        // Another file was moved into its place, or it was removed: what is open is still the old one. Weights
+        // outside of the file are looked for beside it, so it has to have its own name for them.
+        let open = self.file.metadata().ok();
+        let unchanged = open.is_some_and(|open| Stamp::from(&open) == self.stamp);
+        if cfg!(target_os = "linux") && unchanged && self.external.len() == 0 {
+            return Ok(format!("/proc/self/fd/{}", self.file.as_raw_fd()).into());
+        }
+        Err(changed(&self.path))
     }
 }
 
@@ -186,14 +244,29 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::precondition(format!("cannot read {}: {error}", file_name(path)))
 }
 
-/// What we ourselves read of the file. `None` where we cannot, which the engine may still be able to.
-fn read(path: &Path, device: Device) -> Result<(Option<ModelProto>, Option<Weights>)> {
-    let bytes = Bytes::from(fs::read(path).map_err(|e| unreadable(path, &e))?);
+/// What we ourselves read of the file.
+struct Content {
+    /// Its ports; `None` where we cannot read it, which the engine may still be able to.
+    model: Option<ModelProto>,
+    weights: Option<Weights>,
+    empty: Empty,
+}
+
+fn read(path: &Path, mut file: &fs::File, device: Device) -> Result<Content> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)
+        .map_err(|e| unreadable(path, &e))?;
+    let bytes = Bytes::from(bytes);
     if bytes.is_empty() {
         return Err(Error::precondition(format!("{} is empty", file_name(path))));
     }
     let Ok(mut model) = ModelProto::decode(bytes) else {
-        return Ok((None, None));
+        return Ok(Content {
+            model: None,
+            weights: None,
+            // Whatever is in there.
+            empty: Empty::Refused,
+        });
     };
     let weights = match device {
         Device::Cpu => Weights::of(&model),
@@ -209,12 +282,48 @@ fn read(path: &Path, device: Device) -> Result<(Option<ModelProto>, Option<Weigh
             None
         }
     };
-    // The signature needs the ports only; the rest keeps the whole file in memory.
+    let functions = model.functions.iter().flat_map(|function| &function.node);
+    let nodes = model.graph.iter().flat_map(|graph| &graph.node);
+    let empty = match nodes.chain(functions).any(is_recurrent) {
+        true => Empty::Refused,
+        false => Empty::Allowed,
+    };
+    model.functions = Vec::new();
+    // The signature needs the ports only, and the names of files; the rest keeps the whole file in memory.
     if let Some(graph) = &mut model.graph {
-        graph.initializer = Vec::new();
+        graph.initializer.retain(|tensor| tensor.data_location != 0);
         graph.node = Vec::new();
     }
-    Ok((Some(model), weights))
+    Ok(Content {
+        model: Some(model),
+        weights,
+        empty,
+    })
+}
+
+/// Operators that end the whole process when the batch has size 0: the engine's threads let an exception out of a place
+/// where none may leave (seen with ONNX Runtime 1.31.1). By name alone: some are in more than one domain.
+const RECURRENT: [&str; 5] = ["LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "AttnLSTM"];
+
+/// Whether an operator, or one in a graph inside it, is recurrent.
+fn is_recurrent(node: &NodeProto) -> bool {
+    let attributes = node.attribute.iter();
+    let mut inner = attributes.flat_map(subgraphs).flat_map(|graph| &graph.node);
+    RECURRENT.contains(&node.op_type.as_str()) || inner.any(is_recurrent)
+}
+
+/// The files that hold a model's weights, where they are not inside it.
+fn external(path: &Path, model: Option<&ModelProto>) -> Files {
+    let mut files = Files::default();
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let graph = model.and_then(|model| model.graph.as_ref());
+    for tensor in graph.iter().flat_map(|graph| &graph.initializer) {
+        let location = tensor.external_data.iter();
+        for entry in location.filter(|entry| entry.key == "location") {
+            files.add(&folder.join(&entry.value));
+        }
+    }
+    files
 }
 
 fn builder(engine: &Engine, device: Device, options: &Options) -> ort::Result<SessionBuilder> {
@@ -242,7 +351,7 @@ fn builder(engine: &Engine, device: Device, options: &Options) -> ort::Result<Se
     Ok(builder)
 }
 
-fn signature(session: &Session, model: Option<&ModelProto>) -> Result<Signature> {
+fn signature(session: &Session, model: Option<&ModelProto>, empty: Empty) -> Result<Signature> {
     let graph = model.and_then(|model| model.graph.as_ref());
     let ports = |outlets: &[Outlet], side: &str, declared: Option<&[ValueInfoProto]>| {
         outlets
@@ -269,6 +378,7 @@ fn signature(session: &Session, model: Option<&ModelProto>) -> Result<Signature>
         kind: kind(&inputs, &outputs),
         inputs,
         outputs,
+        empty,
     })
 }
 

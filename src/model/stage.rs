@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::chain::Chain;
-use super::lookup::{Stage, StageRuns};
+use super::files::Files;
+use super::found::{Stage, StageRuns};
 use super::plugin::{PluginSource, Surroundings, onnx_description};
 use super::proxy::SessionOptions;
 use super::source::{OnnxSource, Signature};
-use super::{BatchKind, Description, Dim, Model, Rows, Takes};
+use super::{BatchKind, Description, Dim, Empty, Model, Rows, Takes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Role};
 
@@ -68,12 +69,21 @@ impl StageSource {
                     inputs: signature.inputs.clone().unwrap_or_default(),
                     outputs: signature.outputs.clone().unwrap_or_default(),
                     legs: [Role::Main].into(),
+                    empty: Empty::Allowed,
                 };
                 Ok(StageSource {
                     description: Arc::new(description),
                     source: Source::Plugin(source),
                 })
             }
+        }
+    }
+
+    /// The files that it is made of, as far as that is known.
+    pub(super) fn add_files(&self, files: &mut Files) {
+        match &self.source {
+            Source::Onnx(source, _) => source.add_files(files),
+            Source::Plugin(source) => source.add_files(files),
         }
     }
 
@@ -86,8 +96,7 @@ impl StageSource {
             Source::Onnx(source, options) => {
                 let options = surroundings.options.with(options);
                 let device = surroundings.device;
-                let mut model = source.open(self.description.clone(), device, &options)?;
-                model.warm_up();
+                let model = source.open(self.description.clone(), device, &options)?;
                 Ok(Box::new(model))
             }
             Source::Plugin(source) => Ok(Box::new(source.open(surroundings)?)),
@@ -135,6 +144,8 @@ pub(super) fn described(
             .into_iter()
             .map(|(role, _)| role)
             .collect(),
+        // Later stages are checked when they get their inputs.
+        empty: first.description.empty,
     })
 }
 

@@ -147,7 +147,8 @@ fn is_weight(node: &NodeProto, index: usize) -> bool {
             .any(|(op, inputs)| *op == node.op_type && inputs.contains(&index))
 }
 
-fn subgraphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
+/// The graphs inside an operator: branches and bodies.
+pub(super) fn subgraphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
     attribute.g.iter().chain(&attribute.graphs)
 }
 

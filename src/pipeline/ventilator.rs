@@ -2,15 +2,18 @@
 //! cancels and the order of stopping. It never touches a file and never waits for anyone but in its poll.
 //!
 //! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `errands.rs` what the loader is asked,
-//! `life.rs` how it starts and stops, `report.rs` what status says.
+//! `openings.rs` which models are served and which leave, `in_use.rs` which are used, `life.rs` how it starts and stops,
+//! `report.rs` what status says.
 
 mod clients;
 mod errands;
+mod in_use;
 mod intake;
 mod life;
+mod openings;
 mod report;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,19 +22,19 @@ use crossbeam_channel::Sender;
 use zmq::Socket;
 
 use self::clients::Clients;
-use self::errands::{Errand, InUse, Last};
+use self::errands::{Errand, Order};
+use self::in_use::{InUse, Last};
 use self::intake::Intake;
 use self::life::{Phase, Starting};
+use self::openings::Openings;
 use self::report::Ledger;
 use super::guard::Guard;
 use super::{CancelBoard, Clock, tell};
 use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
 use crate::message::{Chunk, Credit, Handed, Member, Params, ReplyTo, RequestId, Serial, WorkerId};
-use crate::model::Lookup;
-use crate::model::Registry;
-use crate::model::loader::{Job, Loader};
-use crate::model::{BatchKind, Description};
+use crate::model::loader::Loader;
+use crate::model::{BatchKind, Description, Registry};
 use crate::schedule::{Assignment, Lane, Limits, Scheduler};
 use crate::socket::Waiter;
 use crate::tensor::Batch;
@@ -62,6 +65,9 @@ pub(crate) struct Facts {
     pub default_timeout: Option<Duration>,
     pub limits: Limits,
     pub preload: Vec<String>,
+    pub max_models: usize,
+    /// Of the files of all that are loaded.
+    pub max_model_bytes: Option<u64>,
 }
 
 /// What the ventilator is set up with.
@@ -119,6 +125,7 @@ struct Ventilator {
     scheduler: Scheduler<Arc<Carry>>,
     held: HashMap<Serial, Held>,
     in_use: InUse,
+    openings: Openings,
     clients: Clients,
     intake: Intake,
     ledger: Ledger,
@@ -141,7 +148,6 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         workers_missing: workers.collect(),
         models_missing: setup.facts.preload.len(),
         preload: setup.facts.preload.clone(),
-        opens_missing: HashSet::new(),
     };
     let mut ventilator = Ventilator {
         scheduler: Scheduler::new(setup.facts.limits.clone()),
@@ -159,6 +165,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         facts: setup.facts,
         held: HashMap::new(),
         in_use: InUse::default(),
+        openings: Openings::default(),
         clients: Clients::default(),
         intake: Intake::default(),
         errands: HashMap::new(),
@@ -270,20 +277,12 @@ impl Ventilator {
                 }
                 self.stop(mode)
             }
-            Ok(ClientMessage::Load(id, _) | ClientMessage::Unload(id, _))
-                if self.errands.len() >= MAX_ERRANDS =>
-            {
-                self.refuse_on_port(&identity, id, loader_is_busy());
-                Ok(())
-            }
             Ok(ClientMessage::Load(id, name)) => {
-                let job = Job::Resolve(Lookup::of(Some(&name), &Params::new()));
-                self.send_errand(Errand::Load((identity, id)), job);
+                self.take_order((identity, id), Order::Load, &name);
                 Ok(())
             }
             Ok(ClientMessage::Unload(id, name)) => {
-                let job = Job::Unload(Lookup::of(Some(&name), &Params::new()));
-                self.send_errand(Errand::Unload((identity, id)), job);
+                self.take_order((identity, id), Order::Unload, &name);
                 Ok(())
             }
             Err(malformed) => {
@@ -373,15 +372,7 @@ impl Ventilator {
                 Ok(())
             }
             ToVentilator::Opened(worker, model, error) => {
-                if self.starting.opens_missing.remove(&(worker, model)) {
-                    match error {
-                        Some(error) => self.fail_start(error),
-                        None => self.check_ready(),
-                    }
-                } else if let Some(error) = error {
-                    // The first request for it will say so too.
-                    tracing::warn!(worker_id = worker.0, %error, "a model could not be opened ahead");
-                }
+                self.take_opened(worker, model, error);
                 Ok(())
             }
             ToVentilator::Loaded(ticket) => self.take_loaded(ticket),
@@ -458,6 +449,7 @@ impl Ventilator {
     }
 
     fn lose_worker(&mut self, worker: WorkerId) -> Result<()> {
+        self.open_without(worker);
         self.ledger.worker_lost(worker);
         let losses = self.scheduler.worker_down(worker);
         for (serial, parts) in losses.lost {

@@ -139,7 +139,12 @@ impl Worker {
                 }
                 ToWorker::Resume => {} // only a worker that is down waits for it
                 ToWorker::Forget(model) => {
+                    let before = self.models.len();
                     self.models.retain(|(of, _), _| *of != model);
+                    if self.models.len() < before {
+                        // malloc keeps what a session had.
+                        frames::trim_heaps();
+                    }
                 }
                 ToWorker::Stop => {
                     let stopped = ToSink::Stopped(self.seat.id);

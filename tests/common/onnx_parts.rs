@@ -40,6 +40,7 @@ pub fn graph(
             output,
             initializer,
         }),
+        ..ModelProto::default()
     }
     .encode_to_vec()
 }

@@ -39,6 +39,7 @@ impl Place {
             intra_op_threads: 1,
             gpu_memory_fraction: 0.2,
             extra_workers: false,
+            max_model_bytes: None,
         };
         change(&mut config);
         let registry = Registry::new(engine(), config).unwrap();

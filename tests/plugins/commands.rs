@@ -6,12 +6,15 @@ use crate::common::{PATIENCE, Server, command, onnx, within};
 use crate::folder;
 
 fn files() -> Vec<(&'static str, Vec<u8>)> {
-    let chain = r#"{"mdm":1,"warm_up":{"x":[[1]]},"stages":[
-        {"name":"first","plugin":"libecho.so","entry":"echo"},{"onnx":"mlp.onnx"}]}"#;
+    let row = vec![0; 64];
+    let chain = format!(
+        r#"{{"mdm":1,"warm_up":{{"x":[{row:?}]}},"stages":[
+        {{"name":"first","plugin":"libecho.so","entry":"echo"}},{{"onnx":"mlp.onnx"}}]}}"#
+    );
     let several = r#"{"mdm":1,"methods":{"predict":{"onnx":"mlp.onnx"},
         "shout":{"plugin":"libecho.so","entry":"shout","state":{"mark":"!"}}}}"#;
     vec![
-        ("chain.proxy", chain.as_bytes().to_vec()),
+        ("chain.proxy", chain.replace("[0, ", "[0.0, ").into_bytes()),
         ("several.proxy", several.as_bytes().to_vec()),
         ("broken.proxy", br#"{"mdm":1,"onx":"mlp.onnx"}"#.to_vec()),
         ("pickle.proxy", b"\x80\x04\x95".to_vec()),
@@ -123,7 +126,7 @@ fn a_server_loads_and_unloads_by_name() {
         let (code, out, err) = order("load", "several.shout");
         assert_eq!(
             (code, out.as_str()),
-            (Some(0), "loaded several.shout (batched)\n"),
+            (Some(0), "loaded several.shout, version 1 (batched)\n"),
             "{err}"
         );
         assert_eq!(server.client().models().unwrap()[0].name, "several.shout");

@@ -87,7 +87,7 @@ fn infer(args: &Args) -> anyhow::Result<ExitCode> {
     let client = Client::connect(&address)?;
     if let (Some(target), Some(model)) = (&target, &args.model) {
         // Before the work, not after it.
-        target.check(&client.load(model)?)?;
+        target.check(&run::info(&client, model)?)?;
     }
     let job = Job {
         client: &client,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use mdm::client::{Call, Client, PartRows, Response};
+use mdm::wire::server::ModelInfo;
 use mdm::{Batch, Stats};
 
 /// A file of more than this goes out in several requests: enough for any number of workers, and neither end needs to
@@ -85,7 +86,7 @@ impl Job<'_> {
         }
         let limit = usize::try_from(self.client.hello()?.max_request_bytes).unwrap_or(usize::MAX);
         let whole = match self.model {
-            Some(model) => self.client.load(model)?.kind == "whole",
+            Some(model) => info(self.client, model)?.kind == "whole",
             None => false,
         };
         if whole || self.inputs.rows().is_err() {
@@ -99,6 +100,15 @@ impl Job<'_> {
         cut(&self.inputs, 0, rows, target, &mut requests)?;
         Ok(requests)
     }
+}
+
+/// What the server says of a model. One that is there is not loaded anew.
+pub fn info(client: &Client, model: &str) -> Result<ModelInfo> {
+    let loaded = client.models()?.into_iter().find(|own| own.name == model);
+    Ok(match loaded {
+        Some(info) => info,
+        None => client.load(model)?,
+    })
 }
 
 /// Cuts rows in halves until each piece is small enough.

@@ -1,10 +1,10 @@
 //! What the loader is asked for, and what is done with its answers.
 
-use std::collections::{HashMap, HashSet};
-
 use bytes::Bytes;
 
-use super::{Asker, Ventilator};
+use super::in_use::Last;
+use super::openings::Awaiter;
+use super::{Asker, MAX_ERRANDS, Ventilator, loader_is_busy};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, WorkerId};
 use crate::model::Lookup;
@@ -18,11 +18,16 @@ use crate::wire::server::ServerMessage;
 pub(super) enum Errand {
     /// Requests wait for it.
     Infer(Lookup),
-    /// An operator wants it loaded.
-    Load(Asker),
+    /// Somebody wants it loaded, and open on every worker.
+    Load(Awaiter),
     Unload(Asker),
-    /// It was named by --preload.
-    Preload(String),
+}
+
+/// What an operator wants done with a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Load,
+    Unload,
 }
 
 impl Ventilator {
@@ -32,19 +37,36 @@ impl Ventilator {
         self.loader.ask(self.next_errand, job);
     }
 
+    /// A load or an unload has arrived.
+    pub(super) fn take_order(&mut self, asker: Asker, order: Order, name: &str) {
+        if self.errands.len() + self.openings.awaiters() >= MAX_ERRANDS {
+            let (identity, id) = asker;
+            self.refuse_on_port(&identity, id, loader_is_busy());
+            return;
+        }
+        let lookup = Lookup::of(Some(name), &Params::new());
+        match order {
+            Order::Load => {
+                let awaiter = Awaiter::Operator(asker, lookup.clone());
+                self.send_errand(Errand::Load(awaiter), Job::Load(lookup));
+            }
+            Order::Unload => self.send_errand(Errand::Unload(asker), Job::Unload(lookup)),
+        }
+    }
+
     pub(super) fn take_loaded(&mut self, ticket: u64) -> Result<()> {
         let (Some(errand), Some(answer)) = (self.errands.remove(&ticket), self.loader.take(ticket))
         else {
             return Ok(());
         };
-        let retired = self.registry.take_retired();
-        self.forget_models(&retired);
         match (errand, answer) {
-            (Errand::Infer(lookup), Answer::Described(result)) => self.settle(&lookup, result),
-            (Errand::Load((identity, id)), Answer::Described(Ok(description))) => {
-                self.open_everywhere(description.id);
-                let info = ServerMessage::LoadOk(Box::new(description.info()));
-                self.answer(&identity, id, &info);
+            (Errand::Infer(lookup), Answer::Described(result)) => self.settle(lookup, result),
+            (Errand::Load(awaiter), Answer::Described(Ok(description))) => {
+                self.open_everywhere(description, awaiter);
+                Ok(())
+            }
+            (Errand::Load(awaiter), Answer::Described(Err(error))) => {
+                self.load_failed(awaiter, error);
                 Ok(())
             }
             (Errand::Unload((identity, id)), Answer::Unloaded(Ok(models))) => {
@@ -52,26 +74,7 @@ impl Ventilator {
                 self.answer(&identity, id, &ServerMessage::UnloadOk);
                 Ok(())
             }
-            (Errand::Preload(name), Answer::Described(Ok(description))) => {
-                self.starting.models_missing -= 1;
-                // Its first request need not wait for the loader.
-                let lookup = Lookup::of(Some(&name), &Params::new());
-                self.settle(&lookup, Ok(description.clone()))?;
-                for number in 0..self.lanes.len() {
-                    let open = (WorkerId(number as u32), description.id);
-                    self.starting.opens_missing.insert(open);
-                }
-                self.open_everywhere(description.id);
-                Ok(())
-            }
-            (Errand::Preload(name), Answer::Described(Err(error))) => {
-                self.fail_start(error.context(format_args!("--preload {name}")));
-                Ok(())
-            }
-            (
-                Errand::Load((identity, id)) | Errand::Unload((identity, id)),
-                Answer::Described(Err(error)) | Answer::Unloaded(Err(error)),
-            ) => {
+            (Errand::Unload((identity, id)), Answer::Unloaded(Err(error))) => {
                 self.refuse_on_port(&identity, id, error);
                 Ok(())
             }
@@ -79,27 +82,27 @@ impl Ventilator {
         }
     }
 
-    /// Has every worker open a model before its first chunk comes.
-    fn open_everywhere(&mut self, model: ModelId) {
-        let open = inner::write_to_worker(&ToWorker::Open(model));
-        self.tell_workers(Lane::Small, &open);
-    }
-
-    fn tell_workers(&mut self, lane: Lane, message: &[Bytes]) {
+    /// Tells every worker that is there, and says which were.
+    pub(super) fn tell_workers(&mut self, lane: Lane, message: &[Bytes]) -> Vec<WorkerId> {
+        let mut told = Vec::new();
         for (index, lanes) in self.lanes.iter_mut().enumerate() {
             let socket = match lane {
                 Lane::Small => &mut lanes.small,
                 Lane::Bulk => &mut lanes.bulk,
             };
             // A worker that was lost and is coming up again has no sessions, and opens those that its chunks need.
-            if let Err(error) = tell(socket, message.to_vec()) {
-                tracing::debug!(worker_id = index, %error, "a worker is not there to be told of a model");
+            match tell(socket, message.to_vec()) {
+                Ok(()) => told.push(WorkerId(index as u32)),
+                Err(error) => {
+                    tracing::debug!(worker_id = index, %error, "a worker is not there to be told of a model");
+                }
             }
         }
+        told
     }
 
     /// Forgets models: from now on no request finds them, and those that have found them are still answered.
-    fn forget_models(&mut self, models: &[ModelId]) {
+    pub(super) fn forget_models(&mut self, models: &[ModelId]) {
         for model in models {
             self.intake.forget(*model);
             if let Last::OfLeaving = self.in_use.leave(*model) {
@@ -114,50 +117,5 @@ impl Ventilator {
         self.registry.let_go(model);
         let forget = inner::write_to_worker(&ToWorker::Forget(model));
         self.tell_workers(Lane::Bulk, &forget);
-    }
-}
-
-/// How many requests are held for each model, and which models go with the last of theirs.
-#[derive(Default)]
-pub(super) struct InUse {
-    requests: HashMap<ModelId, usize>,
-    leaving: HashSet<ModelId>,
-}
-
-/// Whether the last request of a model that is to be forgotten has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Last {
-    OfLeaving,
-    Other,
-}
-
-impl InUse {
-    /// A request needs the model.
-    pub(super) fn hold(&mut self, model: ModelId) {
-        *self.requests.entry(model).or_default() += 1;
-    }
-
-    /// A request that needed it has ended.
-    pub(super) fn release(&mut self, model: ModelId) -> Last {
-        match self.requests.get_mut(&model) {
-            Some(requests) if *requests > 1 => {
-                *requests -= 1;
-                return Last::Other;
-            }
-            _ => self.requests.remove(&model),
-        };
-        match self.leaving.remove(&model) {
-            true => Last::OfLeaving,
-            false => Last::Other,
-        }
-    }
-
-    /// The model is to be forgotten.
-    pub(super) fn leave(&mut self, model: ModelId) -> Last {
-        if !self.requests.contains_key(&model) {
-            return Last::OfLeaving;
-        }
-        self.leaving.insert(model);
-        Last::Other
     }
 }

@@ -97,6 +97,14 @@ impl Intake {
         expired
     }
 
+    /// The next request with that lookup need not wait for the loader.
+    pub(super) fn learn(&mut self, lookup: &Lookup, description: &Arc<Description>) {
+        if self.resolved.len() >= MAX_RESOLVED {
+            self.resolved.clear();
+        }
+        self.resolved.insert(lookup.clone(), description.clone());
+    }
+
     /// A model was unloaded: the next request asks the loader again.
     pub(super) fn forget(&mut self, model: ModelId) {
         self.resolved
@@ -234,18 +242,30 @@ impl Ventilator {
     /// The loader has described a model, or says why it cannot: those who waited go on.
     pub(super) fn settle(
         &mut self,
-        lookup: &Lookup,
+        lookup: Lookup,
         result: Result<Arc<Description>>,
     ) -> Result<()> {
-        if let Ok(description) = &result {
-            if self.intake.resolved.len() >= MAX_RESOLVED {
-                self.intake.resolved.clear();
-            }
-            self.intake
-                .resolved
-                .insert(lookup.clone(), description.clone());
+        if let Ok(description) = &result
+            && !self.registry.is_served(description.id)
+        {
+            // It left between the loader's answer and now.
+            let job = LoadJob::Resolve(lookup.clone());
+            self.send_errand(Errand::Infer(lookup), job);
+            return Ok(());
         }
-        for serial in self.intake.waiting.remove(lookup).unwrap_or_default() {
+        let result = result.and_then(|description| {
+            match self.room_for(&description, &[]) {
+                Ok(leaving) => self.make_room(&leaving),
+                Err(error) => {
+                    self.make_room(&[description.id]);
+                    return Err(error);
+                }
+            }
+            self.in_use.touch(description.id);
+            self.intake.learn(&lookup, &description);
+            Ok(description)
+        });
+        for serial in self.intake.waiting.remove(&lookup).unwrap_or_default() {
             let Some(parked) = self.intake.unpark(serial) else {
                 continue; // it was cancelled, or its deadline passed
             };

@@ -6,8 +6,9 @@ use crossbeam_channel::Sender;
 
 use super::Ventilator;
 use super::errands::Errand;
+use super::openings::Awaiter;
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, WorkerId};
+use crate::message::{Params, WorkerId};
 use crate::model::Lookup;
 use crate::model::loader::Job;
 use crate::pipeline::tell;
@@ -22,9 +23,8 @@ pub(super) struct Starting {
     pub(super) workers_missing: HashSet<WorkerId>,
     /// Models to load once every worker is up: a worker that has not connected yet cannot be told to open them.
     pub(super) preload: Vec<String>,
-    /// Models to load, and to open on every worker.
+    /// Models that are still to be opened on every worker.
     pub(super) models_missing: usize,
-    pub(super) opens_missing: HashSet<(WorkerId, ModelId)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,15 +41,13 @@ impl Ventilator {
     pub(super) fn preload(&mut self) {
         for name in std::mem::take(&mut self.starting.preload) {
             let lookup = Lookup::of(Some(&name), &Params::new());
-            self.send_errand(Errand::Preload(name), Job::Resolve(lookup));
+            self.send_errand(Errand::Load(Awaiter::Start(name)), Job::Load(lookup));
         }
     }
 
     pub(super) fn check_ready(&mut self) {
         let starting = &mut self.starting;
-        let missing =
-            starting.workers_missing.len() + starting.models_missing + starting.opens_missing.len();
-        if missing == 0
+        if starting.workers_missing.len() + starting.models_missing == 0
             && let Some(ready) = starting.ready.take()
         {
             // Whoever started the server may have given up waiting; then it stops us another way.

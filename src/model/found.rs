@@ -1,0 +1,67 @@
+//! What a model's name leads to: files, and what is done with each.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use super::Rows;
+use super::proxy::SessionOptions;
+
+/// What a name leads to.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Found {
+    pub(super) name: String,
+    pub(super) version: String,
+    /// The file that says what is served: the ONNX file itself, where there is nothing more to say than its name.
+    pub(super) origin: PathBuf,
+    pub(super) method: Option<String>,
+    pub(super) rows: Option<Rows>,
+    /// At least one.
+    pub(super) stages: Vec<Stage>,
+    pub(super) warm_up: Option<Map<String, Value>>,
+}
+
+/// A stage whose files are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stage {
+    /// What to call it in messages.
+    pub(super) name: String,
+    /// The file, links followed.
+    pub(super) path: PathBuf,
+    pub(super) runs: StageRuns,
+}
+
+/// What a stage does with its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StageRuns {
+    Onnx(SessionOptions),
+    Plugin {
+        entry: Option<String>,
+        /// JSON.
+        state: String,
+        /// What the state's paths are relative to.
+        folder: PathBuf,
+    },
+}
+
+impl Found {
+    /// An ONNX file as it is.
+    pub(super) fn onnx(name: &str, version: String, path: PathBuf, rows: Option<Rows>) -> Found {
+        let file = path.file_name().unwrap_or_default();
+        let stage = Stage {
+            // The same whatever name the file was found by.
+            name: file.to_string_lossy().into_owned(),
+            path: path.clone(),
+            runs: StageRuns::Onnx(SessionOptions::default()),
+        };
+        Found {
+            name: name.to_owned(),
+            version,
+            origin: path,
+            method: None,
+            rows,
+            stages: vec![stage],
+            warm_up: None,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What a load looks at where plugins are: their files, and those that they open through the server.
+
+use std::fs;
+use std::io::Write;
+use std::sync::Arc;
+
+use mdm::message::WorkerId;
+use mdm::model::{Description, Lookup, ModelSource};
+use mdm::{DataType, ErrorCode, Params, Tensor};
+
+use crate::common::{PATIENCE, onnx, within};
+use crate::place::Place;
+use crate::{build_sample, echo_plugin, refused, serve};
+
+fn load(place: &Place, name: &str) -> Arc<Description> {
+    let lookup = Lookup::of(Some(name), &Params::new());
+    let loaded = place.registry.load(&lookup).unwrap();
+    assert!(place.registry.serve(loaded.id, &lookup));
+    loaded
+}
+
+#[test]
+fn a_changed_plugin_or_proxy_is_taken_up_by_the_next_load() {
+    let place = Place::new(&[
+        ("libecho.so", fs::read(echo_plugin()).unwrap()),
+        ("m.onnx", onnx::echo(DataType::Int64, &[])),
+        (
+            "c.proxy",
+            br#"{"mdm":1,"stages":[{"plugin":"libecho.so","entry":"echo"},{"onnx":"m.onnx"}]}"#
+                .to_vec(),
+        ),
+        (
+            "s.proxy",
+            br#"{"mdm":1,"plugin":"libecho.so","entry":"shout","state":{"mark":"!"}}"#.to_vec(),
+        ),
+    ]);
+    let at = |name: &str| place.folder.path().join(name);
+    let shout = |model: &Description| {
+        let mut opened = place.registry.open(model.id, 0, WorkerId(0)).unwrap();
+        let text = Tensor::from_strings("text", None, &["a"]).unwrap();
+        let outputs = opened.infer(&text.into(), &Params::new()).unwrap();
+        let rows = outputs.tensors[0].json_rows::<serde_json::Value>().unwrap();
+        rows[0]["loud"].as_str().unwrap().to_owned()
+    };
+    let (chain, first) = (load(&place, "c"), load(&place, "s"));
+    assert_eq!(
+        (load(&place, "c").id, load(&place, "s").id),
+        (chain.id, first.id)
+    );
+    // State: the proxy's own.
+    let text = fs::read_to_string(at("s.proxy")).unwrap().replace('!', "?");
+    fs::write(at("s.proxy"), text).unwrap();
+    assert_eq!(place.find("s").unwrap().id, first.id);
+    assert_eq!(shout(&first), "A!");
+    let second = load(&place, "s");
+    assert_ne!(second.id, first.id);
+    assert_eq!(
+        (shout(&first), shout(&second)),
+        ("A!".to_owned(), "A?".to_owned())
+    );
+    // The library, written over in place; bytes behind its end do not matter to the loader.
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(at("libecho.so"))
+        .unwrap();
+    file.write_all(b"another").unwrap();
+    drop(file);
+    assert_eq!(place.find("c").unwrap().id, chain.id);
+    assert_eq!(place.find("s").unwrap().id, second.id);
+    assert_ne!(load(&place, "c").id, chain.id);
+    let third = load(&place, "s");
+    assert_ne!(third.id, second.id);
+    assert_eq!(
+        (shout(&second), shout(&third)),
+        ("A?".to_owned(), "A?".to_owned())
+    );
+}
+
+#[test]
+fn a_file_that_a_plugin_opens_is_one_of_its_models() {
+    let place = Place::new(&[
+        ("net.onnx", table(1)),
+        (
+            "p.proxy",
+            br#"{"mdm":1,"plugin":"libsample.so","state":{"do":"session","onnx":"net.onnx"}}"#
+                .to_vec(),
+        ),
+    ]);
+    build_sample(&place.folder.path().join("libsample.so"));
+    let first = load(&place, "p");
+    let run = |model: &Description, worker| {
+        let mut opened = place.registry.open(model.id, 0, WorkerId(worker)).unwrap();
+        let x = Tensor::from_vec("x", vec![2], vec![1i32, 2]).unwrap();
+        let outputs = opened.infer(&x.into(), &Params::new()).unwrap();
+        outputs.tensors[0].to_vec::<i32>().unwrap()
+    };
+    assert_eq!(run(&first, 0), [1, 2]);
+    // What it takes is known from now on, and counts.
+    let net = table(1).len() as u64;
+    let (_, bytes) = place.registry.sizes()[0];
+    assert!(bytes > net && place.registry.size(first.id) == bytes);
+    assert_eq!(load(&place, "p").id, first.id);
+    let new = place.folder.path().join("new");
+    fs::write(&new, table(10)).unwrap();
+    fs::rename(&new, place.folder.path().join("net.onnx")).unwrap();
+    // Another worker has the one that the first had.
+    assert_eq!(run(&first, 1), [1, 2]);
+    let second = load(&place, "p");
+    assert_ne!(second.id, first.id);
+    assert_eq!(
+        (run(&first, 2), run(&second, 0)),
+        (vec![1, 2], vec![10, 20])
+    );
+}
+
+/// "x" INT32 [N] -> "y" INT32 [N] and "z" FP32 [N,2], as the sample declares: x times a factor.
+fn table(factor: i64) -> Vec<u8> {
+    use onnx::parts::proto::{ElementType, TensorProto};
+    use onnx::parts::{D, graph, int, integers, node, value};
+    let n = D::Sym("N");
+    let cast = |from: &str, to: &str, element: ElementType| {
+        node("Cast", &[from], &[to], vec![int("to", element as i64)])
+    };
+    let weights: Vec<TensorProto> = vec![
+        integers("factor", &[factor]),
+        integers("axes", &[1]),
+        integers("two", &[1, 2]),
+    ];
+    graph(
+        vec![
+            cast("x", "wide", ElementType::Int64),
+            node("Mul", &["wide", "factor"], &["product"], vec![]),
+            cast("product", "y", ElementType::Int32),
+            cast("product", "real", ElementType::Float),
+            node("Unsqueeze", &["real", "axes"], &["column"], vec![]),
+            node("Tile", &["column", "two"], &["z"], vec![]),
+        ],
+        vec![value("x", ElementType::Int32, &[n])],
+        vec![
+            value("y", ElementType::Int32, &[n]),
+            value("z", ElementType::Float, &[n, D::Fix(2)]),
+        ],
+        weights,
+    )
+}
+
+#[test]
+fn a_plugin_that_fails_on_its_sample_is_an_error_at_the_load() {
+    within(PATIENCE, || {
+        let proxy = |sample: &str| {
+            format!(
+                r#"{{"mdm":1,"warm_up":{{{sample}}},"stages":[{{"plugin":"libecho.so","entry":"echo"}},{{"name":"loud",
+                   "plugin":"libecho.so","entry":"shout","state":{{"mark":"!"}}}}]}}"#
+            )
+        };
+        let server = serve(
+            &[
+                ("good.proxy", &proxy(r#""text":["a","b"]"#)),
+                ("bad.proxy", &proxy(r#""text":["a",""]"#)),
+                ("number.proxy", &proxy(r#""text":[1]"#)),
+            ],
+            &[
+                "--num-worker",
+                "2",
+                "--num-parallel-workers",
+                "1",
+                "--preload",
+                "good",
+            ],
+        );
+        let client = server.client();
+        let words = ["\"bad\": warm_up: ", "stage \"loud\"", "nothing to shout"];
+        refused(client.load("bad"), ErrorCode::FailedPrecondition, &words);
+        let words = ["warm_up: ", "stage \"loud\"", "expected BYTES, got INT64"];
+        refused(client.load("number"), ErrorCode::FailedPrecondition, &words);
+        assert!(client.infer(("text", &["a"]), "good").is_ok());
+    });
+}
