@@ -489,6 +489,36 @@ fn a_load_looks_at_every_file_of_a_model() {
 }
 
 #[test]
+fn weights_outside_of_a_file_are_part_of_the_model() {
+    let (model, raw) = onnx::external_weights("weights.bin");
+    let mut other = raw.clone();
+    other.rotate_left(64);
+    let place = Place::new(&[("m.onnx", model.clone()), ("weights.bin", raw.clone())]);
+    let run = |model: &Description, worker| {
+        let mut opened = place.registry.open(model.id, 0, WorkerId(worker))?;
+        opened.infer(&ramp("x", &[2, 256]).into(), &Params::new())
+    };
+    let first = load(&place, "m");
+    assert_eq!(
+        place.registry.size(first.id),
+        (model.len() + raw.len()) as u64
+    );
+    let before = run(&first, 0).unwrap();
+    write(&place.folder.path().join("new"), &other);
+    fs::rename(
+        place.folder.path().join("new"),
+        place.folder.path().join("weights.bin"),
+    )
+    .unwrap();
+    assert_eq!(place.find("m").unwrap().id, first.id);
+    let e = run(&first, 1).unwrap_err();
+    assert!(e.message().contains("weights.bin\" was changed"), "{e}");
+    let second = load(&place, "m");
+    assert_ne!(second.id, first.id);
+    assert_ne!(run(&second, 1).unwrap(), before);
+}
+
+#[test]
 fn files_larger_than_the_bound_are_refused_before_they_are_read() {
     let files = [
         ("big.onnx", onnx::mlp()),

@@ -40,8 +40,9 @@ pub struct RegistryConfig {
     pub max_model_bytes: Option<u64>,
 }
 
-/// The models that are known. Its methods touch files and take seconds: they are for the loader's thread and the
-/// workers', never for the ventilator's.
+/// The models that are known. [`Registry::resolve`], [`Registry::load`], [`Registry::unload`] and opening touch files
+/// and take seconds: they are for the loader's thread and the workers', never for the ventilator's. The others look at
+/// what is known.
 pub struct Registry {
     shared: Arc<Shared>,
     roots: Arc<Roots>,

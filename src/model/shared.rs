@@ -49,7 +49,8 @@ impl Shared {
         let known = open
             .iter()
             .filter(|known| known.on_cpu == on_cpu && known.stamp == stamp && known.path == path)
-            .find_map(|known| known.source.upgrade());
+            .filter_map(|known| known.source.upgrade())
+            .find(|source| source.has_its_weights());
         if let Some(source) = known {
             return Ok(source);
         }

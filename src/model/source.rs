@@ -155,6 +155,11 @@ impl OnnxSource {
         self.stamp
     }
 
+    /// Whether the files that hold its weights, if any do, are those that were read.
+    pub(super) fn has_its_weights(&self) -> bool {
+        self.external.are_unchanged()
+    }
+
     /// The file, and those that hold its weights.
     pub(super) fn add_files(&self, files: &mut Files) {
         files.add_as(&self.path, self.stamp);

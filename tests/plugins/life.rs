@@ -113,6 +113,27 @@ fn a_file_that_a_plugin_opens_is_one_of_its_models() {
     );
 }
 
+#[test]
+fn a_plugins_session_takes_no_empty_dimension_either() {
+    let place = Place::new(&[
+        ("net.onnx", onnx::recurrent(false)),
+        (
+            "p.proxy",
+            br#"{"mdm":1,"plugin":"libsample.so","state":{"do":"session","onnx":"net.onnx"}}"#
+                .to_vec(),
+        ),
+    ]);
+    build_sample(&place.folder.path().join("libsample.so"));
+    let run = |shape: [usize; 3]| {
+        let count = shape.iter().product();
+        let x = Tensor::from_vec("x", shape.to_vec(), vec![1f32; count]).unwrap();
+        place.infer("p", vec![x])
+    };
+    let words = ["\"x\" has shape [1, 0, 4]", "recurrent"];
+    refused(run([1, 0, 4]), ErrorCode::InvalidArgument, &words);
+    assert_eq!(run([1, 2, 4]).unwrap()[0].shape(), [1, 2, 2]);
+}
+
 /// "x" INT32 [N] -> "y" INT32 [N] and "z" FP32 [N,2], as the sample declares: x times a factor.
 fn table(factor: i64) -> Vec<u8> {
     use onnx::parts::proto::{ElementType, TensorProto};
@@ -158,6 +179,12 @@ fn a_plugin_that_fails_on_its_sample_is_an_error_at_the_load() {
                 ("good.proxy", &proxy(r#""text":["a","b"]"#)),
                 ("bad.proxy", &proxy(r#""text":["a",""]"#)),
                 ("number.proxy", &proxy(r#""text":[1]"#)),
+                // Three legs with extra workers: the last is warmed with what the others made of the sample.
+                (
+                    "legs.proxy",
+                    r#"{"mdm":1,"warm_up":{"text":[""]},"stages":[{"plugin":"libecho.so","entry":"echo"},
+                        {"onnx":"upper.onnx"},{"plugin":"libecho.so","entry":"shout","state":{"mark":"!"}}]}"#,
+                ),
             ],
             &[
                 "--num-worker",
@@ -173,6 +200,21 @@ fn a_plugin_that_fails_on_its_sample_is_an_error_at_the_load() {
         refused(client.load("bad"), ErrorCode::FailedPrecondition, &words);
         let words = ["warm_up: ", "stage \"loud\"", "expected BYTES, got INT64"];
         refused(client.load("number"), ErrorCode::FailedPrecondition, &words);
+        fs::write(server.models().join("upper.onnx"), onnx::upper_case()).unwrap();
+        let words = [
+            "\"legs\": warm_up: ",
+            "libecho.so:shout",
+            "nothing to shout",
+        ];
+        let refusal = client.load("legs");
+        refused(refusal, ErrorCode::FailedPrecondition, &words);
+        let names: Vec<String> = client
+            .models()
+            .unwrap()
+            .into_iter()
+            .map(|m| m.name)
+            .collect();
+        assert_eq!(names, ["good"]);
         assert!(client.infer(("text", &["a"]), "good").is_ok());
     });
 }

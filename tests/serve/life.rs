@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::behind::{FOR_EVER, Session, busy, output, request};
 use crate::common::{PATIENCE, Server, command, eventually, models, onnx, within};
-use crate::models::{BUSY_ROWS, recurrent};
+use crate::models::BUSY_ROWS;
 use crate::refused;
 
 /// Gives its rows back.
@@ -356,8 +356,8 @@ fn a_sample_warms_a_model_and_one_that_does_not_fit_is_an_error_at_the_load() {
 fn an_empty_dimension_does_not_reach_a_recurrent_layer() {
     within(PATIENCE, || {
         let dir = models(&[
-            ("plain.onnx", recurrent(false)),
-            ("nested.onnx", recurrent(true)),
+            ("plain.onnx", onnx::recurrent(false)),
+            ("nested.onnx", onnx::recurrent(true)),
             ("chain.proxy", br#"{"mdm":1,"rows":"whole","stages":[{"onnx":"copy.onnx"},{"onnx":"nested.onnx"}]}"#.to_vec()),
             ("copy.onnx", onnx::any_rank()),
         ]);
