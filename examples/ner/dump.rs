@@ -6,9 +6,9 @@
 
 #[allow(dead_code)] // what the bench looks at
 mod model;
-#[allow(dead_code)]
+#[allow(dead_code)] // as above
 mod text;
-#[allow(dead_code)]
+#[allow(dead_code)] // as above
 mod viterbi;
 
 use std::error::Error;

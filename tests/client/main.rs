@@ -1,6 +1,7 @@
 //! The client against a server that behaves as each test wants.
 
 mod fake;
+mod lent;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -11,7 +12,7 @@ use fake::{Act, Fake, Manners, echo, echoes};
 use mdm::client::{Call, Client, Inputs, Rows, StopMode, StopOutcome};
 use mdm::message::{Request, RequestId, Stats};
 use mdm::wire::client::ClientMessage;
-use mdm::wire::server::{Outputs, ServerMessage, Welcome};
+use mdm::wire::server::{Outputs, ServerMessage};
 use mdm::{Batch, Error, ErrorCode, Tensor};
 
 /// Fails a test that hangs.
@@ -507,59 +508,6 @@ fn a_request_that_nobody_answers_ends_a_little_after_its_time() {
         let e = client.fetch(ticket).unwrap_err();
         assert_eq!(e.code(), ErrorCode::DeadlineExceeded);
         assert!(matches!(server.heard(), ClientMessage::Cancel(_)));
-    });
-}
-
-/// Passes on what goes to `port` up to so many bytes, and then reads no more.
-fn stalling(port: u16, most: u64) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let number = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let (client, _) = listener.accept().unwrap();
-        let server = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-        std::thread::spawn(move || std::io::copy(&mut from, &mut to));
-        let _ = std::io::copy(&mut (&client).take(most), &mut &server);
-        std::thread::sleep(Duration::from_secs(20));
-    });
-    number
-}
-
-#[test]
-fn an_array_that_was_lent_is_free_when_the_call_ends_whatever_became_of_it() {
-    within(30, || {
-        let server = Fake::with(
-            Manners {
-                welcome: Welcome {
-                    max_request_bytes: 1 << 26,
-                    ..Manners::default().welcome
-                },
-                ..Manners::default()
-            },
-            echoes,
-        );
-        let mut array = ndarray::Array1::<u8>::from_elem(1 << 25, 1);
-        let client = server.client();
-        for turn in 1..4 {
-            array.fill(turn);
-            let r = client.infer(&array, "m").unwrap();
-            array.fill(0);
-            assert!(
-                r.tensor("")
-                    .unwrap()
-                    .to_vec::<u8>()
-                    .unwrap()
-                    .iter()
-                    .all(|x| *x == turn)
-            );
-        }
-        // More than the connection takes up: libzmq still has it when the time is over.
-        let port = stalling(server.port, 1 << 16);
-        let client = Client::connect(&format!("tcp://127.0.0.1:{port}")).unwrap();
-        let call = Call::model("m").timeout(Duration::from_millis(100));
-        let e = client.infer(&array, call).unwrap_err();
-        assert_eq!(e.code(), ErrorCode::DeadlineExceeded, "{e}");
-        drop(array);
     });
 }
 

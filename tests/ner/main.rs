@@ -7,13 +7,13 @@ mod common;
 mod parts;
 
 #[path = "../../examples/ner/model.rs"]
-#[allow(dead_code)]
+#[allow(dead_code)] // the plugin uses the rest, here and below
 mod model;
 #[path = "../../examples/ner/text.rs"]
-#[allow(dead_code)]
+#[allow(dead_code)] // as above
 mod text;
 #[path = "../../examples/ner/viterbi.rs"]
-#[allow(dead_code)]
+#[allow(dead_code)] // as above
 mod viterbi;
 
 use std::path::PathBuf;
