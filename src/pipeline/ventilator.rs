@@ -213,7 +213,9 @@ impl Ventilator {
                     .flatten()
                     .min();
                 let pause = due.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
-                self.waiter.open_requests(self.scheduler.waiting().requests);
+                let requests = self.scheduler.waiting().requests;
+                self.waiter
+                    .in_hand(requests.max(self.scheduler.chunks_out()));
                 self.waiter.wait(&[&self.inbox, &self.router], pause)?;
             }
         }

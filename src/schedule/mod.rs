@@ -511,6 +511,11 @@ impl<C: Clone> Scheduler<C> {
         open.map(|(serial, _)| *serial).collect()
     }
 
+    /// The chunks that workers hold.
+    pub(crate) fn chunks_out(&self) -> usize {
+        self.out.len()
+    }
+
     /// The chunks that a worker holds.
     pub(crate) fn held(&self, worker: WorkerId) -> usize {
         self.crews.iter().map(|crew| crew.held(worker)).sum()

@@ -3,8 +3,8 @@
 //! A small request wakes one thread after another, and waking a thread on a core that has gone to sleep costs many
 //! times what the thread then does, on virtual machines most of all. So a loop whose next message came soon last time
 //! asks for the next one again and again, yielding its core in between, before it goes to sleep. A loop that is used
-//! seldom sleeps at once, and so do all when more requests are open than there are cores: then no core is asleep, and
-//! asking only takes time from those who have work.
+//! seldom sleeps at once, and so do all when more requests are open, or more chunks out, than there are cores: then no
+//! core is asleep, and asking only takes time from those who have work.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,8 +23,8 @@ pub(crate) struct Vigil {
     limit: Duration,
     most: usize,
     awake: Arc<AtomicUsize>,
-    /// Requests that are open in the server.
-    open: Arc<AtomicUsize>,
+    /// What keeps the server's cores busy: requests or chunks.
+    in_hand: Arc<AtomicUsize>,
     cores: usize,
 }
 
@@ -37,7 +37,7 @@ impl Vigil {
             // A thread that waits asleep is woken cheaply only while no core sleeps, so one more than there are.
             most: if cores > 1 { cores + 1 } else { 0 },
             awake: Arc::default(),
-            open: Arc::default(),
+            in_hand: Arc::default(),
             cores,
         }
     }
@@ -55,9 +55,9 @@ impl Waiter {
         Waiter { vigil, soon: false }
     }
 
-    /// So many requests are open.
-    pub(crate) fn open_requests(&self, requests: usize) {
-        self.vigil.open.store(requests, Ordering::Relaxed);
+    /// So much is in hand: requests that are open, or chunks that workers hold, whichever are more.
+    pub(crate) fn in_hand(&self, count: usize) {
+        self.vigil.in_hand.store(count, Ordering::Relaxed);
     }
 
     /// As [`super::wait`], with the same rule for the sockets: each was received from until it had nothing, and was not
@@ -90,7 +90,7 @@ impl Waiter {
         let awake = &self.vigil.awake;
         let admitted = awake.fetch_add(1, Ordering::Relaxed) < self.vigil.most;
         let mut news = false;
-        let quiet = || self.vigil.open.load(Ordering::Relaxed) <= self.vigil.cores;
+        let quiet = || self.vigil.in_hand.load(Ordering::Relaxed) <= self.vigil.cores;
         while admitted && !news && quiet() && start.elapsed() < limit {
             news = frames::wait_readable(descriptors, 0).contains(&true);
             if !news {
