@@ -138,3 +138,28 @@ fn what_is_cancelled_between_two_legs_is_dropped_and_told() {
     }
     assert_eq!(world.scheduler.close(other), Some(given));
 }
+
+#[test]
+fn a_small_chunk_between_two_legs_does_not_wait_behind_bulk() {
+    let mut world = staged(2, 10);
+    let bulk = world.job(1000);
+    world.submit(bulk);
+    let scheduler = &mut world.scheduler;
+    let mut out: Vec<Assignment> = Vec::new();
+    // Until prepared bulk waits for the device, which holds as much of it as it may.
+    while scheduler.returned[Role::Main as usize].is_empty() {
+        out.extend(std::iter::from_fn(|| scheduler.next(0)));
+        let prepared = out.iter().position(|a| a.legs == (0..1)).unwrap();
+        scheduler.hand_back(out.remove(prepared).chunk, None, (), 0);
+        out.extend(std::iter::from_fn(|| scheduler.next(0)));
+    }
+    let small = world.job(1);
+    let small = world.submit(small);
+    let scheduler = &mut world.scheduler;
+    let first = scheduler.next(0).unwrap();
+    assert_eq!((first.pieces[0].serial, first.legs), (small, 0..1));
+    scheduler.hand_back(first.chunk, None, (), 0);
+    let next = scheduler.next(0).expect("its lane has a place");
+    assert_eq!((next.pieces[0].serial, next.worker), (small, WorkerId(0)));
+    assert_eq!(next.lane, Lane::Small);
+}
