@@ -1,5 +1,6 @@
 //! Memory that is lent for the length of a call: the one way to send what a caller only lent us without a copy.
 
+use std::cell::OnceCell;
 use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +11,9 @@ const LEND_BYTES: usize = 64 * 1024;
 
 /// What [`lending`] gives out. `'env` is how long the memory is there: longer than the call of [`lending`].
 pub struct Loan<'env> {
-    counter: Option<Arc<Counter>>,
+    allowed: bool,
+    /// Made by the first piece: most calls lend nothing.
+    counter: OnceCell<Arc<Counter>>,
     /// Invariant: neither a longer nor a shorter life will do.
     env: PhantomData<&'env mut &'env ()>,
 }
@@ -35,14 +38,16 @@ impl Counter {
 /// them by itself: the wait has no end otherwise.
 pub(crate) fn lending<'env, T>(allowed: bool, body: impl FnOnce(&Loan<'env>) -> T) -> T {
     /// Waits even if the body panics.
-    struct Return(Arc<Counter>);
+    struct Return<'a>(&'a OnceCell<Arc<Counter>>);
 
-    impl Drop for Return {
+    impl Drop for Return<'_> {
         fn drop(&mut self) {
-            let mut pieces = self.0.pieces();
+            let Some(counter) = self.0.get() else {
+                return;
+            };
+            let mut pieces = counter.pieces();
             while *pieces > 0 {
-                pieces = self
-                    .0
+                pieces = counter
                     .returned
                     .wait(pieces)
                     .unwrap_or_else(PoisonError::into_inner);
@@ -50,34 +55,34 @@ pub(crate) fn lending<'env, T>(allowed: bool, body: impl FnOnce(&Loan<'env>) -> 
         }
     }
 
-    let counter = allowed.then(Arc::<Counter>::default);
-    let _returned = counter.clone().map(Return);
-    body(&Loan {
-        counter,
+    let loan = Loan {
+        allowed,
+        counter: OnceCell::new(),
         env: PhantomData,
-    })
+    };
+    let _returned = Return(&loan.counter);
+    body(&loan)
 }
 
 impl<'env> Loan<'env> {
     /// The bytes, without a copy if they are many.
     pub(crate) fn lend(&self, bytes: &'env [u8]) -> Bytes {
-        match &self.counter {
-            Some(counter) if bytes.len() >= LEND_BYTES => {
-                *counter.pieces() += 1;
-                Bytes::from_owner(Piece {
-                    data: bytes.as_ptr(),
-                    len: bytes.len(),
-                    counter: counter.clone(),
-                })
-            }
-            _ => Bytes::copy_from_slice(bytes),
+        if !self.allowed || bytes.len() < LEND_BYTES {
+            return Bytes::copy_from_slice(bytes);
         }
+        let counter = self.counter.get_or_init(Arc::default);
+        *counter.pieces() += 1;
+        Bytes::from_owner(Piece {
+            data: bytes.as_ptr(),
+            len: bytes.len(),
+            counter: counter.clone(),
+        })
     }
 
     /// Whether something has not been given back.
     pub(crate) fn is_out(&self) -> bool {
         self.counter
-            .as_ref()
+            .get()
             .is_some_and(|counter| *counter.pieces() > 0)
     }
 }
