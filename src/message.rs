@@ -181,6 +181,8 @@ pub struct Chunk {
     pub attempt: u32,
     /// The model.
     pub model: ModelId,
+    /// Rows that run at once; 0: all of the chunk's.
+    pub run: u64,
     /// The request's parameters; empty for most.
     pub params: Params,
     /// Whose rows these are, in row order.
@@ -192,8 +194,8 @@ pub struct Chunk {
 /// How a chunk ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// For each member its outputs, in the model's order.
-    Done(Vec<Batch>),
+    /// For each member what each run of its rows gave: the outputs, in the model's order.
+    Done(Vec<Vec<Batch>>),
     /// Every member had been cancelled before it ran.
     Skipped,
     /// The model failed; the credit says how.

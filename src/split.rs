@@ -33,19 +33,38 @@ impl Cut {
         let even = rows.div_ceil(chunks.max(1));
         even.next_multiple_of(self.step.max(1)).min(rows)
     }
+
+    /// The next chunk's rows where chunks need not be alike: a part of what is left, so that the last ones are small
+    /// and end together. Whole runs of `run` rows where that makes sense.
+    pub(crate) fn guided(&self, rows: usize, run: usize) -> usize {
+        let share = rows.div_ceil(ROUNDS * self.workers.max(1));
+        let unit = if share >= run {
+            run.max(1)
+        } else {
+            self.step.max(1)
+        };
+        share
+            .clamp(self.floor.min(self.most), self.most.max(1))
+            .next_multiple_of(unit)
+            .min(self.most.max(1))
+            .min(rows)
+    }
 }
+
+/// Chunks that each worker has still to come, at the size of the next.
+const ROUNDS: usize = 2;
 
 /// The parts of one request, until they are all there.
 #[derive(Debug, Default)]
 pub(crate) struct Gather {
-    parts: Vec<(u64, Batch)>,
+    parts: Vec<(u64, Vec<Batch>)>,
     seen: HashSet<u64>,
     rows: u64,
 }
 
 impl Gather {
-    /// Takes rows `offset..offset + rows`. False if they were there already.
-    pub(crate) fn add(&mut self, offset: u64, rows: u64, part: Batch) -> bool {
+    /// Takes rows `offset..offset + rows`, in one piece or several. False if they were there already.
+    pub(crate) fn add(&mut self, offset: u64, rows: u64, part: Vec<Batch>) -> bool {
         if !self.seen.insert(offset) {
             return false;
         }
@@ -62,7 +81,7 @@ impl Gather {
     /// The parts in row order.
     pub(crate) fn into_parts(mut self) -> Vec<Batch> {
         self.parts.sort_unstable_by_key(|(offset, _)| *offset);
-        self.parts.into_iter().map(|(_, part)| part).collect()
+        self.parts.into_iter().flat_map(|(_, part)| part).collect()
     }
 }
 
@@ -129,16 +148,35 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn guided_chunks_shrink_to_the_end_in_whole_runs(
+            rows in 1usize..100_000, most in 1usize..2000, floor in 1usize..64, workers in 1usize..100,
+            run in 1usize..300,
+        ) {
+            let cut = cut(most, floor, workers);
+            let (mut left, mut last) = (rows, usize::MAX);
+            while left > 0 {
+                let rows = cut.guided(left, run);
+                prop_assert!((1..=most).contains(&rows) && rows <= left);
+                prop_assert!(rows <= last.max(floor), "{rows} after {last}");
+                // Whole runs, but for what the floor, the bound or the end cut off.
+                let odd = rows % run != 0 && rows > run;
+                prop_assert!(!odd || rows == most || rows == left || rows <= floor.next_multiple_of(run));
+                (left, last) = (left - rows, rows.next_multiple_of(run));
+            }
+        }
+    }
+
     #[test]
     fn parts_come_back_in_row_order_and_once() {
         let part = |v: f32| Batch {
             tensors: vec![Tensor::from_slice("y", vec![1], &[v]).unwrap()],
         };
         let mut gather = Gather::default();
-        assert!(gather.add(2, 1, part(2.)));
-        assert!(gather.add(0, 1, part(0.)));
-        assert!(!gather.add(2, 1, part(9.)));
-        assert!(gather.add(1, 1, part(1.)));
+        assert!(gather.add(2, 1, vec![part(2.)]));
+        assert!(gather.add(0, 2, vec![part(0.), part(1.)]));
+        assert!(!gather.add(2, 1, vec![part(9.)]));
         assert_eq!(gather.rows(), 3);
         assert_eq!(gather.into_parts(), [part(0.), part(1.), part(2.)]);
     }

@@ -23,7 +23,7 @@ use crate::frames;
 use crate::message::{Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats};
 use crate::socket::{self, Waiter};
 use crate::split::Gather;
-use crate::tensor::Batch;
+use crate::tensor::{Batch, Tensor};
 use crate::wire::client::{self, ClientMessage};
 use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator};
 use crate::wire::server::{self, LatencyInfo, Outputs, ServerMessage};
@@ -245,12 +245,12 @@ impl Sink {
     }
 
     fn take_part(&mut self, part: Part) -> Result<()> {
-        let batches = match part.outcome {
-            Outcome::Done(batches) => batches.into_iter().map(Some).collect(),
+        let done = match part.outcome {
+            Outcome::Done(done) => done.into_iter().map(Some).collect(),
             // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
             Outcome::Skipped | Outcome::Failed => vec![None; part.members.len()],
         };
-        for (member, batch) in part.members.into_iter().zip(batches) {
+        for (member, runs) in part.members.into_iter().zip(done) {
             if part.attempt > 0 && self.answered.has(member.serial) {
                 continue; // the worker was lost after the part and before the credit: it came twice
             }
@@ -259,17 +259,24 @@ impl Sink {
                 continue;
             }
             let serial = member.serial;
-            if self.take_rows(member, batch, part.compute_us)? {
+            if self.take_rows(member, runs, part.compute_us)? {
                 self.answered.push(serial);
             }
         }
         Ok(())
     }
 
-    /// Takes a member's rows. True if that completed the request.
-    fn take_rows(&mut self, member: Member, batch: Option<Batch>, compute_us: u64) -> Result<bool> {
+    /// Takes what the runs of a member's rows gave, if they did. True if that completed the request.
+    fn take_rows(
+        &mut self,
+        member: Member,
+        runs: Option<Vec<Batch>>,
+        compute_us: u64,
+    ) -> Result<bool> {
+        let broken = runs.is_none();
+        let runs = runs.unwrap_or_default();
         let whole_request = member.rows == member.total && !member.stream;
-        if let (true, Some(batch)) = (whole_request, batch.as_ref()) {
+        if whole_request && !broken {
             // Nothing to gather: most small requests end here.
             let stats = Stats {
                 queue_us: member.queue_us,
@@ -278,7 +285,7 @@ impl Sink {
             };
             let outputs = Outputs {
                 batched: !member.whole,
-                parts: vec![batch.clone()],
+                parts: runs,
             };
             self.answer_result(&member, outputs, stats)?;
             return Ok(true);
@@ -290,12 +297,11 @@ impl Sink {
         } else {
             entry.stats.queue_us.min(member.queue_us)
         };
-        let part = batch.clone().unwrap_or_default();
-        let bytes = part.payload_bytes() as u64;
-        let kept = if member.stream {
-            Batch::default()
+        let bytes = runs.iter().map(|run| run.payload_bytes() as u64).sum();
+        let (kept, sent) = if member.stream {
+            (Vec::new(), runs)
         } else {
-            part
+            (runs, Vec::new())
         };
         if !entry.gather.add(member.offset, member.rows, kept) {
             return Ok(false);
@@ -303,7 +309,7 @@ impl Sink {
         entry.stats.chunks += 1;
         entry.stats.compute_us += compute_us;
         let rows = entry.gather.rows();
-        entry.broken |= batch.is_none();
+        entry.broken |= broken;
         if entry.broken {
             return Ok(false);
         }
@@ -314,11 +320,11 @@ impl Sink {
             entry.counted += bytes;
             self.outbox.gathered(member.reply, bytes);
         }
-        if member.stream
-            && let Some(batch) = batch
-        {
-            let frames = server::write_part(member.request, member.offset, &batch);
-            self.send(member.reply, frames, bytes)?;
+        let mut offset = member.offset;
+        for run in sent {
+            let frames = server::write_part(member.request, offset, &run);
+            self.send(member.reply, frames, run.payload_bytes() as u64)?;
+            offset += run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
         }
         if rows < member.total {
             return Ok(false);

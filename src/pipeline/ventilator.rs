@@ -535,6 +535,7 @@ impl Ventilator {
             spent_us: carry.map_or(0, |carry| carry.spent_us),
             attempt: assignment.attempt,
             model: assignment.model,
+            run: assignment.run as u64,
             params: Params::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
             inputs: Vec::with_capacity(assignment.pieces.len()),

@@ -1,5 +1,6 @@
 //! A worker: takes chunks from its two lanes, runs them, sends the parts to the sink and a credit to the ventilator.
 
+mod run;
 #[cfg(test)]
 mod tests;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use zmq::{Context, Socket};
 
+use self::run::Computed;
 use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
 use crate::error::{Error, Result};
 use crate::frames;
@@ -16,11 +18,11 @@ use crate::message::{
     Chunk, Credit, Handed, Member, ModelId, Outcome, Part, Role, Serial, WorkerId,
 };
 use crate::model::loader::panic_message;
-use crate::model::{Model, ModelSource, Run};
+use crate::model::{Model, ModelSource};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
 use crate::socket::{self, Vigil, Waiter};
-use crate::tensor::{Batch, Tensor};
+use crate::tensor::Batch;
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 
 /// What a worker is given: endpoints and a source of models, no reference into the server.
@@ -43,6 +45,12 @@ struct Worker {
     /// By model and leg.
     models: HashMap<(ModelId, u32), Box<dyn Model>>,
     choice: LaneChoice,
+    /// A bulk chunk has stepped aside for small ones.
+    in_bulk: bool,
+    /// How long bulk chunks have, in all.
+    aside_us: u64,
+    /// What came to the small lane meanwhile and is no chunk.
+    later: Option<ToWorker>,
     waiter: Waiter,
 }
 
@@ -89,6 +97,9 @@ impl Worker {
             ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
             models: HashMap::new(),
             choice: LaneChoice::default(),
+            in_bulk: false,
+            aside_us: 0,
+            later: None,
             waiter: Waiter::new(seat.vigil.clone()),
             seat,
         })
@@ -99,6 +110,8 @@ impl Worker {
     fn recover(&mut self, why: String) -> Result<Recovery> {
         self.models.clear();
         self.choice = LaneChoice::default();
+        self.in_bulk = false;
+        self.later = None;
         self.tell_ventilator(ToVentilator::Down(self.seat.id, why))?;
         for lane in [Lane::Small, Lane::Bulk] {
             loop {
@@ -156,6 +169,9 @@ impl Worker {
 
     /// The next message: from the small lane first, unless bulk has waited long enough.
     fn receive(&mut self) -> Result<(Lane, ToWorker)> {
+        if let Some(message) = self.later.take() {
+            return Ok((Lane::Small, message));
+        }
         loop {
             let mut lanes = [(Lane::Small, &mut self.small), (Lane::Bulk, &mut self.bulk)];
             if self.choice.first() == Lane::Bulk {
@@ -171,41 +187,44 @@ impl Worker {
     }
 
     fn run_chunk(&mut self, lane: Lane, chunk: Chunk) -> Result<()> {
-        let board = &self.seat.board;
-        if chunk.members.iter().all(|m| board.is_cancelled(m.serial)) {
-            let members = chunk.members.clone();
-            self.send_part(&chunk, members, 0, Outcome::Skipped)?;
-            return self.send_credit(&chunk, 0, 0, Vec::new(), Vec::new());
+        if self.is_cancelled(&chunk.members) {
+            return self.skip(&chunk);
         }
         // Opened before the clock runs: how fast the model is must not count it.
         let opened =
             (chunk.leg..chunk.until).try_for_each(|leg| self.open(chunk.model, leg).map(drop));
-        let started_us = self.seat.clock.now_us();
-        let (done, failed) = match opened {
-            Ok(()) => self.compute(&chunk),
-            Err(error) => {
-                let of = |member: &Member| (member.clone(), error.clone());
-                (Vec::new(), chunk.members.iter().map(of).collect())
-            }
+        let (started_us, aside_us) = (self.seat.clock.now_us(), self.aside_us);
+        let computed = match opened {
+            Ok(()) => self.compute(lane, &chunk)?,
+            Err(error) => Some(Computed::failed(&chunk.members, &error)),
         };
-        let compute_us = self.seat.clock.now_us() - started_us;
-        let bulk_waits =
-            matches!(lane, Lane::Small) && self.bulk.get_events()?.contains(zmq::POLLIN);
+        // Small chunks that it stepped aside for had their own.
+        let aside_us = self.aside_us - aside_us;
+        let compute_us = (self.seat.clock.now_us() - started_us).saturating_sub(aside_us);
+        let bulk_waits = matches!(lane, Lane::Small)
+            && (self.in_bulk || self.bulk.get_events()?.contains(zmq::POLLIN));
         self.choice.ran(lane, compute_us, bulk_waits);
-        let (members, batches): (Vec<Member>, Vec<Batch>) = done.into_iter().unzip();
-        let rows = members.iter().map(|m| m.rows).sum();
+        let Some(Computed {
+            sent,
+            mut done,
+            failed,
+        }) = computed
+        else {
+            return self.skip(&chunk);
+        };
+        let rows = sent + rows_of(&done);
         let mut handed = Vec::new();
         // The parts go out before the credit: whoever sees the credit may forget the rows.
         if chunk.goes_on {
-            handed = std::iter::zip(members, batches)
-                .map(|(member, batch)| Handed {
+            for (member, mut runs) in done {
+                handed.extend(runs.pop().map(|batch| Handed {
                     serial: member.serial,
                     rows: member.rows,
                     batch,
-                })
-                .collect();
-        } else if !members.is_empty() {
-            self.send_part(&chunk, members, compute_us, Outcome::Done(batches))?;
+                }));
+            }
+        } else {
+            self.send_done(&chunk, &mut done, compute_us)?;
         }
         let mut errors = Vec::with_capacity(failed.len());
         if !failed.is_empty() {
@@ -217,6 +236,50 @@ impl Worker {
             self.send_part(&chunk, members, compute_us, Outcome::Failed)?;
         }
         self.send_credit(&chunk, rows, compute_us, errors, handed)
+    }
+
+    fn is_cancelled(&self, members: &[Member]) -> bool {
+        let board = &self.seat.board;
+        members.iter().all(|m| board.is_cancelled(m.serial))
+    }
+
+    /// Nobody wants it any more.
+    fn skip(&mut self, chunk: &Chunk) -> Result<()> {
+        self.send_part(chunk, chunk.members.clone(), 0, Outcome::Skipped)?;
+        self.send_credit(chunk, 0, 0, Vec::new(), Vec::new())
+    }
+
+    /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
+    fn step_aside(&mut self) -> Result<()> {
+        let started_us = self.seat.clock.now_us();
+        self.in_bulk = true;
+        while self.later.is_none() && self.choice.first() == Lane::Small {
+            let Some(message) = frames::receive(&mut self.small, zmq::DONTWAIT)? else {
+                break;
+            };
+            match inner::read_to_worker(message)? {
+                ToWorker::Chunk(chunk) => self.run_chunk(Lane::Small, *chunk)?,
+                other => self.later = Some(other),
+            }
+        }
+        self.in_bulk = false;
+        self.aside_us += self.seat.clock.now_us() - started_us;
+        Ok(())
+    }
+
+    /// Sends what members have got, and gives the number of their rows.
+    fn send_done(
+        &mut self,
+        chunk: &Chunk,
+        done: &mut Vec<(Member, Vec<Batch>)>,
+        compute_us: u64,
+    ) -> Result<u64> {
+        let rows = rows_of(done);
+        if !done.is_empty() {
+            let (members, runs) = done.drain(..).unzip();
+            self.send_part(chunk, members, compute_us, Outcome::Done(runs))?;
+        }
+        Ok(rows)
     }
 
     fn send_part(
@@ -257,103 +320,6 @@ impl Worker {
         }))
     }
 
-    /// Runs a chunk's members together; if that fails, each by itself, so that one member's bad rows are not
-    /// another's error.
-    #[allow(clippy::type_complexity)] // two lists of what they are
-    fn compute(&mut self, chunk: &Chunk) -> (Vec<(Member, Batch)>, Vec<(Member, Error)>) {
-        let members = &chunk.members;
-        match self.run_together(chunk, 0..members.len()) {
-            Ok(batches) => (members.iter().cloned().zip(batches).collect(), Vec::new()),
-            Err(error) if members.len() == 1 => {
-                let member = members[0].clone();
-                let error = located(&member, error);
-                (Vec::new(), vec![(member, error)])
-            }
-            Err(_) => {
-                let mut done = Vec::new();
-                let mut failed = Vec::new();
-                for (index, member) in members.iter().enumerate() {
-                    match self.run_together(chunk, index..index + 1) {
-                        Ok(batches) => {
-                            done.extend(batches.into_iter().map(|b| (member.clone(), b)));
-                        }
-                        Err(error) => failed.push((member.clone(), located(member, error))),
-                    }
-                }
-                (done, failed)
-            }
-        }
-    }
-
-    fn run_together(&mut self, chunk: &Chunk, range: std::ops::Range<usize>) -> Result<Vec<Batch>> {
-        let (members, inputs) = (&chunk.members[range.clone()], &chunk.inputs[range]);
-        let joined;
-        let batch = match inputs {
-            [one] => one,
-            many => {
-                // The engine wants one piece of memory: the rows of several requests have to be copied into one.
-                joined = join(many)?;
-                &joined
-            }
-        };
-        let outputs = self.infer(chunk, members, batch)?;
-        if let [one] = members {
-            check_rows(one, &outputs)?;
-            return Ok(vec![outputs]);
-        }
-        let mut offset = 0;
-        let rows: u64 = members.iter().map(|m| m.rows).sum();
-        members
-            .iter()
-            .map(|member| {
-                let tensors = outputs
-                    .tensors
-                    .iter()
-                    .map(|tensor| {
-                        check_output_rows(tensor, rows)?;
-                        Ok(tensor.slice_rows(offset, member.rows as usize))
-                    })
-                    .collect::<Result<Vec<_>>>()?;
-                offset += member.rows as usize;
-                Ok(Batch { tensors })
-            })
-            .collect()
-    }
-
-    /// Runs a chunk's legs one after another.
-    fn infer(&mut self, chunk: &Chunk, members: &[Member], batch: &Batch) -> Result<Batch> {
-        let mut outputs = self.infer_leg(chunk, chunk.leg, members, batch)?;
-        for leg in chunk.leg + 1..chunk.until {
-            outputs = self.infer_leg(chunk, leg, members, &outputs)?;
-        }
-        Ok(outputs)
-    }
-
-    fn infer_leg(
-        &mut self,
-        chunk: &Chunk,
-        leg: u32,
-        members: &[Member],
-        batch: &Batch,
-    ) -> Result<Batch> {
-        let board = self.seat.board.clone();
-        let run = Run {
-            params: &chunk.params,
-            members,
-            cancelled: &|| members.iter().all(|m| board.is_cancelled(m.serial)),
-        };
-        let model = self.open(chunk.model, leg)?;
-        match catch_unwind(AssertUnwindSafe(|| model.infer_with(batch, &run))) {
-            Ok(result) => result,
-            Err(panic) => {
-                // Whatever state the panic left behind must not serve the next request.
-                self.models.remove(&(chunk.model, leg));
-                let why = panic_message(&*panic);
-                Err(Error::internal(format!("the model panicked: {why}")))
-            }
-        }
-    }
-
     /// Opens every leg of a model that may come here.
     fn open_all(&mut self, model: ModelId) -> Result<()> {
         let legs = self.seat.source.legs(model)?;
@@ -364,85 +330,8 @@ impl Worker {
         }
         Ok(())
     }
-
-    fn open(&mut self, id: ModelId, leg: u32) -> Result<&mut Box<dyn Model>> {
-        use std::collections::hash_map::Entry;
-        match self.models.entry((id, leg)) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let (source, worker) = (&self.seat.source, self.seat.id);
-                let opened = catch_unwind(AssertUnwindSafe(|| source.open(id, leg, worker)));
-                let model = opened.unwrap_or_else(|panic| {
-                    let why = panic_message(&*panic);
-                    Err(Error::internal(format!(
-                        "opening the model panicked: {why}"
-                    )))
-                })?;
-                Ok(entry.insert(model))
-            }
-        }
-    }
 }
 
-fn join(batches: &[Batch]) -> Result<Batch> {
-    let Some(first) = batches.first() else {
-        return Ok(Batch::default());
-    };
-    if let Some(other) = batches.iter().find(|batch| !batch.is_like(first)) {
-        // An earlier leg gave them, each in a run of its own.
-        return Err(Error::internal(format!(
-            "rows of {} and of {} cannot run together",
-            first.kinds(),
-            other.kinds()
-        )));
-    }
-    let columns = first.tensors.len();
-    let tensors = (0..columns)
-        .map(|column| {
-            let pieces: Vec<Tensor> = batches.iter().map(|b| b.tensors[column].clone()).collect();
-            Tensor::concat(&pieces)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    Ok(Batch { tensors })
-}
-
-/// Tells a client the rows that the model blames by their numbers in its own request. The member ran by itself, so
-/// the batch had its rows and no others.
-fn located(member: &Member, error: Error) -> Error {
-    let Some(rows) = error.rows() else {
-        return error;
-    };
-    let first = member.offset as usize;
-    let (start, end) = if member.whole {
-        (rows.start, rows.end)
-    } else {
-        let last = member.rows as usize;
-        (first + rows.start.min(last), first + rows.end.min(last))
-    };
-    if end <= start + 1 {
-        error.context(format_args!("row {start}"))
-    } else {
-        error.context(format_args!("rows {start} to {}", end - 1))
-    }
-}
-
-fn check_rows(member: &Member, outputs: &Batch) -> Result<()> {
-    if member.whole {
-        return Ok(());
-    }
-    outputs
-        .tensors
-        .iter()
-        .try_for_each(|tensor| check_output_rows(tensor, member.rows))
-}
-
-fn check_output_rows(tensor: &Tensor, rows: u64) -> Result<()> {
-    if tensor.rows() == Some(rows as usize) {
-        return Ok(());
-    }
-    Err(Error::internal(format!(
-        "output {:?} has shape {:?} for {rows} rows: the model does not keep its rows apart",
-        tensor.name(),
-        tensor.shape()
-    )))
+fn rows_of(done: &[(Member, Vec<Batch>)]) -> u64 {
+    done.iter().map(|(member, _)| member.rows).sum()
 }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use super::groups::Groups;
-use super::pace::Pace;
+use super::pace::{Pace, Target};
 use super::{Assignment, Chosen, Entry, Lane, Limits, PaceKey, Piece, Scheduler, whole_run};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::Cut;
@@ -92,16 +92,16 @@ impl<C: Clone> Scheduler<C> {
             .oldest()
             .find(|(head, _, rows)| self.is_ripe(*head, *rows, now_us))?;
         let first = &self.entries.get(&head)?.job;
-        let (model, splittable) = (first.model, first.splittable);
+        let (model, splittable, step) = (first.model, first.splittable, first.step.max(1));
         let legs = if alone { first.legs.len() as u32 } else { 1 };
-        let most = if splittable {
+        let target = if splittable {
             let crew = if alone { Role::Main } else { role };
             self.batch_rows(crew, PaceKey::of(model, &(0..legs)), waiting)
         } else {
-            0 // one by one
+            ONE_BY_ONE
         };
         let groups = &mut self.fresh[role as usize].groups;
-        let taken = groups.take(group, most, super::open_rows(&self.entries));
+        let taken = groups.take(group, target.rows, super::open_rows(&self.entries));
         let mut pieces = Vec::with_capacity(taken.len());
         for (serial, rows) in taken {
             if let Some(entry) = self.entries.get_mut(&serial) {
@@ -117,7 +117,17 @@ impl<C: Clone> Scheduler<C> {
         if pieces.len() > 1 {
             self.coalesced += pieces.len() as u64;
         }
-        Some((Chosen { model, pieces }, 0..legs))
+        // A small request runs at once.
+        let run = match target.run {
+            0 => 0,
+            run => pieces.iter().fold(run, |run, piece| run.max(piece.rows)),
+        };
+        let chosen = Chosen {
+            model,
+            pieces,
+            run: run.next_multiple_of(step),
+        };
+        Some((chosen, 0..legs))
     }
 
     /// Whether a group has waited for company as long as it should, or has all the company it can take.
@@ -133,17 +143,14 @@ impl<C: Clone> Scheduler<C> {
 
     /// How many of a group's waiting rows run as one batch: its share of the workers that are free, within the
     /// model's pace.
-    fn batch_rows(&mut self, crew: Role, pace: PaceKey, waiting: usize) -> usize {
+    fn batch_rows(&mut self, crew: Role, pace: PaceKey, waiting: usize) -> Target {
         let idle = self.crews[crew as usize].idle().max(1);
         let share = waiting.div_ceil(idle).max(self.limits.priority_rows);
-        let paced = match self.limits.max_chunk_us {
-            Some(max_us) => {
-                let pace = self.paces.entry(pace).or_default();
-                pace.target_rows(max_us, self.limits.max_batch_rows)
-            }
-            None => self.limits.max_batch_rows,
-        };
-        share.min(paced)
+        let paced = target(&self.limits, &mut self.paces, pace);
+        Target {
+            rows: share.min(paced.rows),
+            ..paced
+        }
     }
 
     fn next_bulk(&mut self, role: Role, alone: bool) -> Option<(Chosen, Range<u32>)> {
@@ -155,10 +162,10 @@ impl<C: Clone> Scheduler<C> {
             let model = entry.job.model;
             let legs = if alone { whole_run(&entry.job) } else { 0..1 };
             let left = entry.job.rows - entry.given;
-            let rows = if entry.job.splittable {
+            let Target { rows, run } = if entry.job.splittable {
                 cut(&self.limits, &mut self.paces, entry, &legs, left)
             } else {
-                left
+                Target { rows: left, run: 0 }
             };
             let piece = Piece {
                 serial,
@@ -179,8 +186,23 @@ impl<C: Clone> Scheduler<C> {
                 fresh.push_bulk(ring, serial);
             }
             let pieces = vec![piece];
-            return Some((Chosen { model, pieces }, legs));
+            return Some((Chosen { model, pieces, run }, legs));
         }
+    }
+}
+
+/// What cannot be split is not put together either, and runs as it is.
+const ONE_BY_ONE: Target = Target { rows: 0, run: 0 };
+
+/// What a model's pace says of its next chunk.
+pub(super) fn target(limits: &Limits, paces: &mut HashMap<PaceKey, Pace>, key: PaceKey) -> Target {
+    let most_rows = limits.max_batch_rows;
+    match limits.max_chunk_us {
+        Some(most_us) => paces.entry(key).or_default().target(most_us, most_rows),
+        None => Target {
+            rows: most_rows,
+            run: 0,
+        },
     }
 }
 
@@ -191,42 +213,39 @@ fn cut(
     entry: &mut Entry,
     legs: &Range<u32>,
     left: usize,
-) -> usize {
+) -> Target {
     let job = &entry.job;
-    let most = match limits.max_chunk_us {
-        Some(max_us) => {
-            let mut target = |legs: &Range<u32>| {
-                let pace = paces.entry(PaceKey::of(job.model, legs)).or_default();
-                pace.target_rows(max_us, limits.max_batch_rows)
-            };
-            let later = legs.end..job.legs.len() as u32;
-            // A chunk keeps its rows through all its legs: the slowest of them decides.
-            later.fold(target(legs), |most, leg| most.min(target(&(leg..leg + 1))))
-        }
-        None => limits.max_batch_rows,
+    let mut of = |legs: &Range<u32>| {
+        let key = PaceKey::of(job.model, legs);
+        target(limits, paces, key)
     };
+    let Target { mut rows, run } = of(legs);
+    // A chunk keeps its rows through all its legs: the slowest of them decides.
+    for leg in legs.end..job.legs.len() as u32 {
+        rows = rows.min(of(&(leg..leg + 1)).rows);
+    }
     let extra = if job.legs.len() > 1 {
         limits.extra_workers
     } else {
         0
     };
-    let workers = limits.workers + extra;
     let step = job.step.max(1);
     let cut = Cut {
-        most: most.next_multiple_of(step),
+        most: rows.next_multiple_of(step),
         floor: limits.priority_rows.max(step),
-        workers,
+        workers: limits.workers + extra,
         step,
     };
-    if limits.max_chunk_us.is_some() && left > 2 * workers * cut.most {
-        // In the middle of a long request the pace decides; what is left at the end is shared out evenly.
-        entry.planned = 0;
-        return cut.most.min(left);
+    if limits.max_chunk_us.is_some() {
+        // Runs of a model of a fixed batch are whole batches.
+        let run = run.next_multiple_of(step);
+        let rows = cut.guided(left, run);
+        return Target { rows, run };
     }
     if entry.planned == 0 || left.div_ceil(entry.planned) > cut.most {
         entry.planned = cut.chunks(left);
     }
     let rows = cut.next(left, entry.planned);
     entry.planned -= 1;
-    rows
+    Target { rows, run }
 }

@@ -2,9 +2,9 @@
 
 use super::Lane;
 
-/// So long may small chunks run in a row while a bulk chunk waits at the same worker. Longer than a bulk chunk's
-/// usual time (`max_chunk_ms`), so that small requests keep most of a worker that both want.
-const SMALL_RUN_US: u64 = 50_000;
+/// So long may small chunks run in a row while a bulk chunk waits at the same worker. Several times a bulk chunk's
+/// usual time (`fresh.rs`), so that small requests keep most of a worker that both want.
+const SMALL_RUN_US: u64 = 20_000;
 
 /// A worker's memory of what it ran.
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ mod tests {
     #[test]
     fn bulk_gets_its_turn_under_a_stream_of_small_chunks() {
         let mut choice = LaneChoice::default();
-        for _ in 0..49 {
+        for _ in 0..19 {
             choice.ran(Lane::Small, 1000, true);
             assert_eq!(choice.first(), Lane::Small);
         }

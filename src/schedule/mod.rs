@@ -78,6 +78,8 @@ struct Returned<C> {
 struct Chosen {
     model: ModelId,
     pieces: Vec<Piece>,
+    /// Rows that run at once; 0: all.
+    run: usize,
 }
 
 /// Speeds are kept apart by what runs: one leg, or all of them.
@@ -252,7 +254,8 @@ impl<C: Clone> Scheduler<C> {
         let chunk = ChunkId(self.next_chunk);
         let rows = chosen.pieces.iter().map(|p| p.rows).sum();
         let pace = self.paces.get(&PaceKey::of(chosen.model, &legs));
-        let expected = pace.map_or(0, |p| p.expect_us(rows));
+        let run = if chosen.run == 0 { rows } else { chosen.run };
+        let expected = pace.map_or(0, |p| p.expect_us(run, rows));
         self.crew(worker)
             .give(worker, lane, chunk, expected, now_us);
         self.out.insert(
@@ -274,6 +277,7 @@ impl<C: Clone> Scheduler<C> {
             model: chosen.model,
             legs,
             pieces: chosen.pieces,
+            run: chosen.run,
             carry: None,
         }
     }
@@ -290,7 +294,12 @@ impl<C: Clone> Scheduler<C> {
             .credit(out.worker, out.lane, chunk, now_us);
         if let Some((rows, us)) = ran {
             let pace = PaceKey::of(out.chosen.model, &out.legs);
-            self.paces.entry(pace).or_default().observe(rows, us);
+            let run = if out.chosen.run == 0 {
+                rows
+            } else {
+                out.chosen.run
+            };
+            self.paces.entry(pace).or_default().observe(run, rows, us);
         }
         Some(out)
     }
@@ -328,9 +337,14 @@ impl<C: Clone> Scheduler<C> {
             }
         }
         if !out.chosen.pieces.is_empty() {
+            let next = out.legs.end..out.legs.end + 1;
+            if out.chosen.run > 0 {
+                let pace = PaceKey::of(out.chosen.model, &next);
+                out.chosen.run = fresh::target(&self.limits, &mut self.paces, pace).run;
+            }
             self.returned[role as usize].push_back(Returned {
                 lane: out.lane,
-                legs: out.legs.end..out.legs.end + 1,
+                legs: next,
                 attempt: 0,
                 chosen: out.chosen,
                 carry: Some(carry),
@@ -443,8 +457,8 @@ impl<C: Clone> Scheduler<C> {
                 legs: out.legs,
                 attempt: out.attempt + 1,
                 chosen: Chosen {
-                    model: out.chosen.model,
                     pieces,
+                    ..out.chosen
                 },
                 carry: out.carry,
             });

@@ -1,26 +1,64 @@
-//! How fast a model is, and so how many rows a chunk of it should have.
+//! How fast a model is: how many rows a chunk of it should have, and how many of those it should run at once.
 //!
-//! Engines are often fastest at a batch size that nobody knows beforehand (a BiLSTM was seen at 5.5 k rows/s with
-//! 16 rows at a time and 4.2 k with 128). So the time per row is kept by size, in powers of two, and the size in
-//! use climbs to a neighbour that turned out cheaper.
+//! Engines are often fastest at a batch size that nobody knows beforehand (a BiLSTM was seen at 5.6 k rows/s with 2 to
+//! 8 rows at a time and 3.0 k with 16). So the time per row is kept by the size of a run, in powers of two, and the
+//! size in use climbs to a neighbour that turned out cheaper. A chunk is as many such runs as its time allows: what
+//! a chunk costs on its way is then shared by many runs.
 
 /// Rows in a chunk before anything is known.
 const FIRST_ROWS: usize = 64;
-/// What a chunk costs beyond the model: cutting, two hops, gathering.
-const CHUNK_OVERHEAD_US: f64 = 40.0;
+/// Rows in a run before anything is known. A large model may need much memory for each.
+const FIRST_RUN: usize = 8;
+/// How long a chunk of several runs should take: much longer than it takes to hand on, and short beside what a run may.
+const GOAL_US: u64 = 5_000;
+/// What a run costs beyond the time inside the model: its part of the answer.
+const RUN_OVERHEAD_US: f64 = 4.0;
 /// A neighbour must be cheaper by this to be moved to: machines are noisy.
 const BETTER: f64 = 0.98;
-/// Runs at a size before it is believed.
+/// Chunks of a size before it is believed.
 const BELIEVED: u32 = 3;
+/// A neighbour that is cheaper by this is believed at once: a cheap model is soon run many rows at a time.
+const CLEARLY_BETTER: f64 = 0.8;
 /// After so many cuts a neighbour is tried once more.
-const RETRY_CUTS: u32 = 64;
+const RETRY_CUTS: u32 = 256;
 const SIZES: usize = 24;
 
 /// The time per row at one size.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
-    runs: u32,
+    chunks: u32,
+    /// What it takes lately, to tell when something will end.
     us_per_row: f64,
+    /// What it takes when nothing gets in its way, to tell sizes apart: down quickly, up slowly.
+    best_us_per_row: f64,
+}
+
+impl Seen {
+    fn add(&mut self, us_per_row: f64) {
+        self.chunks = self.chunks.saturating_add(1);
+        let towards = |old: f64, share: f64| old + share * (us_per_row - old);
+        // The first at a size also pays for the engine's planning: it counts only until there is another.
+        self.us_per_row = match self.chunks {
+            1 | 2 => us_per_row,
+            _ => towards(self.us_per_row, 0.25),
+        };
+        self.best_us_per_row = match (self.chunks, us_per_row < self.best_us_per_row) {
+            (1, _) => us_per_row,
+            (2..=BELIEVED, faster) if faster => us_per_row,
+            (2..=BELIEVED, _) => self.best_us_per_row,
+            (_, true) => towards(self.best_us_per_row, 0.5),
+            (_, false) => towards(self.best_us_per_row, 0.02),
+        };
+    }
+}
+
+/// How to cut and run the next chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Rows in the chunk, at most.
+    pub rows: usize,
+    /// Rows that run at once.
+    pub run: usize,
 }
 
 /// What is known about one model's speed.
@@ -36,7 +74,7 @@ impl Default for Pace {
     fn default() -> Pace {
         Pace {
             seen: [Seen::default(); SIZES],
-            current: FIRST_ROWS.ilog2() as usize,
+            current: FIRST_RUN.ilog2() as usize,
             cuts: 0,
         }
     }
@@ -47,129 +85,178 @@ fn size_of(rows: usize) -> usize {
 }
 
 impl Pace {
-    /// A chunk of so many rows took so long.
-    pub(crate) fn observe(&mut self, rows: usize, us: u64) {
-        if rows == 0 {
-            return;
+    /// A chunk of so many rows, `run` at a time, took so long.
+    pub(crate) fn observe(&mut self, run: usize, rows: usize, us: u64) {
+        if rows > 0 {
+            self.seen[size_of(run.min(rows))].add(us as f64 / rows as f64);
         }
-        let seen = &mut self.seen[size_of(rows)];
-        let us_per_row = us as f64 / rows as f64;
-        seen.runs = seen.runs.saturating_add(1);
-        // The first run at a size also pays for the engine's planning: it counts only until there is another.
-        seen.us_per_row = if seen.runs <= 2 {
-            us_per_row
-        } else {
-            0.75 * seen.us_per_row + 0.25 * us_per_row
-        };
     }
 
-    /// What a row costs at a size, the chunk's own overhead included.
-    fn cost(&self, size: usize) -> Option<f64> {
+    /// What a row costs at a size of which so many chunks were seen.
+    fn cost(&self, size: usize, chunks: u32) -> Option<f64> {
         let seen = self.seen.get(size)?;
-        (seen.runs >= BELIEVED).then(|| seen.us_per_row + CHUNK_OVERHEAD_US / (1u64 << size) as f64)
+        let overhead = RUN_OVERHEAD_US / (1u64 << size) as f64;
+        (seen.chunks >= chunks).then_some(seen.best_us_per_row + overhead)
     }
 
-    /// Microseconds per row at about so many rows, from the nearest size that was seen.
-    fn us_per_row(&self, rows: usize) -> Option<f64> {
-        let size = size_of(rows);
+    /// Microseconds per row in runs of about so many rows, from the nearest size that was seen.
+    fn us_per_row(&self, run: usize) -> Option<f64> {
+        let size = size_of(run);
         (0..SIZES)
             .flat_map(|d| [size.checked_sub(d), Some(size + d)])
             .flatten()
             .filter_map(|size| self.seen.get(size))
-            .find(|seen| seen.runs > 0)
+            .find(|seen| seen.chunks > 0)
             .map(|seen| seen.us_per_row)
     }
 
-    /// How long so many rows are expected to run; 0 before anything is known.
-    pub(crate) fn expect_us(&self, rows: usize) -> u64 {
-        self.us_per_row(rows)
+    /// How long so many rows are expected to run, `run` at a time; 0 before anything is known.
+    pub(crate) fn expect_us(&self, run: usize, rows: usize) -> u64 {
+        self.us_per_row(run.min(rows))
             .map_or(0, |us| (us * rows as f64) as u64)
     }
 
-    /// The most rows that are expected to run in that time.
+    /// The most rows of one run that are expected to take no longer.
     fn most_rows(&self, max_us: u64) -> usize {
         let mut rows = FIRST_ROWS;
         // The time per row depends on the number of rows: two rounds settle it within a size.
         for _ in 0..2 {
             match self.us_per_row(rows) {
                 None => return FIRST_ROWS,
-                Some(us) => rows = ((max_us as f64 / us.max(0.001)) as usize).clamp(1, 1 << 22),
+                Some(us) => rows = rows_in(max_us, us),
             }
         }
         rows
     }
 
-    /// The rows of the next bulk chunk: the cheapest size known, within the time and `most`.
-    pub(crate) fn target_rows(&mut self, max_us: u64, most: usize) -> usize {
-        let limit = self.most_rows(max_us).min(most).max(1);
+    /// The rows of the next chunk, and of its runs: the cheapest size known that takes no longer than `most_us`, and
+    /// as many runs as make a chunk worth its way.
+    pub(crate) fn target(&mut self, most_us: u64, most_rows: usize) -> Target {
+        let limit = self.most_rows(most_us).min(most_rows).max(1);
         self.cuts = self.cuts.wrapping_add(1);
         self.climb();
         let mut size = self.current;
-        if self.cost(size).is_some() {
-            let (up, down) = (size + 1, size.saturating_sub(1));
-            let retry = self.cuts.is_multiple_of(RETRY_CUTS);
-            let up_first = (self.cuts / RETRY_CUTS).is_multiple_of(2);
-            if (1usize << up) <= limit && (self.cost(up).is_none() || retry && up_first) {
-                size = up;
-            } else if self.cost(down).is_none() || retry {
-                size = down;
-            }
+        let (up, down) = (size + 1, size.saturating_sub(1));
+        let retry = self.cuts.is_multiple_of(RETRY_CUTS);
+        let up_first = (self.cuts / RETRY_CUTS).is_multiple_of(2);
+        let unknown = |size| self.cost(size, BELIEVED).is_none();
+        if (1usize << up) > limit || self.cost(size, 1).is_none() {
+            // Nothing to compare with.
+        } else if self.cost(up, 1).is_none() || !unknown(size) && (unknown(up) || retry && up_first)
+        {
+            size = up;
         }
-        (1usize << size).min(limit)
+        if size == self.current && !unknown(size) && (unknown(down) || retry) {
+            size = down;
+        }
+        let run = (1usize << size).min(limit);
+        let rows = match self.us_per_row(run) {
+            None => FIRST_ROWS,
+            Some(us) => rows_in(GOAL_US.min(most_us), us),
+        };
+        // Whole runs, one at least.
+        let rows = (rows / run).max(1) * run;
+        Target {
+            rows: rows.min(most_rows.max(1)),
+            run,
+        }
     }
 
     fn climb(&mut self) {
-        let Some(here) = self.cost(self.current) else {
-            return;
-        };
-        let better = [self.current + 1, self.current.saturating_sub(1)]
-            .into_iter()
-            .filter_map(|size| self.cost(size).map(|cost| (size, cost)))
-            .filter(|(_, cost)| *cost < here * BETTER)
-            .min_by(|a, b| a.1.total_cmp(&b.1));
-        if let Some((size, _)) = better {
-            self.current = size;
+        for (chunks, better) in [(BELIEVED, BETTER), (1, CLEARLY_BETTER)] {
+            let Some(here) = self.cost(self.current, chunks) else {
+                continue;
+            };
+            let found = [self.current + 1, self.current.saturating_sub(1)]
+                .into_iter()
+                .filter_map(|size| self.cost(size, chunks).map(|cost| (size, cost)))
+                .filter(|(_, cost)| *cost < here * better)
+                .min_by(|a, b| a.1.total_cmp(&b.1));
+            if let Some((size, _)) = found {
+                self.current = size;
+                return;
+            }
         }
     }
+}
+
+fn rows_in(us: u64, us_per_row: f64) -> usize {
+    ((us as f64 / us_per_row.max(0.001)) as usize).clamp(1, 1 << 22)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn settle(us_per_row: impl Fn(usize) -> f64, max_us: u64) -> usize {
+    const MOST_US: u64 = 20_000;
+
+    fn settle(us_per_row: impl Fn(usize) -> f64, most_us: u64) -> Target {
         let mut pace = Pace::default();
         for _ in 0..60 {
-            let rows = pace.target_rows(max_us, 1024);
-            pace.observe(rows, (us_per_row(rows) * rows as f64) as u64);
+            let Target { rows, run } = pace.target(most_us, 1024);
+            pace.observe(run, rows, (us_per_row(run) * rows as f64) as u64);
         }
-        1 << pace.current.min(pace.most_rows(max_us).ilog2() as usize)
+        pace.target(most_us, 1024)
     }
 
     #[test]
-    fn nothing_known_means_64_rows() {
-        assert_eq!(Pace::default().target_rows(20_000, 1024), 64);
-        assert_eq!(Pace::default().target_rows(20_000, 10), 10);
+    fn nothing_known_means_64_rows_and_few_at_once() {
+        let target = Pace::default().target(MOST_US, 1024);
+        assert_eq!(target, Target { rows: 64, run: 8 });
+        let target = Pace::default().target(MOST_US, 5);
+        assert_eq!(target, Target { rows: 5, run: 5 });
     }
 
     #[test]
-    fn an_engine_that_is_fastest_at_16_rows_gets_16_rows() {
-        let bilstm = |rows: usize| 180.0 + 12.0 * (rows as f64 / 16.0).log2().abs();
-        assert_eq!(settle(bilstm, 20_000), 16);
+    fn an_engine_that_is_fastest_at_4_rows_gets_4_rows_many_times() {
+        let bilstm = |run: usize| 180.0 + 12.0 * (run as f64 / 4.0).log2().abs();
+        let target = settle(bilstm, MOST_US);
+        assert_eq!((target.run, target.rows % 4), (4, 0));
+        assert!((20..=28).contains(&target.rows), "{target:?}");
     }
 
     #[test]
-    fn a_cheap_model_gets_large_chunks_within_the_time() {
-        assert!(settle(|_| 3.0, 1_000_000) >= 512);
-        let most = settle(|_| 100.0, 20_000);
-        assert!(most as f64 * 100.0 <= 20_000.0, "{most}");
+    fn what_gets_in_the_way_now_and_then_does_not_move_it() {
+        let mut pace = Pace::default();
+        for turn in 0..2000 {
+            let Target { rows, run } = pace.target(MOST_US, 1024);
+            // Every seventh chunk, which is one of the size in use, takes three times as long.
+            let slow = if turn % 7 == 0 { 3.0 } else { 1.0 };
+            let us_per_row = 180.0 + 12.0 * (run as f64 / 4.0).log2().abs();
+            pace.observe(run, rows, (slow * us_per_row * rows as f64) as u64);
+            if turn > 100 {
+                assert_eq!(pace.current, 2, "turn {turn}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cheap_model_runs_many_rows_at_once_within_the_time() {
+        assert!(settle(|run| 3.0 + 40.0 / run as f64, 1_000_000).run >= 256);
+        let most = settle(|run| 100.0 + 400.0 / run as f64, MOST_US);
+        assert!(most.run >= 64 && most.rows * 100 <= 20_000, "{most:?}");
+    }
+
+    #[test]
+    fn a_cheap_model_soon_runs_many_rows_at_once() {
+        let (mut pace, mut rows_before) = (Pace::default(), 0);
+        loop {
+            let Target { rows, run } = pace.target(MOST_US, 1024);
+            if run == 128 {
+                break;
+            }
+            rows_before += rows;
+            let us_per_row = 1.0 + 20.0 / run as f64;
+            pace.observe(run, rows, (us_per_row * rows as f64) as u64);
+        }
+        assert!(rows_before < 6000, "{rows_before}");
     }
 
     #[test]
     fn a_slow_row_is_a_chunk_of_its_own() {
         let mut pace = Pace::default();
-        pace.observe(64, 64 * 50_000);
-        assert_eq!(pace.target_rows(20_000, 1024), 1);
-        assert_eq!(pace.expect_us(2), 100_000);
+        pace.observe(8, 64, 64 * 50_000);
+        assert_eq!(pace.target(MOST_US, 1024), Target { rows: 1, run: 1 });
+        assert_eq!(pace.expect_us(1, 2), 100_000);
     }
 }

@@ -184,6 +184,7 @@ struct ChunkHeader<'a> {
     spent_us: u64,
     attempt: u32,
     model: ModelId,
+    run: u64,
     params: Cow<'a, Params>,
     members: Cow<'a, [Member]>,
     #[serde(borrow)]
@@ -209,6 +210,8 @@ struct PartHeader<'a> {
     compute_us: u64,
     outcome: Ending,
     members: Cow<'a, [Member]>,
+    /// For each member the rows of each of its runs; empty if all have one.
+    runs: Vec<Vec<u64>>,
     #[serde(borrow)]
     columns: Columns<'a>,
 }
@@ -340,6 +343,12 @@ fn rows_of(members: &[Member]) -> impl Iterator<Item = (u64, bool)> {
     members.iter().map(|member| (member.rows, member.whole))
 }
 
+/// Runs are of rows: what is run whole is run once.
+fn rows_of_runs(runs: &[Batch]) -> Vec<u64> {
+    let rows = |batch: &Batch| batch.tensors.first().and_then(Tensor::rows).unwrap_or(0);
+    runs.iter().map(|batch| rows(batch) as u64).collect()
+}
+
 /// Writes a chunk: the header, then for each member its inputs. The payload is shared, not copied.
 pub(crate) fn write_chunk(chunk: &Chunk) -> Vec<Bytes> {
     let columns = columns(chunk.inputs.iter());
@@ -353,6 +362,7 @@ pub(crate) fn write_chunk(chunk: &Chunk) -> Vec<Bytes> {
         spent_us: chunk.spent_us,
         attempt: chunk.attempt,
         model: chunk.model,
+        run: chunk.run,
         params: Cow::Borrowed(&chunk.params),
         members: Cow::Borrowed(&chunk.members),
         columns,
@@ -388,6 +398,7 @@ pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
                 spent_us: h.spent_us,
                 attempt: h.attempt,
                 model: h.model,
+                run: h.run,
                 params: h.params.into_owned(),
                 members: h.members.into_owned(),
                 inputs,
@@ -399,10 +410,16 @@ pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
 pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
     let plain = match message {
         ToSink::Part(part) => {
-            let (outcome, batches): (_, &[Batch]) = match &part.outcome {
-                Outcome::Done(batches) => (Ending::Done, batches),
+            let (outcome, done): (_, &[Vec<Batch>]) = match &part.outcome {
+                Outcome::Done(done) => (Ending::Done, done),
                 Outcome::Skipped => (Ending::Skipped, &[]),
                 Outcome::Failed => (Ending::Failed, &[]),
+            };
+            let batches = done.iter().flatten();
+            let runs = if done.iter().all(|runs| runs.len() == 1) {
+                Vec::new()
+            } else {
+                done.iter().map(|runs| rows_of_runs(runs)).collect()
             };
             let mut frames = vec![header(&SinkHeader::Part(PartHeader {
                 chunk: part.chunk,
@@ -411,9 +428,10 @@ pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
                 compute_us: part.compute_us,
                 outcome,
                 members: Cow::Borrowed(&part.members),
-                columns: columns(batches.iter()),
+                runs,
+                columns: columns(batches.clone()),
             }))];
-            push_batches(&mut frames, batches.iter());
+            push_batches(&mut frames, batches);
             return frames;
         }
         ToSink::Stopped(worker) => SinkHeader::Stopped(*worker),
@@ -430,7 +448,16 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
     Ok(match parse(&first)? {
         SinkHeader::Part(h) => {
             let outcome = match h.outcome {
-                Ending::Done => Outcome::Done(take_batches(rows_of(&h.members), &h.columns, rest)?),
+                Ending::Done if h.runs.is_empty() => {
+                    let done = take_batches(rows_of(&h.members), &h.columns, rest)?;
+                    Outcome::Done(done.into_iter().map(|batch| vec![batch]).collect())
+                }
+                Ending::Done => {
+                    let rows = h.runs.iter().flatten().map(|rows| (*rows, false));
+                    let mut done = take_batches(rows, &h.columns, rest)?.into_iter();
+                    let of_member = |runs: &Vec<u64>| done.by_ref().take(runs.len()).collect();
+                    Outcome::Done(h.runs.iter().map(of_member).collect())
+                }
                 Ending::Skipped => Outcome::Skipped,
                 Ending::Failed => Outcome::Failed,
             };

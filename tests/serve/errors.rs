@@ -325,7 +325,8 @@ fn a_model_that_fails_is_quoted_and_the_next_request_runs() {
             refused(
                 client.infer(floats(&[rows, 2]), "rows"),
                 Internal,
-                &["\"y\"", &format!("[{}, 2]", 2 * rows.min(50))],
+                // Twice the rows of a run.
+                &["\"y\"", &format!("[{}, 2]", 2 * rows.min(8))],
             );
             lives(&client);
         }

@@ -156,7 +156,7 @@ fn a_stream_gives_every_row_once_and_then_ends() {
             assert!(seen.iter().all(|row| *row), "rows are missing of {rows}");
             assert_eq!(stream.rows(), Some(rows as u64));
             let stats = stream.stats().expect("known at the end");
-            assert_eq!(stats.chunks, parts);
+            assert!((1..=parts).contains(&stats.chunks));
             assert_eq!(parts > 1, rows == 5000);
             assert!(stream.next().is_none());
         }

@@ -37,7 +37,8 @@ fn rows_stay_in_order_on_1_2_4_and_25_workers() {
                             let response = client.infer(sent.clone(), "echo").expect("rows");
                             assert_eq!(response.only().unwrap().data(), sent.data());
                             assert_eq!(part_rows(&response).iter().sum::<usize>(), rows);
-                            assert_eq!(response.stats().chunks, response.parts().len() as u64);
+                            let parts = response.parts().len() as u64;
+                            assert!((1..=parts).contains(&response.stats().chunks));
                             match rows {
                                 ..=16 => assert_eq!(response.parts().len(), 1),
                                 ROWS.. => assert!(response.parts().len() > 1),

@@ -84,7 +84,7 @@ fn part(member: &Member, outcome: Option<Outcome>, attempt: u32) -> ToSink {
         attempt,
         compute_us: 10,
         members: vec![member.clone()],
-        outcome: outcome.unwrap_or_else(|| Outcome::Done(vec![rows(member)])),
+        outcome: outcome.unwrap_or_else(|| Outcome::Done(vec![vec![rows(member)]])),
     }))
 }
 
@@ -290,7 +290,7 @@ fn parts_that_make_no_result_are_an_error_of_that_request() {
     let wide = |member: &Member, name: &str, width: usize| {
         let values = vec![0f32; member.rows as usize * width];
         let tensor = Tensor::from_vec(name, vec![member.rows as usize, width], values).unwrap();
-        Outcome::Done(vec![tensor.into()])
+        Outcome::Done(vec![vec![tensor.into()]])
     };
     let odd = [
         ("y", 3, "[10, 2]"),
@@ -302,7 +302,7 @@ fn parts_that_make_no_result_are_an_error_of_that_request() {
         let (a, b) = (member(serial, 0, 10, 20), member(serial, 10, 10, 20));
         bench.tell(part(&a, Some(wide(&a, "y", 2)), 0));
         let other = match name {
-            "" => Outcome::Done(vec![Batch::default()]),
+            "" => Outcome::Done(vec![vec![Batch::default()]]),
             name => wide(&b, name, width),
         };
         bench.tell(part(&b, Some(other), 0));

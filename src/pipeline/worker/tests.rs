@@ -7,6 +7,7 @@ use super::*;
 use crate::message::{ChunkId, Params, ReplyTo, RequestId};
 use crate::model::BatchKind;
 use crate::model::mock::{Behaviour, Gate, MockSource};
+use crate::tensor::{Batch, Tensor};
 
 /// The neighbours' ends.
 struct Bench {
@@ -79,6 +80,7 @@ impl Bench {
             spent_us: 0,
             attempt: 0,
             model,
+            run: 0,
             params: Params::new(),
             members,
             inputs: rows.iter().map(row).collect(),
@@ -127,7 +129,10 @@ fn values(part: &Part) -> Vec<f32> {
     let Outcome::Done(batches) = &part.outcome else {
         panic!("{:?}", part.outcome)
     };
-    let rows = batches.iter().map(|b| b.tensors[0].to_vec::<f32>());
+    let rows = batches
+        .iter()
+        .flatten()
+        .map(|b| b.tensors[0].to_vec::<f32>());
     rows.flat_map(Result::unwrap).collect()
 }
 
@@ -295,5 +300,133 @@ fn a_leg_that_is_not_the_last_is_handed_back_with_the_credit() {
     assert!(part.compute_us >= 700);
     assert_eq!(values(&part), [12.0]);
     assert_eq!(bench.credit().handed, []);
+    bench.stop();
+}
+
+/// A chunk of one request, `run` rows at a time.
+fn bulk(bench: &mut Bench, model: ModelId, rows: &[f32], run: u64) -> Chunk {
+    let mut chunk = bench.chunk(model, &rows[..1]);
+    let member = &mut chunk.members[0];
+    (member.offset, member.rows, member.total) = (10, rows.len() as u64, 100);
+    chunk.inputs[0].tensors[0] = Tensor::from_slice("x", vec![rows.len(), 1], rows).unwrap();
+    chunk.run = run;
+    chunk
+}
+
+fn rows_of_runs(part: &Part) -> Vec<Vec<usize>> {
+    let Outcome::Done(done) = &part.outcome else {
+        panic!("{:?}", part.outcome)
+    };
+    let rows = |batch: &Batch| batch.tensors[0].rows().unwrap();
+    done.iter()
+        .map(|runs| runs.iter().map(rows).collect())
+        .collect()
+}
+
+#[test]
+fn a_chunk_runs_a_few_rows_at_a_time_and_is_one_part() {
+    let source = Arc::new(MockSource::default());
+    let gate = Arc::new(Gate::default());
+    gate.open();
+    let model = source.add("g", Behaviour::Gated(gate.clone())).id;
+    let mut bench = bench(source);
+    let chunk = bulk(&mut bench, model, &[1., 2., 3., 4., 5.], 2);
+    bench.give(Lane::Bulk, &chunk);
+    let part = bench.part();
+    gate.wait_for_arrivals(3);
+    assert_eq!(values(&part), [1., 2., 3., 4., 5.]);
+    assert_eq!(rows_of_runs(&part), [vec![2, 2, 1]]);
+    assert_eq!(part.members, chunk.members);
+    assert_eq!(bench.credit().rows, 5);
+    bench.stop();
+}
+
+#[test]
+fn small_requests_are_not_cut_and_run_together_as_they_fit() {
+    let source = Arc::new(MockSource::default());
+    let gate = Arc::new(Gate::default());
+    gate.open();
+    let model = source.add("g", Behaviour::Gated(gate.clone())).id;
+    let mut bench = bench(source);
+    let mut chunk = bench.chunk(model, &[1., 2., 4.]);
+    let three = Tensor::from_slice("x", vec![3, 1], &[2f32, 2.5, 3.]).unwrap();
+    chunk.inputs[1].tensors[0] = three;
+    (chunk.members[1].rows, chunk.members[1].total) = (3, 3);
+    chunk.run = 2;
+    bench.give(Lane::Small, &chunk);
+    let part = bench.part();
+    gate.wait_for_arrivals(3);
+    assert_eq!(values(&part), [1., 2., 2.5, 3., 4.]);
+    assert_eq!(rows_of_runs(&part), [vec![1], vec![3], vec![1]]);
+    assert_eq!(bench.credit().rows, 5);
+    bench.stop();
+}
+
+#[test]
+fn members_share_runs_up_to_their_size() {
+    let mut bench = bench(Arc::new(MockSource::default()));
+    let mut chunk = bench.chunk(ModelId(1), &[0.; 5]);
+    chunk.members[2].rows = 9;
+    let of = |run| super::run::together(&chunk.members, run);
+    assert_eq!(of(0), [0..5]);
+    assert_eq!(of(3), [0..2, 2..3, 3..5]);
+    assert_eq!(of(11), [0..3, 3..5]);
+    bench.stop();
+}
+
+#[test]
+fn a_run_that_fails_fails_the_chunk() {
+    let source = Arc::new(MockSource::default());
+    let model = source.add("f", Behaviour::Fail("no".to_owned())).id;
+    let mut bench = bench(source);
+    let chunk = bulk(&mut bench, model, &[1., 2., 3., -4., 5.], 2);
+    bench.give(Lane::Bulk, &chunk);
+    let part = bench.part();
+    assert_eq!(part.outcome, Outcome::Failed);
+    assert_eq!(part.members, chunk.members);
+    let credit = bench.credit();
+    assert_eq!((credit.rows, credit.failed.len()), (0, 1));
+    bench.stop();
+}
+
+#[test]
+fn between_two_runs_small_chunks_pass_and_a_cancel_counts() {
+    let source = Arc::new(MockSource::default());
+    let gate = Arc::new(Gate::default());
+    let gated = source.add("g", Behaviour::Gated(gate.clone())).id;
+    let mut bench = bench(source);
+    let chunk = bulk(&mut bench, gated, &[1., 2., 3.], 1);
+    bench.give(Lane::Bulk, &chunk);
+    gate.wait_for_arrivals(1);
+    let small = bench.chunk(gated, &[7.]);
+    bench.give(Lane::Small, &small);
+    // The first run of the bulk chunk, and then the small chunk.
+    gate.admit(2);
+    assert_eq!(values(&bench.part()), [7.], "small between two runs");
+    assert_eq!(bench.credit().chunk, small.id);
+    gate.wait_for_arrivals(3); // the second run of the bulk chunk
+    bench.board.cancel(chunk.members[0].serial);
+    gate.admit(1);
+    assert_eq!(bench.part().outcome, Outcome::Skipped);
+    let credit = bench.credit();
+    assert_eq!((credit.chunk, credit.rows), (chunk.id, 0));
+    bench.stop();
+}
+
+#[test]
+fn what_goes_on_to_another_leg_is_in_one_piece() {
+    let source = Arc::new(MockSource::default());
+    let legs = vec![
+        (Role::Main, Behaviour::Add(1.0)),
+        (Role::Extra, Behaviour::Add(10.0)),
+    ];
+    let model = source.add_legs("staged", BatchKind::Batched, legs).id;
+    let mut bench = bench(source);
+    let mut chunk = bulk(&mut bench, model, &[1., 2., 3.], 2);
+    chunk.goes_on = true;
+    bench.give(Lane::Bulk, &chunk);
+    let credit = bench.credit();
+    assert_eq!(credit.handed.len(), 1);
+    assert_eq!(numbers(&credit.handed[0].batch), [2., 3., 4.]);
     bench.stop();
 }
