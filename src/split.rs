@@ -161,7 +161,7 @@ mod tests {
                 prop_assert!((1..=most).contains(&rows) && rows <= left);
                 prop_assert!(rows <= last.max(floor), "{rows} after {last}");
                 // Whole runs, but for what the floor, the bound or the end cut off.
-                let odd = rows % run != 0 && rows > run;
+                let odd = !rows.is_multiple_of(run) && rows > run;
                 prop_assert!(!odd || rows == most || rows == left || rows <= floor.next_multiple_of(run));
                 (left, last) = (left - rows, rows.next_multiple_of(run));
             }

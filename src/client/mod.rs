@@ -2,15 +2,16 @@
 //!
 //! ```text
 //! Client ── infer ───────▶ a session of the pool, for the length of the call
+//!        ── infer, small ▶ the shared session, where there are more calls at once than cores
 //!        ── infer_stream ▶ a session of the pool, for as long as the parts are read
-//!        ── submit ──────▶ a shared session ◀── fetch     (tickets.rs)
+//!        ── submit ──────▶ the shared session ◀── fetch   (tickets.rs)
 //!        ── status, … ───▶ a session of another pool, without a way for results     (control.rs)
 //!
 //! Session ── Line ▶ port        what ends one of them ends the session: what is in flight
 //!         └─ Line ▶ port_out    fails at once, and the next call opens a new session    (session.rs, line.rs)
 //! ```
-//! There is no thread of the client's own: the caller's thread waits on the sockets themselves. Calls from several
-//! threads use several sessions.
+//! There is no thread of the client's own: the caller's thread waits on the sockets themselves, or for another caller
+//! that does so for both.
 
 mod address;
 mod call;
@@ -22,11 +23,13 @@ mod session;
 mod stream;
 mod tickets;
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use address::Address;
-use call::Answer;
+use call::{Answer, Limit};
 use session::{Event, Purpose, Session, Settings};
 use tickets::Shared;
 
@@ -42,6 +45,7 @@ pub use crate::wire::server::{ModelInfo, Status, Welcome};
 
 use crate::error::{Error, Result};
 use crate::frames::{self, Loan};
+use crate::message::Request;
 use crate::tensor::Batch;
 
 /// How long connecting may take, unless the builder says otherwise.
@@ -67,8 +71,13 @@ pub struct Client {
     idle: Mutex<Vec<Session>>,
     /// Idle sessions for questions.
     idle_ask: Mutex<Vec<Session>>,
-    /// Sessions with tickets.
-    shared: Mutex<Vec<Arc<Shared>>>,
+    /// The session of all tickets, and of small requests when there are many at once.
+    shared: Mutex<Option<Arc<Shared>>>,
+    cores: usize,
+    /// Calls of [`Client::infer`] that have a session of their own.
+    calls: AtomicUsize,
+    /// Results were so large that requests do not share a session for it.
+    large_results: AtomicBool,
 }
 
 /// What a [`Client`] is made with.
@@ -139,6 +148,10 @@ impl Builder {
             idle: Mutex::default(),
             idle_ask: Mutex::default(),
             shared: Mutex::default(),
+            // Asked once: the answer is in files.
+            cores: thread::available_parallelism().map_or(1, usize::from),
+            calls: AtomicUsize::new(0),
+            large_results: AtomicBool::new(false),
         })
     }
 }
@@ -178,7 +191,18 @@ impl Client {
     }
 
     fn infer_batch(&self, inputs: Batch, call: Call, loan: &Loan<'_>) -> Result<Response> {
+        let is_small = !loan.is_out() && inputs.payload_bytes() <= SHARED_BYTES;
         let (request, limit) = call.into_request(inputs, self.timeout, Answer::Whole)?;
+        let calls = Counted::new(&self.calls);
+        if is_small && self.many_at_once(calls.before) {
+            drop(calls);
+            let response = self.submit_request(request, limit)?.fetch()?;
+            let bytes: usize = response.parts().iter().map(Batch::payload_bytes).sum();
+            if bytes > SHARED_BYTES {
+                self.large_results.store(true, Ordering::Relaxed);
+            }
+            return Ok(response);
+        }
         let mut session = self.borrow(Purpose::Infer)?;
         let answer = session.send_infer(&request).and_then(|id| {
             let deadline = limit.deadline();
@@ -203,6 +227,18 @@ impl Client {
         answer
     }
 
+    /// Whether small requests should share a session: as soon as there are more than there are cores to answer them
+    /// to, and for as long as those that share have company.
+    fn many_at_once(&self, calls: usize) -> bool {
+        if self.large_results.load(Ordering::Relaxed) {
+            return false;
+        }
+        calls >= self.cores
+            || lock(&self.shared)
+                .as_ref()
+                .is_some_and(|shared| shared.in_flight() > 0)
+    }
+
     /// Sends rows to a model, and leaves the results to [`Client::fetch`].
     ///
     /// # Errors
@@ -212,22 +248,39 @@ impl Client {
         let (request, limit) = call
             .into()
             .into_request(inputs, self.timeout, Answer::Whole)?;
-        let sessions: Vec<Arc<Shared>> = {
-            let mut shared = lock(&self.shared);
-            shared.retain(|session| !session.is_lost());
-            shared.clone()
-        };
-        for session in sessions {
-            if let Some(ticket) = session.submit(&request, limit) {
-                return ticket;
+        self.submit_request(request, limit)
+    }
+
+    fn submit_request(&self, mut request: Request, limit: Limit) -> Result<Ticket> {
+        // A session may be lost just as it was found, or made; twice would be no accident.
+        for _ in 0..2 {
+            let session = self.shared_session()?;
+            match session.submit(request, limit) {
+                Ok(ticket) => return ticket,
+                Err(back) => request = back,
             }
         }
+        Err(Error::unavailable("the session was lost as it was opened"))
+    }
+
+    fn shared_session(&self) -> Result<Arc<Shared>> {
+        if let Some(session) = &*lock(&self.shared)
+            && !session.is_lost()
+        {
+            return Ok(session.clone());
+        }
         let session = self.borrow(Purpose::Infer)?;
-        let session = Arc::new(Shared::new(&self.settings.context, session)?);
-        lock(&self.shared).push(session.clone());
-        session
-            .submit(&request, limit)
-            .unwrap_or_else(|| Err(Error::unavailable("the session was lost as it was opened")))
+        let mut shared = lock(&self.shared);
+        if let Some(other) = shared.clone()
+            && !other.is_lost()
+        {
+            // Another thread was faster.
+            drop(shared);
+            self.give_back(session);
+            return Ok(other);
+        }
+        let session = Shared::new(&self.settings.context, session)?;
+        Ok(shared.insert(Arc::new(session)).clone())
     }
 
     /// Waits for the results of a request, whatever has come before or comes after.
@@ -301,6 +354,28 @@ impl std::fmt::Debug for Client {
         f.debug_struct("Client")
             .field("server", &self.settings.address.to_string())
             .finish_non_exhaustive()
+    }
+}
+
+/// Larger requests, and results, have a session to themselves: what is behind them would wait.
+const SHARED_BYTES: usize = 64 * 1024;
+
+/// One more, for as long as this lives.
+struct Counted<'a> {
+    count: &'a AtomicUsize,
+    before: usize,
+}
+
+impl Counted<'_> {
+    fn new(count: &AtomicUsize) -> Counted<'_> {
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        Counted { count, before }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

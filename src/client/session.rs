@@ -182,7 +182,7 @@ impl Session {
     }
 
     /// Ids ascend within a session; no two messages share one.
-    fn next_id(&mut self) -> RequestId {
+    pub(super) fn next_id(&mut self) -> RequestId {
         self.last_id += 1;
         RequestId(self.last_id)
     }
@@ -221,6 +221,12 @@ impl Session {
     /// Sends an infer, after a look at the server's bound: beyond it the connection would be cut without a word.
     pub(super) fn send_infer(&mut self, request: &Request) -> Result<RequestId> {
         let id = self.next_id();
+        self.send_infer_as(id, request)?;
+        Ok(id)
+    }
+
+    /// As [`Session::send_infer`], with an id of [`Session::next_id`]; those have to be sent in their order.
+    pub(super) fn send_infer_as(&mut self, id: RequestId, request: &Request) -> Result<()> {
         let frames = write_infer(id, request);
         let bytes: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
         let limit = self.welcome.max_request_bytes;
@@ -229,8 +235,7 @@ impl Session {
                 "the request takes {bytes} bytes, the server's limit is {limit} (max_request_bytes): send fewer rows at once"
             )));
         }
-        self.send(frames)?;
-        Ok(id)
+        self.send(frames)
     }
 
     /// Asks a question; the answer carries its id.
@@ -278,16 +283,9 @@ impl Session {
             if self.lost.is_some() {
                 return self.last_words();
             }
-            // A result that is there already needs no poll, which asks four sockets.
-            if let Some(line) = &mut self.out {
-                let received = frames::receive(&mut line.socket, zmq::DONTWAIT);
-                if let Some(event) = self.take(received)? {
-                    return Ok(event);
-                }
-            }
-            // A send on this socket may have taken its descriptor's news: it is read before each wait.
-            let received = frames::receive(&mut self.port.socket, zmq::DONTWAIT);
-            if let Some(event) = self.take(received)? {
+            // An answer that is there already needs no poll, which asks four sockets. And a send on `port` may have
+            // taken its descriptor's news: both are read before each wait.
+            if let Some(event) = self.try_next()? {
                 return Ok(event);
             }
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
@@ -304,6 +302,18 @@ impl Session {
                 return Ok(Event::TimedOut);
             }
         }
+    }
+
+    /// An answer that has come.
+    pub(super) fn try_next(&mut self) -> Result<Option<Event>> {
+        if let Some(line) = &mut self.out {
+            let received = frames::receive(&mut line.socket, zmq::DONTWAIT);
+            if let Some(event) = self.take(received)? {
+                return Ok(Some(event));
+            }
+        }
+        let received = frames::receive(&mut self.port.socket, zmq::DONTWAIT);
+        self.take(received)
     }
 
     /// Waits for any of the sockets: results, answers, the monitors' events, the wake-up.

@@ -2,6 +2,7 @@
 
 mod fake;
 mod lent;
+mod shared;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

@@ -308,3 +308,36 @@ fn what_passes_a_bound_is_told_so_and_may_come_again() {
         assert!(!session.has_answer());
     });
 }
+
+/// More than cores: most of them share a session, whose ids have to ascend whoever sends.
+#[test]
+fn small_requests_of_many_threads_at_once_come_back_to_their_own() {
+    within(PATIENCE, || {
+        let server = Server::with_model(
+            "echo",
+            onnx::echo(DataType::Int64, &[2]),
+            &["--num-worker", "2"],
+        );
+        let client = server.client();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as i64;
+        let threads = cores + 46;
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let client = &client;
+                scope.spawn(move || {
+                    for round in 0..100 {
+                        let sent = numbered(thread * 1000 + round, 1 + round as usize % 3);
+                        if (thread + round) % 13 == 0 {
+                            drop(client.submit(sent.clone(), "echo").unwrap());
+                        }
+                        let response = client.infer(sent.clone(), "echo").unwrap();
+                        assert_eq!(response.only().unwrap().data(), sent.data());
+                    }
+                });
+            }
+        });
+        let status = settled(&client);
+        assert!(status.totals.requests >= threads as u64 * 100);
+        assert_eq!(status.totals.errors["INVALID_ARGUMENT"], 0);
+    });
+}

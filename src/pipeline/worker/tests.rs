@@ -368,7 +368,7 @@ fn members_share_runs_up_to_their_size() {
     let mut chunk = bench.chunk(ModelId(1), &[0.; 5]);
     chunk.members[2].rows = 9;
     let of = |run| super::run::together(&chunk.members, run);
-    assert_eq!(of(0), [0..5]);
+    assert_eq!(of(0), vec![0..5]);
     assert_eq!(of(3), [0..2, 2..3, 3..5]);
     assert_eq!(of(11), [0..3, 3..5]);
     bench.stop();
