@@ -96,6 +96,7 @@ impl Plan {
 }
 
 fn main() -> Result<()> {
+    mdm::model::without_telemetry();
     let Some(plan) = Plan::read()? else {
         println!(
             "benchmarks are run by `cargo bench --bench image`; as a test there is nothing to do"

@@ -54,6 +54,7 @@ struct Extent {
 }
 
 fn main() -> Result<()> {
+    mdm::model::without_telemetry();
     let args: Vec<String> = std::env::args().skip(1).collect();
     if !args.iter().any(|arg| arg == "--bench") {
         println!("benchmarks are run by `make bench-ner`; as a test there is nothing to do");

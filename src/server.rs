@@ -151,13 +151,73 @@ fn spawn<T: Send + 'static>(
         .map_err(|e| Error::exhausted(format!("a thread could not be started: {e}")))
 }
 
+/// A server whose workers are coming up and whose models are being opened.
+pub struct Starting {
+    server: Server,
+    ready: Receiver<Result<()>>,
+    workers: usize,
+}
+
+impl Starting {
+    /// Where requests arrive.
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
+    /// Where results leave.
+    pub fn port_out(&self) -> u16 {
+        self.server.port_out
+    }
+
+    /// Asks this server to stop, whether it is ready by then or not.
+    pub fn stopper(&self) -> Stopper {
+        self.server.stopper()
+    }
+
+    /// Returns when the server can serve: every worker is up and every preloaded model is open.
+    ///
+    /// # Errors
+    /// Which model could not be opened; `CANCELLED` if it was asked to stop before. Nothing is left behind then.
+    pub fn ready(self) -> Result<Server> {
+        let server = self.server;
+        match self.ready.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                server.stopper.stop(StopMode::Now);
+                // The reason for the stop is the one to report.
+                let _ = server.wait();
+                return Err(error);
+            }
+            Err(_) => {
+                let silent = Error::internal("the ventilator ended before it was ready");
+                return Err(server.wait().err().unwrap_or(silent));
+            }
+        }
+        tracing::info!(
+            port = server.port,
+            port_out = server.port_out,
+            workers = self.workers,
+            "ready"
+        );
+        Ok(server)
+    }
+}
+
 impl Server {
     /// Starts a server, and returns when it can serve: every worker is up and every preloaded model is open.
     ///
     /// # Errors
-    /// What is missing: the engine's library, a device, a free port, a folder that can be written, a model that was
-    /// to be preloaded. Nothing is left behind then.
+    /// As [`Server::begin`] and [`Starting::ready`].
     pub fn start(config: Config) -> Result<Server> {
+        Server::begin(config)?.ready()
+    }
+
+    /// Begins to start a server: what it needs is there, and its ports are bound.
+    ///
+    /// # Errors
+    /// What is missing: the engine's library, a device, a free port, a folder that can be written. Nothing is left
+    /// behind then.
+    pub fn begin(config: Config) -> Result<Starting> {
         let engine = Engine::load(config.onnxruntime.as_deref(), config.verbose)?;
         for device in &config.devices {
             engine.check_device(*device)?;
@@ -237,21 +297,11 @@ impl Server {
             workers,
             worker_ended,
         };
-        match ready.recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                server.stopper.stop(StopMode::Now);
-                // The reason for the stop is the one to report.
-                let _ = server.wait();
-                return Err(error);
-            }
-            Err(_) => {
-                let silent = Error::internal("the ventilator ended before it was ready");
-                return Err(server.wait().err().unwrap_or(silent));
-            }
-        }
-        tracing::info!(port, port_out, workers = config.num_worker, "ready");
-        Ok(server)
+        Ok(Starting {
+            server,
+            ready,
+            workers: config.num_worker,
+        })
     }
 
     /// Where requests arrive.

@@ -92,6 +92,7 @@ const PARTS: [(&str, Part); 8] = [
 ];
 
 fn main() -> Result<()> {
+    mdm::model::without_telemetry();
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         // This program again, as a process of its own for the far end of a baseline.

@@ -88,6 +88,7 @@ struct Remote {
 }
 
 fn main() -> ExitCode {
+    mdm::model::without_telemetry();
     let typed: Typed = shared::parse();
     shared::run(NAME, || match typed.order {
         Order::Check {

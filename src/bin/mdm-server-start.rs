@@ -1,8 +1,8 @@
 //! `mdm-server-start`: starts a server, says on standard output when it is ready, and waits until it has stopped.
 //!
 //! Standard output carries that one line, for programs to read; the settings in force and what goes wrong are on
-//! standard error. Exit codes: 0 stopped as asked, 1 failed while running, 2 could not start; 128 + the signal when a
-//! second signal cut the draining short.
+//! standard error. Exit codes: 0 stopped as asked, be it before it was ready; 1 failed while running, 2 could not start;
+//! 128 + the signal when a second signal cut the draining short.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use mdm::config::{Asked, Config};
-use mdm::error::Error;
+use mdm::error::{Error, ErrorCode};
 use mdm::logging::{self, Log};
 use mdm::server::{Server, Stopper};
 use mdm::wire::client::StopMode;
@@ -21,6 +21,7 @@ const FAILED: i32 = 1;
 const NOT_STARTED: i32 = 2;
 
 fn main() {
+    mdm::model::without_telemetry();
     let code = match run() {
         Ok(()) => 0,
         Err((code, error)) => {
@@ -56,6 +57,9 @@ fn run() -> Result<(), (i32, Error)> {
         Ok(started) => started,
         Err(error) => {
             made.remove();
+            if error.code() == ErrorCode::Cancelled {
+                return Ok(()); // a signal, or terminate, before it was ready
+            }
             return Err(not_started(error));
         }
     };
@@ -81,7 +85,9 @@ fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
             ?settings,
             "starting"
         );
-        let server = Server::start(config.clone())?;
+        let starting = Server::begin(config.clone())?;
+        signals.serve(starting.stopper());
+        let server = starting.ready()?;
         settings.insert("port".to_owned(), server.port().to_string());
         settings.insert("port_out".to_owned(), server.port_out().to_string());
         for (name, value) in settings {
@@ -92,6 +98,10 @@ fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
     });
     let (server, signals) = match started {
         Ok(started) => started,
+        Err(error) if error.code() == ErrorCode::Cancelled => {
+            tracing::info!("stopped before it was ready");
+            return Err(error);
+        }
         Err(error) => {
             tracing::error!(target: logging::PRINTED, %error, "could not start");
             log.discard();
@@ -110,7 +120,6 @@ fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
         tracing::warn!(%error, "nobody reads standard output");
     }
     tracing::info!("{ready}");
-    signals.serve(server.stopper());
     Ok((server, signals, log))
 }
 
@@ -123,7 +132,7 @@ struct SignalThread {
 
 #[derive(Default)]
 struct State {
-    /// There is one once the server runs.
+    /// There is one once the server's ports are bound.
     stopper: Option<Stopper>,
     /// The first signal has come.
     asked: bool,

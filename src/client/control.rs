@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::Client;
-use super::session::{Event, Purpose, Session};
+use super::session::{Event, Purpose, Session, after};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::RequestId;
 use crate::wire::client::{ClientMessage, StopMode};
@@ -95,7 +95,7 @@ impl Client {
         timeout: Duration,
         mut progress: impl FnMut(u64),
     ) -> Result<StopOutcome> {
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         let mut settings = self.settings.clone();
         settings.connect_timeout = settings.connect_timeout.min(timeout);
         // A session of its own, and the client keeps none of it: there is nothing to use it for afterwards.

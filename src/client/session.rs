@@ -68,14 +68,13 @@ struct Loss {
 impl Session {
     /// Opens a session, or says within the connect timeout why not.
     pub(super) fn open(settings: &Settings, purpose: Purpose) -> Result<Session> {
-        let start = Instant::now();
-        let deadline = start + settings.connect_timeout;
+        let deadline = after(settings.connect_timeout);
         let endpoints = settings.address.endpoints(deadline)?;
         let mut first_error = None;
         for (index, endpoint) in endpoints.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / (endpoints.len() - index) as u32;
-            match Session::open_at(settings, purpose, endpoint, Instant::now() + share) {
+            match Session::open_at(settings, purpose, endpoint, after(share)) {
                 Ok(session) => return Ok(session),
                 Err(e) if e.code() == ErrorCode::Unavailable => {
                     first_error.get_or_insert(e);
@@ -420,6 +419,14 @@ impl Session {
             }
         }
     }
+}
+
+/// When that time is over. What no clock can hold is for ever: some years.
+pub(super) fn after(time: Duration) -> Instant {
+    const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or_else(|| now + FOR_EVER)
 }
 
 /// 16 random bytes, the first not 0: libzmq keeps those that start with 0 for itself.

@@ -44,7 +44,8 @@ impl Engine {
     /// executable or the working directory, in the active Python environment's `onnxruntime` package, or by the
     /// system's loader. The engine's own log goes to `tracing`, warnings and errors only unless `verbose`.
     ///
-    /// Once an engine is loaded, every later call returns that one.
+    /// Once an engine is loaded, every later call returns that one. What it would report to its makers see
+    /// [`without_telemetry`](super::without_telemetry), which a program calls before it does anything else.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION`: what was looked for and where, why each library found does not do, and the command

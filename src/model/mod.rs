@@ -26,6 +26,7 @@ mod sample;
 mod shared;
 mod source;
 mod stage;
+mod telemetry;
 mod values;
 mod versions;
 mod weights;
@@ -36,6 +37,7 @@ pub use known::Replaced;
 pub(crate) use library::check_whole;
 pub use lookup::Lookup;
 pub use registry::{Registry, RegistryConfig};
+pub use telemetry::without_telemetry;
 
 use std::sync::Arc;
 

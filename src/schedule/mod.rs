@@ -145,24 +145,34 @@ impl<C: Clone> Scheduler<C> {
         self.crew(worker).up(worker, now_us);
     }
 
-    /// Takes a request into the queue.
+    /// Whether a request of so many bytes may wait here, beside so many others with so many bytes that wait elsewhere.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if the queue's bounds are reached.
-    pub(crate) fn submit(&mut self, job: Job) -> Result<()> {
-        if self.waiting.requests >= self.limits.max_requests {
+    pub(crate) fn check_room(&self, bytes: u64, others: usize, their_bytes: u64) -> Result<()> {
+        let requests = self.waiting.requests + others;
+        if requests >= self.limits.max_requests {
             return Err(Error::exhausted(format!(
-                "{} requests are queued, the most that this server takes; try later",
-                self.waiting.requests
+                "{requests} requests are queued, the most that this server takes; try later"
             )));
         }
         // A lone request is taken whatever its size: max_request_bytes bounds it.
-        if self.waiting.bytes > 0 && self.waiting.bytes + job.bytes > self.limits.max_bytes {
+        let waiting = self.waiting.bytes + their_bytes;
+        if waiting > 0 && waiting + bytes > self.limits.max_bytes {
             return Err(Error::exhausted(format!(
-                "{} bytes are queued and the request has {} more; the server holds at most {} (--max-queue-bytes); try later",
-                self.waiting.bytes, job.bytes, self.limits.max_bytes
+                "{waiting} bytes are queued and the request has {bytes} more; the server holds at most {} (--max-queue-bytes); try later",
+                self.limits.max_bytes
             )));
         }
+        Ok(())
+    }
+
+    /// Takes a request into the queue.
+    ///
+    /// # Errors
+    /// As [`Scheduler::check_room`].
+    pub(crate) fn submit(&mut self, job: Job) -> Result<()> {
+        self.check_room(job.bytes, 0, 0)?;
         self.waiting.requests += 1;
         self.waiting.rows += job.rows;
         self.waiting.bytes += job.bytes;

@@ -502,8 +502,14 @@ fn the_queue_is_bounded_in_requests_and_bytes() {
     assert!(error.message().contains("bytes are queued"), "{error}");
     world.give_out();
     world.run_dry();
+    // What waits elsewhere counts as well.
+    let scheduler = &world.scheduler;
+    assert!(scheduler.check_room(1, 1, 99).is_ok());
+    assert!(scheduler.check_room(1, 2, 0).is_err());
+    assert!(scheduler.check_room(2, 1, 99).is_err());
     let (a, b, c) = (world.job(1), world.job(1), world.job(1));
     world.submit(a);
+    assert!(world.scheduler.check_room(1, 1, 0).is_err());
     world.submit(b);
     let error = world.scheduler.submit(c).unwrap_err();
     assert!(error.message().contains("2 requests"), "{error}");

@@ -174,6 +174,8 @@ fn no_server_says_so() {
         drop(free);
         for address in [format!("tcp://localhost:{port}"), format!("[::1]:{port}")] {
             let start = Instant::now();
+            let patient = Client::builder().connect_timeout(Duration::MAX);
+            assert!(patient.connect(&address).is_err());
             let e = Client::connect(&address).unwrap_err();
             assert_eq!(e.code(), ErrorCode::Unavailable);
             assert!(e.message().contains("no server"), "{e}");
@@ -543,10 +545,14 @@ fn a_stop_is_waited_for() {
             };
             let server = Fake::with(manners, echoes);
             let client = Client::builder().connect_later(&server.address()).unwrap();
-            let timeout = Duration::from_millis(timeout);
+            let timeout = match timeout {
+                u64::MAX => Duration::MAX,
+                millis => Duration::from_millis(millis),
+            };
             client.terminate(StopMode::Drain, timeout, |_| ())
         };
         assert_eq!(stop(0, true, 5000).unwrap(), StopOutcome::Stopped);
+        assert_eq!(stop(0, true, u64::MAX).unwrap(), StopOutcome::Stopped);
         assert_eq!(stop(0, false, 5000).unwrap(), StopOutcome::ConnectionEnded);
         // Seven at first; asked again at the end, three.
         assert_eq!(stop(7, true, 2000).unwrap(), StopOutcome::StillDraining(3));

@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use mdm::client::Client;
 use mdm::{DataType, ErrorCode, Tensor};
 
+use crate::behind::FOR_EVER;
 use crate::common::{PATIENCE, Server, command, eventually, models, onnx, wait, within};
+use crate::models::busy as busy_model;
 use crate::{numbered, refused, settled};
 
 fn echo() -> Vec<u8> {
@@ -446,5 +448,83 @@ fn a_missing_library_is_told_with_the_places_that_were_searched() {
             assert!(said.contains(place), "{place:?} is not in: {said}");
         }
         assert_eq!(names(dir.path()), before);
+    });
+}
+
+#[test]
+fn a_signal_while_models_are_opened_ends_the_start_and_leaves_nothing() {
+    within(PATIENCE, || {
+        let dir = models(&[
+            ("busy.onnx", busy_model()),
+            // Its workers do not come back from warming up.
+            (
+                "slow.proxy",
+                format!(r#"{{"mdm":1,"onnx":"busy.onnx","warm_up":{{"x":[{FOR_EVER}]}}}}"#)
+                    .into_bytes(),
+            ),
+        ]);
+        let before = names(dir.path());
+        let mut child = start(&["--preload", "slow", "--logger", "models/log.txt"])
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        // The local sockets are bound, and the model is opened then.
+        let sockets = dir.path().join("sock_tmp");
+        eventually("it is bound", || {
+            sockets.is_dir() && names(&sockets).len() == 3
+        });
+        let signal = Command::new("kill")
+            .args(["-TERM", &child.id().to_string()])
+            .status();
+        assert!(signal.expect("kill runs").success());
+        let status = wait(&mut child);
+        let mut said = String::new();
+        let mut stderr = child.stderr.take().expect("stderr");
+        stderr.read_to_string(&mut said).expect("text");
+        assert_eq!(status.code(), Some(0), "{said}");
+        let mut ready = String::new();
+        let mut stdout = child.stdout.take().expect("stdout");
+        stdout.read_to_string(&mut ready).expect("text");
+        assert_eq!(ready, "");
+        assert_eq!(names(dir.path()), before);
+    });
+}
+
+/// The released engines of 1.29 and later report to their makers, and keep a number for the machine.
+#[test]
+fn nothing_is_left_in_the_home_folder() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", echo())]);
+        let home = dir.path().join("home");
+        std::fs::create_dir(&home).expect("a folder");
+        let mut command = start(&["--preload", "echo"]);
+        // What tells the engine that it is under test would silence it as well.
+        command
+            .env_clear()
+            .env("HOME", &home)
+            .current_dir(dir.path());
+        if let Some(library) = std::env::var_os("ORT_DYLIB_PATH") {
+            command.env("ORT_DYLIB_PATH", library);
+        }
+        let started = Started::new(&mut command);
+        assert_ne!(started.ready, "");
+        let environment = std::fs::read(format!("/proc/{}/environ", started.child.id()));
+        if let Ok(environment) = environment {
+            let environment = String::from_utf8_lossy(&environment).into_owned();
+            assert!(environment.contains("ORT_DISABLE_TELEMETRY=1"));
+        }
+        let port = started.numbers()[0];
+        let client = Client::connect(&format!("tcp://localhost:{port}")).expect("a server");
+        client.infer(numbered(1, 3), "echo").expect("rows");
+        drop(client);
+        let signal = Command::new("kill")
+            .args(["-TERM", &started.child.id().to_string()])
+            .status();
+        assert!(signal.expect("kill runs").success());
+        assert_eq!(started.end().0, Some(0));
+        assert_eq!(names(&home), [""; 0]);
     });
 }

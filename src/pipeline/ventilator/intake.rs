@@ -193,6 +193,9 @@ impl Ventilator {
         let deadline_us = own_us
             .or(default_us)
             .map(|timeout| arrived_us.saturating_add(timeout));
+        // Those that wait for a model to be read wait in the same bounds as the queue.
+        let (requests, beside) = (self.intake.parked.len(), self.intake.parked_bytes);
+        self.scheduler.check_room(bytes, requests, beside)?;
         let lookup = Lookup::of(body.model.as_deref(), &body.params);
         let parked = Parked {
             reply,
@@ -208,18 +211,8 @@ impl Ventilator {
         }
     }
 
-    /// The model is not described yet: the request waits, bounded like the queue, while the loader reads the file.
+    /// The model is not described yet: the request waits while the loader reads the file.
     fn park(&mut self, serial: Serial, parked: Parked, lookup: Lookup) -> Result<()> {
-        let limits = &self.facts.limits;
-        let waiting = self.scheduler.waiting();
-        let bytes = self.intake.parked_bytes + waiting.bytes;
-        let requests = self.intake.parked.len() + waiting.requests;
-        if requests >= limits.max_requests || (bytes > 0 && bytes + parked.bytes > limits.max_bytes)
-        {
-            return Err(Error::exhausted(
-                "the queue is full while models are being loaded; try later",
-            ));
-        }
         let first = !self.intake.waiting.contains_key(&lookup);
         if first && self.errands.len() >= MAX_ERRANDS {
             return Err(loader_is_busy());

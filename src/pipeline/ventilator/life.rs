@@ -7,7 +7,7 @@ use crossbeam_channel::Sender;
 use super::Ventilator;
 use super::errands::Errand;
 use super::openings::Awaiter;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Params, WorkerId};
 use crate::model::Lookup;
 use crate::model::loader::Job;
@@ -69,6 +69,10 @@ impl Ventilator {
         if self.phase == Phase::Serving {
             self.phase = Phase::Draining;
             tracing::info!(pending = self.pending(), "draining");
+            self.fail_start(Error::new(
+                ErrorCode::Cancelled,
+                "it was told to stop before it was ready",
+            ));
         }
         if mode == StopMode::Now {
             let error = Error::unavailable("the server was told to stop at once");
@@ -80,8 +84,12 @@ impl Ventilator {
             if self.phase == Phase::Draining {
                 self.phase = Phase::Stopping;
                 self.stop_workers();
-                // A model may run for minutes: its result is not waited for.
-                tell(&mut self.sink, inner::write_to_sink(&ToSink::Finish))?;
+            }
+            if self.phase == Phase::Stopping {
+                // A model may run for minutes, or take as long to open: nobody waits for that.
+                if let Err(error) = tell(&mut self.sink, inner::write_to_sink(&ToSink::Finish)) {
+                    tracing::debug!(%error, "the sink has ended already");
+                }
             }
         }
         Ok(())
