@@ -12,8 +12,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Thread};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use zmq::{Context, Socket, SocketType};
@@ -82,12 +81,16 @@ struct State {
     lost: Option<Error>,
 }
 
+/// Wakes one thread that waits with the state. (Not `Thread::unpark`: that would use up what the program's own code
+/// wants to be woken by.)
+type Waiter = Arc<Condvar>;
+
 /// A request that was not taken back.
 #[derive(Default)]
 struct Slot {
     answer: Option<Result<Response>>,
     /// Who sleeps until the answer is there.
-    waiter: Option<Thread>,
+    waiter: Option<Waiter>,
 }
 
 struct Wheel {
@@ -121,7 +124,7 @@ impl State {
     }
 
     /// Files what came. Gives the thread that waits for it.
-    fn file(&mut self, event: Result<Event>) -> Option<Thread> {
+    fn file(&mut self, event: Result<Event>) -> Option<Waiter> {
         match event {
             Ok(Event::Message(id, message)) => {
                 let answer = match message {
@@ -138,7 +141,7 @@ impl State {
         }
     }
 
-    fn answer(&mut self, id: RequestId, answer: Result<Response>) -> Option<Thread> {
+    fn answer(&mut self, id: RequestId, answer: Result<Response>) -> Option<Waiter> {
         // What nobody waits for any more is dropped.
         let slot = self.slots.get_mut(&id)?;
         slot.answer = Some(answer);
@@ -162,11 +165,11 @@ impl State {
         if self.lost.is_some() {
             waiters
                 .filter_map(|slot| slot.waiter.as_ref())
-                .for_each(Thread::unpark);
+                .for_each(wake);
         } else if self.wheel.is_some()
             && let Some(next) = waiters.find_map(|slot| slot.waiter.as_ref())
         {
-            next.unpark();
+            wake(next);
         }
     }
 }
@@ -187,7 +190,7 @@ impl Drop for Lead<'_> {
             let answered = wheel.send(duties);
             for (id, answer) in answered {
                 if let Some(waiter) = state.answer(id, answer) {
-                    waiter.unpark();
+                    wake(&waiter);
                 }
             }
             state.wheel = Some(wheel);
@@ -259,7 +262,7 @@ impl Shared {
                 wheel.session.send_infer_as(id, &request).map(|()| id)
             });
             state.wheel = Some(wheel);
-            waiters.iter().for_each(Thread::unpark);
+            waiters.iter().for_each(wake);
             return match sent {
                 None => {
                     state.pass_on();
@@ -321,17 +324,20 @@ impl Shared {
             if let Some(wheel) = state.wheel.take() {
                 drop(state);
                 self.drive(wheel, id, deadline);
-            } else {
-                if let Some(slot) = state.slots.get_mut(&id) {
-                    slot.waiter = Some(thread::current());
-                }
-                drop(state);
-                match left(deadline) {
-                    None => thread::park(),
-                    Some(left) => thread::park_timeout(left),
-                }
+                state = self.lock();
+                continue;
             }
-            state = self.lock();
+            let waiter = Waiter::default();
+            if let Some(slot) = state.slots.get_mut(&id) {
+                slot.waiter = Some(waiter.clone());
+            }
+            state = match left(deadline) {
+                None => waiter.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => {
+                    let woken = waiter.wait_timeout(state, left);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 
@@ -347,7 +353,7 @@ impl Shared {
         let mut nothing_came = false;
         let mut events = Vec::new();
         let mut failed = Vec::new();
-        let mut waiters: Vec<Thread> = Vec::new();
+        let mut waiters = Vec::new();
         loop {
             let mut state = self.lock();
             state.sleeping = false;
@@ -359,14 +365,14 @@ impl Shared {
             }
             if state.is_over(id) || is_past(deadline) {
                 drop(state);
-                waiters.iter().for_each(Thread::unpark);
+                waiters.iter().for_each(wake);
                 return;
             }
             let duties = state.duties();
             let idle = nothing_came && duties.0.is_empty() && duties.1.is_empty();
             state.sleeping = idle;
             drop(state);
-            waiters.drain(..).for_each(|waiter| waiter.unpark());
+            waiters.drain(..).for_each(|waiter| wake(&waiter));
             if idle {
                 let Wheel { session, bell } = wheel;
                 events.push(session.next(deadline, Some(bell)));
@@ -419,6 +425,10 @@ impl Shared {
             self.take_back(&mut state, id);
         }
     }
+}
+
+fn wake(waiter: &Waiter) {
+    waiter.notify_one();
 }
 
 fn left(deadline: Option<Instant>) -> Option<Duration> {
