@@ -59,8 +59,10 @@
 //!   one place decides that a request has failed, as it does for deadlines and cancels.
 //! - When a batch of coalesced requests fails, its members are run again one by one: a request with bad rows must not be
 //!   an error of its neighbours.
-//! - The rows of a bulk chunk are found by climbing (`schedule/pace.rs`): the time per row is kept by size, and the size
-//!   with the least time per row wins, within `max_chunk_ms`.
+//! - A chunk is run a few rows at a time: as many as the engine runs cheapest, which is found by climbing
+//!   (`schedule/pace.rs`). What a chunk costs on its way is so shared by many runs, small chunks pass between two runs of
+//!   a bulk chunk, and a cancel counts there (`pipeline/worker/run.rs`). Each run is an entry of the result's `parts`.
+//! - Bulk chunks become smaller towards the end of a request, so that the workers end together.
 //! - A loop of the server that is used a lot asks for its next message for a while before it sleeps
 //!   (`socket/waiter.rs`): waking a core costs more than all that a small request needs done.
 //! - `infer` sends borrowed numbers without a copy and returns when libzmq has let go of them (`frames/loan.rs`): a copy
@@ -77,7 +79,9 @@
 //!   nobody (`plugin/host/library.rs`).
 //! - An error can say which rows of its batch it is about; the worker tells the client their numbers in its request.
 //! - Small chunks have places of their own at a worker, beside the bulk places; a worker that ran only small chunks for
-//!   50 ms runs the bulk chunk that waits (`schedule/lane.rs`).
+//!   20 ms runs the bulk chunk that waits (`schedule/lane.rs`).
+//! - Small requests of many threads share a session of the client, with one of those that wait at its wheel
+//!   (`client/tickets.rs`): each connection costs both sides a waking-up per request.
 
 #[cfg(feature = "client")]
 pub mod client;
