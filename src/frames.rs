@@ -88,10 +88,19 @@ impl Message {
     }
 
     fn send(mut self, socket: &mut Socket, flags: i32) -> zmq::Result<()> {
-        // SAFETY: both are live. After a success the message is empty, and dropping it closes an empty message;
-        // after a failure it is still whole, and dropping it gives its memory back.
-        let rc = unsafe { zmq_sys::zmq_msg_send(&raw mut self.0, socket.as_mut_ptr(), flags) };
-        if rc < 0 { Err(last_error()) } else { Ok(()) }
+        loop {
+            // SAFETY: both are live. After a success the message is empty, and dropping it closes an empty message;
+            // after a failure it is still whole, and dropping it gives its memory back.
+            let rc = unsafe { zmq_sys::zmq_msg_send(&raw mut self.0, socket.as_mut_ptr(), flags) };
+            if rc >= 0 {
+                return Ok(());
+            }
+            match last_error() {
+                // A signal: what came before of the same message must not be left without its end.
+                zmq::Error::EINTR => {}
+                error => return Err(error),
+            }
+        }
     }
 
     fn receive(socket: &mut Socket, flags: i32) -> zmq::Result<Message> {

@@ -48,7 +48,8 @@
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
 //! 8. `unsafe` is in `frames.rs` and `frames/loan.rs`, and for the C interface of plugins in `plugin/glue.rs` (the
-//!    author's side) and `plugin/host/` (the server's side), each block with its reason.
+//!    author's side) and `plugin/host/` (the server's side), each block with its reason; and where the server's command
+//!    checks handshakes that libzmq would not (`bin/shared/handshake.rs`).
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
 //! thread; no table is shared between threads on the data path but the board of cancelled serials, which may forget.

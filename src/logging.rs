@@ -27,14 +27,14 @@ pub const PRINTED: &str = "mdm::printed";
 /// The log while it is open. Dropping it writes out what is still on its way.
 #[must_use = "dropping it ends the log"]
 pub struct Log {
-    guard: WorkerGuard,
+    guards: [WorkerGuard; 2],
     made: Vec<PathBuf>,
 }
 
 impl Log {
     /// Ends the log and removes the file, if it was made by opening this log: for a server that could not start.
     pub fn discard(self) {
-        drop(self.guard);
+        drop(self.guards);
         for path in self.made {
             // Already gone: all the better.
             let _ = fs::remove_file(path);
@@ -50,13 +50,15 @@ pub fn init(config: &Config) -> Result<Log> {
     let filter = filter(config.verbose)?;
     let (appender, made) = open(&config.logger, config.logger_rotation)?;
     // Lossy, with a bounded buffer: a full disk must not hold up the data path.
-    let (writer, guard) = tracing_appender::non_blocking(appender);
+    let (writer, file_guard) = tracing_appender::non_blocking(appender);
     let file = fmt::layer()
         .with_writer(writer)
         .with_ansi(false)
         .with_filter(filter);
+    // So must not whoever started this, and does not read what it says.
+    let (writer, stderr_guard) = tracing_appender::non_blocking(io::stderr());
     let stderr = fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(writer)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .with_filter(
             Targets::new()
@@ -68,7 +70,10 @@ pub fn init(config: &Config) -> Result<Log> {
         .with(stderr)
         .try_init()
         .map_err(|e| Error::precondition(format!("the log cannot be set up: {e}")))?;
-    Ok(Log { guard, made })
+    Ok(Log {
+        guards: [file_guard, stderr_guard],
+        made,
+    })
 }
 
 fn filter(verbose: bool) -> Result<EnvFilter> {

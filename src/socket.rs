@@ -162,6 +162,8 @@ impl Front<'_> {
         let socket = self.context.socket(zmq::ROUTER)?;
         socket.set_linger(millis(FRONT_LINGER))?;
         socket.set_ipv6(is_ipv6(self.host))?;
+        // Nobody answers for it, so it refuses only peers older than ZMTP 3, which give their id unchecked.
+        socket.set_zap_domain("mdm")?;
         socket.set_maxmsgsize(self.max_frame_bytes)?;
         socket.set_rcvhwm(self.receive_mark)?;
         socket.set_sndhwm(self.send_mark)?;

@@ -4,10 +4,15 @@
 //! standard error. Exit codes: 0 stopped as asked, be it before it was ready; 1 failed while running, 2 could not start;
 //! 128 + the signal when a second signal cut the draining short.
 
+#[cfg(checked_handshakes)]
+#[path = "shared/handshake.rs"]
+mod handshake;
+
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use mdm::config::{Asked, Config};
 use mdm::error::{Error, ErrorCode};
@@ -19,6 +24,8 @@ use signal_hook::iterator::Signals;
 
 const FAILED: i32 = 1;
 const NOT_STARTED: i32 = 2;
+/// How long a full standard error may hold up an exit.
+const SAY_PATIENCE: Duration = Duration::from_millis(500);
 
 fn main() {
     mdm::model::without_telemetry();
@@ -35,9 +42,18 @@ fn main() {
     signal_hook::low_level::exit(code);
 }
 
-/// A line on standard error. Whoever closed it does not want to know, and that is no reason to stop serving.
+/// A line on standard error. Whoever closed it does not want to know, and that is no reason to stop serving; nor is it
+/// one to wait, if nobody reads it and it is full.
 fn say(line: impl Display) {
-    let _ = writeln!(io::stderr(), "mdm-server-start: {line}");
+    let line = format!("mdm-server-start: {line}");
+    let (sender, said) = mpsc::channel();
+    let thread = thread::Builder::new().spawn(move || {
+        let _ = writeln!(io::stderr(), "{line}");
+        let _ = sender.send(()); // nobody waits any more
+    });
+    if thread.is_ok() {
+        let _ = said.recv_timeout(SAY_PATIENCE);
+    }
 }
 
 fn run() -> Result<(), (i32, Error)> {
@@ -183,17 +199,17 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn on_signal(signal: i32, state: &mut State) {
     if state.asked {
-        say("stopped at once, by a second signal");
         if let Some(stopper) = &state.stopper {
             stopper.remove_files();
         }
+        say("stopped at once, by a second signal");
         // Without the hooks of an ordinary exit: the engine's would wait for, or crash, threads that still run.
         signal_hook::low_level::exit(128 + signal);
     }
     state.asked = true;
-    say("answering what was accepted, then stopping; a second signal stops at once");
     tracing::info!(signal, "draining");
     if let Some(stopper) = &state.stopper {
         stopper.stop(StopMode::Drain);
     }
+    say("answering what was accepted, then stopping; a second signal stops at once");
 }

@@ -134,6 +134,8 @@ struct Ventilator {
     next_serial: u64,
     starting: Starting,
     phase: Phase,
+    /// When a drain that waits only for runs that nobody wants ends without them.
+    give_up_us: Option<u64>,
     stoppers: Vec<Asker>,
 }
 
@@ -173,6 +175,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         next_serial: 0,
         starting,
         phase: Phase::Serving,
+        give_up_us: None,
         stoppers: Vec::new(),
     };
     let ended = ventilator.serve();
@@ -209,7 +212,7 @@ impl Ventilator {
             if drained == 2 && self.phase != Phase::Stopped {
                 let due = [Some(self.guard.due_us()), self.scheduler.due_us()]
                     .into_iter()
-                    .chain([self.intake.due_us()])
+                    .chain([self.intake.due_us(), self.give_up_us])
                     .flatten()
                     .min();
                 let pause = due.map(|at| Duration::from_micros(at.saturating_sub(now_us)));

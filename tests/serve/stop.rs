@@ -1,7 +1,8 @@
 //! A server that stops loses nothing that it has accepted, says so, and leaves no file behind.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use mdm::client::{Call, Client};
 use mdm::{DataType, ErrorCode, Tensor};
 
 use crate::behind::FOR_EVER;
-use crate::common::{PATIENCE, Server, command, eventually, models, onnx, within};
+use crate::common::{PATIENCE, Server, command, eventually, models, onnx, wait, within};
 use crate::{numbered, refused};
 
 fn server(flags: &[&str]) -> Server {
@@ -217,5 +218,54 @@ fn terminate_with_no_server_fails_and_does_not_hang() {
                 "{line}"
             );
         }
+    });
+}
+
+/// Its client has had its answer; the engine cannot be stopped.
+#[test]
+fn a_drain_does_not_wait_for_a_run_that_nobody_wants_any_more() {
+    within(PATIENCE, || {
+        let mut server = server(&[]);
+        let client = server.client();
+        let call = Call::model("busy").timeout(Duration::from_millis(100));
+        let ended = client.infer(&[FOR_EVER], call);
+        refused(ended, ErrorCode::DeadlineExceeded, &["deadline"]);
+        assert_eq!(client.status().unwrap().workers[0].state, "busy");
+        server.signal("TERM");
+        assert_eq!(server.wait().code(), Some(0));
+        assert_eq!(sockets(&server), [""; 0]);
+    });
+}
+
+/// As under a program that starts it with a pipe and never reads that.
+#[test]
+fn a_full_standard_error_holds_up_nobody() {
+    within(PATIENCE, || {
+        let dir = models(&[("fails.onnx", onnx::failing_at_run())]);
+        let mut child = command("mdm-server-start")
+            .args(["--port=0", "--port-out=0", "--run-script-dir=models"])
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let mut ready = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().expect("stdout"));
+        stdout.read_line(&mut ready).expect("text");
+        let port = ready
+            .split(' ')
+            .find_map(|word| word.strip_prefix("port="))
+            .expect("a port");
+        let client = Client::connect(&format!("tcp://localhost:{port}")).expect("a server");
+        // The engine complains of each.
+        for _ in 0..1000 {
+            assert!(client.infer(&[10i64], "fails").is_err());
+        }
+        let signal = Command::new("kill")
+            .args(["-TERM", &child.id().to_string()])
+            .status();
+        assert!(signal.expect("kill runs").success());
+        assert_eq!(wait(&mut child).code(), Some(0));
     });
 }

@@ -5,6 +5,7 @@ mod bounds;
 mod common;
 mod endless;
 mod golden;
+mod handshake;
 mod headers;
 mod ids;
 mod malformed;

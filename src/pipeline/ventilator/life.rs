@@ -1,6 +1,7 @@
 //! From started to ready, and from draining to stopped.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
@@ -15,6 +16,9 @@ use crate::pipeline::tell;
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToSink, ToWorker};
 use crate::wire::server::{ServerMessage, StopState};
+
+/// How long a drain waits for runs that nobody wants any more.
+const RUN_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is still missing before the server is ready.
 #[derive(Default)]
@@ -96,9 +100,22 @@ impl Ventilator {
     }
 
     pub(super) fn advance_stop(&mut self) -> Result<()> {
-        if self.phase == Phase::Draining && self.scheduler.is_idle() && self.intake.parked() == 0 {
+        if self.phase != Phase::Draining || self.pending() > 0 {
+            return Ok(());
+        }
+        if self.scheduler.is_idle() {
             self.phase = Phase::Stopping;
             self.stop_workers();
+            return Ok(());
+        }
+        // Everybody has an answer; what still runs was cancelled, or its time was over. An engine may go on for ever.
+        let now_us = self.clock.now_us();
+        let give_up_us = *self
+            .give_up_us
+            .get_or_insert(now_us + RUN_PATIENCE.as_micros() as u64);
+        if now_us >= give_up_us {
+            tracing::warn!("a model still runs for requests that have ended: it is not waited for");
+            return self.stop(StopMode::Now);
         }
         Ok(())
     }

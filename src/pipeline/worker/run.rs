@@ -161,7 +161,8 @@ impl Worker {
                     .iter()
                     .map(|tensor| {
                         check_output_rows(tensor, rows)?;
-                        Ok(tensor.slice_rows(offset, member.rows as usize))
+                        // Copied: one that does not read its answer would hold those of all the others.
+                        Ok(tensor.slice_rows(offset, member.rows as usize).detached())
                     })
                     .collect::<Result<Vec<_>>>()?;
                 offset += member.rows as usize;
