@@ -73,6 +73,14 @@ impl Call {
         self
     }
 
+    /// What asks which model it would get: the name, the parameters, and how long the answer may take.
+    pub(super) fn into_question(self) -> Result<(Option<String>, Params, Option<Duration>)> {
+        match self.problem {
+            Some(problem) => Err(problem),
+            None => Ok((self.model, self.params, self.timeout)),
+        }
+    }
+
     /// The request, and when its client gives up.
     pub(super) fn into_request(
         self,

@@ -24,6 +24,9 @@ pub enum ClientMessage {
     Status(RequestId),
     /// What do you serve?
     Models(RequestId),
+    /// What is the model that an infer with this name and these parameters would get? On the wire it is `models` with
+    /// a `model` or `params`, and the answer is the `models_ok` of one model.
+    Describe(RequestId, Option<String>, Params),
     /// Stop.
     Terminate(RequestId, StopMode),
     /// Load a model before anyone asks for it.
@@ -41,6 +44,7 @@ impl ClientMessage {
             | ClientMessage::Hello(id)
             | ClientMessage::Status(id)
             | ClientMessage::Models(id)
+            | ClientMessage::Describe(id, ..)
             | ClientMessage::Terminate(id, _)
             | ClientMessage::Load(id, _)
             | ClientMessage::Unload(id, _) => *id,
@@ -379,7 +383,13 @@ fn interpret(
         "cancel" => ClientMessage::Cancel(id),
         "hello" => ClientMessage::Hello(id),
         "status" => ClientMessage::Status(id),
-        "models" => ClientMessage::Models(id),
+        "models" => match (header.model, header.params) {
+            (None, None) => ClientMessage::Models(id),
+            (model, params) => {
+                let params = params.unwrap_or_default();
+                ClientMessage::Describe(id, model.map(str::to_owned), params)
+            }
+        },
         "terminate" => match header.mode {
             None | Some("drain") => ClientMessage::Terminate(id, StopMode::Drain),
             Some("now") => ClientMessage::Terminate(id, StopMode::Now),
@@ -462,16 +472,24 @@ struct PlainHeader<'a> {
     mode: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<&'a Params>,
 }
 
 /// Writes any message's frames.
 pub fn write_message(message: &ClientMessage) -> Vec<Bytes> {
+    let mut own_params = None;
     let (kind, mode, model) = match message {
         ClientMessage::Infer(id, request) => return write_infer(*id, request),
         ClientMessage::Cancel(_) => ("cancel", None, None),
         ClientMessage::Hello(_) => ("hello", None, None),
         ClientMessage::Status(_) => ("status", None, None),
         ClientMessage::Models(_) => ("models", None, None),
+        ClientMessage::Describe(_, model, params) => {
+            // Without a name it is still this question, and not the one for all models.
+            own_params = (model.is_none() || !params.is_empty()).then_some(params);
+            ("models", None, model.as_deref())
+        }
         ClientMessage::Terminate(_, StopMode::Drain) => ("terminate", Some("drain"), None),
         ClientMessage::Terminate(_, StopMode::Now) => ("terminate", Some("now"), None),
         ClientMessage::Load(_, model) => ("load", None, Some(model.as_str())),
@@ -483,5 +501,6 @@ pub fn write_message(message: &ClientMessage) -> Vec<Bytes> {
         id: message.id(),
         mode,
         model,
+        params: own_params,
     })]
 }
