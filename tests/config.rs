@@ -140,7 +140,7 @@ fn a_bad_value_is_one_clear_line_and_exit_code_2() {
         ),
         (&["--host", "0.0.0.0"], &["--host", "0.0.0.0", "--insecure"]),
         (&["--host", "::"], &["--host", "--insecure"]),
-        (&["--num-worker", "0"], &["--num-worker", "0", "1..=160"]),
+        (&["--num-worker", "0"], &["--num-worker", "0", "1 to 160"]),
         (&["--num-worker", "161"], &["--num-worker", "161"]),
         (&["--device-map", ""], &["--device-map"]),
         (

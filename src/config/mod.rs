@@ -29,7 +29,7 @@ mod values;
 pub use args::{Args, Rotation};
 pub use sources::{Asked, parse_flags};
 pub use spelling::normalize_args;
-pub use values::{DeviceMap, Size};
+pub use values::{DeviceMap, Size, switch, whole};
 
 /// Bytes that the path of a local socket may have: 108 in Linux's `sockaddr_un`, one of them the closing 0.
 const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
@@ -124,7 +124,7 @@ impl Config {
         args: impl IntoIterator<Item = OsString>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Asked<Config>> {
-        match sources::parse(args, variable)? {
+        match sources::parse_with_file(args, variable)? {
             Asked::Run(args) => Config::from_args(args).map(Asked::Run),
             Asked::Print(text) => Ok(Asked::Print(text)),
         }

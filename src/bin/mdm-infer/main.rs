@@ -16,6 +16,7 @@ use anyhow::Context;
 use clap::Parser;
 use mdm::Tensor;
 use mdm::client::{Call, Client};
+use mdm::config::whole;
 
 use run::Job;
 use write::Target;
@@ -31,14 +32,15 @@ Output: .npy   one output
         .npz   all outputs by name
         .jsonl one object a row, with the outputs' names as keys
 Exit codes: 0 done, 1 failed, 2 wrong usage.
+Every flag is read from the environment too (MDM_MODEL=digits); what is typed wins, and an empty variable is not set.
 The older spelling works too: -model=digits -input=images.npy -port=5555";
 
 /// Runs a file of rows through a model, and writes or shows the results.
-#[derive(Parser)]
+#[derive(Parser, Debug)]
 #[command(name = "mdm-infer", version, after_help = AFTER_HELP)]
 struct Args {
     /// The model's name; not needed if the parameters say model_proxy_path
-    #[arg(long, env = "MDM_MODEL")]
+    #[arg(long)]
     model: Option<String>,
 
     /// The rows: .npy, .npz, .jsonl or .txt
@@ -50,29 +52,30 @@ struct Args {
     output: Option<PathBuf>,
 
     /// Parameters for the model, a JSON object
-    #[arg(long, value_name = "JSON", env = "MDM_PARAMS")]
+    #[arg(long, value_name = "JSON")]
     params: Option<String>,
 
     /// The longest that each request may take, in milliseconds; the server's default if not said
-    #[arg(long, value_name = "MS", env = "MDM_TIMEOUT_MS")]
+    #[arg(long, value_name = "MS")]
+    #[arg(value_parser = whole::<u64>(0..=31_536_000_000))]
     timeout_ms: Option<u64>,
 
     /// The server's address instead of --ip and --port: tcp://localhost:5555 or ipc://sock_tmp/mdm-5555.in
-    #[arg(long, value_name = "ADDRESS", env = "MDM_SERVER")]
+    #[arg(long, value_name = "ADDRESS")]
     server: Option<String>,
 
     /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost", env = "MDM_IP")]
+    #[arg(long, default_value = "localhost")]
     ip: String,
 
     /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
+    #[arg(value_parser = whole::<u16>(1..=65535))]
     port: u16,
 }
 
 fn main() -> ExitCode {
-    let args: Args = shared::parse();
+    let args: Args = shared::parse(NAME);
     shared::run(NAME, || infer(&args))
 }
 
@@ -135,4 +138,33 @@ fn call(args: &Args) -> anyhow::Result<Call> {
         call = call.timeout(Duration::from_millis(timeout));
     }
     Ok(call)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_is_read_in_both_spellings_and_from_the_environment() {
+        let sample = |flag: &str| match flag {
+            "model" => ("digits", None),
+            "input" => ("my_rows.npy", None),
+            "output" => ("my_rows.npz", None),
+            "params" => ("{\"a_b\": 1}", None),
+            "timeout-ms" => ("70", Some("abc")),
+            "server" => ("tcp://a_b:1", None),
+            "ip" => ("10.0.0.1", None),
+            "port" => ("7001", Some("0")),
+            other => panic!("no value for --{other}: add one"),
+        };
+        let shown = |args: &Args| format!("{args:?}");
+        shared::every_flag::reads(&[NAME, "--input", "x.npy"], sample, shown);
+        let read = mdm::config::parse_flags::<Args>([NAME.into()], |name| {
+            (name == "MDM_INPUT").then(|| "y.npy".into())
+        });
+        let Ok(mdm::config::Asked::Run(args)) = read else {
+            panic!("{read:?}");
+        };
+        assert_eq!(args.input, PathBuf::from("y.npy"));
+    }
 }
