@@ -10,7 +10,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use common::command;
-use fake::{Act, Fake, Manners, echo, echoes};
+use fake::{Act, Fake, Manners, echo, echoes, model};
 use mdm::Batch;
 use mdm::message::Stats;
 use mdm::wire::server::{Outputs, ServerMessage};
@@ -117,9 +117,19 @@ fn in_parts(id: mdm::RequestId, request: mdm::Request) -> Vec<Act> {
 
 #[test]
 fn infer_runs_files_of_every_kind() {
-    let server = Fake::start(|id, request| {
+    let manners = Manners {
+        models: vec![model("whole", "whole")],
+        ..Manners::default()
+    };
+    let server = Fake::with(manners, |id, request| {
+        assert!(request.stream);
         if request.model.as_deref() == Some("whole") {
-            return vec![Act::Out(id, echo(request))];
+            // As the server does: no parts of what has no rows.
+            let ServerMessage::Result(mut outputs, stats) = echo(request) else {
+                panic!("an echo is a result");
+            };
+            outputs.batched = false;
+            return vec![Act::Out(id, ServerMessage::Result(outputs, stats))];
         }
         in_parts(id, request)
     });
@@ -128,7 +138,7 @@ fn infer_runs_files_of_every_kind() {
     let port = server.port.to_string();
     let infer = |input: &str, output: &str| {
         let (input, output) = (path(input), path(output));
-        // No model by name: the fake knows none, and is not asked what it gives.
+        // By parameters the fake finds a model that takes anything.
         let params = r#"{"model_proxy_path": "x.proxy"}"#;
         let flags = [
             "-port", &port, "-input", &input, "-output", &output, "-params", params,
@@ -162,6 +172,18 @@ fn infer_runs_files_of_every_kind() {
     let rows = 1797 * 64 * 4;
     let tail = |bytes: Vec<u8>| bytes[bytes.len() - rows..].to_vec();
     assert_eq!(tail(bytes("out.npy")), tail(bytes("images.npy")));
+
+    let (txt, out) = (path("rows.txt"), path("whole.jsonl"));
+    let flags = [
+        "-port", &port, "-model", "whole", "-input", &txt, "-output", &out,
+    ];
+    let (code, said, err) = run("mdm-infer", &flags);
+    assert_eq!(code, 0, "{err}");
+    assert!(said.contains("1 request in"), "{said}");
+    assert_eq!(
+        read("whole.jsonl"),
+        "{\"\":[\"one\",\"two\",\"\",\"four\",\"fünf\"]}\n"
+    );
 }
 
 #[test]
@@ -189,9 +211,12 @@ fn infer_says_in_one_line_what_is_wrong() {
     let nowhere = path("none/out.npz");
     wrong(&["--input", &good, "--output", &nowhere], "does not exist");
     let out = path("out.npy");
-    // The fake answers every load with "no model".
+    // The fake describes no model of that name.
     let flags = ["--model", "m", "--input", &good, "--output", &out];
     wrong(&flags, "no model \"m\"");
+    // A server that does not say what the model is, which may take a while to load.
+    let flags = ["--model=silent", "--input", &good, "--timeout-ms=300"];
+    wrong(&flags, "no answer in time");
     let nobody = format!("localhost:{}", free_port());
     wrong(&["--input", &good, "--server", &nobody], "no server");
     assert_eq!(run("mdm-infer", &[]).0, 2);

@@ -4,6 +4,7 @@
 mod shared;
 
 mod read;
+mod rows;
 mod run;
 mod write;
 
@@ -14,11 +15,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use mdm::Tensor;
-use mdm::client::{Call, Client};
+use mdm::client::{CONNECT_TIMEOUT, Call, Client};
 use mdm::config::whole;
 
-use run::Job;
+use read::Contents;
+use run::{Deadline, Job};
 use write::Target;
 
 const NAME: &str = "mdm-infer";
@@ -26,11 +27,14 @@ const NAME: &str = "mdm-infer";
 const AFTER_HELP: &str = "\
 Input:  .npy   one input, whatever the model calls it
         .npz   inputs by name
-        .jsonl one JSON row a line
+        .jsonl one row a line: an object with the inputs' names as keys, or, for one input, its value alone: a number,
+               true or false, a string, or nested lists of them, as the input's datatype and dimensions say. A model that
+               takes JSON gets each line as it is. For a model without rows, one line holds its inputs whole
         .txt   one string a line
 Output: .npy   one output
         .npz   all outputs by name
-        .jsonl one object a row, with the outputs' names as keys
+        .jsonl one object a row, with the outputs' names as keys (one object in all, for a model without rows); NaN and
+               infinities are null
 Exit codes: 0 done, 1 failed, 2 wrong usage.
 Every flag is read from the environment too (MDM_MODEL=digits); what is typed wins, and an empty variable is not set.
 The older spelling works too: -model=digits -input=images.npy -port=5555";
@@ -55,7 +59,7 @@ struct Args {
     #[arg(long, value_name = "JSON")]
     params: Option<String>,
 
-    /// The longest that each request may take, in milliseconds; the server's default if not said
+    /// The longest that all of it may take, in milliseconds; 0 or not said: each request has the server's default
     #[arg(long, value_name = "MS")]
     #[arg(value_parser = whole::<u64>(0..=31_536_000_000))]
     timeout_ms: Option<u64>,
@@ -80,38 +84,46 @@ fn main() -> ExitCode {
 }
 
 fn infer(args: &Args) -> anyhow::Result<ExitCode> {
+    // 0 leaves it to the server.
+    let limit = args.timeout_ms.filter(|ms| *ms > 0);
+    let deadline = Deadline::after(limit.map(Duration::from_millis));
     let call = call(args)?;
     let target = args.output.as_deref().map(Target::new).transpose()?;
-    let inputs = read::read(&args.input)?;
+    let contents = read::read(&args.input)?;
     let address = match &args.server {
         Some(address) => address.clone(),
         None => shared::address(&args.ip, args.port),
     };
-    let client = Client::connect(&address)?;
-    if let (Some(target), Some(model)) = (&target, &args.model) {
-        // Before the work, not after it.
-        target.check(&run::info(&client, model)?)?;
+    let patience = deadline.left()?.unwrap_or(CONNECT_TIMEOUT);
+    let client = Client::builder()
+        .connect_timeout(patience.min(CONNECT_TIMEOUT))
+        .connect(&address)?;
+    // It says what lines of JSON mean, and whether there is room for its outputs, before the work and not after it.
+    let model = client.describe(deadline.bound(&call)?)?;
+    if let Some(target) = &target {
+        target.check(&model)?;
     }
+    let inputs = match contents {
+        Contents::Inputs(inputs) => inputs,
+        Contents::Lines(lines) => lines.into_inputs(&model)?,
+    };
     let job = Job {
         client: &client,
         call,
-        model: args.model.as_deref(),
+        deadline,
+        model: &model,
         inputs,
     };
     let done = job.run()?;
-    let names: Vec<String> = done.response.outputs().map(str::to_owned).collect();
-    let outputs = names
-        .iter()
-        .map(|name| done.response.tensor(name))
-        .collect::<mdm::Result<Vec<Tensor>>>()?;
     let mut out = stdout().lock();
     match (&target, &args.output) {
         (Some(target), Some(path)) => {
-            target.write(&outputs)?;
-            let outputs: Vec<String> = outputs.iter().map(write::describe).collect();
+            target.write(&done.answer)?;
+            let outputs = done.answer.outputs.iter().map(write::describe);
+            let outputs: Vec<String> = outputs.collect();
             writeln!(out, "wrote {}: {}", path.display(), outputs.join(", "))?;
         }
-        _ => write!(out, "{}", write::summary(&outputs)?)?,
+        _ => write!(out, "{}", write::summary(&done.answer.outputs)?)?,
     }
     writeln!(out, "{}", done.totals())?;
     Ok(ExitCode::SUCCESS)
@@ -133,9 +145,6 @@ fn call(args: &Args) -> anyhow::Result<Call> {
     };
     if let Some(model) = &args.model {
         call = call.for_model(model);
-    }
-    if let Some(timeout) = args.timeout_ms {
-        call = call.timeout(Duration::from_millis(timeout));
     }
     Ok(call)
 }
