@@ -8,6 +8,7 @@ use super::session::PATIENCE;
 use crate::error::{Error, Result};
 use crate::message::{Params, Priority, Request};
 use crate::tensor::Batch;
+use crate::wire::client::check_params;
 
 /// Which model the rows go through, and how.
 ///
@@ -75,10 +76,11 @@ impl Call {
 
     /// What asks which model it would get: the name, the parameters, and how long the answer may take.
     pub(super) fn into_question(self) -> Result<(Option<String>, Params, Option<Duration>)> {
-        match self.problem {
-            Some(problem) => Err(problem),
-            None => Ok((self.model, self.params, self.timeout)),
+        if let Some(problem) = self.problem {
+            return Err(problem);
         }
+        check_params(&self.params)?;
+        Ok((self.model, self.params, self.timeout))
     }
 
     /// The request, and when its client gives up.
@@ -91,6 +93,7 @@ impl Call {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
+        check_params(&self.params)?;
         let timeout = self.timeout.or(default_timeout);
         let request = Request {
             model: self.model,

@@ -17,6 +17,7 @@ use anyhow::Context;
 use clap::Parser;
 use mdm::client::{CONNECT_TIMEOUT, Call, Client};
 use mdm::config::whole;
+use mdm::wire::client::check_params;
 
 use read::Contents;
 use run::{Deadline, Job};
@@ -139,6 +140,7 @@ fn call(args: &Args) -> anyhow::Result<Call> {
                     "--params is {params}, expected a JSON object such as {{\"c_tag\": \"BD\"}}"
                 );
             };
+            check_params(&params).context("--params")?;
             Call::from(params)
         }
         None => Call::default(),
