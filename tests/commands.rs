@@ -5,8 +5,9 @@ mod common;
 #[allow(dead_code)] // the client's tests use the rest
 mod fake;
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::command;
@@ -89,6 +90,58 @@ fn status_is_a_page_or_json() {
     let (code, _, err) = run("mdm-server-status", &["--port", &free_port()]);
     assert_eq!((code, err.lines().count()), (1, 1), "{err}");
     assert_eq!(run("mdm-server-status", &["--watch", "0"]).0, 2);
+}
+
+/// It looks again and again, and goes on when the server is gone: it may come back.
+#[test]
+fn status_watches_until_it_is_ended() {
+    let server = Fake::start(echoes);
+    let mut child = command("mdm-server-status")
+        .args(["-port", &server.port.to_string(), "-json", "-watch=0.05"])
+        .args(["--timeout", "500"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..3 {
+        let line = lines.next().unwrap().unwrap();
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json["queue"]["requests"], 3);
+    }
+    drop(server);
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = said.next().unwrap().unwrap();
+    assert!(line.starts_with("mdm-server-status: "), "{line}");
+    assert!(child.try_wait().unwrap().is_none(), "it has ended");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// On a terminal, which Python makes, there is a bar while rows run; it is gone at the end.
+#[cfg(unix)]
+#[test]
+fn infer_shows_its_progress_on_a_terminal() {
+    let server = Fake::start(in_parts);
+    let folder = tempfile::tempdir().unwrap();
+    let rows = folder.path().join("rows.txt");
+    std::fs::write(&rows, "x\n".repeat(1234)).unwrap();
+    let infer = command("mdm-infer");
+    let spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let output = std::process::Command::new("python3")
+        .args(["-c", spawn])
+        .arg(infer.get_program())
+        .args(["-port", &server.port.to_string(), "-input"])
+        .arg(&rows)
+        .args(["-params", "{\"model_proxy_path\": \"x\"}"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("make test needs python3");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    assert!(shown.contains("/1,234 rows, "), "{shown}");
+    let last = shown.trim_end().rsplit('\n').next().unwrap();
+    assert!(last.contains("1234 rows in "), "{shown}");
 }
 
 /// Answers in parts of two rows, the last part first.
@@ -208,6 +261,9 @@ fn infer_says_in_one_line_what_is_wrong() {
     wrong(&["--input", &path("rows.csv")], "does not end in .npy");
     let good = path("good.txt");
     wrong(&["--input", &good, "--params", "[1]"], "JSON object");
+    let deep = format!("{{\"a\": {}{}}}", "[".repeat(80), "]".repeat(80));
+    let flags = ["--input", &good, "--params", &deep];
+    wrong(&flags, "--params: the parameters are nested too deep");
     let nowhere = path("none/out.npz");
     wrong(&["--input", &good, "--output", &nowhere], "does not exist");
     let out = path("out.npy");

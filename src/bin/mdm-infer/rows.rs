@@ -246,6 +246,8 @@ fn kind_of(value: &Value) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn port(name: &str, dtype: &str, shape: &[i64]) -> PortInfo {
@@ -287,7 +289,7 @@ mod tests {
         let x = port("x", "FP32", &[-1, 2]);
         let expected = [Tensor::from_slice("x", vec![2, 2], &[1f32, 2., 3., 4.5]).unwrap()];
         for text in ["[1,2]\n[3,4.5]", "{\"x\":[1,2]}\n[3,4.5]"] {
-            assert_eq!(inputs("batched", &[x.clone()], text).unwrap(), expected);
+            assert_eq!(inputs("batched", from_ref(&x), text).unwrap(), expected);
         }
         let s = port("s", "BYTES", &[-1]);
         let made = inputs(
@@ -337,42 +339,42 @@ mod tests {
         let s = port("s", "BYTES", &[-1]);
         for (ports, text, words) in [
             (
-                &[x.clone()][..],
+                from_ref(&x),
                 "[1,2]\n[1,2,3]",
                 "line 2: input \"x\" has shape [3], and [2] in",
             ),
             (
-                &[x.clone()],
+                from_ref(&x),
                 "[1]",
                 "line 1: input \"x\": expected lists of shape [2]",
             ),
             (
-                &[x.clone()],
+                from_ref(&x),
                 "[1,2]\n[3,1.5]",
                 "line 2: input \"x\": expected INT64, got 1.5",
             ),
             (
-                &[x.clone()],
+                from_ref(&x),
                 "[1,\"a\"]",
                 "line 1: input \"x\": expected INT64, got \"a\"",
             ),
             (
-                &[x.clone()],
+                from_ref(&x),
                 "{\"y\":[1,2]}",
                 "line 1: input \"x\" is missing",
             ),
             (
-                &[x.clone()],
+                from_ref(&x),
                 "{\"x\":[1,2],\"y\":1}",
                 "line 1: \"y\" is no input",
             ),
             (
-                &[s.clone()],
+                from_ref(&s),
                 "\"a\"\n1",
                 "line 2: input \"s\": expected BYTES, got 1",
             ),
             (
-                &[x, s],
+                &[x.clone(), s.clone()],
                 "[1,2]",
                 "line 1: expected an object with the model's inputs \"x\" and \"s\", got a list",
             ),
