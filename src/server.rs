@@ -115,7 +115,8 @@ impl Binding {
     fn local(&self, endpoint: String) -> Result<()> {
         // A thread that is gone reports itself.
         let _ = self.go.send(endpoint);
-        self.port().map(|_| ())
+        let bound = self.port().map(|_| ());
+        bound.map_err(|e| e.context("--zeromq-sock-tmp-dir"))
     }
 }
 
@@ -155,7 +156,7 @@ fn spawn<T: Send + 'static>(
 pub struct Starting {
     server: Server,
     ready: Receiver<Result<()>>,
-    workers: usize,
+    config: Config,
 }
 
 impl Starting {
@@ -167,6 +168,11 @@ impl Starting {
     /// Where results leave.
     pub fn port_out(&self) -> u16 {
         self.server.port_out
+    }
+
+    /// The settings in force: the ports that were bound and the engine's library that was found are in them.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Asks this server to stop, whether it is ready by then or not.
@@ -196,7 +202,7 @@ impl Starting {
         tracing::info!(
             port = server.port,
             port_out = server.port_out,
-            workers = self.workers,
+            workers = self.config.num_worker,
             "ready"
         );
         Ok(server)
@@ -217,8 +223,12 @@ impl Server {
     /// # Errors
     /// What is missing: the engine's library, a device, a free port, a folder that can be written. Nothing is left
     /// behind then.
-    pub fn begin(config: Config) -> Result<Starting> {
+    pub fn begin(mut config: Config) -> Result<Starting> {
         let engine = Engine::load(config.onnxruntime.as_deref(), config.verbose)?;
+        // A bare name is what the system's loader was asked for, and no path to give it again.
+        if engine.library().is_absolute() {
+            config.onnxruntime = Some(engine.library().to_owned());
+        }
         for device in &config.devices {
             engine.check_device(*device)?;
         }
@@ -300,7 +310,11 @@ impl Server {
         Ok(Starting {
             server,
             ready,
-            workers: config.num_worker,
+            config: Config {
+                port,
+                port_out,
+                ..config
+            },
         })
     }
 

@@ -5,12 +5,13 @@ mod common;
 #[allow(dead_code)] // the client's tests use the rest
 mod fake;
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::command;
-use fake::{Act, Fake, Manners, echo, echoes};
+use fake::{Act, Fake, Manners, echo, echoes, model};
 use mdm::Batch;
 use mdm::message::Stats;
 use mdm::wire::server::{Outputs, ServerMessage};
@@ -91,6 +92,58 @@ fn status_is_a_page_or_json() {
     assert_eq!(run("mdm-server-status", &["--watch", "0"]).0, 2);
 }
 
+/// It looks again and again, and goes on when the server is gone: it may come back.
+#[test]
+fn status_watches_until_it_is_ended() {
+    let server = Fake::start(echoes);
+    let mut child = command("mdm-server-status")
+        .args(["-port", &server.port.to_string(), "-json", "-watch=0.05"])
+        .args(["--timeout", "500"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..3 {
+        let line = lines.next().unwrap().unwrap();
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json["queue"]["requests"], 3);
+    }
+    drop(server);
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = said.next().unwrap().unwrap();
+    assert!(line.starts_with("mdm-server-status: "), "{line}");
+    assert!(child.try_wait().unwrap().is_none(), "it has ended");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// On a terminal, which Python makes, there is a bar while rows run; it is gone at the end.
+#[cfg(unix)]
+#[test]
+fn infer_shows_its_progress_on_a_terminal() {
+    let server = Fake::start(in_parts);
+    let folder = tempfile::tempdir().unwrap();
+    let rows = folder.path().join("rows.txt");
+    std::fs::write(&rows, "x\n".repeat(1234)).unwrap();
+    let infer = command("mdm-infer");
+    let spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let output = std::process::Command::new("python3")
+        .args(["-c", spawn])
+        .arg(infer.get_program())
+        .args(["-port", &server.port.to_string(), "-input"])
+        .arg(&rows)
+        .args(["-params", "{\"model_proxy_path\": \"x\"}"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("make test needs python3");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    assert!(shown.contains("/1,234 rows, "), "{shown}");
+    let last = shown.trim_end().rsplit('\n').next().unwrap();
+    assert!(last.contains("1234 rows in "), "{shown}");
+}
+
 /// Answers in parts of two rows, the last part first.
 fn in_parts(id: mdm::RequestId, request: mdm::Request) -> Vec<Act> {
     let rows = request.inputs.rows().unwrap();
@@ -117,9 +170,19 @@ fn in_parts(id: mdm::RequestId, request: mdm::Request) -> Vec<Act> {
 
 #[test]
 fn infer_runs_files_of_every_kind() {
-    let server = Fake::start(|id, request| {
+    let manners = Manners {
+        models: vec![model("whole", "whole")],
+        ..Manners::default()
+    };
+    let server = Fake::with(manners, |id, request| {
+        assert!(request.stream);
         if request.model.as_deref() == Some("whole") {
-            return vec![Act::Out(id, echo(request))];
+            // As the server does: no parts of what has no rows.
+            let ServerMessage::Result(mut outputs, stats) = echo(request) else {
+                panic!("an echo is a result");
+            };
+            outputs.batched = false;
+            return vec![Act::Out(id, ServerMessage::Result(outputs, stats))];
         }
         in_parts(id, request)
     });
@@ -128,7 +191,7 @@ fn infer_runs_files_of_every_kind() {
     let port = server.port.to_string();
     let infer = |input: &str, output: &str| {
         let (input, output) = (path(input), path(output));
-        // No model by name: the fake knows none, and is not asked what it gives.
+        // By parameters the fake finds a model that takes anything.
         let params = r#"{"model_proxy_path": "x.proxy"}"#;
         let flags = [
             "-port", &port, "-input", &input, "-output", &output, "-params", params,
@@ -162,6 +225,18 @@ fn infer_runs_files_of_every_kind() {
     let rows = 1797 * 64 * 4;
     let tail = |bytes: Vec<u8>| bytes[bytes.len() - rows..].to_vec();
     assert_eq!(tail(bytes("out.npy")), tail(bytes("images.npy")));
+
+    let (txt, out) = (path("rows.txt"), path("whole.jsonl"));
+    let flags = [
+        "-port", &port, "-model", "whole", "-input", &txt, "-output", &out,
+    ];
+    let (code, said, err) = run("mdm-infer", &flags);
+    assert_eq!(code, 0, "{err}");
+    assert!(said.contains("1 request in"), "{said}");
+    assert_eq!(
+        read("whole.jsonl"),
+        "{\"\":[\"one\",\"two\",\"\",\"four\",\"fünf\"]}\n"
+    );
 }
 
 #[test]
@@ -186,12 +261,18 @@ fn infer_says_in_one_line_what_is_wrong() {
     wrong(&["--input", &path("rows.csv")], "does not end in .npy");
     let good = path("good.txt");
     wrong(&["--input", &good, "--params", "[1]"], "JSON object");
+    let deep = format!("{{\"a\": {}{}}}", "[".repeat(80), "]".repeat(80));
+    let flags = ["--input", &good, "--params", &deep];
+    wrong(&flags, "--params: the parameters are nested too deep");
     let nowhere = path("none/out.npz");
     wrong(&["--input", &good, "--output", &nowhere], "does not exist");
     let out = path("out.npy");
-    // The fake answers every load with "no model".
+    // The fake describes no model of that name.
     let flags = ["--model", "m", "--input", &good, "--output", &out];
     wrong(&flags, "no model \"m\"");
+    // A server that does not say what the model is, which may take a while to load.
+    let flags = ["--model=silent", "--input", &good, "--timeout-ms=300"];
+    wrong(&flags, "no answer in time");
     let nobody = format!("localhost:{}", free_port());
     wrong(&["--input", &good, "--server", &nobody], "no server");
     assert_eq!(run("mdm-infer", &[]).0, 2);

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::CommandFactory;
-use mdm::config::Args;
+use mdm::config::{Args, Asked, Config};
 
 /// Far more than any run here takes: the end of a test that would hang.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -123,7 +123,11 @@ fn a_bad_value_is_one_clear_line_and_exit_code_2() {
     std::fs::write(dir.path().join("a_file"), "").unwrap();
     let long = "x".repeat(100);
     let cases: &[(&[&str], &[&str])] = &[
-        (&["--port", "x"], &["--port", "'x'"]),
+        (
+            &["--port", "x"],
+            &["--port", "'x'", "a whole number from 0 to 65535"],
+        ),
+        (&["--num-worker=-3"], &["--num-worker", "'-3'", "1 to 160"]),
         (&["--port", "70000"], &["--port", "70000", "65535"]),
         (&["-port=-1"], &["--port", "-1"]),
         (&["--port"], &["--port"]),
@@ -140,7 +144,7 @@ fn a_bad_value_is_one_clear_line_and_exit_code_2() {
         ),
         (&["--host", "0.0.0.0"], &["--host", "0.0.0.0", "--insecure"]),
         (&["--host", "::"], &["--host", "--insecure"]),
-        (&["--num-worker", "0"], &["--num-worker", "0", "1..=160"]),
+        (&["--num-worker", "0"], &["--num-worker", "0", "1 to 160"]),
         (&["--num-worker", "161"], &["--num-worker", "161"]),
         (&["--device-map", ""], &["--device-map"]),
         (
@@ -226,6 +230,13 @@ fn a_bad_value_is_one_clear_line_and_exit_code_2() {
         &["--logger=/proc/l.txt"],
         &[],
         &["--logger", "/proc/l.txt", "cannot be written"],
+    );
+    #[cfg(target_os = "linux")]
+    refused(
+        dir.path(),
+        &["--port=0", "--port-out=0", "--zeromq-sock-tmp-dir=/proc"],
+        &[],
+        &["--zeromq-sock-tmp-dir \"/proc\"", ".lock", "may write to"],
     );
 }
 
@@ -384,10 +395,11 @@ fn a_server_says_that_it_is_ready_and_a_signal_ends_it() {
         assert_eq!(names, ["port", "port_out", "workers", "pid"]);
         assert_eq!((words[2].1, words[3].1), ("2", pid.as_str()));
         for name in [
-            "num_worker=2",
-            "max_request_bytes=1MiB",
-            "zeromq_sock_tmp_dir=s_t",
-            "device_map=-1",
+            "num_worker = 2",
+            "max_request_bytes = \"1MiB\"",
+            "zeromq_sock_tmp_dir = \"s_t\"",
+            "insecure = false",
+            "# max_model_bytes is not set",
         ] {
             assert!(
                 stderr.lines().any(|line| line == name),
@@ -397,10 +409,27 @@ fn a_server_says_that_it_is_ready_and_a_signal_ends_it() {
         // The port that was picked, not the 0 that asked for it.
         for (name, port) in &words[..2] {
             assert!(
-                stderr.lines().any(|line| line == format!("{name}={port}")),
+                stderr
+                    .lines()
+                    .any(|line| line == format!("{name} = {port}")),
                 "{name} is not in: {stderr}"
             );
         }
+        // The library that is used, although none was named; and all of it reads back.
+        let is_setting = |line: &&str| !line.starts_with("mdm-server-start: ");
+        let printed: Vec<&str> = stderr.lines().filter(is_setting).collect();
+        let library = printed
+            .iter()
+            .find_map(|line| line.strip_prefix("onnxruntime = "));
+        let library = library.expect("a library").trim_matches('"');
+        assert!(Path::new(library).is_file(), "{library}");
+        let file = dir.path().join("printed.toml");
+        std::fs::write(&file, printed.join("\n") + "\n").unwrap();
+        let words = ["p".into(), "--config".into(), file.into_os_string()];
+        let Ok(Asked::Run(read)) = Config::from_command_line(words, |_| None) else {
+            panic!("not read: {stderr}");
+        };
+        assert_eq!(read.to_toml().lines().collect::<Vec<_>>(), printed);
         let log = std::fs::read_to_string(dir.path().join("logger.txt")).unwrap();
         assert!(
             log.contains("ready port=") && log.contains("stopped"),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use mdm::client::Client;
+use mdm::config::whole;
 use mdm::model::{Device, Engine, Inspection, Registry, RegistryConfig};
 use mdm::wire::server::{ModelInfo, PortInfo};
 
@@ -17,33 +18,36 @@ const NAME: &str = "mdm-model";
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 a model is broken or the server refused, 2 wrong usage.
+Every flag is read from the environment too (MDM_PORT=5555); what is typed wins, and an empty variable is not set.
 The older spelling works too: -port=5555 -run_script_dir=models";
 
 /// Looks at models before they are served, and loads and unloads them in a server that runs.
-#[derive(Parser)]
+#[derive(Parser, Debug)]
 #[command(name = "mdm-model", version, after_help = AFTER_HELP)]
 struct Typed {
     #[command(subcommand)]
     order: Order,
 }
 
-#[derive(Subcommand)]
+#[derive(Subcommand, Debug)]
 enum Order {
     /// Opens a proxy or an ONNX file as a worker would; shows inputs, outputs, kind of batch and stages
     Check {
         /// NAME.proxy, NAME.onnx, or a folder with VERSION/model.onnx or VERSION/model.proxy
         file: PathBuf,
         /// Where its paths may lead [default: the file's folder]
-        #[arg(long, value_name = "DIR", env = "MDM_RUN_SCRIPT_DIR")]
+        #[arg(long, value_name = "DIR")]
         run_script_dir: Option<PathBuf>,
         #[command(flatten)]
         place: Place,
     },
     /// Shows what a run-script directory offers, and what of it is broken and why
     List {
-        /// The run-script directory
-        #[arg(default_value = ".", env = "MDM_RUN_SCRIPT_DIR")]
-        dir: PathBuf,
+        /// The run-script directory [default: that of --run-script-dir]
+        dir: Option<PathBuf>,
+        /// The run-script directory, where DIR does not say it
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        run_script_dir: PathBuf,
         #[command(flatten)]
         place: Place,
     },
@@ -55,48 +59,47 @@ enum Order {
     Unload(Remote),
 }
 
-#[derive(Args)]
+#[derive(Args, Debug)]
 struct Place {
-    /// A further directory that paths may lead into
+    /// A further directory that paths may lead into; can be repeated
     #[arg(long, value_name = "DIR")]
     allow_path: Vec<PathBuf>,
     /// The ONNX Runtime library [default: looked for as the server does]
-    #[arg(long, value_name = "PATH", env = "MDM_ONNXRUNTIME")]
+    #[arg(long, value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
 }
 
-#[derive(Args)]
+#[derive(Args, Debug)]
 struct Remote {
     /// The model, as requests name it; NAME/VERSION is one version of it
     name: String,
     /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
+    #[arg(value_parser = whole::<u16>(1..=65535))]
     port: u16,
     /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost", env = "MDM_IP")]
+    #[arg(long, default_value = "localhost")]
     ip: String,
-    /// The longest to wait for its word, in milliseconds: loading takes what it takes
-    #[arg(
-        long,
-        value_name = "MS",
-        default_value_t = 600_000,
-        env = "MDM_TIMEOUT"
-    )]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    /// The longest to wait for its word, in milliseconds: loading takes what it takes. At least 1
+    #[arg(long, value_name = "MS", default_value_t = 600_000)]
+    #[arg(value_parser = whole::<u64>(1..=86_400_000))]
     timeout: u64,
 }
 
 fn main() -> ExitCode {
     mdm::model::without_telemetry();
-    let typed: Typed = shared::parse();
+    let typed: Typed = shared::parse(NAME);
     shared::run(NAME, || match typed.order {
         Order::Check {
             file,
             run_script_dir,
             place,
         } => check(&file, run_script_dir, place),
-        Order::List { dir, place } => list(dir, place),
+        Order::List {
+            dir,
+            run_script_dir,
+            place,
+        } => list(dir.unwrap_or(run_script_dir), place),
         Order::Load(remote) => {
             let model = client(&remote)?.load(&remote.name)?;
             let ModelInfo {
@@ -232,4 +235,50 @@ fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_is_read_in_both_spellings_and_from_the_environment() {
+        let sample = |flag: &str| match flag {
+            "run-script-dir" => ("my_models", None),
+            "allow-path" => ("my_files", None),
+            "onnxruntime" => ("my_lib/libonnxruntime.so", None),
+            "port" => ("7001", Some("x")),
+            "ip" => ("10.0.0.1", None),
+            "timeout" => ("70", Some("0")),
+            other => panic!("no value for --{other}: add one"),
+        };
+        for start in [
+            &[NAME, "check", "a.onnx"][..],
+            &[NAME, "list"],
+            &[NAME, "list", "some_dir"],
+            &[NAME, "load", "digits"],
+            &[NAME, "reload", "digits"],
+            &[NAME, "unload", "digits"],
+        ] {
+            let shown = |typed: &Typed| format!("{:?}", typed.order);
+            shared::every_flag::reads(start, sample, shown);
+        }
+        let e = mdm::config::parse_flags::<Typed>([NAME.into()], |_| None).unwrap_err();
+        assert!(e.message().contains("check, list, load, unload"), "{e}");
+    }
+
+    #[test]
+    fn allowed_paths_are_split_like_path() {
+        let start = [NAME, "check", "a.onnx"].map(Into::into);
+        let read = mdm::config::parse_flags::<Typed>(start, |name| {
+            (name == "MDM_ALLOW_PATH").then(|| "a:b".into())
+        });
+        let Ok(mdm::config::Asked::Run(typed)) = read else {
+            panic!("not read");
+        };
+        let Order::Check { place, .. } = typed.order else {
+            panic!("another order");
+        };
+        assert_eq!(place.allow_path, [PathBuf::from("a"), PathBuf::from("b")]);
+    }
 }

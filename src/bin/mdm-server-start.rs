@@ -94,7 +94,7 @@ fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
     let log = logging::init(config)?;
     // Before the server starts: a signal then is remembered, and not the end of a process with files to remove.
     let started = SignalThread::start().and_then(|signals| {
-        let mut settings = config.settings();
+        let settings = config.settings();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             pid = std::process::id(),
@@ -103,13 +103,9 @@ fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
         );
         let starting = Server::begin(config.clone())?;
         signals.serve(starting.stopper());
+        // Not `say`: these lines are made to be copied into a settings file.
+        let _ = io::stderr().write_all(starting.config().to_toml().as_bytes());
         let server = starting.ready()?;
-        settings.insert("port".to_owned(), server.port().to_string());
-        settings.insert("port_out".to_owned(), server.port_out().to_string());
-        for (name, value) in settings {
-            // Not `say`: these lines are made to be copied into a settings file or a command.
-            let _ = writeln!(io::stderr(), "{name}={value}");
-        }
         Ok((server, signals))
     });
     let (server, signals) = match started {

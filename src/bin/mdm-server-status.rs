@@ -7,40 +7,49 @@ use std::io::{IsTerminal, Write, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use mdm::client::{Client, Status};
+use mdm::config::{switch, whole};
 use mdm::wire::server::PortInfo;
 
 const NAME: &str = "mdm-server-status";
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 answered, 1 no server there, 2 wrong usage.
+Every flag is read from the environment too (MDM_PORT=5555); what is typed wins, and an empty variable is not set.
 The older spelling works too: -port=5555 -ip=localhost";
 
 /// Shows a server's version, settings, models, workers, queue, counts and latency.
-#[derive(Parser)]
+#[derive(Parser, Debug)]
 #[command(name = "mdm-server-status", version, after_help = AFTER_HELP)]
 struct Args {
     /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
+    #[arg(value_parser = whole::<u16>(1..=65535))]
     port: u16,
 
     /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost", env = "MDM_IP")]
+    #[arg(long, default_value = "localhost")]
     ip: String,
 
     /// One line of JSON instead of a page
-    #[arg(long)]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, require_equals = true, value_parser = switch)]
+    #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set)]
     json: bool,
 
-    /// Again and again, every so many seconds (2 if not said)
+    /// Again and again, every so many seconds (2 if not said), until it is interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
     watch: Option<Duration>,
 
-    /// The longest to wait for an answer, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 5000, env = "MDM_TIMEOUT")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    /// The longest to wait for an answer, in milliseconds, at least 1
+    #[arg(long, value_name = "MS", default_value_t = 5000)]
+    #[arg(value_parser = whole::<u64>(1..=86_400_000))]
     timeout: u64,
 }
 
@@ -52,7 +61,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn main() -> ExitCode {
-    let args: Args = shared::parse();
+    let args: Args = shared::parse(NAME);
     shared::run(NAME, || status(&args))
 }
 
@@ -201,5 +210,23 @@ fn uptime(seconds: u64) -> String {
         (0, 0, m) => format!("{m} min {seconds} s"),
         (0, h, m) => format!("{h} h {m} min"),
         (d, h, _) => format!("{d} d {h} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_is_read_in_both_spellings_and_from_the_environment() {
+        let sample = |flag: &str| match flag {
+            "port" => ("7001", Some("0")),
+            "ip" => ("10.0.0.1", None),
+            "json" => ("true", Some("perhaps")),
+            "watch" => ("0.5", Some("soon")),
+            "timeout" => ("70", Some("-3")),
+            other => panic!("no value for --{other}: add one"),
+        };
+        shared::every_flag::reads::<Args>(&[NAME], sample, |args| format!("{args:?}"));
     }
 }

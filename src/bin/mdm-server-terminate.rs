@@ -6,41 +6,50 @@ use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use mdm::client::{Client, StopMode, StopOutcome};
+use mdm::config::{switch, whole};
 
 const NAME: &str = "mdm-server-terminate";
 const STILL_DRAINING: u8 = 3;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 stopped, 1 no server there or it refused, 2 wrong usage, 3 still answering requests when the time ended.
+Every flag is read from the environment too (MDM_PORT=5555); what is typed wins, and an empty variable is not set.
 The older spelling works too: -port=5555 -ip=localhost -timeout=5000";
 
 /// Stops a server: it answers what it has accepted, refuses what comes, and says when it has stopped.
-#[derive(Parser)]
+#[derive(Parser, Debug)]
 #[command(name = "mdm-server-terminate", version, after_help = AFTER_HELP)]
 struct Args {
     /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"], env = "MDM_PORT")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, visible_aliases = ["port-in", "port-data"])]
+    #[arg(value_parser = whole::<u16>(1..=65535))]
     port: u16,
 
     /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost", env = "MDM_IP")]
+    #[arg(long, default_value = "localhost")]
     ip: String,
 
-    /// The longest to wait for its word that it has stopped, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 5000, env = "MDM_TIMEOUT")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    /// The longest to wait for its word that it has stopped, in milliseconds, at least 1
+    #[arg(long, value_name = "MS", default_value_t = 5000)]
+    #[arg(value_parser = whole::<u64>(1..=86_400_000))]
     timeout: u64,
 
     /// End what waits with UNAVAILABLE instead of answering it
-    #[arg(long)]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, require_equals = true, value_parser = switch)]
+    #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set)]
     now: bool,
 }
 
 fn main() -> ExitCode {
-    let args: Args = shared::parse();
+    let args: Args = shared::parse(NAME);
     shared::run(NAME, || terminate(&args))
 }
 
@@ -86,5 +95,35 @@ fn requests(count: u64) -> String {
     match count {
         1 => "1 request".to_owned(),
         n => format!("{n} requests"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_is_read_in_both_spellings_and_from_the_environment() {
+        let sample = |flag: &str| match flag {
+            "port" => ("7001", Some("70000")),
+            "ip" => ("10.0.0.1", None),
+            "timeout" => ("70", Some("0")),
+            "now" => ("true", Some("perhaps")),
+            other => panic!("no value for --{other}: add one"),
+        };
+        let shown = |args: &Args| format!("{args:?}");
+        shared::every_flag::reads(&[NAME, "--port", "7000"], sample, shown);
+        // The port, which has to be said, may be said by the environment.
+        let start = [NAME, "--timeout", "9"];
+        let read = mdm::config::parse_flags::<Args>(start.map(Into::into), |name| {
+            (name == "MDM_PORT").then(|| "7001".into())
+        });
+        let Ok(mdm::config::Asked::Run(args)) = read else {
+            panic!("{read:?}");
+        };
+        assert_eq!((args.port, args.timeout), (7001, 9));
+        let read = mdm::config::parse_flags::<Args>(start.map(Into::into), |_| None);
+        let e = read.expect_err("no port");
+        assert!(e.message().contains("--port"), "{e}");
     }
 }

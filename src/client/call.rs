@@ -8,6 +8,7 @@ use super::session::PATIENCE;
 use crate::error::{Error, Result};
 use crate::message::{Params, Priority, Request};
 use crate::tensor::Batch;
+use crate::wire::client::check_params;
 
 /// Which model the rows go through, and how.
 ///
@@ -73,6 +74,15 @@ impl Call {
         self
     }
 
+    /// What asks which model it would get: the name, the parameters, and how long the answer may take.
+    pub(super) fn into_question(self) -> Result<(Option<String>, Params, Option<Duration>)> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        check_params(&self.params)?;
+        Ok((self.model, self.params, self.timeout))
+    }
+
     /// The request, and when its client gives up.
     pub(super) fn into_request(
         self,
@@ -83,6 +93,7 @@ impl Call {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
+        check_params(&self.params)?;
         let timeout = self.timeout.or(default_timeout);
         let request = Request {
             model: self.model,

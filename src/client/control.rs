@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::Client;
 use super::session::{Event, Purpose, Session, after};
+use super::{Call, Client};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::RequestId;
 use crate::wire::client::{ClientMessage, StopMode};
@@ -56,6 +56,23 @@ impl Client {
         let limit = Some(self.settings.connect_timeout);
         match self.ask(ClientMessage::Models, limit)? {
             ServerMessage::ModelsOk(models) => Ok(models),
+            other => Err(unexpected("models", &other)),
+        }
+    }
+
+    /// The model that an infer with this call would get: its kind, its inputs and outputs. If it is not loaded, its
+    /// file is read; what is loaded is not loaded anew. Takes at most the call's timeout, or else the client's.
+    ///
+    /// # Errors
+    /// The server's for a call that no infer would do with, naming the model.
+    pub fn describe(&self, call: impl Into<Call>) -> Result<ModelInfo> {
+        let (model, params, timeout) = call.into().into_question()?;
+        let question = |id| ClientMessage::Describe(id, model, params);
+        match self.ask(question, timeout.or(self.timeout))? {
+            ServerMessage::ModelsOk(mut models) if models.len() == 1 => Ok(models.remove(0)),
+            ServerMessage::ModelsOk(_) => Err(Error::precondition(
+                "the server does not describe single models: it is older than this client",
+            )),
             other => Err(unexpected("models", &other)),
         }
     }

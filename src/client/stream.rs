@@ -12,6 +12,8 @@ use crate::tensor::{Batch, Tensor};
 use crate::wire::server::ServerMessage;
 
 /// The parts of one answer, in the order in which they finish. Dropping it early takes the request back.
+///
+/// A model without a batch dimension gives its outputs whole: one part.
 pub struct Parts<'a> {
     client: &'a Client,
     /// `None` once it is back in the client's pool.
@@ -21,7 +23,7 @@ pub struct Parts<'a> {
     /// Of a result that came whole after all.
     rest: std::vec::IntoIter<Batch>,
     next_row: u64,
-    end: Option<(u64, Stats)>,
+    end: Option<(Option<u64>, Stats)>,
 }
 
 impl<'a> Parts<'a> {
@@ -47,9 +49,10 @@ impl<'a> Parts<'a> {
         self.end.map(|(_, stats)| stats)
     }
 
-    /// The number of rows of the whole answer; known once the last part has come.
+    /// The number of rows of the whole answer; known once the last part has come. `None` for a model without a batch
+    /// dimension, whose one part is all of the answer.
     pub fn rows(&self) -> Option<u64> {
-        self.end.map(|(rows, _)| rows)
+        self.end.and_then(|(rows, _)| rows)
     }
 
     fn finish(&mut self) {
@@ -92,14 +95,14 @@ impl Iterator for Parts<'_> {
                     return Some(Ok(PartRows { offset, outputs }));
                 }
                 ServerMessage::End(rows, stats) => {
-                    self.end = Some((rows, stats));
+                    self.end = Some((Some(rows), stats));
                     self.finish();
                     return None;
                 }
                 ServerMessage::Result(outputs, stats) => {
                     let rows_of = |b: &Batch| b.tensors.first().and_then(Tensor::rows);
                     let rows: usize = outputs.parts.iter().filter_map(rows_of).sum();
-                    self.end = Some((rows as u64, stats));
+                    self.end = Some((outputs.batched.then_some(rows as u64), stats));
                     self.rest = outputs.parts.into_iter();
                     self.finish();
                     return self.next_of_rest().map(Ok);

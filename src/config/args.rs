@@ -6,12 +6,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::builder::{
-    BoolishValueParser, NonEmptyStringValueParser, PossibleValue, RangedU64ValueParser,
-};
+use clap::builder::{NonEmptyStringValueParser, PossibleValue};
 use clap::{ArgAction, Parser, ValueEnum};
 
-use super::values::{DeviceMap, GIB, MIB, Size, fraction, host};
+use super::values::{DeviceMap, GIB, MIB, Size, fraction, host, switch, whole};
 
 /// A server's workers: each takes six of the 1,023 sockets that a ZeroMQ context has.
 pub(super) const MAX_WORKERS: u64 = 160;
@@ -25,7 +23,8 @@ from a TOML file (--config; num_worker = 4, lists for those that can be repeated
 environment, the environment over the file. The older spelling works too: -num_worker=4 -device_map=-1 -port=5555
 Sizes are bytes, or a number with KiB, MiB, GiB or TiB (1024) or kB, MB, GB or TB (1000).
 MDM_LOG filters the log file as RUST_LOG does, as in MDM_LOG=info,mdm=trace
-Exit codes: 0 stopped as asked, 1 failed while running, 2 could not start.";
+Exit codes: 0 stopped as asked, 1 failed while running, 2 could not start; 128 + the signal's number when a second
+signal cut the draining short.";
 
 /// Serves the models in a folder: splits requests over workers, and answers in row order.
 #[derive(Parser, Clone, Debug)]
@@ -33,7 +32,7 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 could not start.";
 pub struct Args {
     /// Where requests arrive; 0 picks a free port
     #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
-    #[arg(help_heading = "Addresses")]
+    #[arg(value_parser = whole::<u16>(0..=65535), help_heading = "Addresses")]
     pub port: u16,
 
     /// Where results leave; 0 picks a free port
@@ -43,7 +42,7 @@ pub struct Args {
         value_name = "PORT",
         default_value_t = 5556
     )]
-    #[arg(help_heading = "Addresses")]
+    #[arg(value_parser = whole::<u16>(0..=65535), help_heading = "Addresses")]
     pub port_out: u16,
 
     /// The address to bind: IPv4, IPv6 or localhost. Any that is not loopback needs --insecure
@@ -58,7 +57,7 @@ pub struct Args {
         default_value = "false",
         default_missing_value = "true"
     )]
-    #[arg(num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new())]
+    #[arg(num_args = 0..=1, require_equals = true, value_parser = switch)]
     #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set, help_heading = "Addresses")]
     pub insecure: bool,
 
@@ -73,12 +72,12 @@ pub struct Args {
 
     /// Workers; each runs one chunk at a time
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Workers")]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_WORKERS))]
+    #[arg(value_parser = whole::<usize>(1..=MAX_WORKERS))]
     pub num_worker: usize,
 
     /// Further workers that run only plugin stages, on the CPU, so that preparing the next chunk overlaps the model's run
     #[arg(long, value_name = "M", default_value_t = 0, help_heading = "Workers")]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(0..=MAX_WORKERS))]
+    #[arg(value_parser = whole::<usize>(0..=MAX_WORKERS))]
     pub num_parallel_workers: usize,
 
     /// "-1" for the CPU, or GPU numbers such as "0,1": worker i gets entry i mod length, in this order
@@ -98,7 +97,7 @@ pub struct Args {
 
     /// Engine threads in each worker [default: cores / workers, at least 1]
     #[arg(long, value_name = "N", help_heading = "Workers")]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(value_parser = whole::<usize>(1..=1024))]
     pub intra_op_threads: Option<usize>,
 
     /// Chunks that wait at a worker behind the one that it runs
@@ -108,7 +107,7 @@ pub struct Args {
         default_value_t = 1,
         help_heading = "Workers"
     )]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(0..=64))]
+    #[arg(value_parser = whole::<usize>(0..=64))]
     pub prefetch_size: usize,
 
     /// The ONNX Runtime library [default: looked for beside this program, in .onnxruntime/, in Python, in the system]
@@ -135,7 +134,7 @@ pub struct Args {
 
     /// Most models that are loaded; beyond it those leave that were used longest ago
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Models")]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
+    #[arg(value_parser = whole::<usize>(1..=1 << 20))]
     pub max_models: usize,
 
     /// Most bytes of the loaded models' files; beyond it those leave that were used longest ago [default: no bound]
@@ -149,17 +148,17 @@ pub struct Args {
         default_value_t = 1024,
         help_heading = "Batches"
     )]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 32))]
+    #[arg(value_parser = whole::<usize>(1..=1 << 32))]
     pub max_batch_size: usize,
 
     /// Requests of at most so many rows go to one worker, ahead of bulk [default: 16, or less if a chunk has less]
     #[arg(long, value_name = "ROWS", help_heading = "Batches")]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(0..=1 << 32))]
+    #[arg(value_parser = whole::<usize>(0..=1 << 32))]
     pub priority_batch_size: Option<usize>,
 
     /// How long a small request may wait for others to run with, in microseconds
     #[arg(long, value_name = "US", default_value_t = 0, help_heading = "Batches")]
-    #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(0..=60_000_000))]
+    #[arg(value_parser = whole::<u64>(0..=60_000_000))]
     pub max_batch_delay_us: u64,
 
     /// How long a loop that is used a lot stays awake for its next message before it sleeps, in microseconds; 0: not
@@ -170,7 +169,7 @@ pub struct Args {
         default_value_t = 200,
         help_heading = "Batches"
     )]
-    #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(0..=1_000_000))]
+    #[arg(value_parser = whole::<u64>(0..=1_000_000))]
     pub busy_poll_us: u64,
 
     /// A bulk chunk is cut so that it runs about so long, in milliseconds; 0: only --max-batch-size limits it
@@ -180,7 +179,7 @@ pub struct Args {
         default_value_t = 20,
         help_heading = "Batches"
     )]
-    #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(0..=3_600_000))]
+    #[arg(value_parser = whole::<u64>(0..=3_600_000))]
     pub max_chunk_ms: u64,
 
     /// Most bytes of requests that wait or run; what comes beyond is refused
@@ -194,7 +193,7 @@ pub struct Args {
         default_value_t = 100_000,
         help_heading = "Bounds"
     )]
-    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 32))]
+    #[arg(value_parser = whole::<usize>(1..=1 << 32))]
     pub max_queue_requests: usize,
 
     /// Most bytes of one request
@@ -212,7 +211,7 @@ pub struct Args {
         default_value_t = 600_000,
         help_heading = "Bounds"
     )]
-    #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(0..=MAX_TIMEOUT_MS))]
+    #[arg(value_parser = whole::<u64>(0..=MAX_TIMEOUT_MS))]
     pub default_timeout_ms: u64,
 
     /// The log file
@@ -241,7 +240,7 @@ pub struct Args {
         default_value = "false",
         default_missing_value = "true"
     )]
-    #[arg(num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new())]
+    #[arg(num_args = 0..=1, require_equals = true, value_parser = switch)]
     #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set, help_heading = "Log")]
     pub verbose: bool,
 

@@ -29,7 +29,7 @@ mod values;
 pub use args::{Args, Rotation};
 pub use sources::{Asked, parse_flags};
 pub use spelling::normalize_args;
-pub use values::{DeviceMap, Size};
+pub use values::{DeviceMap, Size, switch, whole};
 
 /// Bytes that the path of a local socket may have: 108 in Linux's `sockaddr_un`, one of them the closing 0.
 const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
@@ -42,6 +42,8 @@ const PRIORITY_BATCH_SIZE: usize = 16;
 pub struct Config {
     /// The address to bind, without brackets.
     pub host: String,
+    /// That address may be one that others can reach.
+    pub insecure: bool,
     /// Where requests arrive; 0 for a free port.
     pub port: u16,
     /// Where results leave; 0 for a free port, else not equal to `port`.
@@ -124,7 +126,7 @@ impl Config {
         args: impl IntoIterator<Item = OsString>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Asked<Config>> {
-        match sources::parse(args, variable)? {
+        match sources::parse_with_file(args, variable)? {
             Asked::Run(args) => Config::from_args(args).map(Asked::Run),
             Asked::Print(text) => Ok(Asked::Print(text)),
         }
@@ -206,6 +208,7 @@ impl Config {
                 .intra_op_threads
                 .unwrap_or((cores / args.num_worker).max(1)),
             host: args.host,
+            insecure: args.insecure,
             port: args.port,
             port_out: args.port_out,
             num_worker: args.num_worker,
@@ -282,6 +285,7 @@ impl Config {
         let millis = |time: Option<Duration>| time.unwrap_or_default().as_millis().to_string();
         let rows = [
             ("host", self.host.clone()),
+            ("insecure", self.insecure.to_string()),
             ("port", self.port.to_string()),
             ("port_out", self.port_out.to_string()),
             ("num_worker", self.num_worker.to_string()),
@@ -334,6 +338,37 @@ impl Config {
         rows.into_iter()
             .map(|(name, value)| (name.to_owned(), value))
             .collect()
+    }
+}
+
+impl Config {
+    /// The settings in force as lines of TOML, which `--config` reads back. A comment stands for what is not set.
+    pub fn to_toml(&self) -> String {
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        let list = |entries: Vec<String>| {
+            let entries: Vec<String> = entries.iter().map(|entry| quoted(entry)).collect();
+            format!("[{}]", entries.join(", "))
+        };
+        let mut lines = String::new();
+        for (name, value) in self.settings() {
+            let is_number = value.parse::<u64>().is_ok_and(|n| n.to_string() == value);
+            let value = match name.as_str() {
+                "preload" => list(self.preload.clone()),
+                "allow_path" => {
+                    let paths = self.allow_paths.iter();
+                    list(paths.map(|path| path.display().to_string()).collect())
+                }
+                "gpu_memory_fraction" | "insecure" | "verbose" => value,
+                _ if is_number => value,
+                _ if value.is_empty() => {
+                    lines += &format!("# {name} is not set\n");
+                    continue;
+                }
+                _ => quoted(&value),
+            };
+            lines += &format!("{name} = {value}\n");
+        }
+        lines
     }
 }
 

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser};
+use clap::{ArgAction, ArgMatches, Command, Parser};
 
 use super::args::Args;
 use super::{file, normalize_args};
@@ -50,11 +50,12 @@ pub(super) struct Setting {
     pub(super) origin: String,
 }
 
-/// Every flag that has a value: all but `--help` and `--version`.
+/// Every flag that has a value: all but `--help` and `--version`, and what has no name.
 pub(super) fn flags(command: &Command) -> Vec<Flag> {
     command
         .get_arguments()
         .filter(|arg| matches!(arg.get_action(), ArgAction::Set | ArgAction::Append))
+        .filter(|arg| arg.get_long().is_some())
         .map(|arg| Flag {
             id: arg.get_id().to_string(),
             names: arg
@@ -68,12 +69,67 @@ pub(super) fn flags(command: &Command) -> Vec<Flag> {
         .collect()
 }
 
-/// Reads a command line of either spelling, for any of our commands. The first argument is the program.
+/// Reads a command line of either spelling and the environment, for any of our commands. The first argument is the
+/// program; `variable` looks into the environment.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT`, in one line.
-pub fn parse_flags<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<Asked<T>> {
-    match matches(&T::command(), normalize_args(args))? {
+/// `INVALID_ARGUMENT`, in one line that names the flag or the variable.
+pub fn parse_flags<T: Parser>(
+    args: impl IntoIterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Asked<T>> {
+    parse(args, variable, |_, _| Ok(Vec::new()))
+}
+
+/// Reads all three sources of the server's settings.
+pub(super) fn parse_with_file(
+    args: impl IntoIterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Asked<Args>> {
+    parse(args, variable, from_file)
+}
+
+/// What is typed, and to which command.
+struct Typed {
+    /// The command, or the subcommand that was typed; it misses nothing.
+    command: Command,
+    /// What stands ahead of its flags.
+    path: Vec<OsString>,
+    /// Where further flags of it may stand among the arguments.
+    at: usize,
+    matches: ArgMatches,
+}
+
+fn parse<T: Parser>(
+    args: impl IntoIterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+    further: impl Fn(&Typed, &[Setting]) -> Result<Vec<Setting>>,
+) -> Result<Asked<T>> {
+    let mut args = normalize_args(args);
+    let typed = match typed(&T::command(), &args)? {
+        Asked::Run(typed) => typed,
+        Asked::Print(text) => return Ok(Asked::Print(text)),
+    };
+    let flags = flags(&typed.command);
+    // A setting that loses is tried too: it is wrong wherever it is not overruled, so say it now.
+    let mut settings = environment(&flags, variable);
+    for setting in &settings {
+        check(&typed, &flags, setting)?;
+    }
+    for setting in further(&typed, &settings)? {
+        if settings.iter().all(|other| other.id != setting.id) {
+            settings.push(setting);
+        }
+    }
+    let is_typed = |id: &str| typed.matches.value_source(id) == Some(ValueSource::CommandLine);
+    let words: Vec<OsString> = settings
+        .iter()
+        .filter(|setting| !is_typed(&setting.id))
+        .flat_map(|setting| words(&flags, setting))
+        .collect();
+    // Ahead of what was typed, where a `--` can stand.
+    args.splice(typed.at..typed.at, words);
+    match matches(&T::command(), args)? {
         Asked::Run(matches) => T::from_arg_matches(&matches)
             .map(Asked::Run)
             .map_err(|e| Error::invalid(one_line(&e))),
@@ -81,52 +137,59 @@ pub fn parse_flags<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Resul
     }
 }
 
-/// Reads all three sources. The first argument is the program; `variable` looks into the environment.
-pub(super) fn parse(
-    args: impl IntoIterator<Item = OsString>,
-    variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<Asked<Args>> {
-    let command = Args::command();
-    let flags = flags(&command);
-    let mut args = normalize_args(args);
-    let typed = match matches(&command, args.clone())? {
-        Asked::Run(matches) => matches,
-        Asked::Print(text) => return Ok(Asked::Print(text)),
-    };
-    let is_typed = |id: &str| typed.value_source(id) == Some(ValueSource::CommandLine);
-
-    // A setting that loses is tried too: it is wrong wherever it is not overruled, so say it now.
-    let mut settings = environment(&flags, variable);
-    for setting in &settings {
-        check(&command, &flags, setting)?;
-    }
-    let file = match typed.get_one::<std::path::PathBuf>("config") {
+/// The settings of the file that is typed, or else that the environment names.
+fn from_file(typed: &Typed, environment: &[Setting]) -> Result<Vec<Setting>> {
+    let file = match typed.matches.get_one::<std::path::PathBuf>("config") {
         Some(path) => Some(path.clone()),
-        None => settings
+        None => environment
             .iter()
             .find(|setting| setting.id == "config")
             .and_then(|setting| setting.values.first().map(Into::into)),
     };
-    if let Some(path) = file {
-        let allowed: Vec<Flag> = flags_without_config(&command);
-        for setting in file::read(&path, &allowed)? {
-            check(&command, &flags, &setting)
-                .map_err(|e| e.context(format!("--config {path:?}")))?;
-            if settings.iter().all(|other| other.id != setting.id) {
-                settings.push(setting);
-            }
-        }
+    let Some(path) = file else {
+        return Ok(Vec::new());
+    };
+    let flags = flags_without_config(&typed.command);
+    let settings = file::read(&path, &flags)?;
+    for setting in &settings {
+        check(typed, &flags, setting).map_err(|e| e.context(format!("--config {path:?}")))?;
     }
+    Ok(settings)
+}
 
-    let words: Vec<OsString> = settings
-        .iter()
-        .filter(|setting| !is_typed(&setting.id))
-        .flat_map(|setting| words(&flags, setting))
-        .collect();
-    // Behind the program and ahead of what was typed, where a `--` can stand.
-    let at = args.len().min(1);
-    args.splice(at..at, words);
-    parse_flags(args)
+/// Reads what was typed alone. What is missing there may come from elsewhere.
+fn typed(command: &Command, args: &[OsString]) -> Result<Asked<Typed>> {
+    fn missing_nothing(command: Command) -> Command {
+        command
+            .mut_args(|arg| arg.required(false))
+            .mut_subcommands(missing_nothing)
+    }
+    let command = missing_nothing(command.clone());
+    let all = match matches(&command, args.to_vec())? {
+        Asked::Run(matches) => matches,
+        Asked::Print(text) => return Ok(Asked::Print(text)),
+    };
+    let mut typed = Typed {
+        path: args.iter().take(1).cloned().collect(),
+        at: args.len().min(1),
+        matches: all.clone(),
+        command,
+    };
+    let sub = all.subcommand().and_then(|(name, matches)| {
+        let sub = typed.command.find_subcommand(name)?.clone();
+        Some((sub, matches.clone()))
+    });
+    if let Some((sub, matches)) = sub {
+        let is_it = |arg: &OsString| {
+            let mut names = std::iter::once(sub.get_name()).chain(sub.get_all_aliases());
+            names.any(|name| arg == name)
+        };
+        typed.at = args.iter().skip(1).position(is_it).map_or(1, |at| at + 2);
+        typed.path = args[..typed.at].to_vec();
+        typed.matches = matches;
+        typed.command = sub;
+    }
+    Ok(Asked::Run(typed))
 }
 
 /// A file does not name another file.
@@ -161,10 +224,11 @@ fn environment(flags: &[Flag], variable: impl Fn(&str) -> Option<OsString>) -> V
         .collect()
 }
 
-fn check(command: &Command, flags: &[Flag], setting: &Setting) -> Result<()> {
-    let program = OsString::from(command.get_name());
-    let alone = std::iter::once(program).chain(words(flags, setting));
-    matches(command, alone)
+fn check(typed: &Typed, flags: &[Flag], setting: &Setting) -> Result<()> {
+    // A command by itself, whatever stands ahead of it.
+    let program = typed.path.last().cloned();
+    let alone = program.into_iter().chain(words(flags, setting));
+    matches(&typed.command, alone)
         .map(drop)
         .map_err(|e| e.context(&setting.origin))
 }
@@ -188,14 +252,26 @@ fn matches(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<Asked<ArgMatches>> {
     // So that a negative number is told off under the name of its flag, and not as an unknown one.
-    let command = command.clone().mut_args(|arg| {
-        let takes_value = arg.get_action().takes_values();
-        arg.allow_negative_numbers(takes_value)
-    });
-    match command.try_get_matches_from(args) {
+    fn with_negative_numbers(command: Command) -> Command {
+        let command = command.mut_args(|arg| {
+            let takes_value = arg.get_action().takes_values();
+            arg.allow_negative_numbers(takes_value)
+        });
+        command.mut_subcommands(with_negative_numbers)
+    }
+    let command = with_negative_numbers(command.clone());
+    match command.clone().try_get_matches_from(args) {
         Ok(matches) => Ok(Asked::Run(matches)),
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             Ok(Asked::Print(e.render().to_string()))
+        }
+        Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let orders: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+            Err(Error::invalid(format!(
+                "expected one of {}; see {} --help",
+                orders.join(", "),
+                command.get_name()
+            )))
         }
         Err(e) => Err(Error::invalid(one_line(&e))),
     }

@@ -316,13 +316,13 @@ fn workers_get_devices_in_turn() {
     assert!(e.message().contains("161 together"), "{e}");
 }
 
-/// What is printed at start reads back from the environment, where an empty one is not set.
+/// What is in force reads back from the environment, where an empty one is not set, and what is printed from a file.
 #[test]
 fn the_settings_in_force_read_back_as_themselves() {
     let dir = tempfile::tempdir().unwrap();
     let path = text(dir.path());
     let mut names: Vec<String> = flags().into_iter().map(|(id, _)| id).collect();
-    names.retain(|id| !["config", "insecure"].contains(&id.as_str()));
+    names.retain(|id| id != "config");
     names.sort();
     let mut typed: Vec<String> = names
         .iter()
@@ -342,7 +342,31 @@ fn the_settings_in_force_read_back_as_themselves() {
             .map(|(name, value)| (name.as_str(), value.clone()))
             .collect();
         assert_eq!(from(&[], &variables).unwrap(), config);
+        // ... and from a file.
+        let file = format!("{path}/printed.toml");
+        std::fs::write(&file, config.to_toml()).unwrap();
+        assert_eq!(from(&[format!("--config={file}")], &[]).unwrap(), config);
     }
+}
+
+#[test]
+fn the_settings_in_force_are_toml_whatever_is_in_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = format!("{}/a \"b\" 'c' # = \\ ü", text(dir.path()));
+    std::fs::create_dir(&odd).unwrap();
+    let typed = [
+        format!("--run-script-dir={odd}"),
+        format!("--allow-path={odd}"),
+        format!("--logger={odd}/007"),
+        "--preload=a:b".to_owned(),
+        "--preload=a\nb".to_owned(),
+        "--zeromq-sock-tmp-dir=007".to_owned(),
+        "--gpu-memory-fraction=1".to_owned(),
+    ];
+    let config = from(&typed, &[]).unwrap();
+    let file = format!("{}/printed.toml", text(dir.path()));
+    std::fs::write(&file, config.to_toml()).unwrap();
+    assert_eq!(from(&[format!("--config={file}")], &[]).unwrap(), config);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a flag's value may look like: sizes, device maps, fractions, addresses.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::model::Device;
@@ -111,6 +112,37 @@ impl fmt::Display for Size {
     }
 }
 
+/// A whole number in a range, as a flag's value: what is wrong with another is said with the range.
+pub fn whole<T: TryFrom<u64>>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text: &str| {
+        let number = text.trim().parse::<u64>().ok();
+        number
+            .filter(|number| range.contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| {
+                format!(
+                    "expected a whole number from {} to {}",
+                    range.start(),
+                    range.end()
+                )
+            })
+    }
+}
+
+/// A switch's value.
+///
+/// # Errors
+/// The words that there are for it.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err("expected true or false (yes or no, on or off, 1 or 0)".to_owned()),
+    }
+}
+
 /// A number from 0 to 1.
 pub(super) fn fraction(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
@@ -202,6 +234,18 @@ mod tests {
         }
         assert_eq!(Size(512 * MIB).to_string(), "512MiB");
         assert_eq!(Size(1_000_001).to_string(), "1000001");
+    }
+
+    #[test]
+    fn what_is_no_number_or_out_of_range_is_told_the_range() {
+        let port = whole::<u16>(1..=65535);
+        assert_eq!((port("1"), port("65535")), (Ok(1), Ok(65535)));
+        for bad in ["abc", "", "-3", "0", "65536", "1.5", "99999999999999999999"] {
+            let e = port(bad).unwrap_err();
+            assert_eq!(e, "expected a whole number from 1 to 65535", "{bad:?}");
+        }
+        assert_eq!((switch("Yes"), switch("0")), (Ok(true), Ok(false)));
+        assert!(switch("perhaps").unwrap_err().contains("true or false"));
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub use known::Replaced;
 pub(crate) use library::check_whole;
 pub use lookup::Lookup;
 pub use registry::{Registry, RegistryConfig};
+pub use sample::from_json;
 pub use telemetry::without_telemetry;
 
 use std::sync::Arc;

@@ -20,7 +20,7 @@ pub(super) fn sample(description: &Description, given: &Map<String, Value>) -> R
             Some(port) => {
                 let open = port.shape.last() == Some(&super::Dim::Rest);
                 let rank = (!open).then_some(port.shape.len());
-                tensor(name, port.datatype, rank, value)
+                from_json(name, port.datatype, rank, value)
             }
             // The check below says what the model takes.
             None if description.takes == Takes::Declared => {
@@ -56,7 +56,7 @@ fn guessed(name: &str, value: &Value) -> Result<Tensor> {
         DataType::Json
     };
     let rank = (datatype == DataType::Json).then_some(1);
-    tensor(name, datatype, rank, value)
+    from_json(name, datatype, rank, value)
 }
 
 fn all_leaves(value: &Value, test: &impl Fn(&Value) -> bool) -> bool {
@@ -67,7 +67,15 @@ fn all_leaves(value: &Value, test: &impl Fn(&Value) -> bool) -> bool {
 }
 
 /// A tensor of nested lists; without a rank they are all of them dimensions.
-fn tensor(name: &str, datatype: DataType, rank: Option<usize>, value: &Value) -> Result<Tensor> {
+///
+/// # Errors
+/// `INVALID_ARGUMENT`: lists that differ in length, or an element that is none of that datatype.
+pub fn from_json(
+    name: &str,
+    datatype: DataType,
+    rank: Option<usize>,
+    value: &Value,
+) -> Result<Tensor> {
     let mut shape = Vec::new();
     let mut at = Some(value);
     while let Some(Value::Array(items)) = at
@@ -89,9 +97,15 @@ fn tensor(name: &str, datatype: DataType, rank: Option<usize>, value: &Value) ->
         DataType::Uint16 => fixed::<u16>(shape, &leaves, |v| v.as_u64()?.try_into().ok()),
         DataType::Uint32 => fixed::<u32>(shape, &leaves, |v| v.as_u64()?.try_into().ok()),
         DataType::Uint64 => fixed::<u64>(shape, &leaves, Value::as_u64),
-        DataType::Fp16 => fixed(shape, &leaves, |v| v.as_f64().map(half::f16::from_f64)),
-        DataType::Bf16 => fixed(shape, &leaves, |v| v.as_f64().map(half::bf16::from_f64)),
-        DataType::Fp32 => fixed::<f32>(shape, &leaves, |v| v.as_f64().map(|v| v as f32)),
+        DataType::Fp16 => fixed(shape, &leaves, |v| {
+            Some(half::f16::from_f64(v.as_f64()?)).filter(|v| v.is_finite())
+        }),
+        DataType::Bf16 => fixed(shape, &leaves, |v| {
+            Some(half::bf16::from_f64(v.as_f64()?)).filter(|v| v.is_finite())
+        }),
+        DataType::Fp32 => fixed::<f32>(shape, &leaves, |v| {
+            Some(v.as_f64()? as f32).filter(|v| v.is_finite())
+        }),
         DataType::Fp64 => fixed::<f64>(shape, &leaves, Value::as_f64),
         DataType::Bytes => {
             let text = |v: &&'_ Value| {
@@ -164,16 +178,16 @@ mod tests {
                 DataType::Bytes => (r#"[["a"],["é"]]"#, vec![2, 1]),
                 _ => ("[[1],[0]]", vec![2, 1]),
             };
-            let made = tensor("x", datatype, Some(2), &parsed(text)).unwrap();
+            let made = from_json("x", datatype, Some(2), &parsed(text)).unwrap();
             assert_eq!((made.datatype(), made.shape()), (datatype, &shape[..]));
             assert_eq!(made.name(), "x");
         }
-        let scalar = tensor("x", DataType::Fp32, Some(0), &parsed("1.5")).unwrap();
+        let scalar = from_json("x", DataType::Fp32, Some(0), &parsed("1.5")).unwrap();
         assert_eq!(
             (scalar.shape(), scalar.to_vec::<f32>().unwrap()),
             (&[][..], vec![1.5])
         );
-        let records = tensor("x", DataType::Json, Some(1), &parsed("[[1,2],{}]")).unwrap();
+        let records = from_json("x", DataType::Json, Some(1), &parsed("[[1,2],{}]")).unwrap();
         assert_eq!(records.shape(), [2]);
     }
 
@@ -201,11 +215,13 @@ mod tests {
                 "a list of 2 everywhere, got a number",
             ),
             (DataType::Int8, "[[300]]", "expected INT8, got 300"),
+            // It would be infinite.
+            (DataType::Fp32, "[[1e300]]", "expected FP32, got 1e+300"),
             (DataType::Int64, "[[1.5]]", "expected INT64, got 1.5"),
             (DataType::Bytes, "[[1]]", "expected BYTES, got 1"),
             (DataType::Fp32, "[[[1]]]", "expected FP32, got an array"),
         ] {
-            let e = tensor("x", datatype, Some(2), &parsed(text)).unwrap_err();
+            let e = from_json("x", datatype, Some(2), &parsed(text)).unwrap_err();
             assert!(e.message().contains(why), "{text}: {e}");
         }
     }

@@ -34,7 +34,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
 use crate::message::{Chunk, Credit, Handed, Member, Params, ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::loader::Loader;
-use crate::model::{BatchKind, Description, Registry};
+use crate::model::{BatchKind, Description, Lookup, Registry};
 use crate::schedule::{Assignment, Lane, Limits, Scheduler};
 use crate::socket::Waiter;
 use crate::tensor::Batch;
@@ -271,6 +271,10 @@ impl Ventilator {
             Ok(ClientMessage::Models(id)) => {
                 let models = ServerMessage::ModelsOk(self.registry.models());
                 self.answer(&identity, id, &models);
+                Ok(())
+            }
+            Ok(ClientMessage::Describe(id, model, params)) => {
+                self.take_question((identity, id), Lookup::of(model.as_deref(), &params));
                 Ok(())
             }
             Ok(ClientMessage::Terminate(id, mode)) => {

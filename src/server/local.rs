@@ -19,17 +19,20 @@ impl LocalFiles {
     pub(crate) fn claim(dir: &Path, port: u16) -> Result<LocalFiles> {
         let base = dir.join(format!("mdm-{port}"));
         let path = base.with_extension("lock");
-        let lock = File::create(&path)
-            .map_err(|e| Error::precondition(format!("{}: {e}", path.display())))?;
+        let fail = |e: std::io::Error| {
+            Error::precondition(format!(
+                "--zeromq-sock-tmp-dir {dir:?}: {} cannot be made and locked: {e}; name a folder that this user may write to",
+                path.display()
+            ))
+        };
+        let lock = File::create(&path).map_err(fail)?;
         match lock.try_lock() {
             Ok(()) => Ok(LocalFiles { base, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(Error::precondition(format!(
                 "{}: another server holds it; give each its own --zeromq-sock-tmp-dir",
                 path.display()
             ))),
-            Err(TryLockError::Error(e)) => {
-                Err(Error::precondition(format!("{}: {e}", path.display())))
-            }
+            Err(TryLockError::Error(e)) => Err(fail(e)),
         }
     }
 

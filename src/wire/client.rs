@@ -24,6 +24,9 @@ pub enum ClientMessage {
     Status(RequestId),
     /// What do you serve?
     Models(RequestId),
+    /// What is the model that an infer with this name and these parameters would get? On the wire it is `models` with
+    /// a `model` or `params`, and the answer is the `models_ok` of one model.
+    Describe(RequestId, Option<String>, Params),
     /// Stop.
     Terminate(RequestId, StopMode),
     /// Load a model before anyone asks for it.
@@ -41,6 +44,7 @@ impl ClientMessage {
             | ClientMessage::Hello(id)
             | ClientMessage::Status(id)
             | ClientMessage::Models(id)
+            | ClientMessage::Describe(id, ..)
             | ClientMessage::Terminate(id, _)
             | ClientMessage::Load(id, _)
             | ClientMessage::Unload(id, _) => *id,
@@ -379,7 +383,13 @@ fn interpret(
         "cancel" => ClientMessage::Cancel(id),
         "hello" => ClientMessage::Hello(id),
         "status" => ClientMessage::Status(id),
-        "models" => ClientMessage::Models(id),
+        "models" => match (header.model, header.params) {
+            (None, None) => ClientMessage::Models(id),
+            (model, params) => {
+                let params = params.unwrap_or_default();
+                ClientMessage::Describe(id, model.map(str::to_owned), params)
+            }
+        },
         "terminate" => match header.mode {
             None | Some("drain") => ClientMessage::Terminate(id, StopMode::Drain),
             Some("now") => ClientMessage::Terminate(id, StopMode::Now),
@@ -427,6 +437,59 @@ struct InferHeader<'a> {
     stream: Option<bool>,
 }
 
+/// Parameters of at most so many bytes and levels fit into a header, whatever else is in it.
+const SURELY_FIT: (usize, usize) = (MAX_HEADER_BYTES / 2, MAX_DEPTH / 2);
+
+/// Checks that a server can read a header with these parameters: it could not say what was wrong with them.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`: they are too long, or nested too deep.
+pub fn check_params(params: &Params) -> Result<()> {
+    let (mut bytes, mut depth) = (0, 0);
+    for (key, value) in params {
+        let (of_value, levels) = weight(value);
+        bytes += key.len() + of_value;
+        depth = depth.max(levels);
+    }
+    if bytes <= SURELY_FIT.0 && depth <= SURELY_FIT.1 {
+        return Ok(());
+    }
+    // Written and read as the server would: its limits are what they are.
+    let question = ClientMessage::Describe(RequestId(u64::MAX), None, params.clone());
+    let header = &write_message(&question)[0];
+    match read_header(header) {
+        Ok(_) => Ok(()),
+        Err(_) if header.len() > MAX_HEADER_BYTES => Err(Error::invalid(format!(
+            "the parameters take {} bytes, and {MAX_HEADER_BYTES} is the most; what is large is better sent as an input, or named by a *_path parameter",
+            header.len()
+        ))),
+        Err(_) => Err(Error::invalid(format!(
+            "the parameters are nested too deep: {MAX_DEPTH} levels is the most"
+        ))),
+    }
+}
+
+/// About how many bytes a value takes, and how many levels it has.
+fn weight(value: &serde_json::Value) -> (usize, usize) {
+    use serde_json::Value;
+    let all = |inner: &mut dyn Iterator<Item = (usize, usize)>| {
+        inner.fold((1, 0), |(bytes, depth), (more, levels)| {
+            (bytes + more, depth.max(levels))
+        })
+    };
+    let (bytes, depth) = match value {
+        Value::Null | Value::Bool(_) => return (1, 0),
+        Value::Number(_) => return (9, 0),
+        Value::String(text) => return (text.len() + 5, 0),
+        Value::Array(values) => all(&mut values.iter().map(weight)),
+        Value::Object(fields) => all(&mut fields.iter().map(|(key, value)| {
+            let (bytes, depth) = weight(value);
+            (key.len() + 5 + bytes, depth)
+        })),
+    };
+    (bytes, depth + 1)
+}
+
 /// Writes an infer: the header, then the payload, which is shared and not copied.
 pub fn write_infer(id: RequestId, request: &Request) -> Vec<Bytes> {
     let Batch { tensors } = &request.inputs;
@@ -462,16 +525,24 @@ struct PlainHeader<'a> {
     mode: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<&'a Params>,
 }
 
 /// Writes any message's frames.
 pub fn write_message(message: &ClientMessage) -> Vec<Bytes> {
+    let mut own_params = None;
     let (kind, mode, model) = match message {
         ClientMessage::Infer(id, request) => return write_infer(*id, request),
         ClientMessage::Cancel(_) => ("cancel", None, None),
         ClientMessage::Hello(_) => ("hello", None, None),
         ClientMessage::Status(_) => ("status", None, None),
         ClientMessage::Models(_) => ("models", None, None),
+        ClientMessage::Describe(_, model, params) => {
+            // Without a name it is still this question, and not the one for all models.
+            own_params = (model.is_none() || !params.is_empty()).then_some(params);
+            ("models", None, model.as_deref())
+        }
         ClientMessage::Terminate(_, StopMode::Drain) => ("terminate", Some("drain"), None),
         ClientMessage::Terminate(_, StopMode::Now) => ("terminate", Some("now"), None),
         ClientMessage::Load(_, model) => ("load", None, Some(model.as_str())),
@@ -483,5 +554,38 @@ pub fn write_message(message: &ClientMessage) -> Vec<Bytes> {
         id: message.id(),
         mode,
         model,
+        params: own_params,
     })]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What the client's check says of parameters is what the server's reading says.
+    #[test]
+    fn parameters_that_no_server_reads_are_refused_before_they_are_sent() {
+        let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+        let long = |bytes: usize| json!("x".repeat(bytes));
+        let mut refused = 0;
+        for value in (20..80).map(nested).chain([
+            long(MAX_HEADER_BYTES / 2),
+            long(MAX_HEADER_BYTES - 100),
+            long(MAX_HEADER_BYTES),
+            Value::from(vec![0; MAX_HEADER_BYTES]),
+            Value::from(vec![u64::MAX; MAX_HEADER_BYTES / 8]),
+        ]) {
+            let params = Params::from_iter([("p".to_owned(), value)]);
+            let message = ClientMessage::Describe(RequestId(1), None, params.clone());
+            let read = read(write_message(&message));
+            let checked = check_params(&params);
+            assert_eq!(read.is_ok(), checked.is_ok(), "{checked:?}");
+            if let Err(e) = checked {
+                assert!(e.message().starts_with("the parameters"), "{e}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 10);
+    }
 }

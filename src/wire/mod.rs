@@ -9,6 +9,12 @@
 //! port_out -> client   welcome | result | part | end | error                                   (server.rs)
 //! inside               chunk, part, credit, and the ventilator's orders to the sink            (inner.rs)
 //! ```
+//! `models` lists what is loaded. With a `model` or `params` it asks for one: `models_ok` then describes the model that
+//! an infer with these would get, read from its file if it is not loaded, and never loaded anew.
+//!
+//! `stream: true` has parts come as they finish, and then the end. A model that is served whole has no rows to send in
+//! parts: it answers a stream with one `result`.
+//!
 //! `client.rs` is what clients say, `server.rs` what they are told; both ends of each direction are in one file,
 //! so that the writer and the reader of a frame cannot drift apart.
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mdm::message::{Request, RequestId, Stats};
 use mdm::wire::client::{self, ClientMessage};
-use mdm::wire::server::{Outputs, ServerMessage, StopState, Welcome, write_message};
+use mdm::wire::server::{ModelInfo, Outputs, ServerMessage, StopState, Welcome, write_message};
 
 /// What the fake does when an infer has come.
 pub enum Act {
@@ -39,6 +39,8 @@ pub struct Manners {
     pub hello: Option<Vec<u8>>,
     /// After an order to stop: so many requests are left, and whether the last word is said.
     pub stop: (u64, bool),
+    /// What it describes by name; of "silent" it says nothing. By parameters it finds a model that takes anything.
+    pub models: Vec<ModelInfo>,
     pub endpoints: Option<(zmq::Context, String, String)>,
     pub port: u16,
 }
@@ -55,6 +57,7 @@ impl Default for Manners {
             },
             hello: None,
             stop: (0, true),
+            models: Vec::new(),
             endpoints: None,
             port: 0,
         }
@@ -210,6 +213,18 @@ impl Run {
                 ServerMessage::StatusOk(Box::new(status))
             }
             ClientMessage::Models(_) => ServerMessage::ModelsOk(Vec::new()),
+            ClientMessage::Describe(_, None, _) => {
+                ServerMessage::ModelsOk(vec![model("x", "batched")])
+            }
+            ClientMessage::Describe(_, Some(name), _) if name == "silent" => return true,
+            ClientMessage::Describe(_, Some(name), _) => {
+                match self.manners.models.iter().find(|own| own.name == name) {
+                    Some(own) => ServerMessage::ModelsOk(vec![own.clone()]),
+                    None => {
+                        ServerMessage::Error(mdm::Error::not_found(format!("no model {name:?}")))
+                    }
+                }
+            }
             ClientMessage::Load(_, model) => {
                 let e = mdm::Error::not_found(format!("no model {model:?}"));
                 ServerMessage::Error(e)
@@ -233,6 +248,17 @@ impl Run {
             }
         }
         true
+    }
+}
+
+/// A model that takes and gives anything.
+pub fn model(name: &str, kind: &str) -> ModelInfo {
+    ModelInfo {
+        name: name.to_owned(),
+        version: "1".to_owned(),
+        kind: kind.to_owned(),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
     }
 }
 

@@ -138,3 +138,32 @@ fn a_server_loads_and_unloads_by_name() {
         assert_eq!(order("unload", "chain").0, Some(1));
     });
 }
+
+/// A model that declares no inputs, or takes JSON, gets lines as they are; one that takes strings gets strings.
+#[test]
+fn infer_gives_plugins_the_rows_that_they_take() {
+    within(PATIENCE, || {
+        let echo = br#"{"mdm":1,"plugin":"libecho.so","entry":"echo"}"#;
+        let files = [files(), vec![("echo.proxy", echo.to_vec())]].concat();
+        let server = Server::start(folder(&files), &[]);
+        let path = |name: &str| server.dir.path().join(name).display().to_string();
+        let infer = |model: &str, lines: &str| {
+            std::fs::write(path("in.jsonl"), lines).unwrap();
+            let output = command("mdm-infer")
+                .args(["-model", model, "-port", &server.port.to_string()])
+                .args(["-input", &path("in.jsonl"), "-output", &path("out.jsonl")])
+                .output();
+            let (code, _, err) = said(&output.unwrap());
+            assert_eq!(code, Some(0), "{err}");
+            std::fs::read_to_string(path("out.jsonl")).unwrap()
+        };
+        let out = infer("echo", "{\"a\":[1,null]}\n\"b\"\n");
+        assert_eq!(out, "{\"\":{\"a\":[1,null]}}\n{\"\":\"b\"}\n");
+        let out = infer("several.shout", "\"ja\"\n{\"text\":\"nein\"}\n");
+        let lines: Vec<&str> = out.lines().collect();
+        assert!(
+            lines[0].contains("\"JA!\"") && lines[1].contains("\"NEIN!\""),
+            "{out}"
+        );
+    });
+}

@@ -9,7 +9,12 @@ use serde_json::{Value, json};
 use crate::common::{PATIENCE, Server, command, models, onnx, within};
 use crate::{numbered, settled};
 
-fn run(name: &str, server: &Server, dir: &Path, flags: &[&str]) -> (Option<i32>, String, String) {
+pub fn run(
+    name: &str,
+    server: &Server,
+    dir: &Path,
+    flags: &[&str],
+) -> (Option<i32>, String, String) {
     let Output {
         status,
         stdout,
@@ -107,7 +112,7 @@ fn status_shows_what_the_server_is_and_does() {
     });
 }
 
-fn npy(path: &Path) -> (Vec<u64>, npyz::NpyFile<std::io::Cursor<Vec<u8>>>) {
+pub fn npy(path: &Path) -> (Vec<u64>, npyz::NpyFile<std::io::Cursor<Vec<u8>>>) {
     let bytes = std::fs::read(path).expect("a file");
     let file = npyz::NpyFile::new(std::io::Cursor::new(bytes)).expect(".npy");
     (file.shape().to_vec(), file)
@@ -245,7 +250,10 @@ fn infer_runs_files_of_every_kind() {
                 &["--model", "digits", "--input", "words.txt"],
                 &["expected FP32, got BYTES"],
             ),
-            (&["--model", "digits", "--input", "rows.jsonl"], &["JSON"]),
+            (
+                &["--model", "digits", "--input", "rows.jsonl"],
+                &["rows.jsonl: line 1: input", "is missing"],
+            ),
             (&["--model", "digits", "--input", "gone.npy"], &["gone.npy"]),
             (&["--input", "words.txt"], &["no model is named"]),
         ];

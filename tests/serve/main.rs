@@ -12,6 +12,7 @@ mod commands;
 mod errors;
 mod exact;
 mod flight;
+mod infer;
 mod life;
 mod lost;
 mod models;

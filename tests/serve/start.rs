@@ -89,9 +89,14 @@ fn does_not_start(dir: &Path, command: &mut Command, words: &[&str]) {
     assert_eq!(started.ready, "");
     let (code, said) = started.end();
     assert_eq!(code, Some(2), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    // Ahead of it there are the settings, if the start came so far.
+    let mut lines: Vec<&str> = said.lines().collect();
+    let last = lines.pop().expect("a line");
+    let is_setting = |line: &&str| line.starts_with("# ") || line.contains(" = ");
+    assert!(lines.iter().all(is_setting), "{said}");
+    assert!(last.starts_with("mdm-server-start: error: "), "{said}");
     for word in words {
-        assert!(said.contains(word), "{word:?} is not in: {said}");
+        assert!(last.contains(word), "{word:?} is not in: {said}");
     }
     assert_eq!(names(dir), before, "{words:?} left something behind");
 }
@@ -170,6 +175,46 @@ fn a_ready_server_has_both_of_its_local_sockets() {
             let sockets = names(&server.dir.path().join("s"));
             let expected = ["in", "lock", "out"].map(|end| format!("mdm-{}.{end}", server.port));
             assert_eq!(sockets, expected.map(OsString::from));
+        }
+    });
+}
+
+/// A model that takes long to load is no reason not to know what the server was started with.
+#[test]
+fn the_settings_are_printed_before_models_are_preloaded() {
+    within(PATIENCE, || {
+        let dir = models(&[("bad.onnx", b"no model".to_vec())]);
+        let mut command = start(&["--preload", "bad"]);
+        let (code, said) = Started::new(command.current_dir(dir.path())).end();
+        assert_eq!(code, Some(2));
+        let (settings, error) = said.trim_end().rsplit_once('\n').expect("two lines");
+        assert!(settings.contains("preload = [\"bad\"]\n"), "{said}");
+        assert!(error.contains("bad.onnx"), "{said}");
+    });
+}
+
+/// With rotation the log's name has the date in it.
+#[test]
+fn the_log_of_a_running_server_rotates() {
+    within(PATIENCE, || {
+        for (when, shape) in [
+            ("daily", "log.txt.####-##-##"),
+            ("hourly", "log.txt.####-##-##-##"),
+        ] {
+            let server = Server::start(models(&[]), &["--logger-rotation", when]);
+            let here = server.dir.path();
+            let is_log = |name: &OsString| name.to_string_lossy().starts_with("log.txt");
+            let logs: Vec<OsString> = names(here).into_iter().filter(is_log).collect();
+            assert!((1..=2).contains(&logs.len()), "{logs:?}"); // two at midnight
+            for name in &logs {
+                let digit = |c: char| if c.is_ascii_digit() { '#' } else { c };
+                let name: String = name.to_string_lossy().chars().map(digit).collect();
+                assert_eq!(name, shape);
+            }
+            eventually("the log says that it is ready", || {
+                let text = |name| std::fs::read_to_string(here.join(name)).unwrap_or_default();
+                logs.iter().any(|name| text(name).contains("ready port="))
+            });
         }
     });
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use mdm::message::{Priority, Request, RequestId, Stats};
+use mdm::message::{Params, Priority, Request, RequestId, Stats};
 use mdm::tensor::{Batch, Tensor};
 use mdm::wire::client::{self, ClientMessage, StopMode};
 use mdm::wire::server::{
@@ -78,6 +78,14 @@ fn questions() {
         (
             ClientMessage::Models(id),
             "83 'v' 01 'type' 'models' 'id' 05",
+        ),
+        (
+            ClientMessage::Describe(id, Some("m".to_owned()), Params::new()),
+            "84 'v' 01 'type' 'models' 'id' 05 'model' 'm'",
+        ),
+        (
+            ClientMessage::Describe(id, None, Params::new()),
+            "84 'v' 01 'type' 'models' 'id' 05 'params' 80",
         ),
         (
             ClientMessage::Terminate(id, StopMode::Drain),

@@ -4,6 +4,7 @@
 mod shared;
 
 mod read;
+mod rows;
 mod run;
 mod write;
 
@@ -14,10 +15,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use mdm::Tensor;
-use mdm::client::{Call, Client};
+use mdm::client::{CONNECT_TIMEOUT, Call, Client};
+use mdm::config::whole;
+use mdm::wire::client::check_params;
 
-use run::Job;
+use read::Contents;
+use run::{Deadline, Job};
 use write::Target;
 
 const NAME: &str = "mdm-infer";
@@ -25,20 +28,24 @@ const NAME: &str = "mdm-infer";
 const AFTER_HELP: &str = "\
 Input:  .npy   one input, whatever the model calls it
         .npz   inputs by name
-        .jsonl one JSON row a line
+        .jsonl one row a line: an object with the inputs' names as keys, or, for one input, its value alone: a number,
+               true or false, a string, or nested lists of them, as the input's datatype and dimensions say. A model that
+               takes JSON gets each line as it is. For a model without rows, one line holds its inputs whole
         .txt   one string a line
 Output: .npy   one output
         .npz   all outputs by name
-        .jsonl one object a row, with the outputs' names as keys
+        .jsonl one object a row, with the outputs' names as keys (one object in all, for a model without rows); NaN and
+               infinities are null
 Exit codes: 0 done, 1 failed, 2 wrong usage.
+Every flag is read from the environment too (MDM_MODEL=digits); what is typed wins, and an empty variable is not set.
 The older spelling works too: -model=digits -input=images.npy -port=5555";
 
 /// Runs a file of rows through a model, and writes or shows the results.
-#[derive(Parser)]
+#[derive(Parser, Debug)]
 #[command(name = "mdm-infer", version, after_help = AFTER_HELP)]
 struct Args {
     /// The model's name; not needed if the parameters say model_proxy_path
-    #[arg(long, env = "MDM_MODEL")]
+    #[arg(long)]
     model: Option<String>,
 
     /// The rows: .npy, .npz, .jsonl or .txt
@@ -50,65 +57,74 @@ struct Args {
     output: Option<PathBuf>,
 
     /// Parameters for the model, a JSON object
-    #[arg(long, value_name = "JSON", env = "MDM_PARAMS")]
+    #[arg(long, value_name = "JSON")]
     params: Option<String>,
 
-    /// The longest that each request may take, in milliseconds; the server's default if not said
-    #[arg(long, value_name = "MS", env = "MDM_TIMEOUT_MS")]
+    /// The longest that all of it may take, in milliseconds; 0 or not said: each request has the server's default
+    #[arg(long, value_name = "MS")]
+    #[arg(value_parser = whole::<u64>(0..=31_536_000_000))]
     timeout_ms: Option<u64>,
 
     /// The server's address instead of --ip and --port: tcp://localhost:5555 or ipc://sock_tmp/mdm-5555.in
-    #[arg(long, value_name = "ADDRESS", env = "MDM_SERVER")]
+    #[arg(long, value_name = "ADDRESS")]
     server: Option<String>,
 
     /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost", env = "MDM_IP")]
+    #[arg(long, default_value = "localhost")]
     ip: String,
 
     /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555, env = "MDM_PORT")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
+    #[arg(value_parser = whole::<u16>(1..=65535))]
     port: u16,
 }
 
 fn main() -> ExitCode {
-    let args: Args = shared::parse();
+    let args: Args = shared::parse(NAME);
     shared::run(NAME, || infer(&args))
 }
 
 fn infer(args: &Args) -> anyhow::Result<ExitCode> {
+    // 0 leaves it to the server.
+    let limit = args.timeout_ms.filter(|ms| *ms > 0);
+    let deadline = Deadline::after(limit.map(Duration::from_millis));
     let call = call(args)?;
     let target = args.output.as_deref().map(Target::new).transpose()?;
-    let inputs = read::read(&args.input)?;
+    let contents = read::read(&args.input)?;
     let address = match &args.server {
         Some(address) => address.clone(),
         None => shared::address(&args.ip, args.port),
     };
-    let client = Client::connect(&address)?;
-    if let (Some(target), Some(model)) = (&target, &args.model) {
-        // Before the work, not after it.
-        target.check(&run::info(&client, model)?)?;
+    let patience = deadline.left()?.unwrap_or(CONNECT_TIMEOUT);
+    let client = Client::builder()
+        .connect_timeout(patience.min(CONNECT_TIMEOUT))
+        .connect(&address)?;
+    // It says what lines of JSON mean, and whether there is room for its outputs, before the work and not after it.
+    let model = client.describe(deadline.bound(&call)?)?;
+    if let Some(target) = &target {
+        target.check(&model)?;
     }
+    let inputs = match contents {
+        Contents::Inputs(inputs) => inputs,
+        Contents::Lines(lines) => lines.into_inputs(&model)?,
+    };
     let job = Job {
         client: &client,
         call,
-        model: args.model.as_deref(),
+        deadline,
+        model: &model,
         inputs,
     };
     let done = job.run()?;
-    let names: Vec<String> = done.response.outputs().map(str::to_owned).collect();
-    let outputs = names
-        .iter()
-        .map(|name| done.response.tensor(name))
-        .collect::<mdm::Result<Vec<Tensor>>>()?;
     let mut out = stdout().lock();
     match (&target, &args.output) {
         (Some(target), Some(path)) => {
-            target.write(&outputs)?;
-            let outputs: Vec<String> = outputs.iter().map(write::describe).collect();
+            target.write(&done.answer)?;
+            let outputs = done.answer.outputs.iter().map(write::describe);
+            let outputs: Vec<String> = outputs.collect();
             writeln!(out, "wrote {}: {}", path.display(), outputs.join(", "))?;
         }
-        _ => write!(out, "{}", write::summary(&outputs)?)?,
+        _ => write!(out, "{}", write::summary(&done.answer.outputs)?)?,
     }
     writeln!(out, "{}", done.totals())?;
     Ok(ExitCode::SUCCESS)
@@ -124,6 +140,7 @@ fn call(args: &Args) -> anyhow::Result<Call> {
                     "--params is {params}, expected a JSON object such as {{\"c_tag\": \"BD\"}}"
                 );
             };
+            check_params(&params).context("--params")?;
             Call::from(params)
         }
         None => Call::default(),
@@ -131,8 +148,34 @@ fn call(args: &Args) -> anyhow::Result<Call> {
     if let Some(model) = &args.model {
         call = call.for_model(model);
     }
-    if let Some(timeout) = args.timeout_ms {
-        call = call.timeout(Duration::from_millis(timeout));
-    }
     Ok(call)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_is_read_in_both_spellings_and_from_the_environment() {
+        let sample = |flag: &str| match flag {
+            "model" => ("digits", None),
+            "input" => ("my_rows.npy", None),
+            "output" => ("my_rows.npz", None),
+            "params" => ("{\"a_b\": 1}", None),
+            "timeout-ms" => ("70", Some("abc")),
+            "server" => ("tcp://a_b:1", None),
+            "ip" => ("10.0.0.1", None),
+            "port" => ("7001", Some("0")),
+            other => panic!("no value for --{other}: add one"),
+        };
+        let shown = |args: &Args| format!("{args:?}");
+        shared::every_flag::reads(&[NAME, "--input", "x.npy"], sample, shown);
+        let read = mdm::config::parse_flags::<Args>([NAME.into()], |name| {
+            (name == "MDM_INPUT").then(|| "y.npy".into())
+        });
+        let Ok(mdm::config::Asked::Run(args)) = read else {
+            panic!("{read:?}");
+        };
+        assert_eq!(args.input, PathBuf::from("y.npy"));
+    }
 }

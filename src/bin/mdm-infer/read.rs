@@ -1,4 +1,6 @@
 //! Files of rows: `.npy`, `.npz`, `.jsonl`, `.txt`.
+//!
+//! What a line of `.jsonl` means depends on the model: `rows.rs`.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
@@ -10,6 +12,8 @@ use mdm::{Batch, DataType, Tensor};
 use ndarray::{ArrayView, IxDyn, ShapeBuilder};
 use npyz::npz::NpzArchive;
 use npyz::{DType, Endianness, NpyFile, Order, TypeChar, TypeStr};
+
+use crate::rows::Lines;
 
 /// What a file's name says that it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +44,17 @@ impl Format {
     }
 }
 
-/// Reads a file's rows: one input without a name, but for `.npz`, whose arrays are the inputs of those names.
-pub fn read(path: &Path) -> Result<Batch> {
+/// What a file holds.
+#[derive(Debug)]
+pub enum Contents {
+    /// One input without a name, or for `.npz` the inputs of its arrays' names.
+    Inputs(Batch),
+    /// JSON documents.
+    Lines(Lines),
+}
+
+/// Reads a file's rows.
+pub fn read(path: &Path) -> Result<Contents> {
     let format = Format::of(path)?;
     let place = || path.display().to_string();
     let batch = match format {
@@ -60,12 +73,14 @@ pub fn read(path: &Path) -> Result<Batch> {
                 if !line.trim().is_empty() {
                     let row: serde_json::Value = serde_json::from_str(line)
                         .with_context(|| format!("{}, line {}: not JSON", place(), index + 1))?;
-                    rows.push(row);
+                    rows.push((index + 1, row));
                 }
             }
-            Batch {
-                tensors: vec![Tensor::from_rows("", &rows)?],
-            }
+            ensure!(!rows.is_empty(), "{}: there are no rows in it", place());
+            return Ok(Contents::Lines(Lines {
+                file: place(),
+                rows,
+            }));
         }
         Format::Txt => {
             let text = fs::read(path).with_context(place)?;
@@ -86,7 +101,7 @@ pub fn read(path: &Path) -> Result<Batch> {
         "{}: there are no rows in it",
         path.display()
     );
-    Ok(batch)
+    Ok(Contents::Inputs(batch))
 }
 
 fn archive(path: &Path) -> Result<Batch> {

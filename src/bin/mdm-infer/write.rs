@@ -14,6 +14,7 @@ use npyz::{DType, TypeStr, WriteOptions, WriterBuilder};
 use serde::Serialize;
 
 use crate::read::Format;
+use crate::run::Answer;
 
 /// Rows that the look at a result shows.
 const SHOWN_ROWS: usize = 3;
@@ -50,8 +51,11 @@ impl Target {
         })
     }
 
-    /// Checks that what the model gives can be written there.
+    /// Checks that what the model gives can be written there, as far as it says what it gives.
     pub fn check(&self, model: &ModelInfo) -> Result<()> {
+        if model.outputs.is_empty() {
+            return Ok(());
+        }
         self.check_names(model.outputs.iter().map(|o| o.name.as_str()).collect())
     }
 
@@ -65,13 +69,13 @@ impl Target {
     }
 
     /// Writes the outputs. The file is whole or not there: it gets its name at the end.
-    pub fn write(&self, outputs: &[Tensor]) -> Result<()> {
+    pub fn write(&self, answer: &Answer) -> Result<()> {
         let place = || self.path.display().to_string();
         let mut partial = self.path.clone().into_os_string();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
         let written = self
-            .write_to(&partial, outputs)
+            .write_to(&partial, answer)
             .and_then(|()| fs::rename(&partial, &self.path).with_context(place));
         if written.is_err() {
             // It may not even have been made.
@@ -80,14 +84,15 @@ impl Target {
         written
     }
 
-    fn write_to(&self, partial: &Path, outputs: &[Tensor]) -> Result<()> {
+    fn write_to(&self, partial: &Path, answer: &Answer) -> Result<()> {
         let place = || self.path.display().to_string();
+        let outputs = &answer.outputs;
         self.check_names(outputs.iter().map(Tensor::name).collect())?;
         let mut file = BufWriter::new(File::create(partial).with_context(place)?);
         match self.format {
             Format::Npy => write_npy(&mut file, &outputs[0]),
             Format::Npz => write_npz(&mut file, outputs),
-            Format::Jsonl | Format::Txt => write_jsonl(&mut file, outputs),
+            Format::Jsonl | Format::Txt => write_jsonl(&mut file, answer),
         }
         .and_then(|()| Ok(file.flush()?))
         .with_context(place)
@@ -175,8 +180,17 @@ fn write_header(file: &mut impl Write, kind: &str, shape: &[usize]) -> Result<()
     Ok(())
 }
 
-/// One object a row, with a key for each output.
-fn write_jsonl(file: &mut impl Write, outputs: &[Tensor]) -> Result<()> {
+/// One object a row, with a key for each output; one object for all where there are no rows. NaN and infinities, which
+/// JSON does not have, are null.
+fn write_jsonl(file: &mut impl Write, answer: &Answer) -> Result<()> {
+    let outputs = &answer.outputs;
+    if answer.whole {
+        let columns = outputs
+            .iter()
+            .map(Column::whole)
+            .collect::<Result<Vec<_>>>()?;
+        return write_object(file, &columns, 0);
+    }
     let rows = outputs.first().and_then(Tensor::rows);
     let Some(rows) = rows.filter(|_| outputs.iter().all(|t| t.rows() == rows)) else {
         let shapes = outputs.iter().map(describe).collect::<Vec<_>>().join(", ");
@@ -186,18 +200,19 @@ fn write_jsonl(file: &mut impl Write, outputs: &[Tensor]) -> Result<()> {
         .iter()
         .map(Column::new)
         .collect::<Result<Vec<_>>>()?;
-    for row in 0..rows {
-        let mut separator = b'{';
-        for column in &columns {
-            file.write_all(&[separator])?;
-            separator = b',';
-            serde_json::to_writer(&mut *file, column.name)?;
-            file.write_all(b":")?;
-            column.write_row(file, row)?;
-        }
-        file.write_all(b"}\n")?;
+    (0..rows).try_for_each(|row| write_object(file, &columns, row))
+}
+
+fn write_object(file: &mut impl Write, columns: &[Column<'_>], row: usize) -> Result<()> {
+    let mut separator = b'{';
+    for column in columns {
+        file.write_all(&[separator])?;
+        separator = b',';
+        serde_json::to_writer(&mut *file, column.name)?;
+        file.write_all(b":")?;
+        column.write_row(file, row)?;
     }
-    Ok(())
+    Ok(file.write_all(b"}\n")?)
 }
 
 /// An output whose rows can be written as JSON.
@@ -234,6 +249,14 @@ impl<'a> Column<'a> {
             name: tensor.name(),
             of_row: tensor.shape().get(1..).unwrap_or(&[]),
             cells,
+        })
+    }
+
+    /// All of an output as its only row.
+    fn whole(tensor: &'a Tensor) -> Result<Column<'a>> {
+        Ok(Column {
+            of_row: tensor.shape(),
+            ..Column::new(tensor)?
         })
     }
 
@@ -317,10 +340,35 @@ pub fn summary(outputs: &[Tensor]) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn jsonl(outputs: &[Tensor]) -> String {
+    fn rows(outputs: &[Tensor]) -> Answer {
+        Answer {
+            outputs: outputs.to_vec(),
+            whole: false,
+        }
+    }
+
+    fn jsonl(answer: &Answer) -> String {
         let mut text = Vec::new();
-        write_jsonl(&mut text, outputs).unwrap();
+        write_jsonl(&mut text, answer).unwrap();
         String::from_utf8(text).unwrap()
+    }
+
+    fn arrays(path: &Path) -> Vec<Tensor> {
+        match crate::read::read(path).unwrap() {
+            crate::read::Contents::Inputs(batch) => batch.tensors,
+            other => panic!("no arrays: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_has_no_rows_is_one_object() {
+        let y = Tensor::from_slice("y", vec![2, 2], &[1i64, 2, 3, 4]).unwrap();
+        let n = Tensor::from_slice("n", vec![], &[f64::INFINITY]).unwrap();
+        let answer = Answer {
+            outputs: vec![y, n],
+            whole: true,
+        };
+        assert_eq!(jsonl(&answer), "{\"y\":[[1,2],[3,4]],\"n\":null}\n");
     }
 
     #[test]
@@ -330,7 +378,7 @@ mod tests {
         let j = Tensor::from_rows("j", &[serde_json::json!({"k": 1}), serde_json::json!(null)])
             .unwrap();
         assert_eq!(
-            jsonl(&[y, s, j]),
+            jsonl(&rows(&[y, s, j])),
             "{\"y\":[0.1,null],\"s\":\"a\\\"\",\"j\":{\"k\":1}}\n{\"y\":[3.0,4.5],\"s\":\"b\",\"j\":null}\n"
         );
     }
@@ -344,16 +392,16 @@ mod tests {
         let path = folder.path().join("out.npz");
         Target::new(&path)
             .unwrap()
-            .write(&[a.clone(), b.clone(), c.clone()])
+            .write(&rows(&[a.clone(), b.clone(), c.clone()]))
             .unwrap();
-        assert_eq!(crate::read::read(&path).unwrap().tensors, [a.clone(), b, c]);
+        assert_eq!(arrays(&path), [a.clone(), b, c]);
         let path = folder.path().join("out.npy");
         let target = Target::new(&path).unwrap();
-        let e = target.write(&[a.clone(), a.clone()]).unwrap_err();
+        let e = target.write(&rows(&[a.clone(), a.clone()])).unwrap_err();
         assert!(format!("{e:#}").contains("use .npz"), "{e:#}");
         assert!(fs::read_dir(folder.path()).unwrap().count() == 1);
-        target.write(std::slice::from_ref(&a)).unwrap();
-        assert_eq!(crate::read::read(&path).unwrap().tensors[0], a.renamed(""));
+        target.write(&rows(std::slice::from_ref(&a))).unwrap();
+        assert_eq!(arrays(&path)[0], a.renamed(""));
     }
 
     #[test]

@@ -5,13 +5,28 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use mdm::config::{Asked, parse_flags};
 
 /// The command failed.
 pub const FAILED: u8 = 1;
+/// What was typed, or a variable, is wrong.
+const WRONG_USAGE: i32 = 2;
 
-/// Reads the command line in either spelling; help, or a wrong flag (exit code 2), ends the command here.
-pub fn parse<T: Parser>() -> T {
-    T::parse_from(mdm::config::normalize_args(std::env::args_os()))
+/// Reads the command line in either spelling, and the environment; help, or a wrong flag (exit code 2), ends the command
+/// here.
+pub fn parse<T: Parser>(name: &str) -> T {
+    match parse_flags(std::env::args_os(), |name| std::env::var_os(name)) {
+        Ok(Asked::Run(typed)) => typed,
+        Ok(Asked::Print(text)) => {
+            // Whoever closed standard output has seen enough, as in `mdm-infer --help | head -1`.
+            let _ = io::stdout().write_all(text.as_bytes());
+            std::process::exit(0);
+        }
+        Err(error) => {
+            complain(name, format_args!("error: {}", error.message()));
+            std::process::exit(WRONG_USAGE);
+        }
+    }
 }
 
 /// `tcp://IP:PORT`, with the brackets that IPv6 wants.
@@ -57,3 +72,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .downcast_ref::<io::Error>()
         .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
+
+#[cfg(test)]
+pub mod every_flag;

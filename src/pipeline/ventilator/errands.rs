@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::in_use::Last;
 use super::openings::Awaiter;
-use super::{Asker, MAX_ERRANDS, Ventilator, loader_is_busy};
+use super::{Asker, MAX_ERRANDS, Phase, Ventilator, loader_is_busy};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, WorkerId};
 use crate::model::Lookup;
@@ -18,6 +18,8 @@ use crate::wire::server::ServerMessage;
 pub(super) enum Errand {
     /// Requests wait for it.
     Infer(Lookup),
+    /// Somebody asks what it is.
+    Describe(Asker, Lookup),
     /// Somebody wants it loaded, and open on every worker.
     Load(Awaiter),
     Unload(Asker),
@@ -54,6 +56,23 @@ impl Ventilator {
         }
     }
 
+    /// Somebody asks what a request would get. It is found as for a request: what is loaded is not loaded anew.
+    pub(super) fn take_question(&mut self, asker: Asker, lookup: Lookup) {
+        let (identity, id) = &asker;
+        if self.phase != Phase::Serving {
+            let error = Error::unavailable("the server is shutting down");
+            self.refuse_on_port(identity, *id, error);
+        } else if let Some(description) = self.intake.known(&lookup) {
+            let models = ServerMessage::ModelsOk(vec![description.info()]);
+            self.answer(identity, *id, &models);
+        } else if self.errands.len() >= MAX_ERRANDS {
+            self.refuse_on_port(identity, *id, loader_is_busy());
+        } else {
+            let job = Job::Resolve(lookup.clone());
+            self.send_errand(Errand::Describe(asker, lookup), job);
+        }
+    }
+
     pub(super) fn take_loaded(&mut self, ticket: u64) -> Result<()> {
         let (Some(errand), Some(answer)) = (self.errands.remove(&ticket), self.loader.take(ticket))
         else {
@@ -61,6 +80,18 @@ impl Ventilator {
         };
         match (errand, answer) {
             (Errand::Infer(lookup), Answer::Described(result)) => self.settle(lookup, result),
+            (Errand::Describe(asker, lookup), Answer::Described(result)) => {
+                let (identity, id) = &asker;
+                match self.take_up(&lookup, result) {
+                    Some(Ok(description)) => {
+                        let models = ServerMessage::ModelsOk(vec![description.info()]);
+                        self.answer(identity, *id, &models);
+                    }
+                    Some(Err(error)) => self.refuse_on_port(identity, *id, error),
+                    None => self.take_question(asker, lookup),
+                }
+                Ok(())
+            }
             (Errand::Load(awaiter), Answer::Described(Ok(description))) => {
                 self.open_everywhere(description, awaiter);
                 Ok(())

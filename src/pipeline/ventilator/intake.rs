@@ -111,6 +111,11 @@ impl Intake {
             .retain(|_, description| description.id != model);
     }
 
+    /// What is known of the model that a lookup leads to, if that was learnt.
+    pub(super) fn known(&self, lookup: &Lookup) -> Option<&Arc<Description>> {
+        self.resolved.get(lookup)
+    }
+
     fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &Params) -> u64 {
         let params = if params.is_empty() {
             String::new()
@@ -205,7 +210,7 @@ impl Ventilator {
             deadline_us,
             bytes,
         };
-        match self.intake.resolved.get(&lookup).cloned() {
+        match self.intake.known(&lookup).cloned() {
             Some(description) => self.enqueue(serial, parked, description),
             None => self.park(serial, parked, lookup),
         }
@@ -238,26 +243,11 @@ impl Ventilator {
         lookup: Lookup,
         result: Result<Arc<Description>>,
     ) -> Result<()> {
-        if let Ok(description) = &result
-            && !self.registry.is_served(description.id)
-        {
-            // It left between the loader's answer and now.
+        let Some(result) = self.take_up(&lookup, result) else {
             let job = LoadJob::Resolve(lookup.clone());
             self.send_errand(Errand::Infer(lookup), job);
             return Ok(());
-        }
-        let result = result.and_then(|description| {
-            match self.room_for(&description, &[]) {
-                Ok(leaving) => self.make_room(&leaving),
-                Err(error) => {
-                    self.make_room(&[description.id]);
-                    return Err(error);
-                }
-            }
-            self.in_use.touch(description.id);
-            self.intake.learn(&lookup, &description);
-            Ok(description)
-        });
+        };
         for serial in self.intake.waiting.remove(&lookup).unwrap_or_default() {
             let Some(parked) = self.intake.unpark(serial) else {
                 continue; // it was cancelled, or its deadline passed
@@ -274,6 +264,32 @@ impl Ventilator {
         Ok(())
     }
 
+    /// The loader has described a model, and there is room for it or is made. `None`: it left between the loader's
+    /// answer and now, so the loader is to be asked again.
+    pub(super) fn take_up(
+        &mut self,
+        lookup: &Lookup,
+        result: Result<Arc<Description>>,
+    ) -> Option<Result<Arc<Description>>> {
+        let description = match result {
+            Ok(description) => description,
+            Err(error) => return Some(Err(error)),
+        };
+        if !self.registry.is_served(description.id) {
+            return None;
+        }
+        match self.room_for(&description, &[]) {
+            Ok(leaving) => self.make_room(&leaving),
+            Err(error) => {
+                self.make_room(&[description.id]);
+                return Some(Err(error));
+            }
+        }
+        self.in_use.touch(description.id);
+        self.intake.learn(lookup, &description);
+        Some(Ok(description))
+    }
+
     fn enqueue(&mut self, serial: Serial, parked: Parked, model: Arc<Description>) -> Result<()> {
         let Request {
             inputs,
@@ -283,12 +299,8 @@ impl Ventilator {
             ..
         } = parked.body;
         let checked = check_inputs(&model, inputs)?;
-        if stream && model.kind == BatchKind::Whole {
-            return Err(Error::invalid(format!(
-                "model {:?} has no rows to stream: it gives its outputs whole",
-                model.name
-            )));
-        }
+        // What is given whole has no rows to send in parts: the one result is its stream.
+        let stream = stream && model.kind != BatchKind::Whole;
         let job = Job {
             serial,
             model: model.id,
