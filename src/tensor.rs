@@ -246,22 +246,6 @@ impl Tensor {
         }
     }
 
-    /// The same in memory of its own: it keeps nothing alive that it is a small part of.
-    #[cfg(feature = "server")]
-    pub(crate) fn detached(&self) -> Tensor {
-        let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-        Tensor {
-            data: match &self.data {
-                Data::Fixed(bytes) => Data::Fixed(copy(bytes)),
-                Data::Variable { offsets, values } => Data::Variable {
-                    offsets: copy(offsets),
-                    values: copy(values),
-                },
-            },
-            ..self.clone()
-        }
-    }
-
     /// The tensors' rows one after the other, in one piece of memory. One tensor comes back as it is.
     ///
     /// # Errors

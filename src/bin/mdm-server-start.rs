@@ -29,6 +29,8 @@ const SAY_PATIENCE: Duration = Duration::from_millis(500);
 
 fn main() {
     mdm::model::without_telemetry();
+    // As many descriptors as the system allows: each session takes two. Where that fails, the old limit holds.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let code = match run() {
         Ok(()) => 0,
         Err((code, error)) => {

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+#[cfg(feature = "server")]
+use super::Tensor;
 use super::{Data, DataType};
 use crate::error::{Error, Result};
 
@@ -94,4 +96,22 @@ pub(super) fn check_offsets(
         )));
     }
     Ok(())
+}
+
+#[cfg(feature = "server")]
+impl Tensor {
+    /// The same in memory of its own: it keeps nothing alive that it is a small part of.
+    pub(crate) fn detached(&self) -> Tensor {
+        let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+        Tensor {
+            data: match &self.data {
+                Data::Fixed(bytes) => Data::Fixed(copy(bytes)),
+                Data::Variable { offsets, values } => Data::Variable {
+                    offsets: copy(offsets),
+                    values: copy(values),
+                },
+            },
+            ..self.clone()
+        }
+    }
 }

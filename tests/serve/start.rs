@@ -573,3 +573,19 @@ fn nothing_is_left_in_the_home_folder() {
         assert_eq!(names(&home), [""; 0]);
     });
 }
+
+/// Two descriptors a session: what a shell allows by itself is soon used up.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_server_may_have_as_many_descriptors_as_the_system_allows() {
+    within(PATIENCE, || {
+        let server = Server::start(models(&[("echo.onnx", echo())]), &[]);
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid()));
+        let limits = limits.expect("limits");
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"));
+        let words: Vec<&str> = line.expect("a line").split_whitespace().collect();
+        assert_eq!(words[3], words[4], "the soft limit is the hard one");
+    });
+}
