@@ -10,8 +10,9 @@
 //! inside               chunk, part, credit, and the ventilator's orders to the sink            (inner.rs)
 //! ```
 //! `client.rs` is what clients say, `server.rs` what they are told; both ends of each direction are in one file,
-//! so that the writer and the reader of a frame cannot drift apart.
+//! so that the writer and the reader of a frame cannot drift apart. `bounded.rs` reads what clients could make endless.
 
+pub(crate) mod bounded;
 pub mod client;
 #[cfg(feature = "server")]
 pub(crate) mod inner;
