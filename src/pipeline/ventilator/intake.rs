@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
 use crate::model::Lookup;
-use crate::model::check::check_inputs;
+use crate::model::check::{check_inputs, check_padding};
 use crate::model::loader::Job as LoadJob;
 use crate::model::{BatchKind, Description};
 use crate::schedule::Job;
@@ -356,6 +356,7 @@ impl Ventilator {
             ..
         } = parked.body;
         let checked = check_inputs(&model, inputs)?;
+        check_padding(&model, &checked, self.facts.welcome.max_request_bytes)?;
         if stream && model.kind == BatchKind::Whole {
             return Err(Error::invalid(format!(
                 "model {:?} has no rows to stream: it gives its outputs whole",
