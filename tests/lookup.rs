@@ -536,15 +536,6 @@ fn files_larger_than_the_bound_are_refused_before_they_are_read() {
 }
 
 #[test]
-fn a_message_shows_a_name_and_does_not_repeat_its_control_characters() {
-    let place = Place::new(&[]);
-    let e = place.find("a\u{1b}[2Jb\nc").unwrap_err();
-    assert_eq!(e.code(), NotFound, "{e}");
-    assert!(!e.message().chars().any(char::is_control), "{e:?}");
-    assert!(e.message().contains(r#""a\u{1b}[2Jb\nc.proxy""#), "{e}");
-}
-
-#[test]
 fn a_model_goes_by_its_plain_name() {
     let place = Place::new(&[("sub/m.onnx", onnx::mlp())]);
     for spelling in ["./sub/.//m", "x/../sub/m"] {

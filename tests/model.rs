@@ -417,3 +417,12 @@ fn a_file_longer_than_onnx_allows_is_refused_before_it_is_read() {
     let why = "\"sparse.onnx\" has 5368709120 bytes, and an ONNX file has at most 2147483647";
     assert!(e.message().contains(why), "{e}");
 }
+
+#[test]
+fn a_message_shows_a_name_and_does_not_repeat_its_control_characters() {
+    let place = Place::new(&[]);
+    let e = place.find("a\u{1b}[2Jb\nc").unwrap_err();
+    assert_eq!(e.code(), NotFound, "{e}");
+    assert!(!e.message().chars().any(char::is_control), "{e:?}");
+    assert!(e.message().contains(r#""a\u{1b}[2Jb\nc.proxy""#), "{e}");
+}
