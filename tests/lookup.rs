@@ -536,6 +536,17 @@ fn files_larger_than_the_bound_are_refused_before_they_are_read() {
 }
 
 #[test]
+fn a_model_goes_by_its_plain_name() {
+    let place = Place::new(&[("sub/m.onnx", onnx::mlp())]);
+    for spelling in ["./sub/.//m", "x/../sub/m"] {
+        assert_eq!(place.find(spelling).unwrap().name, "sub/m");
+    }
+    let place = Place::new(&[("n.onnx", onnx::mlp())]);
+    let absolute = place.folder.path().canonicalize().unwrap().join("./n");
+    assert_eq!(place.find(&absolute.to_string_lossy()).unwrap().name, "n");
+}
+
+#[test]
 fn unloading_forgets() {
     let place = Place::new(&[("m.onnx", onnx::mlp()), ("n.onnx", onnx::mlp())]);
     let lookup = Lookup::of(Some("m"), &Params::new());

@@ -384,3 +384,45 @@ fn weights_outside_the_file_are_found_beside_it() {
     assert_eq!(outputs, second.infer(&inputs, &Params::new()).unwrap());
     assert_eq!(outputs.tensors[0].shape(), [2, 1024]);
 }
+
+#[test]
+fn weights_that_are_not_there_are_named_without_their_folder() {
+    for given in [None, Some(8)] {
+        let (model, raw) = onnx::external_weights("weights.bin");
+        let mut files = vec![("m.onnx", model)];
+        files.extend(given.map(|bytes| ("weights.bin", raw[..bytes].to_vec())));
+        let place = Place::new(&files);
+        let e = place.find("m").unwrap_err();
+        assert_eq!(e.code(), FailedPrecondition, "{e}");
+        let folder = place.folder.path().to_string_lossy().into_owned();
+        assert!(!e.message().contains(&folder), "{e}");
+        assert!(
+            given.is_some() || e.message().contains("weights.bin"),
+            "{e}"
+        );
+    }
+}
+
+/// It has holes and no bytes on the disk, but would take its length in memory.
+#[test]
+fn a_file_longer_than_onnx_allows_is_refused_before_it_is_read() {
+    let place = Place::new(&[]);
+    let path = place.folder.path().join("sparse.onnx");
+    std::fs::File::create(path)
+        .unwrap()
+        .set_len(5 << 30)
+        .unwrap();
+    let e = place.find("sparse").unwrap_err();
+    assert_eq!(e.code(), FailedPrecondition, "{e}");
+    let why = "\"sparse.onnx\" has 5368709120 bytes, and an ONNX file has at most 2147483647";
+    assert!(e.message().contains(why), "{e}");
+}
+
+#[test]
+fn a_message_shows_a_name_and_does_not_repeat_its_control_characters() {
+    let place = Place::new(&[]);
+    let e = place.find("a\u{1b}[2Jb\nc").unwrap_err();
+    assert_eq!(e.code(), NotFound, "{e}");
+    assert!(!e.message().chars().any(char::is_control), "{e:?}");
+    assert!(e.message().contains(r#""a\u{1b}[2Jb\nc.proxy""#), "{e}");
+}

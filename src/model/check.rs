@@ -91,6 +91,36 @@ pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<C
     Ok(Checked { inputs, rows, dims })
 }
 
+/// A model of a fixed batch gets its last run filled up with copies of the last row: those are the server's memory too.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` if a run of the last row's size would have more bytes than a request may.
+pub(crate) fn check_padding(
+    description: &Description,
+    checked: &Checked,
+    max_bytes: u64,
+) -> Result<()> {
+    let BatchKind::Fixed(size) = description.kind else {
+        return Ok(());
+    };
+    let Checked { inputs, rows, .. } = checked;
+    // The common case, without a look at the row.
+    if rows % size == 0 || inputs.payload_bytes().saturating_mul(size) as u64 <= max_bytes {
+        return Ok(());
+    }
+    let last = |tensor: &Tensor| tensor.slice_rows(rows - 1, 1).payload_bytes();
+    let row_bytes: usize = inputs.tensors.iter().map(last).sum();
+    if row_bytes.saturating_mul(size) as u64 <= max_bytes {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "model {:?} runs {size} rows at a time, and the last run is filled up with copies of its last row, which has \
+         {row_bytes} bytes: more than the {max_bytes} that this server takes (--max-request-bytes); send a multiple of \
+         {size} rows, or smaller ones",
+        description.name
+    )))
+}
+
 /// # Errors
 /// `INVALID_ARGUMENT`, naming the input that has a dimension of size 0.
 fn check_not_empty(description: &Description, inputs: &Batch) -> Result<()> {
@@ -412,6 +442,26 @@ mod tests {
         assert_eq!(checked.rows, 7);
         let e = check_inputs(&fixed, batch(&[tensor("x", &[7, 3])])).unwrap_err();
         assert!(e.message().contains("[rows, 2], got [7, 3]"), "{e}");
+    }
+
+    #[test]
+    fn what_fills_up_a_fixed_batch_is_bounded() {
+        let fixed = model(
+            BatchKind::Fixed(16),
+            vec![port("x", DataType::Fp32, &[Dim::Fixed(16), symbol("L")])],
+        );
+        let check = |rows: usize, width: usize| {
+            let given = batch(&[tensor("x", &[rows, width])]);
+            check_padding(&fixed, &check_inputs(&fixed, given).unwrap(), 64_000)
+        };
+        check(1, 1000).unwrap();
+        check(16, 2000).unwrap();
+        for rows in [1, 17] {
+            let e = check(rows, 1001).unwrap_err();
+            assert_eq!(e.code(), crate::ErrorCode::InvalidArgument);
+            assert!(e.message().contains("4004 bytes"), "{e}");
+            assert!(e.message().contains("64000"), "{e}");
+        }
     }
 
     #[test]

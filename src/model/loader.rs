@@ -6,10 +6,11 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 
 use super::lookup::Lookup;
 use super::{Description, Registry};
@@ -59,11 +60,12 @@ impl Describe for Registry {
 
 type Answers = Arc<Mutex<HashMap<u64, Answer>>>;
 
-/// A running loader. Dropping it ends its thread, after the job at hand.
+/// A running loader. Dropping it ends its thread, after the job at hand; those that wait are dropped.
 pub(crate) struct Loader {
     /// `None` once it is being dropped. Unbounded: whoever asks bounds the requests that wait for an answer.
     jobs: Option<Sender<(u64, Job)>>,
     answers: Answers,
+    stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -82,6 +84,8 @@ impl Loader {
         let (ready, is_ready) = crossbeam_channel::bounded(1);
         let answers = Answers::default();
         let shelf = answers.clone();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = stopping.clone();
         let thread = std::thread::Builder::new()
             .name("mdm-loader".to_owned())
             .spawn(move || {
@@ -92,13 +96,15 @@ impl Loader {
                 // The other end waits for exactly this.
                 let _ = ready.send(result);
                 if let Some(mut notify) = notify {
-                    work(&*registry, &inbox, &shelf, &mut notify);
+                    let inbox = inbox.iter().take_while(|_| !stop.load(Ordering::Relaxed));
+                    work(&*registry, inbox, &shelf, &mut notify);
                 }
             })
             .map_err(|e| Error::unavailable(format!("the loader's thread: {e}")))?;
         let loader = Loader {
             jobs: Some(jobs),
             answers,
+            stopping,
             thread: Some(thread),
         };
         is_ready
@@ -124,6 +130,7 @@ impl Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
             // It catches what jobs do; a panic of its own was printed.
@@ -134,7 +141,7 @@ impl Drop for Loader {
 
 fn work(
     registry: &impl Describe,
-    inbox: &Receiver<(u64, Job)>,
+    inbox: impl Iterator<Item = (u64, Job)>,
     answers: &Answers,
     notify: &mut impl FnMut(u64),
 ) {
@@ -175,4 +182,59 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Params;
+
+    /// Takes each job only when it is told to.
+    struct Slow {
+        started: Sender<()>,
+        go: crossbeam_channel::Receiver<()>,
+    }
+
+    impl Describe for Slow {
+        fn resolve(&self, _: &Lookup) -> Result<Arc<Description>> {
+            let _ = self.started.send(());
+            let _ = self.go.recv();
+            Err(Error::not_found("none"))
+        }
+
+        fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+            self.resolve(lookup)
+        }
+
+        fn unload(&self, _: &Lookup) -> Result<Vec<ModelId>> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_for_the_jobs_that_wait() {
+        let (started, has_started) = crossbeam_channel::unbounded();
+        let (may_go, go) = crossbeam_channel::unbounded();
+        let slow = Arc::new(Slow { started, go });
+        let loader = Loader::start(slow, || Ok(|_| ())).unwrap();
+        for ticket in 0..5 {
+            let lookup = Lookup::of(Some("a"), &Params::new());
+            loader.ask(ticket, Job::Resolve(lookup));
+        }
+        has_started.recv().unwrap();
+        let stopping = loader.stopping.clone();
+        let drops = std::thread::spawn(move || drop(loader));
+        while !stopping.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        for _ in 0..5 {
+            may_go.send(()).unwrap();
+        }
+        drops.join().unwrap();
+        assert_eq!(
+            has_started.try_iter().count(),
+            0,
+            "jobs that were begun after the stop"
+        );
+    }
 }

@@ -53,6 +53,16 @@ impl Lookup {
         }
     }
 
+    /// Its texts, and its values.
+    pub(crate) fn held(&self) -> (impl Iterator<Item = &str>, impl Iterator<Item = &Value>) {
+        let keys = self.paths.iter().map(|(key, _)| key.as_str());
+        let values = self.paths.iter().map(|(_, value)| value);
+        (
+            self.model.as_deref().into_iter().chain(keys),
+            values.chain(&self.version),
+        )
+    }
+
     /// What to call the model in messages.
     pub fn name(&self) -> &str {
         let by_path = || {
@@ -172,7 +182,18 @@ impl Roots {
                 )));
             }
         };
-        self.model(name, target, method.as_deref(), asked)
+        let name = self.plain_name(name)?;
+        self.model(&name, target, method.as_deref(), asked)
+    }
+
+    /// What a model is called, however its path was spelt: below the run-script directory, without `.` and `..`.
+    fn plain_name(&self, text: &str) -> Result<String> {
+        let path = self.inside("model", text)?;
+        let first = self.roots.first().into_iter();
+        let below = first
+            .flat_map(|root| [&root.real, &root.given])
+            .find_map(|root| path.strip_prefix(root).ok());
+        Ok(below.unwrap_or(&path).to_string_lossy().into_owned())
     }
 
     /// Checks the paths of a request that do not name its model.
@@ -284,8 +305,11 @@ impl Roots {
         exact.map_err(|e| {
             if e.code() == crate::ErrorCode::NotFound {
                 Error::not_found(format!(
-                    "model {name:?}: {} has neither that file nor {name}.proxy, {name}.onnx or {name}/",
-                    self.shown
+                    "model {name:?}: {} has neither that file nor {:?}, {:?} or {:?}",
+                    self.shown,
+                    format!("{name}.proxy"),
+                    format!("{name}.onnx"),
+                    format!("{name}/")
                 ))
             } else {
                 e

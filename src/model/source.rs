@@ -32,6 +32,9 @@ pub(super) struct Signature {
     pub(super) empty: Empty,
 }
 
+/// Most bytes of a message of Protocol Buffers, which an ONNX file is.
+const MAX_ONNX_BYTES: u64 = i32::MAX as u64;
+
 /// Tells one state of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Stamp {
@@ -111,6 +114,7 @@ impl OnnxSource {
     ) -> Result<OnnxSource> {
         let file = fs::File::open(path).map_err(|e| unreadable(path, &e))?;
         let stamp = Stamp::from(&file.metadata().map_err(|e| unreadable(path, &e))?);
+        check_size(path, stamp)?;
         let Content {
             model,
             weights,
@@ -202,8 +206,10 @@ impl OnnxSource {
         };
         let session = memory::in_passing(attempt)?.map_err(|e| {
             let name = file_name(&self.path);
-            // The engine names the file by its full path, which is nobody's business who sends requests.
-            let why = e.to_string().replace(&*path.to_string_lossy(), &name);
+            let why = without_folder(
+                &e.to_string().replace(&*path.to_string_lossy(), &name),
+                &path,
+            );
             Error::precondition(format!("the engine cannot open {name}: {}", why.trim_end()))
         });
         // The shared weights belong to the file as it was: a session of another graph must not get them.
@@ -243,6 +249,30 @@ impl OnnxSource {
 pub(super) fn file_name(path: &Path) -> String {
     path.file_name()
         .map_or_else(String::new, |name| format!("{:?}", name.to_string_lossy()))
+}
+
+/// What the engine says, without the folder of a file: where it lies is nobody's business who sends requests.
+fn without_folder(text: &str, path: &Path) -> String {
+    let folder = path.parent().unwrap_or(Path::new("")).to_string_lossy();
+    if matches!(&*folder, "" | "/") {
+        return text.to_owned();
+    }
+    text.replace(&format!("{folder}/"), "")
+        .replace(&*folder, "its folder")
+}
+
+/// # Errors
+/// `FAILED_PRECONDITION` if there is more than an ONNX file can hold, before it is read.
+fn check_size(path: &Path, stamp: Stamp) -> Result<()> {
+    if stamp.bytes() <= MAX_ONNX_BYTES {
+        return Ok(());
+    }
+    Err(Error::precondition(format!(
+        "{} has {} bytes, and an ONNX file has at most {MAX_ONNX_BYTES} (2 GiB); save the model with its weights in a \
+         file of their own (external data)",
+        file_name(path),
+        stamp.bytes()
+    )))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {

@@ -323,7 +323,7 @@ impl Sink {
         let mut offset = member.offset;
         for run in sent {
             let frames = server::write_part(member.request, offset, &run);
-            self.send(member.reply, frames, run.payload_bytes() as u64)?;
+            self.send(member.reply, frames)?;
             offset += run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
         }
         if rows < member.total {
@@ -335,7 +335,7 @@ impl Sink {
         if member.stream {
             let end = ServerMessage::End(member.total, done.stats);
             self.count_answer(member.arrived_us, member.total, None);
-            self.send(member.reply, server::write_message(member.request, &end), 0)?;
+            self.send(member.reply, server::write_message(member.request, &end))?;
         } else {
             self.outbox.released(member.reply, done.counted);
             let outputs = Outputs {
@@ -429,7 +429,7 @@ impl Sink {
         }
         let frames = server::write_result(member.request, &outputs, stats);
         self.count_answer(member.arrived_us, member.total, None);
-        self.send(member.reply, frames, bytes)
+        self.send(member.reply, frames)
     }
 
     fn answer_error(
@@ -441,7 +441,7 @@ impl Sink {
     ) -> Result<()> {
         self.count_answer(arrived_us, 0, Some(error));
         let frames = server::write_message(request, &ServerMessage::Error(error.clone()));
-        self.send(reply, frames, 0)
+        self.send(reply, frames)
     }
 
     fn count_answer(&mut self, arrived_us: u64, rows: u64, error: Option<&Error>) {
@@ -459,8 +459,8 @@ impl Sink {
         }
     }
 
-    fn send(&mut self, reply: ReplyTo, frames: Vec<Bytes>, bytes: u64) -> Result<()> {
-        if self.outbox.send(&mut self.router, reply, frames, bytes) {
+    fn send(&mut self, reply: ReplyTo, frames: Vec<Bytes>) -> Result<()> {
+        if self.outbox.send(&mut self.router, reply, frames) {
             return Ok(());
         }
         self.report.undelivered += 1;

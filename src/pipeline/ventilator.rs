@@ -234,6 +234,7 @@ impl Ventilator {
             return Ok(());
         };
         let reply = reply_to(&identity);
+        let header_bytes = frames.as_slice().first().map_or(0, Bytes::len);
         match client::read(frames.collect()) {
             Ok(ClientMessage::Infer(id, request)) => {
                 let Some(reply) = reply else {
@@ -247,7 +248,7 @@ impl Ventilator {
                     self.refuse_on_port(&identity, id, error);
                     return Ok(());
                 }
-                self.take_infer(reply, id, *request)
+                self.take_infer(reply, id, *request, header_bytes)
             }
             Ok(ClientMessage::Cancel(id)) => {
                 let serial = reply.and_then(|reply| self.clients.serial(reply, id));
@@ -479,7 +480,7 @@ impl Ventilator {
     }
 
     fn close_as(&mut self, serial: Serial, error: &Error, answered: bool) -> Result<()> {
-        if let Some(parked) = self.intake.unpark(serial) {
+        if let Some(parked) = self.intake.give_up(serial) {
             return self.refuse(serial, parked.reply, parked.request, error);
         }
         let Some(chunks) = self.scheduler.close(serial) else {

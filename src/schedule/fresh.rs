@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
-use super::groups::Groups;
+use super::groups::{Groups, MOST_CLOSED, compact};
 use super::pace::{Pace, Target};
 use super::{Assignment, Chosen, Entry, Lane, Limits, PaceKey, Piece, Scheduler, whole_run};
 use crate::message::{Priority, Role, Serial, WorkerId};
@@ -25,6 +25,8 @@ pub(super) struct Fresh {
     high: VecDeque<Serial>,
     normal: VecDeque<Serial>,
     high_in_a_row: u32,
+    /// Of those in the rings, the closed.
+    closed: usize,
 }
 
 impl Fresh {
@@ -33,6 +35,22 @@ impl Fresh {
             Priority::High => self.high.push_back(serial),
             Priority::Normal => self.normal.push_back(serial),
         }
+    }
+
+    /// A bulk request that waited here was closed: it goes when its turn comes, or many others were closed too.
+    pub(super) fn close_bulk(&mut self, is_open: impl Fn(Serial) -> bool) {
+        self.closed += 1;
+        if self.closed > MOST_CLOSED.max((self.high.len() + self.normal.len()) / 2) {
+            compact(&mut self.high, &is_open);
+            compact(&mut self.normal, &is_open);
+            self.closed = 0;
+        }
+    }
+
+    /// Numbers that are kept, of open and of closed requests.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.groups.kept() + self.high.len() + self.normal.len()
     }
 
     /// The bulk request whose turn it is, and the ring that it came from.
@@ -157,6 +175,8 @@ impl<C: Clone> Scheduler<C> {
         loop {
             let (serial, ring) = self.fresh[role as usize].pop_bulk()?;
             let Some(entry) = self.entries.get_mut(&serial).filter(|e| !e.closed) else {
+                let fresh = &mut self.fresh[role as usize];
+                fresh.closed = fresh.closed.saturating_sub(1);
                 continue; // closed while it waited
             };
             let model = entry.job.model;

@@ -4,9 +4,14 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::message::Serial;
 
+/// Closed requests may stay in a queue until there are more of them than of open ones, and more than this.
+pub(super) const MOST_CLOSED: usize = 64;
+
 #[derive(Debug, Default)]
 struct Group {
     waiting: VecDeque<Serial>,
+    /// Of those that wait, the closed.
+    closed: usize,
     /// Rows of those that are still open.
     rows: usize,
 }
@@ -58,6 +63,8 @@ impl Groups {
                 }
                 together += rows;
                 taken.push((serial, rows));
+            } else {
+                group.closed = group.closed.saturating_sub(1);
             }
             group.waiting.pop_front();
         }
@@ -66,7 +73,8 @@ impl Groups {
         taken
     }
 
-    /// A waiting request was closed. It goes at once if it is the oldest, else when its turn comes.
+    /// A waiting request was closed. It goes at once if it is the oldest, else when its turn comes or many others of
+    /// the group were closed too.
     pub(super) fn close(
         &mut self,
         id: u64,
@@ -78,7 +86,15 @@ impl Groups {
             return;
         };
         group.rows -= rows;
-        if group.waiting.front() == Some(&serial) {
+        group.closed += 1;
+        if group.closed > MOST_CLOSED.max(group.waiting.len() / 2) {
+            if let Some(head) = group.waiting.front() {
+                self.heads.remove(head);
+            }
+            compact(&mut group.waiting, |serial| rows_of(serial).is_some());
+            group.closed = 0;
+            self.settle(id, rows_of);
+        } else if group.waiting.front() == Some(&serial) {
             self.heads.remove(&serial);
             self.settle(id, rows_of);
         }
@@ -95,7 +111,20 @@ impl Groups {
                 return;
             }
             group.waiting.pop_front();
+            group.closed = group.closed.saturating_sub(1);
         }
         self.groups.remove(&id);
     }
+
+    /// Numbers that are kept, of open and of closed requests.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.groups.values().map(|group| group.waiting.len()).sum()
+    }
+}
+
+/// Takes the closed requests out of a queue, and gives back the room that they had.
+pub(super) fn compact(waiting: &mut VecDeque<Serial>, is_open: impl Fn(Serial) -> bool) {
+    waiting.retain(|serial| is_open(*serial));
+    waiting.shrink_to(2 * waiting.len());
 }

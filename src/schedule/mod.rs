@@ -426,6 +426,9 @@ impl<C: Clone> Scheduler<C> {
             let rows_of = open_rows(&self.entries);
             let groups = &mut self.fresh[role as usize].groups;
             groups.close(group, serial, rows, rows_of);
+        } else if left > 0 {
+            let rows_of = open_rows(&self.entries);
+            self.fresh[role as usize].close_bulk(|serial| rows_of(serial).is_some());
         }
         let entry = self.entries.get_mut(&serial)?;
         self.waiting.requests -= 1;

@@ -529,3 +529,26 @@ fn whole_requests_are_neither_split_nor_joined() {
     assert_eq!(sizes, [1, 1, 1]);
     assert!(world.order.iter().any(|a| a.pieces[0].rows == 5000));
 }
+
+/// Workers are busy, and clients take back what they asked: nothing of it stays.
+#[test]
+fn closed_requests_leave_no_numbers_behind() {
+    for rows in [1, 100] {
+        let mut world = World::new(limits(1), 1_000_000);
+        for _ in 0..8 {
+            world.ask(rows);
+        }
+        let kept = |world: &World| world.scheduler.fresh.iter().map(Fresh::kept).sum::<usize>();
+        let before = kept(&world);
+        // The oldest of those that wait goes on waiting.
+        for _ in 0..10_000 {
+            let serial = world.ask(rows);
+            world.scheduler.close(serial).unwrap();
+        }
+        assert!(
+            kept(&world) <= before + 130,
+            "{rows} rows: {} numbers",
+            kept(&world)
+        );
+    }
+}

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::bounded::{self, BoundedInputs, BoundedParams};
 use super::{TensorHeader, VERSION, push_payload, read_tensors, write};
 use crate::error::{Error, Result};
 use crate::message::{Params, Priority, Request, RequestId};
@@ -72,12 +73,10 @@ pub struct Malformed {
     pub error: Error,
 }
 
-/// Most bytes of a header. Its fields take up to 70 times as much memory once they are read.
-pub const MAX_HEADER_BYTES: usize = 1024 * 1024;
+/// Most bytes of a header. Its fields take up to 70 times as much memory once they are read, and time to read.
+pub const MAX_HEADER_BYTES: usize = 256 * 1024;
 /// How deep parameters may be nested. They are read again inside, and by recursion everywhere.
 const MAX_DEPTH: usize = 64;
-/// Where the id of a header that cannot be read is looked for.
-const LOOSE_BYTES: usize = 64 * 1024;
 
 /// The header, as it is read: every field that any kind may have.
 ///
@@ -89,8 +88,8 @@ struct Header<'a> {
     kind: Option<&'a str>,
     id: Option<u64>,
     model: Option<&'a str>,
-    params: Option<Params>,
-    inputs: Option<Vec<TensorHeader<'a>>>,
+    params: Option<BoundedParams>,
+    inputs: Option<BoundedInputs<'a>>,
     timeout_ms: Option<u64>,
     priority: Option<&'a str>,
     stream: Option<bool>,
@@ -298,7 +297,7 @@ fn read_header(header: &[u8]) -> Result<Header<'_>, String> {
 
 fn read_loosely(header: &[u8], cause: &str) -> Malformed {
     let mut loose = Loose::default();
-    let start = &header[..header.len().min(LOOSE_BYTES)];
+    let start = &header[..header.len().min(MAX_HEADER_BYTES)];
     // What was read before an error is what counts.
     let complete = rmp_serde::Deserializer::from_read_ref(start)
         .deserialize_map(&mut loose)
@@ -355,7 +354,7 @@ fn interpret(
     }
     Ok(match kind {
         "infer" => {
-            let inputs = header
+            let BoundedInputs(inputs) = header
                 .inputs
                 .ok_or_else(|| Error::invalid("infer without `inputs`"))?;
             if inputs.is_empty() {
@@ -370,9 +369,13 @@ fn interpret(
                     )));
                 }
             };
+            let model = header.model.map(bounded::model_name).transpose()?;
+            let params = header.params.map_or_else(Params::new, |params| params.0);
+            bounded::check_paths(&params)?;
+            bounded::check_tensor_names(&inputs)?;
             let request = Request {
-                model: header.model.map(str::to_owned),
-                params: header.params.unwrap_or_default(),
+                model,
+                params,
                 inputs: read_tensors(&inputs, frames)?,
                 timeout_ms: header.timeout_ms,
                 priority,
@@ -402,8 +405,8 @@ fn interpret(
         "load" | "unload" => {
             let model = header
                 .model
-                .ok_or_else(|| Error::invalid(format!("{kind} without `model`")))?
-                .to_owned();
+                .ok_or_else(|| Error::invalid(format!("{kind} without `model`")))?;
+            let model = bounded::model_name(model)?;
             if kind == "load" {
                 ClientMessage::Load(id, model)
             } else {

@@ -16,8 +16,9 @@
 //! parts: it answers a stream with one `result`.
 //!
 //! `client.rs` is what clients say, `server.rs` what they are told; both ends of each direction are in one file,
-//! so that the writer and the reader of a frame cannot drift apart.
+//! so that the writer and the reader of a frame cannot drift apart. `bounded.rs` reads what clients could make endless.
 
+pub(crate) mod bounded;
 pub mod client;
 #[cfg(feature = "server")]
 pub(crate) mod inner;

@@ -158,7 +158,7 @@ fn parameters_count_as_bytes() {
         send(
             &raw.port,
             &[
-                infer(100, "echo", json!({"a": vec![0; 500_000]})),
+                infer(100, "echo", json!({"a": vec![json!({"b": null}); 1_500]})),
                 vec![0; 16],
             ],
         );
@@ -188,5 +188,47 @@ fn parameters_count_as_bytes() {
             &[infer(200, "echo", json!({"a": deep})), vec![0; 16]],
         );
         assert_eq!(receive(&raw.out).kind(), "result");
+    });
+}
+
+/// What a header has is held as long as rows are, whatever the server makes of it.
+#[test]
+fn headers_count_as_bytes() {
+    within(LIMIT, || {
+        let server = server(&["--max-queue-bytes", "1MiB", "--max-request-bytes", "1MiB"]);
+        let mut raw = Raw::open(&server);
+        send(&raw.port, &slow(100, 1));
+        assert_eq!(receive(&raw.out).kind(), "result");
+        idle(&mut raw);
+        send(&raw.port, &slow(101, 1_800));
+        let noted = pack(&json!({
+            "v": 1, "type": "infer", "id": 102, "model": "slow", "note": "n".repeat(200_000),
+            "inputs": [{"name": "ids", "dtype": "INT64", "shape": [1, 64]}],
+        }));
+        send(&raw.port, &[noted, vec![0; 512]]);
+        let mut answers = [receive(&raw.out), receive(&raw.out)];
+        answers.sort_by_key(|answer| answer.id());
+        assert_eq!(answers[0].kind(), "result");
+        assert_eq!(answers[1].code(), EXHAUSTED);
+    });
+}
+
+/// However the first request spelt it.
+#[test]
+fn a_model_is_called_by_its_plain_name() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut raw = Raw::open(&server);
+        for model in [&*"./".repeat(1_000), ".//x/.././"] {
+            let id = raw.id();
+            let name = format!("{model}echo");
+            let header = input(id, &name, "x", "FP32", json!([1, 4]));
+            send(&raw.port, &[header, vec![0; 16]]);
+            assert_eq!(receive(&raw.out).kind(), "result");
+        }
+        let status = raw.status();
+        assert_eq!(status["models"].as_array().map(Vec::len), Some(1));
+        assert_eq!(status["models"][0]["name"], "echo");
+        assert!(server.log().len() < 20_000, "{}", server.log());
     });
 }

@@ -64,14 +64,46 @@ pub fn bad_headers(id: u64) -> Vec<Case> {
             Port(INVALID, "2097"),
         ),
         (
-            "a type of 500 KiB",
-            with(id, "type", json!("a".repeat(500_000))),
+            "a type of 200 KiB",
+            with(id, "type", json!("a".repeat(200_000))),
             Port(INVALID, "aaaa"),
         ),
         (
-            "a datatype of 500 KiB",
-            input(id, "echo", "x", &"a".repeat(500_000), json!([2, 4])),
+            "a datatype of 200 KiB",
+            input(id, "echo", "x", &"a".repeat(200_000), json!([2, 4])),
             Out(INVALID, "aaaa"),
+        ),
+        (
+            "a header of a byte more than it may have",
+            {
+                let of = |bytes: usize| with(id, "params", json!({"a": "a".repeat(bytes)}));
+                of(262_145 + 200_000 - of(200_000).len())
+            },
+            Out(INVALID, "262145 bytes, and 262144 is the most"),
+        ),
+        (
+            "params of too many values",
+            with(id, "params", json!({"a": vec![json!({"b": null}); 5_000]})),
+            Out(INVALID, "more than 10000 values"),
+        ),
+        (
+            "a model's name longer than a path",
+            with(id, "model", json!(format!("{}echo", "./".repeat(2_500)))),
+            Out(INVALID, "4096 is the most"),
+        ),
+        (
+            "a path longer than a path",
+            with(
+                id,
+                "params",
+                json!({"a_path": format!("{}echo.onnx", "./".repeat(2_500))}),
+            ),
+            Out(INVALID, "\"a_path\" has 5009 bytes"),
+        ),
+        (
+            "a tensor's name of 2 KiB",
+            input(id, "echo", &"n".repeat(2048), "FP32", json!([2, 4])),
+            Out(INVALID, "1024 is the most"),
         ),
         (
             "params with a number as key",

@@ -11,7 +11,7 @@ use zmq::Socket;
 use crate::frames;
 use crate::message::ReplyTo;
 
-/// Answers of less payload are not counted one by one: the socket's high-water mark bounds how many there are.
+/// Answers of fewer bytes are not counted one by one: the socket's high-water mark bounds how many there are.
 const UNCOUNTED_BYTES: u64 = 4096;
 /// Answers that wait for a client whose connection takes no more right now.
 const MAX_BACKLOG: usize = 65_536;
@@ -113,13 +113,9 @@ impl Outbox {
 
     /// Sends an answer, or keeps it if the client's connection is full. False if the client is gone, or has let too
     /// many answers wait.
-    pub(super) fn send(
-        &mut self,
-        router: &mut Socket,
-        reply: ReplyTo,
-        frames: Vec<Bytes>,
-        bytes: u64,
-    ) -> bool {
+    pub(super) fn send(&mut self, router: &mut Socket, reply: ReplyTo, frames: Vec<Bytes>) -> bool {
+        // All of it: headers and errors are held as long as rows are.
+        let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
         let waits = self
             .accounts
             .get(&reply)

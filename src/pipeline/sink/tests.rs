@@ -18,12 +18,19 @@ struct Bench {
 }
 
 fn bench(max_client_bytes: u64) -> Bench {
+    bench_of(max_client_bytes, 0)
+}
+
+/// `mark` messages fill each end of the client's connection; 0: any number.
+fn bench_of(max_client_bytes: u64, mark: i32) -> Bench {
     let context = Context::new();
     let router = socket::inner(&context, zmq::ROUTER).unwrap();
+    router.set_sndhwm(mark).unwrap();
     router.set_router_mandatory(true).unwrap();
     router.bind("inproc://out").unwrap();
     let mut client = socket::inner(&context, zmq::DEALER).unwrap();
     client.set_identity(&REPLY.0).unwrap();
+    client.set_rcvhwm(mark).unwrap();
     client.set_rcvtimeo(20_000).unwrap();
     client.connect("inproc://out").unwrap();
     let ventilator = socket::inner_bound(&context, zmq::PULL, TO_VENTILATOR).unwrap();
@@ -107,6 +114,15 @@ impl Bench {
     fn hear(&mut self) -> (RequestId, ServerMessage) {
         let frames = frames::receive(&mut self.client, 0).unwrap();
         server::read(frames.expect("in time")).unwrap()
+    }
+
+    /// A connection that was full takes more when its other end has read.
+    fn flush_until_heard(&mut self) {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while self.client.poll(zmq::POLLIN, 1).unwrap() == 0 {
+            assert!(std::time::Instant::now() < end, "nothing comes");
+            self.sink.flush().unwrap();
+        }
     }
 
     fn hears_nothing(&mut self) {
@@ -282,6 +298,25 @@ fn a_clients_bytes_are_counted_once_and_given_back_once() {
     bench.done(&member(2, 2000, 1000, 3000));
     assert_eq!(bench.values().len(), 3000);
     bench.remembers_nothing();
+}
+
+#[test]
+fn answers_that_wait_are_counted_with_their_headers() {
+    let mut bench = bench_of(10_000, 1);
+    for serial in 0..200 {
+        bench.close(&member(serial, 0, 10, 10), 0);
+    }
+    // There is room for its 40 bytes, but not beside errors of some 60 bytes each.
+    bench.done(&member(200, 0, 10, 10));
+    for _ in 0..200 {
+        bench.flush_until_heard();
+        assert_eq!(bench.error(), ErrorCode::Cancelled);
+    }
+    bench.flush_until_heard();
+    assert_eq!(bench.error(), ErrorCode::ResourceExhausted);
+    bench.done(&member(201, 0, 10, 10));
+    bench.flush_until_heard();
+    assert_eq!(bench.values().len(), 10, "the room is free again");
 }
 
 #[test]

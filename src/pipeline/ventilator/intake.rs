@@ -10,20 +10,34 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
 use crate::model::Lookup;
-use crate::model::check::check_inputs;
+use crate::model::check::{check_inputs, check_padding};
 use crate::model::loader::Job as LoadJob;
 use crate::model::{BatchKind, Description};
 use crate::schedule::Job;
 
 /// Different lookups whose answers are kept. A client may vary its `_path` parameters without end.
 const MAX_RESOLVED: usize = 4096;
+/// Most bytes of those lookups. One that has more than a part of them is not kept.
+const MAX_RESOLVED_BYTES: u64 = 4 << 20;
+const MAX_RESOLVED_PART: u64 = MAX_RESOLVED_BYTES / 64;
 /// Different groups that have numbers. When they are forgotten, requests of before and after do not share a batch.
 const MAX_GROUPS: usize = 4096;
 
 /// A value of a parameter, or an entry's place in a map.
 const VALUE_BYTES: u64 = 64;
-/// Longest parameters of a group that has a number.
+/// A map with an entry takes room for eleven.
+const MAP_BYTES: u64 = 700;
+/// An input besides its bytes.
+const TENSOR_BYTES: u64 = 256;
+/// What a request names is kept so many times while its model is not described.
+const LOOKUPS: u64 = 4;
+/// Of each lookup besides its texts.
+const LOOKUP_BYTES: u64 = 128;
+/// Longest parameters and dimensions of a group that has a number.
 const MAX_GROUP_BYTES: usize = 4096;
+
+/// So many more numbers of requests that have ended than of open ones may wait for models.
+const MIN_ENDED: usize = 1024;
 
 /// A request that waits for its model to be described.
 pub(super) struct Parked {
@@ -47,8 +61,11 @@ struct GroupKey {
 #[derive(Default)]
 pub(super) struct Intake {
     resolved: HashMap<Lookup, Arc<Description>>,
+    resolved_bytes: u64,
     waiting: HashMap<Lookup, Vec<Serial>>,
     parked: HashMap<Serial, Parked>,
+    /// Numbers in `waiting` of requests that have ended.
+    ended: usize,
     parked_bytes: u64,
     deadlines: BinaryHeap<Reverse<(u64, Serial)>>,
     groups: HashMap<GroupKey, u64>,
@@ -64,8 +81,36 @@ impl Intake {
         self.parked.keys().copied().collect()
     }
 
-    /// Takes a parked request out, if it is one.
-    pub(super) fn unpark(&mut self, serial: Serial) -> Option<Parked> {
+    /// Takes out a parked request that ends before its model is described, if it is one.
+    pub(super) fn give_up(&mut self, serial: Serial) -> Option<Parked> {
+        let parked = self.unpark(serial)?;
+        self.ended += 1;
+        if self.ended > self.parked.len() + MIN_ENDED {
+            // A loader may be busy for long, and clients come and go meanwhile.
+            let open = &self.parked;
+            for waiting in self.waiting.values_mut() {
+                waiting.retain(|serial| open.contains_key(serial));
+                waiting.shrink_to(2 * waiting.len());
+            }
+            self.ended = 0;
+        }
+        Some(parked)
+    }
+
+    /// The parked requests that waited for a lookup, in the order in which they came.
+    fn take_waiting(&mut self, lookup: &Lookup) -> Vec<(Serial, Parked)> {
+        let mut taken = Vec::new();
+        for serial in self.waiting.remove(lookup).unwrap_or_default() {
+            match self.unpark(serial) {
+                Some(parked) => taken.push((serial, parked)),
+                // It was cancelled, or its deadline passed.
+                None => self.ended = self.ended.saturating_sub(1),
+            }
+        }
+        taken
+    }
+
+    fn unpark(&mut self, serial: Serial) -> Option<Parked> {
         let parked = self.parked.remove(&serial)?;
         self.parked_bytes -= parked.bytes;
         Some(parked)
@@ -99,16 +144,30 @@ impl Intake {
 
     /// The next request with that lookup need not wait for the loader.
     pub(super) fn learn(&mut self, lookup: &Lookup, description: &Arc<Description>) {
-        if self.resolved.len() >= MAX_RESOLVED {
-            self.resolved.clear();
+        let bytes = lookup_bytes(lookup);
+        if bytes > MAX_RESOLVED_PART {
+            return; // the loader looks it up again
         }
-        self.resolved.insert(lookup.clone(), description.clone());
+        if self.resolved.len() >= MAX_RESOLVED || self.resolved_bytes + bytes > MAX_RESOLVED_BYTES {
+            self.resolved.clear();
+            self.resolved_bytes = 0;
+        }
+        let before = self.resolved.insert(lookup.clone(), description.clone());
+        if before.is_none() {
+            self.resolved_bytes += bytes;
+        }
     }
 
     /// A model was unloaded: the next request asks the loader again.
     pub(super) fn forget(&mut self, model: ModelId) {
-        self.resolved
-            .retain(|_, description| description.id != model);
+        let left = &mut self.resolved_bytes;
+        self.resolved.retain(|lookup, description| {
+            let stays = description.id != model;
+            if !stays {
+                *left = left.saturating_sub(lookup_bytes(lookup));
+            }
+            stays
+        });
     }
 
     /// What is known of the model that a lookup leads to, if that was learnt.
@@ -122,7 +181,7 @@ impl Intake {
         } else {
             serde_json::to_string(params).unwrap_or_default()
         };
-        if params.len() > MAX_GROUP_BYTES {
+        if params.len() + size_of_val(&*dims) > MAX_GROUP_BYTES {
             // Too long to be kept in case it comes again: it runs alone.
             self.next_group += 1;
             return self.next_group;
@@ -145,18 +204,30 @@ impl Intake {
 
 /// Roughly the memory that parameters take.
 fn params_bytes(params: &Params) -> u64 {
-    fn value_bytes(value: &Value) -> u64 {
-        let inner = match value {
-            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-            Value::String(text) => text.len() as u64,
-            Value::Array(values) => values.iter().map(value_bytes).sum(),
-            Value::Object(values) => params_bytes(values),
-        };
-        VALUE_BYTES + inner
+    if params.is_empty() {
+        return 0;
     }
     let entry =
         |(name, value): (&String, &Value)| VALUE_BYTES + name.len() as u64 + value_bytes(value);
-    params.iter().map(entry).sum()
+    MAP_BYTES + params.iter().map(entry).sum::<u64>()
+}
+
+fn value_bytes(value: &Value) -> u64 {
+    let inner = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len() as u64,
+        Value::Array(values) => values.iter().map(value_bytes).sum(),
+        Value::Object(values) => params_bytes(values),
+    };
+    VALUE_BYTES + inner
+}
+
+/// Roughly the memory that a lookup takes.
+fn lookup_bytes(lookup: &Lookup) -> u64 {
+    let (texts, values) = lookup.held();
+    LOOKUP_BYTES
+        + texts.map(|text| text.len() as u64).sum::<u64>()
+        + values.map(|v| VALUE_BYTES + value_bytes(v)).sum::<u64>()
 }
 
 impl Ventilator {
@@ -166,10 +237,10 @@ impl Ventilator {
         reply: ReplyTo,
         request: RequestId,
         body: Request,
+        header_bytes: usize,
     ) -> Result<()> {
         let serial = self.new_serial();
-        let arrived_us = self.clock.now_us();
-        match self.admit(serial, reply, request, body, arrived_us) {
+        match self.admit(serial, (reply, request), body, header_bytes) {
             Ok(()) => Ok(()),
             Err(error) => self.refuse(serial, reply, request, &error),
         }
@@ -178,19 +249,19 @@ impl Ventilator {
     fn admit(
         &mut self,
         serial: Serial,
-        reply: ReplyTo,
-        request: RequestId,
+        (reply, request): (ReplyTo, RequestId),
         body: Request,
-        arrived_us: u64,
+        header_bytes: usize,
     ) -> Result<()> {
+        let arrived_us = self.clock.now_us();
         if self.phase != Phase::Serving {
             return Err(Error::unavailable("the server is shutting down"));
         }
-        let bytes = body.inputs.payload_bytes() as u64 + params_bytes(&body.params);
+        let own_bytes = body.inputs.payload_bytes() as u64 + params_bytes(&body.params);
         let most = self.facts.welcome.max_request_bytes;
-        if bytes > most {
+        if own_bytes > most {
             return Err(Error::exhausted(format!(
-                "the request has {bytes} bytes, this server takes {most} (--max-request-bytes)"
+                "the request has {own_bytes} bytes, this server takes {most} (--max-request-bytes)"
             )));
         }
         let own_us = body.timeout_ms.map(|ms| ms.saturating_mul(1000));
@@ -198,10 +269,15 @@ impl Ventilator {
         let deadline_us = own_us
             .or(default_us)
             .map(|timeout| arrived_us.saturating_add(timeout));
+        let lookup = Lookup::of(body.model.as_deref(), &body.params);
+        // What its header made is held as long as its rows are.
+        let bytes = own_bytes
+            + header_bytes as u64
+            + TENSOR_BYTES * body.inputs.tensors.len() as u64
+            + LOOKUPS * lookup_bytes(&lookup);
         // Those that wait for a model to be read wait in the same bounds as the queue.
         let (requests, beside) = (self.intake.parked.len(), self.intake.parked_bytes);
         self.scheduler.check_room(bytes, requests, beside)?;
-        let lookup = Lookup::of(body.model.as_deref(), &body.params);
         let parked = Parked {
             reply,
             request,
@@ -248,10 +324,7 @@ impl Ventilator {
             self.send_errand(Errand::Infer(lookup), job);
             return Ok(());
         };
-        for serial in self.intake.waiting.remove(&lookup).unwrap_or_default() {
-            let Some(parked) = self.intake.unpark(serial) else {
-                continue; // it was cancelled, or its deadline passed
-            };
+        for (serial, parked) in self.intake.take_waiting(&lookup) {
             let (reply, request) = (parked.reply, parked.request);
             let entered = match &result {
                 Ok(description) => self.enqueue(serial, parked, description.clone()),
@@ -299,6 +372,7 @@ impl Ventilator {
             ..
         } = parked.body;
         let checked = check_inputs(&model, inputs)?;
+        check_padding(&model, &checked, self.facts.welcome.max_request_bytes)?;
         // What is given whole has no rows to send in parts: the one result is its stream.
         let stream = stream && model.kind != BatchKind::Whole;
         let job = Job {
@@ -334,5 +408,81 @@ impl Ventilator {
             },
         );
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::mock::{Behaviour, MockSource};
+
+    fn park(intake: &mut Intake, lookup: &Lookup, serial: u64) {
+        let serial = Serial(serial);
+        let parked = Parked {
+            reply: ReplyTo::default(),
+            request: RequestId(serial.0),
+            body: Request::default(),
+            arrived_us: 0,
+            deadline_us: None,
+            bytes: 1,
+        };
+        intake.parked_bytes += parked.bytes;
+        intake.parked.insert(serial, parked);
+        let waiting = intake.waiting.entry(lookup.clone()).or_default();
+        waiting.push(serial);
+    }
+
+    #[test]
+    fn parked_requests_that_have_ended_leave_no_numbers_behind() {
+        let mut intake = Intake::default();
+        let lookup = Lookup::of(Some("m"), &Params::new());
+        park(&mut intake, &lookup, 0);
+        for serial in 1..10_000 {
+            park(&mut intake, &lookup, serial);
+            assert!(intake.give_up(Serial(serial)).is_some());
+        }
+        assert!(intake.waiting[&lookup].len() <= 2 * MIN_ENDED);
+        let left = intake.take_waiting(&lookup);
+        let serials: Vec<Serial> = left.iter().map(|(serial, _)| *serial).collect();
+        assert_eq!((serials, intake.parked_bytes), (vec![Serial(0)], 0));
+    }
+
+    #[test]
+    fn lookups_that_are_kept_are_bounded_in_bytes() {
+        let model = MockSource::default().add("m", Behaviour::Echo);
+        let mut intake = Intake::default();
+        let spelt = |bytes: usize, number: usize| {
+            let paths = (0..bytes / 1000).map(|i| {
+                let path = format!("{number}{}", "/".repeat(980));
+                (format!("{i}_path"), path.into())
+            });
+            Lookup::of(Some("m"), &paths.collect())
+        };
+        for number in 0..2000 {
+            intake.learn(&spelt(10_000, number), &model);
+        }
+        let kept = |intake: &Intake| intake.resolved.keys().map(lookup_bytes).sum::<u64>();
+        assert!(kept(&intake) <= MAX_RESOLVED_BYTES && kept(&intake) > MAX_RESOLVED_PART);
+        assert_eq!(kept(&intake), intake.resolved_bytes);
+        let large = spelt(200_000, 0);
+        intake.learn(&large, &model);
+        assert!(!intake.resolved.contains_key(&large));
+        intake.forget(model.id);
+        assert_eq!((intake.resolved.len(), intake.resolved_bytes), (0, 0));
+    }
+
+    #[test]
+    fn long_names_are_not_kept_with_groups() {
+        let mut intake = Intake::default();
+        let ids = [0, 1].map(|_| intake.group(ModelId(1), vec![7; 100_000], &Params::new()));
+        assert_ne!(ids[0], ids[1]);
+        assert!(intake.groups.is_empty());
+    }
+
+    #[test]
+    fn a_map_is_charged_what_it_takes() {
+        let text = format!(r#"{{"a":[{}]}}"#, vec![r#"{"b":null}"#; 1000].join(","));
+        let params: Params = serde_json::from_str(&text).unwrap_or_default();
+        assert!(params_bytes(&params) > 700_000);
     }
 }
