@@ -389,8 +389,10 @@ fn interpret(
         "models" => match (header.model, header.params) {
             (None, None) => ClientMessage::Models(id),
             (model, params) => {
-                let params = params.unwrap_or_default();
-                ClientMessage::Describe(id, model.map(str::to_owned), params)
+                let model = model.map(bounded::model_name).transpose()?;
+                let params = params.map_or_else(Params::new, |params| params.0);
+                bounded::check_paths(&params)?;
+                ClientMessage::Describe(id, model, params)
             }
         },
         "terminate" => match header.mode {
