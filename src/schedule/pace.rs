@@ -12,7 +12,7 @@ const FIRST_RUN: usize = 8;
 /// How long a chunk of several runs should take: much longer than it takes to hand on, and short beside what a run may.
 const GOAL_US: u64 = 10_000;
 /// What a run costs beyond the time inside the model: its part of the answer.
-const RUN_OVERHEAD_US: f64 = 4.0;
+const RUN_OVERHEAD_US: f64 = 20.0;
 /// A neighbour must be cheaper by this to be moved to: machines are noisy.
 const BETTER: f64 = 0.98;
 /// Chunks of a size before it is believed.
