@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! Client ── infer ───────▶ a session of the pool, for the length of the call
-//!        ── infer, small ▶ the shared session, where there are more calls at once than cores
+//!        ── infer, small ▶ a session that they share, where there are more calls at once than cores
 //!        ── infer_stream ▶ a session of the pool, for as long as the parts are read
-//!        ── submit ──────▶ the shared session ◀── fetch   (tickets.rs)
+//!        ── submit ──────▶ a session that tickets share ◀── fetch     (tickets.rs)
 //!        ── status, … ───▶ a session of another pool, without a way for results     (control.rs)
 //!
 //! Session ── Line ▶ port        what ends one of them ends the session: what is in flight
@@ -71,8 +71,11 @@ pub struct Client {
     idle: Mutex<Vec<Session>>,
     /// Idle sessions for questions.
     idle_ask: Mutex<Vec<Session>>,
-    /// The session of all tickets, and of small requests when there are many at once.
-    shared: Mutex<Option<Arc<Shared>>>,
+    /// The session of all tickets.
+    tickets: Mutex<Option<Arc<Shared>>>,
+    /// The session of small requests when there are many at once. Not that of tickets: theirs may be large, and what is
+    /// behind them would wait.
+    small: Mutex<Option<Arc<Shared>>>,
     cores: usize,
     /// Calls of [`Client::infer`] that have a session of their own.
     calls: AtomicUsize,
@@ -147,7 +150,8 @@ impl Builder {
             timeout: self.timeout,
             idle: Mutex::default(),
             idle_ask: Mutex::default(),
-            shared: Mutex::default(),
+            tickets: Mutex::default(),
+            small: Mutex::default(),
             // Asked once: the answer is in files.
             cores: thread::available_parallelism().map_or(1, usize::from),
             calls: AtomicUsize::new(0),
@@ -196,7 +200,7 @@ impl Client {
         let calls = Counted::new(&self.calls);
         if is_small && self.many_at_once(calls.before) {
             drop(calls);
-            let response = self.submit_request(request, limit)?.fetch()?;
+            let response = self.submit_to(&self.small, request, limit)?.fetch()?;
             let bytes: usize = response.parts().iter().map(Batch::payload_bytes).sum();
             if bytes > SHARED_BYTES {
                 self.large_results.store(true, Ordering::Relaxed);
@@ -234,7 +238,7 @@ impl Client {
             return false;
         }
         calls >= self.cores
-            || lock(&self.shared)
+            || lock(&self.small)
                 .as_ref()
                 .is_some_and(|shared| shared.in_flight() > 0)
     }
@@ -248,13 +252,18 @@ impl Client {
         let (request, limit) = call
             .into()
             .into_request(inputs, self.timeout, Answer::Whole)?;
-        self.submit_request(request, limit)
+        self.submit_to(&self.tickets, request, limit)
     }
 
-    fn submit_request(&self, mut request: Request, limit: Limit) -> Result<Ticket> {
+    fn submit_to(
+        &self,
+        place: &Mutex<Option<Arc<Shared>>>,
+        mut request: Request,
+        limit: Limit,
+    ) -> Result<Ticket> {
         // A session may be lost just as it was found, or made; twice would be no accident.
         for _ in 0..2 {
-            let session = self.shared_session()?;
+            let session = self.shared_session(place)?;
             match session.submit(request, limit) {
                 Ok(ticket) => return ticket,
                 Err(back) => request = back,
@@ -263,14 +272,14 @@ impl Client {
         Err(Error::unavailable("the session was lost as it was opened"))
     }
 
-    fn shared_session(&self) -> Result<Arc<Shared>> {
-        if let Some(session) = &*lock(&self.shared)
+    fn shared_session(&self, place: &Mutex<Option<Arc<Shared>>>) -> Result<Arc<Shared>> {
+        if let Some(session) = &*lock(place)
             && !session.is_lost()
         {
             return Ok(session.clone());
         }
         let session = self.borrow(Purpose::Infer)?;
-        let mut shared = lock(&self.shared);
+        let mut shared = lock(place);
         if let Some(other) = shared.clone()
             && !other.is_lost()
         {
