@@ -112,6 +112,8 @@ pub(crate) mod socket;
 pub(crate) mod split;
 pub mod tensor;
 pub mod wire;
+#[cfg(any(feature = "client", feature = "server"))]
+pub(crate) mod zmtp;
 
 #[cfg(feature = "client")]
 pub use client::{Call, Client, Response};

@@ -1,0 +1,190 @@
+//! What waits to be written on one connection: small frames gathered in one piece of memory, large ones lent to `writev`.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+use bytes::Bytes;
+
+use super::codec::push_head;
+
+/// Frames of up to so many bytes are copied behind what waits already; more of them leave in one piece.
+const COPY_BYTES: usize = 4096;
+/// A piece that gathers frames is not made longer than this.
+const PIECE_BYTES: usize = 64 * 1024;
+/// Pieces in one write; systems take no more than 1,024.
+const MOST_SLICES: usize = 64;
+/// Memory that an idle connection may keep for its next small answers.
+const KEPT_BYTES: usize = 512;
+
+enum Piece {
+    Gathered(Vec<u8>),
+    Lent(Bytes),
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Piece::Gathered(bytes) => bytes,
+            Piece::Lent(bytes) => bytes,
+        }
+    }
+}
+
+/// The bytes that one connection has still to write.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    pieces: VecDeque<Piece>,
+    /// Of the first piece, bytes that were written.
+    written: usize,
+    bytes: u64,
+    /// Memory of a piece that was written, for the next.
+    spare: Vec<u8>,
+}
+
+impl Outgoing {
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Appends a message.
+    pub(crate) fn push_message(&mut self, frames: impl IntoIterator<Item = Bytes>) {
+        let mut frames = frames.into_iter().peekable();
+        while let Some(frame) = frames.next() {
+            let more = frames.peek().is_some();
+            let small = frame.len() <= COPY_BYTES;
+            self.push_small(|piece| {
+                push_head(piece, frame.len(), more);
+                if small {
+                    piece.extend_from_slice(&frame);
+                }
+            });
+            if !small {
+                self.bytes += frame.len() as u64;
+                self.pieces.push_back(Piece::Lent(frame));
+            }
+        }
+    }
+
+    /// Appends what `write` writes: a command, or the handshake.
+    pub(crate) fn push_small(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let gathers =
+            matches!(self.pieces.back(), Some(Piece::Gathered(piece)) if piece.len() < PIECE_BYTES);
+        if !gathers {
+            let piece = std::mem::take(&mut self.spare);
+            self.pieces.push_back(Piece::Gathered(piece));
+        }
+        if let Some(Piece::Gathered(piece)) = self.pieces.back_mut() {
+            let before = piece.len();
+            write(piece);
+            self.bytes += (piece.len() - before) as u64;
+        }
+    }
+
+    /// Writes as much as `writer` takes: `Ok(true)` if nothing is left, `Ok(false)` if it takes no more now.
+    ///
+    /// # Errors
+    /// The writer's, where it is not "try again".
+    pub(crate) fn write_to(&mut self, writer: &mut impl io::Write) -> io::Result<bool> {
+        while self.bytes > 0 {
+            let mut slices = [IoSlice::new(&[]); MOST_SLICES];
+            let mut count = 0;
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                let skip = if count == 0 { self.written } else { 0 };
+                *slice = IoSlice::new(&piece.bytes()[skip..]);
+                count += 1;
+            }
+            match writer.write_vectored(&slices[..count]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => self.advance(bytes),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.bytes -= bytes as u64;
+        self.written += bytes;
+        while let Some(piece) = self.pieces.front() {
+            let length = piece.bytes().len();
+            if self.written < length {
+                return;
+            }
+            self.written -= length;
+            if let Some(Piece::Gathered(mut piece)) = self.pieces.pop_front()
+                && piece.capacity() <= KEPT_BYTES
+            {
+                piece.clear();
+                self.spare = piece;
+            }
+        }
+        if self.pieces.capacity() > MOST_SLICES {
+            self.pieces = VecDeque::new();
+        }
+    }
+
+    /// Forgets all that waits.
+    pub(crate) fn clear(&mut self) {
+        *self = Outgoing::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes so many bytes at once, and nothing every other time.
+    struct Slow {
+        taken: Vec<u8>,
+        most: usize,
+        full: bool,
+    }
+
+    impl io::Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.full = !self.full;
+            if self.full {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let count = bytes.len().min(self.most);
+            self.taken.extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn whatever_the_connection_takes_at_once_all_bytes_leave_in_order() {
+        for most in [1, 7, 4096, 1 << 20] {
+            let mut outgoing = Outgoing::default();
+            let mut expected = Vec::new();
+            for bytes in [0, 1, 255, 256, COPY_BYTES, COPY_BYTES + 1, 200_000, 3] {
+                let frames = [vec![1; bytes], vec![2; 3]];
+                push_head(&mut expected, bytes, true);
+                expected.extend_from_slice(&frames[0]);
+                push_head(&mut expected, 3, false);
+                expected.extend_from_slice(&frames[1]);
+                outgoing.push_message(frames.map(Bytes::from));
+            }
+            assert_eq!(outgoing.bytes(), expected.len() as u64);
+            let mut slow = Slow {
+                taken: Vec::new(),
+                most,
+                full: false,
+            };
+            while !outgoing.write_to(&mut slow).unwrap() {}
+            assert!(slow.taken == expected, "most {most}");
+            assert!(outgoing.is_empty() && outgoing.pieces.is_empty());
+        }
+    }
+}
