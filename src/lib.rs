@@ -111,6 +111,8 @@ pub(crate) mod socket;
 #[cfg(feature = "server")]
 pub(crate) mod split;
 pub mod tensor;
+#[cfg(any(feature = "client", feature = "server"))]
+pub(crate) mod waker;
 pub mod wire;
 #[cfg(any(feature = "client", feature = "server"))]
 pub(crate) mod zmtp;

@@ -5,6 +5,8 @@
 //! stop:  ventilator drains ▸ marker through each worker to the sink ▸ sink ends ▸ ventilator's last word ▸ join
 //! ```
 
+mod door;
+mod fronts;
 mod local;
 
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use zmq::Context;
 
+pub use self::door::{Door, DoorAnswer};
 use self::local::LocalFiles;
 use crate::config::Config;
 use crate::error::{Error, Result};

@@ -7,6 +7,8 @@
 //!             └───── gone, abort, report ──────────────────┘
 //! ```
 
+pub(crate) mod control;
+pub(crate) mod doors;
 pub(crate) mod guard;
 pub(crate) mod sink;
 pub(crate) mod ventilator;
