@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use mdm::Client;
 use tempfile::TempDir;
 
@@ -55,14 +55,13 @@ impl Process {
         let tasks = format!("/proc/{}/task", self.child.id());
         let mut nanoseconds = 0;
         for task in std::fs::read_dir(&tasks).with_context(|| tasks.clone())? {
-            let path = task?.path().join("schedstat");
-            let text = std::fs::read_to_string(&path)
-                .with_context(|| format!("{}: does this kernel count it?", path.display()))?;
-            let first = text.split_whitespace().next().unwrap_or_default();
-            nanoseconds += first
-                .parse::<u64>()
-                .with_context(|| path.display().to_string())?;
+            // A thread may end meanwhile.
+            let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+            let first = text.split_whitespace().next().unwrap_or("0");
+            nanoseconds += first.parse::<u64>().with_context(|| tasks.clone())?;
         }
+        // A process that has started has used some.
+        ensure!(nanoseconds > 0, "{tasks}: this kernel does not count it");
         Ok(Duration::from_nanos(nanoseconds))
     }
 

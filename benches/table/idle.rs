@@ -48,10 +48,10 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
             sides.each(|server| server.process.fine_cpu())?,
             start.elapsed(),
         );
-        let ours = percent(after.ours - before.ours, took);
+        let ours = percent(after.ours.saturating_sub(before.ours), took);
         shares.push(ours);
         if let (Some(before), Some(after)) = (before.other, after.other) {
-            shares_to_server.push(ours, percent(after - before, took));
+            shares_to_server.push(ours, percent(after.saturating_sub(before), took));
         }
     }
     table.add_alone("idle: an idle server, of a core", &shares, "%");
@@ -99,7 +99,8 @@ fn paced(server: &Server, row: &Array2<f32>, long: Duration) -> Result<Paced> {
         // A request that took longer than a pause is followed at once, and not by a burst.
         due = (due + PAUSE).max(Instant::now());
     }
-    let share = percent(server.process.fine_cpu()? - before, start.elapsed());
+    let used = server.process.fine_cpu()?.saturating_sub(before);
+    let share = percent(used, start.elapsed());
     Ok(Paced {
         share,
         p50_us: micros(quantile(&mut times, 0.5)),

@@ -16,6 +16,8 @@ use super::report::{Bar, Pairs, Table, micros, quantile};
 use super::sides::Sides;
 
 const BULK_ROWS: usize = 8_000;
+/// A quick look must not wait long for the last of them, but they have to keep the workers busy.
+const LEAST_BULK_ROWS: usize = 2_000;
 const BULK_CLIENTS: usize = 2;
 
 struct Side {
@@ -56,7 +58,8 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
             seconds: 0.0,
         })
     })?;
-    let bulk = Array2::from_shape_vec((BULK_ROWS, 64), ids(BULK_ROWS).elements)?;
+    let bulk_rows = plan.times(BULK_ROWS).max(LEAST_BULK_ROWS);
+    let bulk = Array2::from_shape_vec((bulk_rows, 64), ids(bulk_rows).elements)?;
     let row = Array2::from_shape_vec((1, 64), floats(1).elements)?;
     sides.each(|side| {
         let some = bulk.slice(ndarray::s![..1000, ..]);

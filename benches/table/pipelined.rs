@@ -12,7 +12,7 @@ use super::Plan;
 use super::bare::{Bare, BareClient};
 use super::children::{Models, Server};
 use super::onnx;
-use super::report::{Bar, Pairs, Table, show};
+use super::report::{Bar, Pairs, Table};
 use super::sides::Sides;
 
 const IN_FLIGHT: usize = 64;
@@ -49,9 +49,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
         let cpu = server.process.cpu()?.as_secs_f64() * 1e6 / totals.requests as f64;
         let per_chunk = totals.requests as f64 / totals.chunks.max(1) as f64;
         Ok(format!(
-            "{} requests per chunk on average, processor time of the server per request {}",
-            show(per_chunk, ""),
-            show(cpu, "µs")
+            "{per_chunk:.1} requests per chunk on average, processor time of the server per request {cpu:.1} µs"
         ))
     })?;
     table.note(format!("pipelined: {}", said.text()));

@@ -10,19 +10,24 @@ use mdm::wire::server::{self, ServerMessage};
 
 use super::Plan;
 use super::children::{Models, Server};
-use super::report::{Bar, Pairs, Table};
+use super::report::{Bar, Pairs, Table, median};
 use super::sides::Sides;
 use super::zmtp::Peer;
 
 const SESSIONS: usize = 10_000;
+/// As many are enough to compare two servers by, and no trial for one that gets slower with each.
+const COMPARED_SESSIONS: usize = 1_000;
+/// How long opening them may take.
+const OPENING: Duration = Duration::from_secs(60);
 /// Descriptors of a process that are not sessions'.
 const OTHER_DESCRIPTORS: u64 = 512;
 /// What a session may hold.
 const MOST_BYTES: f64 = 8.0 * 1024.0;
 /// How often connections are looked after: a server may give one up that is silent for six seconds.
 const TEND: Duration = Duration::from_secs(1);
-/// How long the sessions sit there before the memory is read.
+/// How long the sessions sit there before the memory is read, and at least how long.
 const SIT: Duration = Duration::from_secs(2);
+const LEAST_SIT: Duration = Duration::from_millis(500);
 
 /// What a server with all its sessions was like.
 struct Opened {
@@ -42,33 +47,35 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
             "sessions: {count} and not {wanted}: a process may have {limit} descriptors here"
         ));
     }
+    let sit = plan.long(SIT).max(LEAST_SIT);
     let models = Models::write(&[])?;
     // One server at a time: the clients' side needs all the descriptors that it may have.
     let mut programs = Sides::of(plan, |program| Ok(program.to_owned()))?;
+    let fewer = count.min(plan.times(COMPARED_SESSIONS));
     let (mut bytes, mut to_server) = (Pairs::default(), Pairs::default());
-    let mut seconds = Sides::<Vec<f64>>::default();
+    let mut seconds = Vec::new();
     while plan.goes_on(bytes.count()) {
-        let opened = programs.each(|program| open(program, &models, count))?;
-        bytes.push(opened.ours.bytes_each, MOST_BYTES);
-        to_server.push_sides(opened.map(|opened| opened.bytes_each));
-        seconds.ours.push(opened.ours.seconds);
-        if let Some(other) = opened.other {
-            seconds.other.get_or_insert_default().push(other.seconds);
+        let opened = open(&programs.ours, &models, count, sit)?;
+        bytes.push(opened.bytes_each, MOST_BYTES);
+        seconds.push(opened.seconds);
+        if programs.other.is_some() {
+            let opened = programs.each(|program| open(program, &models, fewer, sit))?;
+            to_server.push_sides(opened.map(|opened| opened.bytes_each));
         }
     }
     let what = format!("sessions: {count} idle, resident memory each, to 8 KiB");
     table.add(&what, &bytes, "B", Bar::AtMost(1.0));
-    table.add_server("", &to_server, "B", Bar::None);
-    let seconds = seconds.map(|all| format!("{:.1} s", super::report::median(all.clone())));
+    let what = format!("{fewer} idle");
+    table.add_server(&what, &to_server, "B", Bar::None);
+    let seconds = median(seconds);
     table.note(format!(
-        "sessions: they were opened one by one in {}",
-        seconds.text()
+        "sessions: {count} were opened, one after the other, in {seconds:.1} s"
     ));
     Ok(())
 }
 
 /// Opens so many sessions with a new server.
-fn open(program: &Path, models: &Models, count: usize) -> Result<Opened> {
+fn open(program: &Path, models: &Models, count: usize, sit: Duration) -> Result<Opened> {
     let server = Server::start_program(program, models, &[])?;
     let mut peers = Vec::with_capacity(2 * count);
     // What the first one costs is not each one's.
@@ -76,6 +83,10 @@ fn open(program: &Path, models: &Models, count: usize) -> Result<Opened> {
     let before = server.process.memory()?.rss;
     let (start, mut tended) = (Instant::now(), Instant::now());
     for number in 1..=count {
+        ensure!(
+            start.elapsed() < OPENING,
+            "{number} of {count} sessions were open after {OPENING:?}"
+        );
         session(&server, number, &mut peers)
             .with_context(|| format!("session {number} of {count}"))?;
         if tended.elapsed() >= TEND {
@@ -85,7 +96,7 @@ fn open(program: &Path, models: &Models, count: usize) -> Result<Opened> {
     }
     let seconds = start.elapsed().as_secs_f64();
     let opened = Instant::now();
-    while opened.elapsed() < SIT {
+    while opened.elapsed() < sit {
         std::thread::sleep(TEND / 4);
         tend(&mut peers)?;
     }

@@ -17,7 +17,7 @@ const COMMAND: u8 = 4;
 /// What a command's body begins with: the length of its name, and the name.
 const PING: &[u8] = b"\x04PING";
 const PONG: &[u8] = b"\x04PONG";
-const ERROR: &[u8] = b"\x05ERROR";
+const READY: &[u8] = b"\x05READY";
 const TTL_BYTES: usize = 2;
 
 /// An answer that is not there after so long is missing.
@@ -40,22 +40,45 @@ impl Peer {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER))?;
-        let mut said = greeting();
-        said.extend(frame(COMMAND, &ready(id)?)?);
-        said.extend(frame(0, message)?);
-        stream.write_all(&said)?;
+        // Step by step, as libzmq does: libzmq hangs up on a peer that says all of this at once.
+        stream.write_all(&greeting())?;
+        let mut theirs = [0; GREETING_BYTES];
+        stream.read_exact(&mut theirs).context("no greeting")?;
+        ensure!(
+            theirs[0] == 0xff && theirs[9] == 0x7f && theirs[10] >= 3,
+            "no greeting of ZMTP 3: {theirs:?}"
+        );
+        let unread = Vec::new();
+        let mut peer = Peer { stream, unread };
+        peer.stream.write_all(&frame(COMMAND, &ready(id)?)?)?;
+        let (flags, said) = peer.receive().context("no READY")?;
+        ensure!(
+            flags & COMMAND != 0 && said.starts_with(READY),
+            "the server refused the connection: {}",
+            String::from_utf8_lossy(&said)
+        );
+        peer.stream.write_all(&frame(0, message)?)?;
+        let (flags, answer) = peer.receive().context("no answer")?;
+        ensure!(flags & (COMMAND | MORE) == 0, "an answer of several frames");
+        peer.stream.set_nonblocking(true)?;
+        Ok((peer, answer))
+    }
 
-        let (mut received, mut buffer) = (Vec::new(), [0; 1024]);
+    /// Waits for the next frame that is no PING: its flags and its body.
+    fn receive(&mut self) -> Result<(u8, Bytes)> {
         loop {
-            let count = stream.read(&mut buffer).context("no answer")?;
-            ensure!(count > 0, "the server hung up before it answered");
-            received.extend_from_slice(&buffer[..count]);
-            let Some((answer, rest)) = answer(&received, &mut stream)? else {
-                continue;
-            };
-            let (answer, unread) = (Bytes::copy_from_slice(answer), rest.to_vec());
-            stream.set_nonblocking(true)?;
-            return Ok((Peer { stream, unread }, answer));
+            while let Some((frame, rest)) = first(&self.unread) {
+                let is_ping = answer_ping(&frame, &mut self.stream)?;
+                let received = (frame.flags, Bytes::copy_from_slice(frame.body));
+                self.unread = rest.to_vec();
+                if !is_ping {
+                    return Ok(received);
+                }
+            }
+            let mut buffer = [0; 1024];
+            let count = self.stream.read(&mut buffer)?;
+            ensure!(count > 0, "the server hung up");
+            self.unread.extend_from_slice(&buffer[..count]);
         }
     }
 
@@ -91,7 +114,7 @@ fn greeting() -> Vec<u8> {
 }
 
 fn ready(id: &[u8]) -> Result<Vec<u8>> {
-    let mut body = b"\x05READY".to_vec();
+    let mut body = READY.to_vec();
     for (name, value) in [("Socket-Type", &b"DEALER"[..]), ("Identity", id)] {
         body.push(u8::try_from(name.len())?);
         body.extend(name.as_bytes());
@@ -120,39 +143,17 @@ fn first(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     Some((Frame { flags, body }, rest))
 }
 
-/// The one frame of the first message in what a server sent from the beginning on, and what is behind it.
-fn answer<'a>(received: &'a [u8], stream: &mut TcpStream) -> Result<Option<(&'a [u8], &'a [u8])>> {
-    let Some((greeting, mut rest)) = received.split_at_checked(GREETING_BYTES) else {
-        return Ok(None);
+/// If it is a PING, answers with a PONG of the same context, and says so.
+fn answer_ping(asked: &Frame<'_>, stream: &mut TcpStream) -> Result<bool> {
+    let ping = match asked.flags & COMMAND {
+        0 => None,
+        _ => asked.body.strip_prefix(PING),
     };
-    ensure!(
-        greeting[0] == 0xff && greeting[9] == 0x7f && greeting[10] >= 3,
-        "no greeting of ZMTP 3: {greeting:?}"
-    );
-    while let Some((frame, behind)) = first(rest) {
-        if frame.flags & COMMAND == 0 {
-            ensure!(frame.flags & MORE == 0, "an answer of several frames");
-            return Ok(Some((frame.body, behind)));
-        }
-        if frame.body.starts_with(ERROR) {
-            let text = String::from_utf8_lossy(&frame.body[ERROR.len()..]);
-            bail!("the server refused the connection: {text}");
-        }
-        answer_ping(&frame, stream)?;
-        rest = behind;
-    }
-    Ok(None)
-}
-
-/// A PONG with the PING's context, if it is one.
-fn answer_ping(asked: &Frame<'_>, stream: &mut TcpStream) -> Result<()> {
-    if asked.flags & COMMAND == 0 {
-        return Ok(());
-    }
-    let Some(context) = asked.body.strip_prefix(PING) else {
-        return Ok(());
+    let Some(ping) = ping else {
+        return Ok(false);
     };
-    let context = context.get(TTL_BYTES..).unwrap_or_default();
+    let context = ping.get(TTL_BYTES..).unwrap_or_default();
     // A few bytes to a peer that reads: if they do not fit, something is wrong.
-    Ok(stream.write_all(&frame(COMMAND, &[PONG, context].concat())?)?)
+    stream.write_all(&frame(COMMAND, &[PONG, context].concat())?)?;
+    Ok(true)
 }
