@@ -1,7 +1,7 @@
 //! The ventilator: reads requests, checks and queues them, cuts chunks when workers are free, and owns deadlines,
 //! cancels and the order of stopping. It never touches a file and never waits for anyone but in its poll.
 //!
-//! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `errands.rs` what the loader is asked,
+//! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `requests.rs` what becomes of it, `errands.rs` what the loader is asked,
 //! `openings.rs` which models are served and which leave, `in_use.rs` which are used, `life.rs` how it starts and stops,
 //! `report.rs` what status says.
 
@@ -12,6 +12,7 @@ mod intake;
 mod life;
 mod openings;
 mod report;
+pub(super) mod requests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,16 +29,16 @@ use self::intake::Intake;
 use self::life::{Phase, Starting};
 use self::openings::Openings;
 use self::report::Ledger;
+use self::requests::{Action, Answered, Given, Requests, deadline_passed};
 use super::guard::Guard;
 use super::{CancelBoard, Clock, tell};
 use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
-use crate::message::{Chunk, Credit, Handed, Member, Params, ReplyTo, RequestId, Serial, WorkerId};
+use crate::message::{Credit, ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::loader::Loader;
-use crate::model::{BatchKind, Description, Lookup, Registry};
-use crate::schedule::{Assignment, Lane, Limits, Scheduler};
+use crate::model::{Lookup, Registry};
+use crate::schedule::{Lane, Limits};
 use crate::socket::Waiter;
-use crate::tensor::Batch;
 use crate::wire::client::{self, ClientMessage, StopMode};
 use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator, ToWorker};
 use crate::wire::server::{self, ServerMessage, StopState, Welcome};
@@ -89,24 +90,6 @@ pub(crate) struct Setup {
     pub ready: Sender<Result<()>>,
 }
 
-/// A request in the queue, with its rows: they are kept until its last chunk's credit is back.
-struct Held {
-    reply: ReplyTo,
-    request: RequestId,
-    inputs: Batch,
-    params: Params,
-    rows: usize,
-    stream: bool,
-    arrived_us: u64,
-    model: Arc<Description>,
-}
-
-/// What an earlier leg gave for a chunk's rows.
-struct Carry {
-    handed: Vec<Handed>,
-    spent_us: u64,
-}
-
 /// Who asked for something that takes a while, and for which number the answer is.
 type Asker = (Bytes, RequestId);
 
@@ -122,8 +105,7 @@ struct Ventilator {
     clock: Clock,
     waiter: Waiter,
     facts: Facts,
-    scheduler: Scheduler<Arc<Carry>>,
-    held: HashMap<Serial, Held>,
+    requests: Requests,
     in_use: InUse,
     openings: Openings,
     clients: Clients,
@@ -152,7 +134,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         preload: setup.facts.preload.clone(),
     };
     let mut ventilator = Ventilator {
-        scheduler: Scheduler::new(setup.facts.limits.clone()),
+        requests: Requests::new(setup.facts.limits.clone()),
         ledger: Ledger::new(setup.lanes.len()),
         router: setup.router,
         inbox: setup.inbox,
@@ -165,7 +147,6 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         clock: setup.clock,
         waiter: setup.waiter,
         facts: setup.facts,
-        held: HashMap::new(),
         in_use: InUse::default(),
         openings: Openings::default(),
         clients: Clients::default(),
@@ -210,15 +191,15 @@ impl Ventilator {
             self.guard.look(now_us)?;
             self.advance_stop()?;
             if drained == 2 && self.phase != Phase::Stopped {
-                let due = [Some(self.guard.due_us()), self.scheduler.due_us()]
+                let due = [Some(self.guard.due_us()), self.requests.scheduler.due_us()]
                     .into_iter()
                     .chain([self.intake.due_us(), self.give_up_us])
                     .flatten()
                     .min();
                 let pause = due.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
-                let requests = self.scheduler.waiting().requests;
+                let requests = self.requests.scheduler.waiting().requests;
                 self.waiter
-                    .in_hand(requests.max(self.scheduler.chunks_out()));
+                    .in_hand(requests.max(self.requests.scheduler.chunks_out()));
                 self.waiter.wait(&[&self.inbox, &self.router], pause)?;
             }
         }
@@ -357,7 +338,7 @@ impl Ventilator {
         match message {
             ToVentilator::Up(worker) => {
                 self.ledger.worker_up(worker);
-                self.scheduler.worker_up(worker, self.clock.now_us());
+                self.requests.worker_up(worker, self.clock.now_us());
                 self.starting.workers_missing.remove(&worker);
                 if self.starting.workers_missing.is_empty() {
                     self.preload();
@@ -395,7 +376,8 @@ impl Ventilator {
             }
             ToVentilator::Abort(serial) => {
                 let error = Error::internal("answered by the sink");
-                self.close_as(serial, &error, true)
+                self.requests.close(serial, &error, Answered::BySink);
+                self.act()
             }
             ToVentilator::Report(token, report) => {
                 self.send_status(token, &report);
@@ -410,64 +392,40 @@ impl Ventilator {
     }
 
     fn take_credit(&mut self, credit: Credit) -> Result<()> {
-        if !self.scheduler.is_out(credit.chunk) {
-            return Ok(()); // of a worker that was counted as lost
+        let (worker, model) = (credit.worker, credit.model);
+        let (rows, compute_us) = (credit.rows, credit.compute_us);
+        if self.requests.credit(credit, self.clock.now_us()) {
+            self.ledger.ran(worker, model, rows, compute_us);
         }
-        for (serial, error) in &credit.failed {
-            tracing::debug!(serial = serial.0, %error, "a chunk failed");
-        }
-        self.ledger.credit(&credit);
-        let ran = (credit.rows > 0).then_some((credit.rows as usize, credit.compute_us));
-        // Closed before the credit is booked: a request whose last chunk failed is not finished but failed.
-        for (serial, error) in &credit.failed {
-            self.close(*serial, error)?;
-        }
-        let now_us = self.clock.now_us();
-        if !credit.handed.is_empty() {
-            let carry = Arc::new(Carry {
-                handed: credit.handed,
-                spent_us: credit.spent_us + credit.compute_us,
-            });
-            let closed = self.scheduler.hand_back(credit.chunk, ran, carry, now_us);
-            for serial in closed {
-                // What failed was sent to the sink as a part; of the others nothing will come.
-                if !credit.failed.iter().any(|(failed, _)| *failed == serial) {
-                    self.lost_part(serial, 1)?;
-                }
-            }
-            return Ok(());
-        }
-        for serial in self.scheduler.credit(credit.chunk, ran, now_us) {
-            if let Some(held) = self.held.remove(&serial) {
-                self.release(&held);
-            }
-        }
-        Ok(())
-    }
-
-    /// Forgets a request that has ended.
-    fn release(&mut self, held: &Held) {
-        self.clients.end(held.reply, held.request);
-        if let Last::OfLeaving = self.in_use.release(held.model.id) {
-            self.forget_now(held.model.id);
-        }
-    }
-
-    fn lost_part(&mut self, serial: Serial, parts: u64) -> Result<()> {
-        let lost = inner::write_to_sink(&ToSink::Lost(serial, parts));
-        tell(&mut self.sink, lost)
+        self.act()
     }
 
     fn lose_worker(&mut self, worker: WorkerId) -> Result<()> {
         self.open_without(worker);
         self.ledger.worker_lost(worker);
-        let losses = self.scheduler.worker_down(worker);
-        for (serial, parts) in losses.lost {
-            self.lost_part(serial, parts)?;
-        }
-        for serial in losses.abandoned {
-            let error = Error::unavailable("each worker that ran it was lost");
-            self.close(serial, &error)?;
+        self.requests.worker_down(worker);
+        self.act()
+    }
+
+    /// Does what came of a change of the requests.
+    fn act(&mut self) -> Result<()> {
+        for action in self.requests.take_actions() {
+            match action {
+                Action::TellSink(message) => {
+                    tell(&mut self.sink, inner::write_to_sink(&message))?;
+                }
+                Action::Cancel(serial) => self.board.cancel(serial),
+                Action::Ended {
+                    reply,
+                    request,
+                    model,
+                } => {
+                    self.clients.end(reply, request);
+                    if let Last::OfLeaving = self.in_use.release(model) {
+                        self.forget_now(model);
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -476,37 +434,18 @@ impl Ventilator {
 
     /// Ends a request with an error, wherever it is.
     fn close(&mut self, serial: Serial, error: &Error) -> Result<()> {
-        self.close_as(serial, error, false)
-    }
-
-    fn close_as(&mut self, serial: Serial, error: &Error, answered: bool) -> Result<()> {
         if let Some(parked) = self.intake.give_up(serial) {
             return self.refuse(serial, parked.reply, parked.request, error);
         }
-        let Some(chunks) = self.scheduler.close(serial) else {
-            return Ok(()); // it has ended: its answer is on its way
-        };
-        let Some(held) = self.held.remove(&serial) else {
-            return Ok(());
-        };
-        if chunks > 0 {
-            self.board.cancel(serial);
-        }
-        self.release(&held);
-        let mut close = Close::new(serial, held.reply, held.request, held.arrived_us, error);
-        close.chunks = chunks;
-        close.answered = answered;
-        tell(&mut self.sink, inner::write_to_sink(&ToSink::Close(close)))
+        self.requests.close(serial, error, Answered::Not);
+        self.act()
     }
 
     fn expire(&mut self, now_us: u64) -> Result<()> {
-        let expired = self.scheduler.expired(now_us);
-        for serial in expired.into_iter().chain(self.intake.expired(now_us)) {
-            let error = Error::new(
-                ErrorCode::DeadlineExceeded,
-                "the deadline passed before the result was complete",
-            );
-            self.close(serial, &error)?;
+        self.requests.expire(now_us);
+        self.act()?;
+        for serial in self.intake.expired(now_us) {
+            self.close(serial, &deadline_passed())?;
         }
         Ok(())
     }
@@ -514,9 +453,12 @@ impl Ventilator {
     // ---- chunks --------------------------------------------------------------------------------------------------
 
     fn give_out(&mut self, now_us: u64) -> Result<()> {
-        while let Some(assignment) = self.scheduler.next(now_us) {
-            let (worker, lane) = (assignment.worker, assignment.lane);
-            let chunk = self.chunk(assignment, now_us);
+        while let Some(given) = self.requests.next(now_us) {
+            let Given {
+                worker,
+                lane,
+                chunk,
+            } = given;
             let lanes = &mut self.lanes[worker.0 as usize];
             let socket = match lane {
                 Lane::Small => &mut lanes.small,
@@ -528,60 +470,6 @@ impl Ventilator {
             }
         }
         Ok(())
-    }
-
-    /// A chunk with the rows of an assignment, shared and not copied.
-    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk {
-        let carry = assignment.carry.as_deref();
-        // In the order of the pieces, of which some may have been closed since.
-        let mut handed = carry.map_or(&[][..], |carry| &carry.handed).iter();
-        let mut chunk = Chunk {
-            id: assignment.chunk,
-            leg: assignment.legs.start,
-            until: assignment.legs.end,
-            goes_on: false,
-            spent_us: carry.map_or(0, |carry| carry.spent_us),
-            attempt: assignment.attempt,
-            model: assignment.model,
-            run: assignment.run as u64,
-            params: Params::new(),
-            members: Vec::with_capacity(assignment.pieces.len()),
-            inputs: Vec::with_capacity(assignment.pieces.len()),
-        };
-        for piece in &assignment.pieces {
-            let Some(held) = self.held.get(&piece.serial) else {
-                continue; // closed requests are not given out: every piece is held
-            };
-            let whole = held.model.kind == BatchKind::Whole;
-            chunk.goes_on = (chunk.until as usize) < held.model.legs.len();
-            chunk.members.push(Member {
-                serial: piece.serial,
-                reply: held.reply,
-                request: held.request,
-                offset: piece.offset as u64,
-                rows: piece.rows as u64,
-                total: held.rows as u64,
-                stream: held.stream,
-                whole,
-                arrived_us: held.arrived_us,
-                queue_us: now_us.saturating_sub(held.arrived_us),
-            });
-            let slice = |t: &crate::Tensor| t.slice_rows(piece.offset, piece.rows);
-            let earlier = handed.find(|handed| handed.serial == piece.serial);
-            chunk.inputs.push(if let Some(earlier) = earlier {
-                earlier.batch.clone()
-            } else if whole || piece.rows == held.rows {
-                held.inputs.clone()
-            } else {
-                Batch {
-                    tensors: held.inputs.tensors.iter().map(slice).collect(),
-                }
-            });
-            if chunk.params.is_empty() && !held.params.is_empty() {
-                chunk.params.clone_from(&held.params); // alike in all members of a group
-            }
-        }
-        chunk
     }
 }
 

@@ -25,15 +25,13 @@ const SWEEP: usize = 64;
 struct Account {
     /// Bytes handed to the socket and not yet sent.
     leaving: Arc<AtomicU64>,
-    /// Bytes gathered for requests that are not complete.
-    gathered: u64,
     backlog: VecDeque<(Vec<Bytes>, u64)>,
     backlog_bytes: u64,
 }
 
 impl Account {
     fn bytes(&self) -> u64 {
-        self.gathered + self.backlog_bytes + self.leaving.load(Ordering::Relaxed)
+        self.backlog_bytes + self.leaving.load(Ordering::Relaxed)
     }
 
     fn is_settled(&self) -> bool {
@@ -61,12 +59,12 @@ impl Drop for Leaving {
 }
 
 /// Everything on its way out.
+#[derive(Default)]
 pub(super) struct Outbox {
-    max_bytes: u64,
     accounts: HashMap<ReplyTo, Account>,
     /// Clients with a backlog.
     waiting: Vec<ReplyTo>,
-    /// Accounts are looked through for settled ones when there are more than this.
+    /// Accounts are looked through for settled ones when there are more than this, and than [`SWEEP`].
     sweep_at: usize,
 }
 
@@ -77,38 +75,9 @@ enum Attempt {
 }
 
 impl Outbox {
-    pub(super) fn new(max_bytes: u64) -> Outbox {
-        Outbox {
-            max_bytes,
-            accounts: HashMap::new(),
-            waiting: Vec::new(),
-            sweep_at: SWEEP,
-        }
-    }
-
-    pub(super) fn max_bytes(&self) -> u64 {
-        self.max_bytes
-    }
-
-    /// Whether so many more bytes may be held for a client.
-    pub(super) fn has_room(&self, reply: ReplyTo, bytes: u64) -> bool {
-        let held = self.accounts.get(&reply).map_or(0, Account::bytes);
-        held + bytes <= self.max_bytes
-    }
-
-    /// Bytes were gathered for a request that is not complete.
-    pub(super) fn gathered(&mut self, reply: ReplyTo, bytes: u64) {
-        self.accounts.entry(reply).or_default().gathered += bytes;
-    }
-
-    /// Gathered bytes are about to be sent, or were dropped.
-    pub(super) fn released(&mut self, reply: ReplyTo, bytes: u64) {
-        if let Some(account) = self.accounts.get_mut(&reply) {
-            account.gathered = account.gathered.saturating_sub(bytes);
-            if account.is_settled() {
-                self.accounts.remove(&reply);
-            }
-        }
+    /// Bytes that wait for a client or are on their way to it.
+    pub(super) fn bytes(&self, reply: ReplyTo) -> u64 {
+        self.accounts.get(&reply).map_or(0, Account::bytes)
     }
 
     /// Sends an answer, or keeps it if the client's connection is full. False if the client is gone, or has let too
@@ -208,7 +177,7 @@ impl Outbox {
                 }
             }
         }
-        if self.accounts.len() > self.sweep_at {
+        if self.accounts.len() > self.sweep_at.max(SWEEP) {
             self.accounts.retain(|_, account| !account.is_settled());
             self.sweep_at = SWEEP.max(2 * self.accounts.len());
         }

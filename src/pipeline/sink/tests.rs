@@ -4,9 +4,10 @@ use zmq::Context;
 
 use super::*;
 use crate::error::ErrorCode;
-use crate::message::{ChunkId, WorkerId};
+use crate::message::{ChunkId, Member, Outcome, Part, RequestId, Serial, WorkerId};
 use crate::pipeline::{TO_SINK, TO_VENTILATOR};
-use crate::tensor::Tensor;
+use crate::tensor::{Batch, Tensor};
+use crate::wire::inner::{Close, ToSink};
 
 const REPLY: ReplyTo = ReplyTo([7; 16]);
 
@@ -47,7 +48,7 @@ fn bench_of(max_client_bytes: u64, mark: i32) -> Bench {
     .unwrap();
     let hello = client::write_message(&ClientMessage::Hello(RequestId(1)));
     frames::send(&mut client, hello, 0).unwrap();
-    let hello = frames::receive(&mut sink.router, 0).unwrap().unwrap();
+    let hello = frames::receive(&mut sink.exit.router, 0).unwrap().unwrap();
     sink.greet(hello);
     let mut bench = Bench {
         sink,
@@ -97,7 +98,7 @@ fn part(member: &Member, outcome: Option<Outcome>, attempt: u32) -> ToSink {
 
 impl Bench {
     fn tell(&mut self, message: ToSink) {
-        self.sink.hear(message).unwrap();
+        self.sink.answers.hear(message, 0, &mut self.sink.exit);
     }
 
     fn done(&mut self, member: &Member) {
@@ -121,7 +122,7 @@ impl Bench {
         let end = std::time::Instant::now() + Duration::from_secs(20);
         while self.client.poll(zmq::POLLIN, 1).unwrap() == 0 {
             assert!(std::time::Instant::now() < end, "nothing comes");
-            self.sink.flush().unwrap();
+            self.sink.exit.flush();
         }
     }
 
@@ -155,8 +156,7 @@ impl Bench {
 
     /// Nothing is remembered of requests that are over.
     fn remembers_nothing(&self) {
-        assert!(self.sink.gathering.is_empty());
-        assert!(self.sink.ended.is_empty());
+        assert_eq!(self.sink.answers.left(), "");
     }
 }
 
@@ -204,7 +204,7 @@ fn a_closed_request_is_remembered_until_its_parts_have_come() {
     bench.close(&parts[0], 3);
     assert_eq!(bench.error(), ErrorCode::Cancelled);
     bench.done(&parts[1]);
-    assert_eq!(bench.sink.ended.len(), 1);
+    assert!(!bench.sink.answers.left().is_empty());
     bench.tell(part(&parts[2], Some(Outcome::Skipped), 0));
     bench.hears_nothing();
     bench.remembers_nothing();
@@ -383,6 +383,6 @@ fn a_client_that_is_gone_is_reported() {
     bench.done(&lost);
     let gone = bench.ventilator_hears();
     assert!(matches!(gone, ToVentilator::Gone(reply) if reply == lost.reply));
-    assert_eq!(bench.sink.report.undelivered, 1);
+    assert_eq!(bench.sink.exit.undelivered, 1);
     bench.remembers_nothing();
 }

@@ -144,7 +144,7 @@ impl Ventilator {
 
     /// No request needs the model any more: the workers drop their sessions.
     pub(super) fn forget_now(&mut self, model: ModelId) {
-        self.scheduler.forget(model);
+        self.requests.scheduler.forget(model);
         self.registry.let_go(model);
         let forget = inner::write_to_worker(&ToWorker::Forget(model));
         self.tell_workers(Lane::Bulk, &forget);

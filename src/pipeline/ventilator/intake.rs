@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use super::{Errand, Held, MAX_ERRANDS, Phase, Ventilator, loader_is_busy};
+use super::requests::Held;
+use super::{Errand, MAX_ERRANDS, Phase, Ventilator, loader_is_busy};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -277,7 +278,9 @@ impl Ventilator {
             + LOOKUPS * lookup_bytes(&lookup);
         // Those that wait for a model to be read wait in the same bounds as the queue.
         let (requests, beside) = (self.intake.parked.len(), self.intake.parked_bytes);
-        self.scheduler.check_room(bytes, requests, beside)?;
+        self.requests
+            .scheduler
+            .check_room(bytes, requests, beside)?;
         let parked = Parked {
             reply,
             request,
@@ -391,22 +394,20 @@ impl Ventilator {
             deadline_us: parked.deadline_us,
             arrived_us: parked.arrived_us,
         };
-        self.scheduler.submit(job)?;
+        let held = Held {
+            reply: parked.reply,
+            request: parked.request,
+            inputs: checked.inputs,
+            params,
+            rows: checked.rows,
+            stream,
+            arrived_us: parked.arrived_us,
+            model,
+        };
+        let model = held.model.id;
+        self.requests.submit(job, held)?;
         self.clients.open(parked.reply, parked.request, serial);
-        self.in_use.hold(model.id);
-        self.held.insert(
-            serial,
-            Held {
-                reply: parked.reply,
-                request: parked.request,
-                inputs: checked.inputs,
-                params,
-                rows: checked.rows,
-                stream,
-                arrived_us: parked.arrived_us,
-                model,
-            },
-        );
+        self.in_use.hold(model);
         Ok(())
     }
 }

@@ -66,7 +66,7 @@ impl Ventilator {
     }
 
     pub(super) fn pending(&self) -> u64 {
-        (self.scheduler.waiting().requests + self.intake.parked()) as u64
+        (self.requests.scheduler.waiting().requests + self.intake.parked()) as u64
     }
 
     pub(super) fn stop(&mut self, mode: StopMode) -> Result<()> {
@@ -80,7 +80,7 @@ impl Ventilator {
         }
         if mode == StopMode::Now {
             let error = Error::unavailable("the server was told to stop at once");
-            let mut open = self.scheduler.open();
+            let mut open = self.requests.scheduler.open();
             open.extend(self.intake.serials());
             for serial in open {
                 self.close(serial, &error)?;
@@ -103,7 +103,7 @@ impl Ventilator {
         if self.phase != Phase::Draining || self.pending() > 0 {
             return Ok(());
         }
-        if self.scheduler.is_idle() {
+        if self.requests.scheduler.is_idle() {
             self.phase = Phase::Stopping;
             self.stop_workers();
             return Ok(());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Asker, SinkReport, Ventilator};
 use crate::error::Error;
-use crate::message::{Credit, ModelId, WorkerId};
+use crate::message::{ModelId, WorkerId};
 use crate::wire::server::{QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo};
 
 #[derive(Clone, Default)]
@@ -63,12 +63,13 @@ impl Ledger {
         self.change(worker, |w| (w.up, w.lost) = (false, true));
     }
 
-    pub(super) fn credit(&mut self, credit: &Credit) {
-        self.change(credit.worker, |w| {
+    /// A worker ran a chunk of so many rows for so long.
+    pub(super) fn ran(&mut self, worker: WorkerId, model: ModelId, rows: u64, compute_us: u64) {
+        self.change(worker, |w| {
             w.chunks += 1;
-            w.rows += credit.rows;
-            w.compute_us += credit.compute_us;
-            w.model = Some(credit.model);
+            w.rows += rows;
+            w.compute_us += compute_us;
+            w.model = Some(model);
         });
     }
 }
@@ -91,7 +92,7 @@ impl Ventilator {
             state: match (w.up, w.lost) {
                 (_, true) => "lost",
                 (false, false) => "starting",
-                _ if self.scheduler.held(WorkerId(index as u32)) > 0 => "busy",
+                _ if self.requests.scheduler.held(WorkerId(index as u32)) > 0 => "busy",
                 _ => "idle",
             }
             .to_owned(),
@@ -107,7 +108,7 @@ impl Ventilator {
         for (code, count) in &self.ledger.errors {
             *errors.entry(code.clone()).or_default() += count;
         }
-        let waiting = self.scheduler.waiting();
+        let waiting = self.requests.scheduler.waiting();
         Status {
             version: self.facts.welcome.server_version.clone(),
             uptime_s: up_us / 1_000_000,
@@ -123,7 +124,7 @@ impl Ventilator {
                 requests: sink.requests,
                 rows: sink.rows,
                 chunks: self.ledger.workers.iter().map(|w| w.chunks).sum(),
-                coalesced: self.scheduler.coalesced(),
+                coalesced: self.requests.scheduler.coalesced(),
                 dropped: self.ledger.dropped + sink.undelivered,
                 errors,
             },
