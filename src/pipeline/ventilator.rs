@@ -1,18 +1,21 @@
 //! The ventilator: reads requests, checks and queues them, cuts chunks when workers are free, and owns deadlines,
 //! cancels and the order of stopping. It never touches a file and never waits for anyone but in its poll.
 //!
-//! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `requests.rs` what becomes of it, `errands.rs` what the loader is asked,
-//! `openings.rs` which models are served and which leave, `in_use.rs` which are used, `life.rs` how it starts and stops,
-//! `report.rs` what status says.
+//! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `requests.rs` what becomes of it, `loads.rs` what
+//! the loader is asked, `lookup_cache.rs` what it need not be asked again, `shares.rs` how much of it each client may
+//! have, `openings.rs` which models are served and which leave, `in_use.rs` which are used, `life.rs` how it starts and
+//! stops, `report.rs` what status says.
 
 mod clients;
-mod errands;
 mod in_use;
 mod intake;
 mod life;
+mod loads;
+mod lookup_cache;
 mod openings;
 mod report;
 pub(super) mod requests;
+mod shares;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,11 +25,11 @@ use bytes::Bytes;
 use crossbeam_channel::Sender;
 use zmq::Socket;
 
-use self::clients::Clients;
-use self::errands::{Errand, Order};
+use self::clients::{Asker, ClientKey, Clients};
 use self::in_use::{InUse, Last};
 use self::intake::Intake;
-use self::life::{Phase, Starting};
+use self::life::{Phase, Starting, Stoppers};
+use self::loads::{Loads, Order};
 use self::openings::Openings;
 use self::report::Ledger;
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
@@ -41,15 +44,10 @@ use crate::schedule::{Lane, Limits};
 use crate::socket::Waiter;
 use crate::wire::client::{self, ClientMessage, StopMode};
 use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator, ToWorker};
-use crate::wire::server::{self, ServerMessage, StopState, Welcome};
+use crate::wire::server::{self, ServerMessage, Welcome};
 
 /// Messages taken from one socket before the chunks that they allow are given out.
 const TURN: usize = 64;
-
-/// Things that the loader was asked and has not answered. Each takes some bytes, and a client may ask for ever.
-const MAX_ERRANDS: usize = 4096;
-/// Clients that are told when the server has stopped.
-const MAX_STOPPERS: usize = 1024;
 
 /// A worker's two lanes.
 pub(crate) struct Lanes {
@@ -90,9 +88,6 @@ pub(crate) struct Setup {
     pub ready: Sender<Result<()>>,
 }
 
-/// Who asked for something that takes a while, and for which number the answer is.
-type Asker = (Bytes, RequestId);
-
 struct Ventilator {
     router: Socket,
     inbox: Socket,
@@ -111,14 +106,13 @@ struct Ventilator {
     clients: Clients,
     intake: Intake,
     ledger: Ledger,
-    errands: HashMap<u64, Errand>,
-    next_errand: u64,
+    loads: Loads,
     next_serial: u64,
     starting: Starting,
     phase: Phase,
     /// When a drain that waits only for runs that nobody wants ends without them.
     give_up_us: Option<u64>,
-    stoppers: Vec<Asker>,
+    stoppers: Stoppers,
 }
 
 /// Runs until the server has stopped.
@@ -151,13 +145,12 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         openings: Openings::default(),
         clients: Clients::default(),
         intake: Intake::default(),
-        errands: HashMap::new(),
-        next_errand: 0,
+        loads: Loads::default(),
         next_serial: 0,
         starting,
         phase: Phase::Serving,
         give_up_us: None,
-        stoppers: Vec::new(),
+        stoppers: Stoppers::default(),
     };
     let ended = ventilator.serve();
     ventilator.guard.end(&ventilator.router);
@@ -246,34 +239,26 @@ impl Ventilator {
                 self.answer(&identity, id, &welcome);
                 Ok(())
             }
-            Ok(ClientMessage::Status(id)) => {
-                let token = self.ledger.ask((identity, id));
-                tell(&mut self.sink, inner::write_to_sink(&ToSink::Report(token)))
-            }
+            Ok(ClientMessage::Status(id)) => self.take_status(Asker::new(&identity, id)),
             Ok(ClientMessage::Models(id)) => {
                 let models = ServerMessage::ModelsOk(self.registry.models());
                 self.answer(&identity, id, &models);
                 Ok(())
             }
             Ok(ClientMessage::Describe(id, model, params)) => {
-                self.take_question((identity, id), Lookup::of(model.as_deref(), &params));
+                let lookup = Lookup::of(model.as_deref(), &params);
+                self.take_question(Asker::new(&identity, id), lookup);
                 Ok(())
             }
             Ok(ClientMessage::Terminate(id, mode)) => {
-                let pending = self.pending();
-                let draining = ServerMessage::TerminateOk(StopState::Draining(pending));
-                self.answer(&identity, id, &draining);
-                if self.stoppers.len() < MAX_STOPPERS {
-                    self.stoppers.push((identity, id));
-                }
-                self.stop(mode)
+                self.take_terminate(&Asker::new(&identity, id), mode)
             }
             Ok(ClientMessage::Load(id, name)) => {
-                self.take_order((identity, id), Order::Load, &name);
+                self.take_order(Asker::new(&identity, id), Order::Load, &name);
                 Ok(())
             }
             Ok(ClientMessage::Unload(id, name)) => {
-                self.take_order((identity, id), Order::Unload, &name);
+                self.take_order(Asker::new(&identity, id), Order::Unload, &name);
                 Ok(())
             }
             Err(malformed) => {
@@ -372,6 +357,7 @@ impl Ventilator {
                 for serial in self.clients.forget(reply) {
                     self.close(serial, &error)?;
                 }
+                self.forget_asker(&ClientKey::from(reply));
                 Ok(())
             }
             ToVentilator::Abort(serial) => {
@@ -379,10 +365,7 @@ impl Ventilator {
                 self.requests.close(serial, &error, Answered::BySink);
                 self.act()
             }
-            ToVentilator::Report(token, report) => {
-                self.send_status(token, &report);
-                Ok(())
-            }
+            ToVentilator::Report(token, report) => self.send_status(token, &report),
             ToVentilator::SinkStopped => {
                 self.phase = Phase::Stopped;
                 Ok(())
@@ -471,12 +454,6 @@ impl Ventilator {
         }
         Ok(())
     }
-}
-
-fn loader_is_busy() -> Error {
-    Error::exhausted(format!(
-        "{MAX_ERRANDS} models are waiting to be loaded or unloaded; try later"
-    ))
 }
 
 fn reply_to(identity: &Bytes) -> Option<ReplyTo> {

@@ -1,16 +1,61 @@
-//! Sessions, as far as requests need them: ids ascend, and what is open can be found.
+//! Who clients are, and their sessions as far as requests need them: ids ascend, and what is open can be found.
 
 use std::collections::HashMap;
+
+use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::message::{ReplyTo, RequestId, Serial};
 
-/// Idle sessions that are remembered. Sessions that end say nothing, so what is idle has to go at some point; all
-/// that is lost is the check that the next id ascends.
-const MAX_IDLE: usize = 65_536;
+/// Sessions that are remembered before those are looked for that have nothing open. The end of a session may go
+/// unnoticed, so what is idle has to go at some point; all that is lost is the check that the next id ascends.
+const MIN_SWEEP: usize = 65_536;
 
 /// Places for open requests that an idle session keeps.
 const KEPT_PLACES: usize = 64;
+
+/// What tells clients apart on `port`, whether or not they have a proper routing id: those who only ask need none. A
+/// secret, so it prints as nothing.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct ClientKey(Bytes);
+
+impl ClientKey {
+    pub(super) fn of(identity: &Bytes) -> ClientKey {
+        ClientKey(identity.clone())
+    }
+
+    /// The server itself, which loads models before it is ready. No client has an empty identity.
+    pub(super) fn server() -> ClientKey {
+        ClientKey(Bytes::new())
+    }
+
+    /// What answers on `port` are addressed with.
+    pub(super) fn identity(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl From<ReplyTo> for ClientKey {
+    fn from(reply: ReplyTo) -> ClientKey {
+        ClientKey(Bytes::copy_from_slice(&reply.0))
+    }
+}
+
+/// Who asked for something that takes a while, and for which number the answer is.
+#[derive(Clone)]
+pub(super) struct Asker {
+    pub(super) client: ClientKey,
+    pub(super) id: RequestId,
+}
+
+impl Asker {
+    pub(super) fn new(identity: &Bytes, id: RequestId) -> Asker {
+        Asker {
+            client: ClientKey::of(identity),
+            id,
+        }
+    }
+}
 
 #[derive(Default)]
 struct Session {
@@ -22,13 +67,16 @@ struct Session {
 #[derive(Default)]
 pub(super) struct Clients {
     sessions: HashMap<ReplyTo, Session>,
+    /// Sessions that were busy when idle ones were looked for last: it is done anew when there are twice as many.
+    busy: usize,
 }
 
 impl Clients {
     /// A request arrives.
     pub(super) fn begin(&mut self, reply: ReplyTo, request: RequestId) -> Result<()> {
-        if self.sessions.len() > MAX_IDLE {
+        if self.sessions.len() >= MIN_SWEEP.max(2 * self.busy) {
             self.sessions.retain(|_, session| !session.open.is_empty());
+            self.busy = self.sessions.len();
         }
         let session = self.sessions.entry(reply).or_default();
         if let Some(last) = session.last.filter(|last| *last >= request) {
@@ -68,5 +116,46 @@ impl Clients {
     pub(super) fn forget(&mut self, reply: ReplyTo) -> Vec<Serial> {
         let session = self.sessions.remove(&reply);
         session.map_or_else(Vec::new, |s| s.open.into_values().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(number: u64) -> ReplyTo {
+        let mut id = [1; 16];
+        id[8..].copy_from_slice(&number.to_be_bytes());
+        ReplyTo(id)
+    }
+
+    #[test]
+    fn sessions_that_came_and_went_are_not_kept_for_ever() {
+        let mut clients = Clients::default();
+        for number in 0..100 {
+            clients.begin(session(number), RequestId(7)).unwrap();
+            clients.open(session(number), RequestId(7), Serial(number));
+        }
+        for number in 100..3 * MIN_SWEEP as u64 {
+            clients.begin(session(number), RequestId(7)).unwrap();
+        }
+        assert!(clients.sessions.len() <= MIN_SWEEP);
+        for number in 0..100 {
+            assert!(clients.begin(session(number), RequestId(7)).is_err());
+            assert_eq!(clients.forget(session(number)), [Serial(number)]);
+        }
+    }
+
+    #[test]
+    fn many_busy_sessions_are_not_looked_through_at_every_request() {
+        let mut clients = Clients::default();
+        let started = std::time::Instant::now();
+        for number in 0..2 * MIN_SWEEP as u64 {
+            clients.begin(session(number), RequestId(7)).unwrap();
+            clients.open(session(number), RequestId(7), Serial(number));
+        }
+        // One look for each of the later ones would be 4 billion sessions.
+        assert!(started.elapsed() < std::time::Duration::from_secs(20));
+        assert_eq!(clients.sessions.len(), 2 * MIN_SWEEP);
     }
 }
