@@ -10,13 +10,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
-
 use super::lookup::Lookup;
 use super::turns::Turns;
 use super::{Description, Registry};
 use crate::error::{Error, Result};
-use crate::message::ModelId;
+use crate::message::{ModelId, ReplyTo};
 
 /// What the loader is asked to do.
 #[derive(Debug)]
@@ -70,7 +68,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Unbounded: whoever asks bounds what waits for an answer.
-    jobs: Turns<Bytes, (u64, Job)>,
+    jobs: Turns<ReplyTo, (u64, Job)>,
     answers: HashMap<u64, Answer>,
     stopping: bool,
 }
@@ -143,20 +141,20 @@ impl Loader {
     }
 
     /// Hands a job over, to be done in the turn of its client. The ticket is the caller's own number for it.
-    pub(crate) fn ask(&self, client: Bytes, ticket: u64, job: Job) {
+    pub(crate) fn ask(&self, client: ReplyTo, ticket: u64, job: Job) {
         self.shared.state().jobs.push(client, (ticket, job));
         self.shared.changed.notify_one();
     }
 
     /// Takes back a job that nobody needs any more. `false` if it has begun: then its answer comes.
-    pub(crate) fn withdraw(&self, client: &Bytes, ticket: u64) -> bool {
+    pub(crate) fn withdraw(&self, client: &ReplyTo, ticket: u64) -> bool {
         let mut state = self.shared.state();
         let gone = state.jobs.withdraw(client, |(its, _)| *its == ticket);
         !gone.is_empty()
     }
 
     /// Takes back every [`Job::Resolve`] of a client that has not begun: their tickets.
-    pub(crate) fn withdraw_lookups(&self, client: &Bytes) -> Vec<u64> {
+    pub(crate) fn withdraw_lookups(&self, client: &ReplyTo) -> Vec<u64> {
         let mut state = self.shared.state();
         let gone = state
             .jobs
@@ -260,8 +258,8 @@ mod tests {
         Arc::new(Lookup::of(Some(name), &Params::new()))
     }
 
-    fn client(number: u8) -> Bytes {
-        Bytes::from(vec![number; 16])
+    fn client(number: u8) -> ReplyTo {
+        ReplyTo([number; 16])
     }
 
     /// Says what it is asked, and answers only when it is told to.

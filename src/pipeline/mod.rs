@@ -9,7 +9,6 @@
 
 pub(crate) mod control;
 pub(crate) mod doors;
-pub(crate) mod guard;
 pub(crate) mod sink;
 pub(crate) mod ventilator;
 pub(crate) mod worker;
@@ -30,10 +29,6 @@ use crate::schedule::Lane;
 pub(crate) const TO_VENTILATOR: &str = "inproc://mdm.ventilator";
 /// Where the sink hears from inside.
 pub(crate) const TO_SINK: &str = "inproc://mdm.sink";
-/// Where front doors in this process send requests.
-pub(crate) const DOOR_IN: &str = "inproc://mdm.in";
-/// Where front doors in this process get results.
-pub(crate) const DOOR_OUT: &str = "inproc://mdm.out";
 
 /// Where a worker hears of one lane.
 pub(crate) fn lane_endpoint(worker: WorkerId, lane: Lane) -> String {

@@ -1,43 +1,48 @@
 //! The sink: hears from workers and the ventilator, answers clients, and lets them say hello on `port_out`.
 //!
-//! What is answered, and with what, is decided in `answers.rs`; `outbox.rs` holds what has not left yet. Here is the
-//! loop, and the sockets.
+//! What is answered, and with what, is decided in `answers.rs`. Here is the loop, and where answers leave: over
+//! `port_out`, or through a door of this process.
 
 pub(super) mod answers;
-mod outbox;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use zmq::Socket;
 
 use self::answers::{Action, Answers, Outlet};
-use self::outbox::Outbox;
-use super::guard::Guard;
+use super::control::StopOrder;
+use super::doors::Doors;
 use super::{Clock, tell};
 use crate::error::{Error, Result};
 use crate::frames;
-use crate::message::ReplyTo;
-use crate::socket::{self, Waiter};
+use crate::message::{ReplyTo, RequestId};
+use crate::socket::Waiter;
 use crate::wire::client::{self, ClientMessage};
-use crate::wire::inner::{self, ToVentilator};
+use crate::wire::inner::{self, ToSink, ToVentilator};
 use crate::wire::server::{self, ServerMessage};
+use crate::zmtp::router::{Incoming, LOOK, Leaving, Router};
 
-/// Messages taken from one socket before the other gets its turn.
+/// Messages taken from one side before the other gets its turn.
 const TURN: usize = 256;
+/// Errors may wait for a client beyond `--max-client-bytes`, since they say that it was reached; so many bytes of them.
+const ERROR_BYTES: u64 = 1 << 20;
+/// How long a stop at once waits for answers that are leaving.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the sink is set up with.
 pub(crate) struct Setup {
-    /// `port_out`, bound.
-    pub router: Socket,
+    /// `port_out`, listening.
+    pub router: Router,
     /// Hears from workers and ventilator, bound.
     pub inbox: Socket,
-    /// Watches `port_out`.
-    pub guard: Guard,
     /// Speaks to the ventilator.
     pub ventilator: Socket,
+    pub doors: Arc<Doors>,
+    pub stop: Arc<StopOrder>,
     pub clock: Clock,
     pub waiter: Waiter,
     pub workers: usize,
@@ -46,9 +51,10 @@ pub(crate) struct Setup {
 
 /// Where everything leaves.
 struct Exit {
-    router: Socket,
+    router: Router,
+    doors: Arc<Doors>,
     ventilator: Socket,
-    outbox: Outbox,
+    max_client_bytes: u64,
     /// Answers that nobody was there to read.
     undelivered: u64,
     /// Why the ventilator could not be told something.
@@ -57,7 +63,10 @@ struct Exit {
 
 impl Outlet for Exit {
     fn unsent_bytes(&self, reply: ReplyTo) -> u64 {
-        self.outbox.bytes(reply)
+        match reply.caller() {
+            Some(_) => self.doors.waiting_bytes(reply),
+            None => self.router.waiting_bytes(reply),
+        }
     }
 
     fn perform(&mut self, action: Action) {
@@ -66,13 +75,7 @@ impl Outlet for Exit {
                 reply,
                 request,
                 message,
-            } => {
-                let frames = server::write_message(request, &message);
-                if !self.outbox.send(&mut self.router, reply, frames) {
-                    self.undelivered += 1;
-                    self.tell_ventilator(ToVentilator::Gone(reply));
-                }
-            }
+            } => self.answer(reply, request, message),
             Action::TellVentilator(ToVentilator::Report(token, mut report)) => {
                 report.undelivered += self.undelivered;
                 self.tell_ventilator(ToVentilator::Report(token, report));
@@ -83,6 +86,35 @@ impl Outlet for Exit {
 }
 
 impl Exit {
+    fn answer(&mut self, reply: ReplyTo, request: RequestId, message: ServerMessage) {
+        if reply.caller().is_some() {
+            if !self.doors.tell(reply, request, message) {
+                self.undelivered += 1; // its door is gone, and the ventilator knows
+            }
+            return;
+        }
+        let sent = self
+            .router
+            .send(reply, server::write_message(request, &message));
+        if sent.is_err() {
+            // Its connection ended while this was on its way here, or it never said hello.
+            self.undelivered += 1;
+            self.tell_ventilator(ToVentilator::Gone(reply));
+        } else if self.router.waiting_bytes(reply) > self.max_client_bytes + ERROR_BYTES {
+            tracing::warn!(
+                "a client does not read even the errors that say that it reads too little; its session was ended"
+            );
+            self.undelivered += 1;
+            self.end_session(reply);
+        }
+    }
+
+    /// What waits for a client is dropped, and it learns by the end of its connections.
+    fn end_session(&mut self, reply: ReplyTo) {
+        self.router.close(reply, Instant::now());
+        self.tell_ventilator(ToVentilator::Gone(reply));
+    }
+
     fn tell_ventilator(&mut self, message: ToVentilator) {
         let told = tell(&mut self.ventilator, inner::write_to_ventilator(message));
         if let Err(error) = told {
@@ -95,109 +127,119 @@ impl Exit {
     fn check(&mut self) -> Result<()> {
         self.failed.take().map_or(Ok(()), Err)
     }
-
-    fn flush(&mut self) {
-        for gone in self.outbox.flush(&mut self.router) {
-            self.undelivered += 1;
-            self.tell_ventilator(ToVentilator::Gone(gone));
-        }
-    }
 }
 
 struct Sink {
     inbox: Socket,
-    guard: Guard,
+    stop: Arc<StopOrder>,
     clock: Clock,
     waiter: Waiter,
     answers: Answers,
     exit: Exit,
+    /// Everything is answered, and on its way.
+    leaving: Option<Leaving>,
+    /// The server stops at once: nobody is waited for.
+    at_once: bool,
 }
 
-/// Runs until every worker has stopped and everything is answered.
+/// Runs until every worker has stopped and every answer has left.
 ///
 /// # Errors
 /// If an inner connection is gone.
 pub(crate) fn run(setup: Setup) -> Result<()> {
-    let mut sink = Sink::new(setup)?;
-    let ended = sink.serve();
-    sink.guard.end(&sink.exit.router);
-    ended
+    Sink::new(setup)?.serve()
 }
 
 impl Sink {
     fn new(setup: Setup) -> Result<Sink> {
+        let mut router = setup.router;
+        router.watch(frames::descriptor(&setup.inbox)?)?;
+        router.watch(setup.stop.waker())?;
         Ok(Sink {
             inbox: setup.inbox,
-            guard: setup.guard,
+            stop: setup.stop,
             clock: setup.clock,
             waiter: setup.waiter,
             answers: Answers::new(setup.workers, setup.max_client_bytes)?,
             exit: Exit {
-                router: setup.router,
+                router,
+                doors: setup.doors,
                 ventilator: setup.ventilator,
-                outbox: Outbox::default(),
+                max_client_bytes: setup.max_client_bytes,
                 undelivered: 0,
                 failed: None,
             },
+            leaving: None,
+            at_once: false,
         })
     }
 
     fn serve(&mut self) -> Result<()> {
         loop {
-            let mut drained = 0;
+            let is_drained = self.hear_inside()?;
+            let now = Instant::now();
             for _ in 0..TURN {
-                let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
-                    drained += 1;
+                let Some(incoming) = self.exit.router.next(now) else {
                     break;
                 };
-                self.hear(message)?;
+                self.hear_client(incoming);
             }
-            // Before the router is drained: its descriptor tells of news only if it was not used since.
-            self.exit.flush();
+            self.exit.router.tick(now);
+            self.exit.router.flush(now);
             self.exit.check()?;
-            for _ in 0..TURN {
-                let Some((message, source)) =
-                    frames::receive_with_source(&mut self.exit.router, zmq::DONTWAIT)?
-                else {
-                    drained += 1;
-                    break;
-                };
-                self.guard.saw(source);
-                self.greet(message);
+            if self.stop.take().is_some() {
+                self.hear(ToSink::Finish)?;
             }
-            let now_us = self.clock.now_us();
-            self.guard.look(now_us)?;
-            if drained < 2 {
+            if self.answers.all_stopped() && self.leave(now)? {
+                return Ok(());
+            }
+            if !is_drained || self.exit.router.has_input() {
                 continue;
             }
-            if self.answers.all_stopped() {
-                return self.finish();
-            }
-            let look = Duration::from_micros(self.guard.due_us().saturating_sub(now_us));
-            let pause = self
-                .exit
-                .outbox
-                .retry_after()
-                .map_or(look, |retry| retry.min(look));
-            self.waiter
-                .wait(&[&self.inbox, &self.exit.router], Some(pause))?;
+            let look = self.leaving.as_ref().map(|_| now + LOOK);
+            let due = look.into_iter().chain(self.exit.router.due()).min();
+            let pause = due.map(|at| at.saturating_duration_since(now));
+            let router = &mut self.exit.router;
+            self.waiter.wait_with(pause, |left| router.wait(left))?;
         }
     }
 
-    fn hear(&mut self, message: Vec<Bytes>) -> Result<()> {
-        let message = inner::read_to_sink(message)?;
-        let now_us = self.clock.now_us();
-        self.answers.hear(message, now_us, &mut self.exit);
+    /// Takes what came from inside. `true` if nothing is left, which the inbox's descriptor needs to tell of what comes
+    /// next.
+    fn hear_inside(&mut self) -> Result<bool> {
+        for _ in 0..TURN {
+            let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+                return Ok(true);
+            };
+            self.hear(inner::read_to_sink(message)?)?;
+        }
+        Ok(false)
+    }
+
+    fn hear(&mut self, message: ToSink) -> Result<()> {
+        match message {
+            ToSink::Gone(reply) => self.exit.router.close(reply, Instant::now()),
+            message => {
+                self.at_once |= matches!(message, ToSink::Finish);
+                let now_us = self.clock.now_us();
+                self.answers.hear(message, now_us, &mut self.exit);
+            }
+        }
         self.exit.check()
     }
 
+    fn hear_client(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Message(reply, frames) => self.greet(reply, frames),
+            Incoming::Closed(reply) => self.exit.tell_ventilator(ToVentilator::Gone(reply)),
+            // Its other connection may know better.
+            Incoming::Silent(reply) => self.exit.tell_ventilator(ToVentilator::Silent(reply)),
+        }
+    }
+
     /// A client says hello on `port_out`: from now on results can reach it. Nothing else is expected here.
-    fn greet(&mut self, message: Vec<Bytes>) {
-        let mut frames = message.into_iter();
-        let Some(identity) = frames.next() else {
-            return;
-        };
-        let answer = match client::read(frames.collect()) {
+    fn greet(&mut self, reply: ReplyTo, frames: Vec<Bytes>) {
+        let answer = match client::read(frames) {
             Ok(ClientMessage::Hello(id)) => server::write_message(id, &ServerMessage::Welcome),
             Ok(other) => {
                 let error = Error::invalid("only hello is spoken on port_out; send this to port");
@@ -212,27 +254,31 @@ impl Sink {
                 }
             },
         };
-        let answer = std::iter::once(identity).chain(answer);
-        if let Err(e) = frames::send(&mut self.exit.router, answer, zmq::DONTWAIT) {
-            tracing::debug!(%e, "a hello on port_out could not be answered");
+        if self.exit.router.send(reply, answer).is_err() {
+            tracing::debug!("a hello on port_out could not be answered: the peer has left");
         }
     }
 
-    /// Nothing more will come. Slow readers get a moment for what is still theirs.
-    fn finish(&mut self) -> Result<()> {
-        let patience = self.clock.now_us() + 1_000_000;
-        while let Some(pause) = self.exit.outbox.retry_after() {
-            if self.clock.now_us() > patience {
-                tracing::warn!("results were left that their clients did not read");
-                break;
-            }
-            socket::wait(
-                &[&self.exit.router],
-                Some(pause.max(Duration::from_millis(1))),
-            )?;
-            self.exit.flush();
+    /// Nothing more will come. True once everything has left, or was given up.
+    fn leave(&mut self, now: Instant) -> Result<bool> {
+        let router = &mut self.exit.router;
+        let leaving = self
+            .leaving
+            .get_or_insert_with(|| router.begin_leaving(now));
+        if self.at_once {
+            leaving.give_up_at(now + LAST_PATIENCE);
+        }
+        let Some(lost) = router.leave(leaving, now) else {
+            return Ok(false);
+        };
+        if lost > 0 {
+            tracing::warn!(
+                bytes = lost,
+                "results were left that their clients did not read"
+            );
         }
         self.exit.tell_ventilator(ToVentilator::SinkStopped);
-        self.exit.check()
+        self.exit.check()?;
+        Ok(true)
     }
 }

@@ -4,7 +4,7 @@
 //! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `requests.rs` what becomes of it, `loads.rs` what
 //! the loader is asked, `lookup_cache.rs` what it need not be asked again, `shares.rs` how much of it each client may
 //! have, `openings.rs` which models are served and which leave, `in_use.rs` which are used, `life.rs` how it starts and
-//! stops, `report.rs` what status says.
+//! stops, `says.rs` what clients say and are told, `report.rs` what status says.
 
 mod clients;
 mod in_use;
@@ -15,39 +15,41 @@ mod lookup_cache;
 mod openings;
 mod report;
 pub(super) mod requests;
+mod says;
 mod shares;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crossbeam_channel::Sender;
 use zmq::Socket;
 
-use self::clients::{Asker, ClientKey, Clients};
+use self::clients::Clients;
 use self::in_use::{InUse, Last};
 use self::intake::Intake;
 use self::life::{Phase, Starting, Stoppers};
-use self::loads::{Loads, Order};
+use self::loads::Loads;
 use self::openings::Openings;
 use self::report::Ledger;
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
-use super::guard::Guard;
+use super::control::StopOrder;
+use super::doors::Doors;
 use super::{CancelBoard, Clock, tell};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::frames;
-use crate::message::{Credit, ReplyTo, RequestId, Serial, WorkerId};
+use crate::message::{Credit, Serial, WorkerId};
+use crate::model::Registry;
 use crate::model::loader::Loader;
-use crate::model::{Lookup, Registry};
 use crate::schedule::{Lane, Limits};
 use crate::socket::Waiter;
-use crate::wire::client::{self, ClientMessage, StopMode};
-use crate::wire::inner::{self, Close, SinkReport, ToSink, ToVentilator, ToWorker};
-use crate::wire::server::{self, ServerMessage, Welcome};
+use crate::wire::inner::{self, SinkReport, ToVentilator, ToWorker};
+use crate::wire::server::Welcome;
+use crate::zmtp::router::Router;
 
-/// Messages taken from one socket before the chunks that they allow are given out.
+/// Messages taken from inside before clients get their turn.
 const TURN: usize = 64;
+/// How long an end at once waits for answers that are leaving.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A worker's two lanes.
 pub(crate) struct Lanes {
@@ -71,13 +73,14 @@ pub(crate) struct Facts {
 
 /// What the ventilator is set up with.
 pub(crate) struct Setup {
-    /// `port`, bound.
-    pub router: Socket,
+    /// `port`, listening.
+    pub router: Router,
     /// Hears from inside, bound.
     pub inbox: Socket,
     pub lanes: Vec<Lanes>,
     pub sink: Socket,
-    pub guard: Guard,
+    pub doors: Arc<Doors>,
+    pub stop: Arc<StopOrder>,
     pub loader: Loader,
     pub registry: Arc<Registry>,
     pub board: Arc<CancelBoard>,
@@ -89,11 +92,12 @@ pub(crate) struct Setup {
 }
 
 struct Ventilator {
-    router: Socket,
+    router: Router,
     inbox: Socket,
     lanes: Vec<Lanes>,
     sink: Socket,
-    guard: Guard,
+    doors: Arc<Doors>,
+    stop: Arc<StopOrder>,
     loader: Loader,
     registry: Arc<Registry>,
     board: Arc<CancelBoard>,
@@ -110,6 +114,8 @@ struct Ventilator {
     next_serial: u64,
     starting: Starting,
     phase: Phase,
+    /// It stops at once: nobody is waited for.
+    at_once: bool,
     /// When a drain that waits only for runs that nobody wants ends without them.
     give_up_us: Option<u64>,
     stoppers: Stoppers,
@@ -127,14 +133,19 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         models_missing: setup.facts.preload.len(),
         preload: setup.facts.preload.clone(),
     };
+    let mut router = setup.router;
+    router.watch(frames::descriptor(&setup.inbox)?)?;
+    router.watch(setup.stop.waker())?;
+    router.watch(setup.doors.waker())?;
     let mut ventilator = Ventilator {
         requests: Requests::new(setup.facts.limits.clone()),
         ledger: Ledger::new(setup.lanes.len()),
-        router: setup.router,
+        router,
         inbox: setup.inbox,
         lanes: setup.lanes,
         sink: setup.sink,
-        guard: setup.guard,
+        doors: setup.doors,
+        stop: setup.stop,
         loader: setup.loader,
         registry: setup.registry,
         board: setup.board,
@@ -149,167 +160,74 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         next_serial: 0,
         starting,
         phase: Phase::Serving,
+        at_once: false,
         give_up_us: None,
         stoppers: Stoppers::default(),
     };
-    let ended = ventilator.serve();
-    ventilator.guard.end(&ventilator.router);
-    ended
+    ventilator.serve()
 }
 
 impl Ventilator {
     fn serve(&mut self) -> Result<()> {
         while self.phase != Phase::Stopped {
-            let mut drained = 0;
-            for _ in 0..TURN {
-                let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
-                    drained += 1;
-                    break;
-                };
-                self.hear_inside(inner::read_to_ventilator(message)?)?;
-            }
-            for _ in 0..TURN {
-                let Some(message) = frames::receive_with_source(&mut self.router, zmq::DONTWAIT)?
-                else {
-                    drained += 1;
-                    break;
-                };
-                let (frames, source) = message;
-                self.guard.saw(source);
-                self.hear_client(frames)?;
+            let is_drained = self.hear_inside()?;
+            let now = Instant::now();
+            self.hear_clients(now)?;
+            if let Some(mode) = self.stop.take() {
+                self.stop(mode)?;
             }
             let now_us = self.clock.now_us();
             self.expire(now_us)?;
             self.give_out(now_us)?;
-            self.guard.look(now_us)?;
+            self.router.tick(now);
+            self.router.flush(now);
             self.advance_stop()?;
-            if drained == 2 && self.phase != Phase::Stopped {
-                let due = [Some(self.guard.due_us()), self.requests.scheduler.due_us()]
-                    .into_iter()
-                    .chain([self.intake.due_us(), self.give_up_us])
-                    .flatten()
-                    .min();
-                let pause = due.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
-                let requests = self.requests.scheduler.waiting().requests;
-                self.waiter
-                    .in_hand(requests.max(self.requests.scheduler.chunks_out()));
-                self.waiter.wait(&[&self.inbox, &self.router], pause)?;
+            let has_more = !is_drained || self.router.has_input() || self.doors.has_said();
+            if !has_more && self.phase != Phase::Stopped {
+                self.wait(now, now_us)?;
             }
         }
         self.answer_stoppers();
+        self.doors.end();
+        let lost = self.router.finish(self.at_once.then_some(LAST_PATIENCE))?;
+        if lost > 0 {
+            tracing::warn!(
+                bytes = lost,
+                "answers were left that their clients did not read"
+            );
+        }
         Ok(())
     }
 
-    // ---- what clients say ----------------------------------------------------------------------------------------
+    /// Sleeps until there is something to do.
+    fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
+        let due_us = [
+            self.requests.scheduler.due_us(),
+            self.intake.due_us(),
+            self.give_up_us,
+        ];
+        let due_us = due_us.into_iter().flatten().min();
+        let due = due_us.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
+        let tick = self.router.due();
+        let tick = tick.map(|at| at.saturating_duration_since(now));
+        let scheduler = &self.requests.scheduler;
+        let in_hand = scheduler.waiting().requests.max(scheduler.chunks_out());
+        self.waiter.in_hand(in_hand);
+        let router = &mut self.router;
+        let pause = due.into_iter().chain(tick).min();
+        self.waiter.wait_with(pause, |left| router.wait(left))
+    }
 
-    fn hear_client(&mut self, message: Vec<Bytes>) -> Result<()> {
-        let mut frames = message.into_iter();
-        let Some(identity) = frames.next() else {
-            return Ok(());
-        };
-        let reply = reply_to(&identity);
-        let header_bytes = frames.as_slice().first().map_or(0, Bytes::len);
-        match client::read(frames.collect()) {
-            Ok(ClientMessage::Infer(id, request)) => {
-                let Some(reply) = reply else {
-                    let error = Error::invalid(
-                        "the session has no routing id of 16 bytes whose first is not 0, so no result could reach it",
-                    );
-                    self.refuse_on_port(&identity, id, error);
-                    return Ok(());
-                };
-                if let Err(error) = self.clients.begin(reply, id) {
-                    self.refuse_on_port(&identity, id, error);
-                    return Ok(());
-                }
-                self.take_infer(reply, id, *request, header_bytes)
-            }
-            Ok(ClientMessage::Cancel(id)) => {
-                let serial = reply.and_then(|reply| self.clients.serial(reply, id));
-                match serial {
-                    Some(serial) => {
-                        let error = Error::new(ErrorCode::Cancelled, "the client cancelled it");
-                        self.close(serial, &error)
-                    }
-                    None => Ok(()), // it has ended, or never was
-                }
-            }
-            Ok(ClientMessage::Hello(id)) => {
-                let welcome = ServerMessage::HelloOk(self.facts.welcome.clone());
-                self.answer(&identity, id, &welcome);
-                Ok(())
-            }
-            Ok(ClientMessage::Status(id)) => self.take_status(Asker::new(&identity, id)),
-            Ok(ClientMessage::Models(id)) => {
-                let models = ServerMessage::ModelsOk(self.registry.models());
-                self.answer(&identity, id, &models);
-                Ok(())
-            }
-            Ok(ClientMessage::Describe(id, model, params)) => {
-                let lookup = Lookup::of(model.as_deref(), &params);
-                self.take_question(Asker::new(&identity, id), lookup);
-                Ok(())
-            }
-            Ok(ClientMessage::Terminate(id, mode)) => {
-                self.take_terminate(&Asker::new(&identity, id), mode)
-            }
-            Ok(ClientMessage::Load(id, name)) => {
-                self.take_order(Asker::new(&identity, id), Order::Load, &name);
-                Ok(())
-            }
-            Ok(ClientMessage::Unload(id, name)) => {
-                self.take_order(Asker::new(&identity, id), Order::Unload, &name);
-                Ok(())
-            }
-            Err(malformed) => {
-                match (malformed.id, reply) {
-                    (Some(id), Some(reply)) if malformed.infer => {
-                        // Its number is used up as well: an open request must not be mistaken for it.
-                        if let Err(error) = self.clients.begin(reply, id) {
-                            self.refuse_on_port(&identity, id, error);
-                            return Ok(());
-                        }
-                        // Answered where its result would have come.
-                        let serial = self.new_serial();
-                        self.refuse(serial, reply, id, &malformed.error)?;
-                    }
-                    (Some(id), _) => self.refuse_on_port(&identity, id, malformed.error),
-                    (None, _) => {
-                        tracing::debug!(error = %malformed.error, "dropped a message that has no readable id");
-                        self.ledger.dropped += 1;
-                    }
-                }
-                Ok(())
-            }
+    /// Takes what came from inside. `true` if nothing is left, which the inbox's descriptor needs to tell of what comes
+    /// next.
+    fn hear_inside(&mut self) -> Result<bool> {
+        for _ in 0..TURN {
+            let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+                return Ok(true);
+            };
+            self.take(inner::read_to_ventilator(message)?)?;
         }
-    }
-
-    fn answer(&mut self, identity: &Bytes, id: RequestId, message: &ServerMessage) {
-        let frames = std::iter::once(identity.clone()).chain(server::write_message(id, message));
-        if let Err(e) = frames::send(&mut self.router, frames, zmq::DONTWAIT) {
-            tracing::debug!(%e, "an answer on port could not be sent");
-            self.ledger.dropped += 1;
-        }
-    }
-
-    fn refuse_on_port(&mut self, identity: &Bytes, id: RequestId, error: Error) {
-        self.ledger.count_error(&error);
-        self.answer(identity, id, &ServerMessage::Error(error));
-    }
-
-    /// Has the sink answer a request that never entered the queue.
-    fn refuse(
-        &mut self,
-        serial: Serial,
-        reply: ReplyTo,
-        request: RequestId,
-        error: &Error,
-    ) -> Result<()> {
-        tracing::debug!(serial = serial.0, request_id = request.0, %error, "refused");
-        let now_us = self.clock.now_us();
-        self.clients.end(reply, request);
-        let close = Close::new(serial, reply, request, now_us, error);
-        tell(&mut self.sink, inner::write_to_sink(&ToSink::Close(close)))
+        Ok(false)
     }
 
     fn new_serial(&mut self) -> Serial {
@@ -319,7 +237,7 @@ impl Ventilator {
 
     // ---- what comes from inside ----------------------------------------------------------------------------------
 
-    fn hear_inside(&mut self, message: ToVentilator) -> Result<()> {
+    fn take(&mut self, message: ToVentilator) -> Result<()> {
         match message {
             ToVentilator::Up(worker) => {
                 self.ledger.worker_up(worker);
@@ -352,13 +270,12 @@ impl Ventilator {
                 Ok(())
             }
             ToVentilator::Loaded(ticket) => self.take_loaded(ticket),
-            ToVentilator::Gone(reply) => {
-                let error = Error::new(ErrorCode::Cancelled, "its client is gone");
-                for serial in self.clients.forget(reply) {
-                    self.close(serial, &error)?;
+            ToVentilator::Gone(reply) => self.end_session(reply),
+            ToVentilator::Silent(reply) => {
+                if self.router.is_alive(reply, Instant::now()) {
+                    return Ok(()); // it may have a full queue of answers there
                 }
-                self.forget_asker(&ClientKey::from(reply));
-                Ok(())
+                self.end_session(reply)
             }
             ToVentilator::Abort(serial) => {
                 let error = Error::internal("answered by the sink");
@@ -370,7 +287,6 @@ impl Ventilator {
                 self.phase = Phase::Stopped;
                 Ok(())
             }
-            ToVentilator::Stop(now) => self.stop(if now { StopMode::Now } else { StopMode::Drain }),
         }
     }
 
@@ -454,9 +370,4 @@ impl Ventilator {
         }
         Ok(())
     }
-}
-
-fn reply_to(identity: &Bytes) -> Option<ReplyTo> {
-    let id: [u8; 16] = identity.as_ref().try_into().ok()?;
-    (id[0] != 0).then_some(ReplyTo(id))
 }

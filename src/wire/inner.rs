@@ -6,10 +6,9 @@
 //! ventilator -> worker      chunk (with payload) | open | forget | resume | stop
 //! worker     -> sink        part (with payload) | stopped
 //! worker     -> ventilator  up | credit | opened | down
-//! ventilator -> sink        close | lost | report | finish
-//! sink       -> ventilator  gone | abort | report | stopped
+//! ventilator -> sink        close | lost | report | gone | finish
+//! sink       -> ventilator  gone | silent | abort | report | stopped
 //! loader     -> ventilator  loaded
-//! server     -> ventilator  stop
 //! ```
 
 use std::borrow::Cow;
@@ -56,6 +55,8 @@ pub(crate) enum ToSink {
     Lost(Serial, u64),
     /// Say what has been answered; the number comes back with the report.
     Report(u64),
+    /// A client's session is over: nothing more is for it.
+    Gone(ReplyTo),
     /// The server stops at once: send out what is there, wait for nobody.
     Finish,
 }
@@ -119,14 +120,14 @@ pub(crate) enum ToVentilator {
     Loaded(u64),
     /// A client is gone: end its work.
     Gone(ReplyTo),
+    /// Nothing comes from a client over `port_out`: if nothing comes over `port` either, it is gone.
+    Silent(ReplyTo),
     /// The sink has answered a request with an error of its own: give out no more of it.
     Abort(Serial),
     /// What the sink has answered so far.
     Report(u64, Box<SinkReport>),
     /// The sink has given out everything and is about to end.
     SinkStopped,
-    /// The operator wants the server to stop; true: at once.
-    Stop(bool),
 }
 
 /// The sink's counters.
@@ -199,6 +200,7 @@ enum SinkHeader<'a> {
     Close(Close),
     Lost(Serial, u64),
     Report(u64),
+    Gone(ReplyTo),
     Finish,
 }
 
@@ -243,10 +245,10 @@ enum VentilatorHeader<'a> {
     Down(WorkerId, String),
     Loaded(u64),
     Gone(ReplyTo),
+    Silent(ReplyTo),
     Abort(Serial),
     Report(u64, Box<SinkReport>),
     SinkStopped,
-    Stop(bool),
 }
 
 /// An error, as it travels.
@@ -438,6 +440,7 @@ pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
         ToSink::Close(close) => SinkHeader::Close(close.clone()),
         ToSink::Lost(serial, chunks) => SinkHeader::Lost(*serial, *chunks),
         ToSink::Report(token) => SinkHeader::Report(*token),
+        ToSink::Gone(reply) => SinkHeader::Gone(*reply),
         ToSink::Finish => SinkHeader::Finish,
     };
     vec![header(&plain)]
@@ -474,6 +477,7 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
         SinkHeader::Close(close) => ToSink::Close(close),
         SinkHeader::Lost(serial, chunks) => ToSink::Lost(serial, chunks),
         SinkHeader::Report(token) => ToSink::Report(token),
+        SinkHeader::Gone(reply) => ToSink::Gone(reply),
         SinkHeader::Finish => ToSink::Finish,
     })
 }
@@ -507,10 +511,10 @@ pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
         ToVentilator::Down(worker, why) => VentilatorHeader::Down(worker, why),
         ToVentilator::Loaded(ticket) => VentilatorHeader::Loaded(ticket),
         ToVentilator::Gone(reply) => VentilatorHeader::Gone(reply),
+        ToVentilator::Silent(reply) => VentilatorHeader::Silent(reply),
         ToVentilator::Abort(serial) => VentilatorHeader::Abort(serial),
         ToVentilator::Report(token, report) => VentilatorHeader::Report(token, report),
         ToVentilator::SinkStopped => VentilatorHeader::SinkStopped,
-        ToVentilator::Stop(now) => VentilatorHeader::Stop(now),
     })]
 }
 
@@ -558,9 +562,9 @@ pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
         VentilatorHeader::Down(worker, why) => ToVentilator::Down(worker, why),
         VentilatorHeader::Loaded(ticket) => ToVentilator::Loaded(ticket),
         VentilatorHeader::Gone(reply) => ToVentilator::Gone(reply),
+        VentilatorHeader::Silent(reply) => ToVentilator::Silent(reply),
         VentilatorHeader::Abort(serial) => ToVentilator::Abort(serial),
         VentilatorHeader::Report(token, report) => ToVentilator::Report(token, report),
         VentilatorHeader::SinkStopped => ToVentilator::SinkStopped,
-        VentilatorHeader::Stop(now) => ToVentilator::Stop(now),
     })
 }

@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use self::peers::{Peer, Peers};
+pub(crate) use self::finish::{LOOK, Leaving};
+use self::peers::Peers;
 use super::codec::Limits;
 use super::connection::{Announce, Connection, End, News, READ_BYTES};
 use super::mechanism::{Null, SocketType};

@@ -130,6 +130,8 @@ impl Answers {
                 let report = Box::new(self.make_report());
                 outlet.perform(Action::TellVentilator(ToVentilator::Report(token, report)));
             }
+            // What is gathered for it goes when the ventilator closes its requests.
+            ToSink::Gone(_) => {}
             ToSink::Finish => self.stopped.fill(true),
             ToSink::Stopped(worker) => {
                 if let Some(stopped) = self.stopped.get_mut(worker.0 as usize) {

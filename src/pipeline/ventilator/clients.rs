@@ -1,60 +1,27 @@
-//! Who clients are, and their sessions as far as requests need them: ids ascend, and what is open can be found.
+//! Sessions, as far as requests need them: ids ascend, and what is open can be found.
 
 use std::collections::HashMap;
-
-use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::message::{ReplyTo, RequestId, Serial};
 
-/// Sessions that are remembered before those are looked for that have nothing open. The end of a session may go
-/// unnoticed, so what is idle has to go at some point; all that is lost is the check that the next id ascends.
+/// Sessions that are remembered before those are looked for that have nothing open. There are
+/// never more than connections, so that this is for the unforeseen; all that is lost is the check that ids ascend.
 const MIN_SWEEP: usize = 65_536;
 
 /// Places for open requests that an idle session keeps.
 const KEPT_PLACES: usize = 64;
 
-/// What tells clients apart on `port`, whether or not they have a proper routing id: those who only ask need none. A
-/// secret, so it prints as nothing.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct ClientKey(Bytes);
-
-impl ClientKey {
-    pub(super) fn of(identity: &Bytes) -> ClientKey {
-        ClientKey(identity.clone())
-    }
-
-    /// The server itself, which loads models before it is ready. No client has an empty identity.
-    pub(super) fn server() -> ClientKey {
-        ClientKey(Bytes::new())
-    }
-
-    /// What answers on `port` are addressed with.
-    pub(super) fn identity(&self) -> &Bytes {
-        &self.0
-    }
-}
-
-impl From<ReplyTo> for ClientKey {
-    fn from(reply: ReplyTo) -> ClientKey {
-        ClientKey(Bytes::copy_from_slice(&reply.0))
-    }
-}
-
 /// Who asked for something that takes a while, and for which number the answer is.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(super) struct Asker {
-    pub(super) client: ClientKey,
+    pub(super) client: ReplyTo,
     pub(super) id: RequestId,
 }
 
-impl Asker {
-    pub(super) fn new(identity: &Bytes, id: RequestId) -> Asker {
-        Asker {
-            client: ClientKey::of(identity),
-            id,
-        }
-    }
+/// The server itself, which loads models before it is ready. Nobody else has this address.
+pub(super) fn the_server() -> ReplyTo {
+    ReplyTo::default()
 }
 
 #[derive(Default)]
@@ -101,6 +68,11 @@ impl Clients {
     pub(super) fn end(&mut self, reply: ReplyTo, request: RequestId) {
         if let Some(session) = self.sessions.get_mut(&reply) {
             session.open.remove(&request);
+            if session.open.is_empty() && reply.caller().is_some() {
+                // A door's ids ascend by themselves, and it does not say when a caller is gone.
+                self.sessions.remove(&reply);
+                return;
+            }
             if session.open.is_empty() && session.open.capacity() > KEPT_PLACES {
                 session.open = HashMap::new();
             }
@@ -110,6 +82,13 @@ impl Clients {
     /// The serial of an open request.
     pub(super) fn serial(&self, reply: ReplyTo, request: RequestId) -> Option<Serial> {
         self.sessions.get(&reply)?.open.get(&request).copied()
+    }
+
+    /// The callers of a door that have something open.
+    pub(super) fn of_door(&self, door: u32) -> Vec<ReplyTo> {
+        let all = self.sessions.keys().copied();
+        let of_door = |reply: &ReplyTo| reply.caller().is_some_and(|(of, _)| of == door);
+        all.filter(of_door).collect()
     }
 
     /// The session is over: what was open in it.

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use super::clients::{Asker, ClientKey};
+use super::clients::Asker;
 use super::loads::load_bytes;
 use super::lookup_cache::LookupCache;
 use super::requests::Held;
@@ -73,7 +73,7 @@ struct Waiting {
     /// Requests and questions, in the order in which they came.
     serials: Vec<Serial>,
     /// What the loader was asked for each client that has any of them, so that each waits for its own turn at most.
-    tickets: HashMap<ClientKey, u64>,
+    tickets: HashMap<ReplyTo, u64>,
 }
 
 /// The requests on their way into the queue, the questions about models, and what was learnt about those.
@@ -84,7 +84,7 @@ pub(super) struct Intake {
     parked: HashMap<Serial, Parked>,
     parked_shares: Shares<ReplyTo>,
     questions: HashMap<Serial, Asker>,
-    question_shares: Shares<ClientKey>,
+    question_shares: Shares<ReplyTo>,
     /// Numbers in `waiting` of requests and questions that have ended.
     ended: usize,
     deadlines: BinaryHeap<Reverse<(u64, Serial)>>,
@@ -124,10 +124,7 @@ impl Intake {
 
     /// Those who waited for a lookup and still do, in the order in which they came, and the tickets that the loader has
     /// for them.
-    pub(super) fn take_waiting(
-        &mut self,
-        lookup: &Lookup,
-    ) -> (Vec<Serial>, HashMap<ClientKey, u64>) {
+    pub(super) fn take_waiting(&mut self, lookup: &Lookup) -> (Vec<Serial>, HashMap<ReplyTo, u64>) {
         let Waiting {
             mut serials,
             tickets,
@@ -152,7 +149,7 @@ impl Intake {
     }
 
     /// Nobody is there any more to hear the answers.
-    pub(super) fn forget_questions(&mut self, client: &ClientKey) {
+    pub(super) fn forget_questions(&mut self, client: &ReplyTo) {
         if self.question_shares.of(client).count == 0 {
             return;
         }
@@ -165,7 +162,7 @@ impl Intake {
     }
 
     /// The loader is not asked for that client any more, of whose requests and questions none is left.
-    pub(super) fn not_asked(&mut self, client: &ClientKey, ticket: u64, lookup: &Lookup) {
+    pub(super) fn not_asked(&mut self, client: &ReplyTo, ticket: u64, lookup: &Lookup) {
         let Some(waiting) = self.waiting.get_mut(lookup) else {
             return;
         };
@@ -184,7 +181,7 @@ impl Intake {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too many of this client's or of all do.
-    pub(super) fn check_question(&self, client: &ClientKey) -> Result<()> {
+    pub(super) fn check_question(&self, client: &ReplyTo) -> Result<()> {
         self.question_shares
             .check(client, QUESTION_BYTES, &QUESTIONS)
     }
@@ -195,7 +192,7 @@ impl Intake {
     }
 
     /// A lookup as it is kept, and whether the loader has been asked for that client.
-    pub(super) fn waited_for(&self, client: &ClientKey, lookup: Lookup) -> (Arc<Lookup>, bool) {
+    pub(super) fn waited_for(&self, client: &ReplyTo, lookup: Lookup) -> (Arc<Lookup>, bool) {
         match self.waiting.get_key_value(&lookup) {
             Some((kept, waiting)) => (kept.clone(), waiting.tickets.contains_key(client)),
             None => (Arc::new(lookup), false),
@@ -203,7 +200,7 @@ impl Intake {
     }
 
     /// The loader was asked for that client.
-    pub(super) fn asked(&mut self, client: &ClientKey, lookup: &Arc<Lookup>, ticket: u64) {
+    pub(super) fn asked(&mut self, client: &ReplyTo, lookup: &Arc<Lookup>, ticket: u64) {
         let waiting = self.waiting.entry(lookup.clone()).or_default();
         waiting.tickets.insert(client.clone(), ticket);
     }
@@ -255,7 +252,7 @@ impl Intake {
     /// The next request with that lookup need not wait for the loader, which has looked it up for that client.
     pub(super) fn learn(
         &mut self,
-        client: &ClientKey,
+        client: &ReplyTo,
         lookup: &Arc<Lookup>,
         description: &Arc<Description>,
     ) {
@@ -402,7 +399,7 @@ impl Ventilator {
 
     /// The model is not described yet: the request waits while the loader reads the file.
     fn park(&mut self, serial: Serial, parked: Parked, lookup: Lookup) -> Result<()> {
-        self.await_lookup(&ClientKey::from(parked.reply), serial, lookup)?;
+        self.await_lookup(&parked.reply, serial, lookup)?;
         if let Some(deadline) = parked.deadline_us {
             self.intake.deadlines.push(Reverse((deadline, serial)));
         }
@@ -499,10 +496,10 @@ mod tests {
     }
 
     /// The ticket of a client is its first byte.
-    fn wait(intake: &mut Intake, client: ClientKey, lookup: &Lookup, serial: u64) {
+    fn wait(intake: &mut Intake, client: ReplyTo, lookup: &Lookup, serial: u64) {
         let (lookup, asked) = intake.waited_for(&client, lookup.clone());
         if !asked {
-            intake.asked(&client, &lookup, client.identity()[0].into());
+            intake.asked(&client, &lookup, client[0].into());
         }
         intake.wait(lookup, Serial(serial));
     }

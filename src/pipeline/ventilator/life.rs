@@ -7,12 +7,12 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use super::Ventilator;
-use super::clients::{Asker, ClientKey};
+use super::clients::{Asker, the_server};
 use super::loads::LoadRequest;
 use super::openings::LoadedFor;
 use super::shares::{Amount, Bounds, Shares};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Params, WorkerId};
+use crate::message::{Params, ReplyTo, WorkerId};
 use crate::model::Lookup;
 use crate::pipeline::tell;
 use crate::wire::client::StopMode;
@@ -39,7 +39,7 @@ const STOPPERS: Bounds = Bounds {
 #[derive(Default)]
 pub(super) struct Stoppers {
     waiting: Vec<Asker>,
-    shares: Shares<ClientKey>,
+    shares: Shares<ReplyTo>,
 }
 
 impl Stoppers {
@@ -77,7 +77,7 @@ impl Ventilator {
         for name in std::mem::take(&mut self.starting.preload) {
             let lookup = Arc::new(Lookup::of(Some(&name), &Params::new()));
             let load = LoadRequest::Load(LoadedFor::Start(name));
-            self.ask_loader(&ClientKey::server(), load, lookup);
+            self.ask_loader(&the_server(), load, lookup);
         }
     }
 
@@ -122,6 +122,7 @@ impl Ventilator {
             ));
         }
         if mode == StopMode::Now {
+            self.at_once = true;
             let error = Error::unavailable("the server was told to stop at once");
             let mut open = self.requests.scheduler.open();
             open.extend(self.intake.serials());

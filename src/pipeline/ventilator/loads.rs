@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::clients::{Asker, ClientKey};
+use super::clients::Asker;
 use super::in_use::Last;
 use super::intake::{QUESTION_BYTES, lookup_bytes};
 use super::openings::LoadedFor;
 use super::shares::{Amount, Bounds, Shares};
 use super::{Phase, Ventilator};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, Serial, WorkerId};
+use crate::message::{ModelId, Params, ReplyTo, Serial, WorkerId};
 use crate::model::loader::{Answer, Job};
 use crate::model::{Description, Lookup};
 use crate::pipeline::tell;
@@ -52,7 +52,7 @@ pub(super) enum LoadRequest {
 pub(super) struct Asked {
     pub(super) request: LoadRequest,
     /// In whose turn it is done.
-    pub(super) client: ClientKey,
+    pub(super) client: ReplyTo,
     bytes: u64,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Asked {
 pub(super) struct Loads {
     asked: HashMap<u64, Asked>,
     last_ticket: u64,
-    shares: Shares<ClientKey>,
+    shares: Shares<ReplyTo>,
 }
 
 impl Loads {
@@ -74,11 +74,11 @@ impl Loads {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if it, or all together, have asked for as much as they may.
-    pub(super) fn check(&self, client: &ClientKey, lookup: &Lookup) -> Result<()> {
+    pub(super) fn check(&self, client: &ReplyTo, lookup: &Lookup) -> Result<()> {
         self.shares.check(client, load_bytes(lookup), &LOADS)
     }
 
-    fn add(&mut self, client: &ClientKey, request: LoadRequest, bytes: u64) -> u64 {
+    fn add(&mut self, client: &ReplyTo, request: LoadRequest, bytes: u64) -> u64 {
         self.shares.add(client, bytes);
         self.last_ticket += 1;
         let client = client.clone();
@@ -115,7 +115,7 @@ impl Ventilator {
     /// Asks the loader, in the turn of that client. Whoever may be refused was checked before.
     pub(super) fn ask_loader(
         &mut self,
-        client: &ClientKey,
+        client: &ReplyTo,
         request: LoadRequest,
         lookup: Arc<Lookup>,
     ) -> u64 {
@@ -126,7 +126,7 @@ impl Ventilator {
             LoadRequest::Unload(_) => Job::Unload(lookup),
         };
         let ticket = self.loads.add(client, request, bytes);
-        self.loader.ask(client.identity().clone(), ticket, job);
+        self.loader.ask(*client, ticket, job);
         ticket
     }
 
@@ -144,7 +144,7 @@ impl Ventilator {
         self.ask_loader(&client, request, lookup);
     }
 
-    fn check_order(&self, client: &ClientKey, lookup: &Lookup) -> Result<()> {
+    fn check_order(&self, client: &ReplyTo, lookup: &Lookup) -> Result<()> {
         let (all, own) = self.openings.orders(client);
         if own + self.loads.shares.of(client).count >= MAX_ORDERS_OF_ONE {
             return Err(Error::exhausted(format!(
@@ -177,11 +177,11 @@ impl Ventilator {
     }
 
     pub(super) fn answer_asker(&mut self, asker: &Asker, message: &ServerMessage) {
-        self.answer(asker.client.identity(), asker.id, message);
+        self.answer(asker.client, asker.id, message);
     }
 
     pub(super) fn refuse_asker(&mut self, asker: &Asker, error: Error) {
-        self.refuse_on_port(asker.client.identity(), asker.id, error);
+        self.refuse_on_port(asker.client, asker.id, error);
     }
 
     /// The model is not described yet: the question waits as a request does.
@@ -202,7 +202,7 @@ impl Ventilator {
     /// waits for the same goes on with the first answer.
     pub(super) fn await_lookup(
         &mut self,
-        client: &ClientKey,
+        client: &ReplyTo,
         serial: Serial,
         lookup: Lookup,
     ) -> Result<()> {
@@ -215,7 +215,7 @@ impl Ventilator {
         Ok(())
     }
 
-    fn describe(&mut self, client: &ClientKey, lookup: &Arc<Lookup>) {
+    fn describe(&mut self, client: &ReplyTo, lookup: &Arc<Lookup>) {
         let request = LoadRequest::Describe(lookup.clone());
         let ticket = self.ask_loader(client, request, lookup.clone());
         self.intake.asked(client, lookup, ticket);
@@ -254,7 +254,7 @@ impl Ventilator {
     /// The loader has described a model, or says why it cannot: those who waited go on.
     fn settle(
         &mut self,
-        client: &ClientKey,
+        client: &ReplyTo,
         lookup: Arc<Lookup>,
         result: Result<Arc<Description>>,
     ) -> Result<()> {
@@ -266,7 +266,7 @@ impl Ventilator {
         };
         let (serials, tickets) = self.intake.take_waiting(&lookup);
         for (client, ticket) in tickets {
-            if self.loader.withdraw(client.identity(), ticket) {
+            if self.loader.withdraw(&client, ticket) {
                 self.loads.finish(ticket);
             }
         }
@@ -294,7 +294,7 @@ impl Ventilator {
     /// answer and now, so the loader is to be asked again.
     fn take_up(
         &mut self,
-        client: &ClientKey,
+        client: &ReplyTo,
         lookup: &Arc<Lookup>,
         result: Result<Arc<Description>>,
     ) -> Option<Result<Arc<Description>>> {
@@ -319,12 +319,12 @@ impl Ventilator {
 
     /// A client is gone, and its requests are closed: what only it asked about is not looked up any more. What it
     /// wanted loaded or unloaded is done all the same.
-    pub(super) fn forget_asker(&mut self, client: &ClientKey) {
+    pub(super) fn forget_asker(&mut self, client: &ReplyTo) {
         self.intake.forget_questions(client);
         if self.loads.shares.of(client).count == 0 {
             return;
         }
-        for ticket in self.loader.withdraw_lookups(client.identity()) {
+        for ticket in self.loader.withdraw_lookups(client) {
             let asked = self.loads.finish(ticket);
             if let Some(LoadRequest::Describe(lookup)) = asked.map(|asked| asked.request) {
                 self.intake.not_asked(client, ticket, &lookup);

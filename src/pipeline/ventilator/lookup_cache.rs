@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::clients::ClientKey;
 use super::intake::lookup_bytes;
 use crate::message::ModelId;
+use crate::message::ReplyTo;
 use crate::model::{Description, Lookup};
 
 /// Most bytes of names, and of lookups with other paths.
@@ -48,7 +48,7 @@ impl LookupCache {
     /// The loader has looked it up for that client.
     pub(super) fn insert(
         &mut self,
-        client: &ClientKey,
+        client: &ReplyTo,
         lookup: &Arc<Lookup>,
         description: &Arc<Description>,
     ) {
@@ -71,13 +71,13 @@ struct Part {
     entries: HashMap<Arc<Lookup>, Entry>,
     /// Entries by their stamps: those that came, or were spared, longest ago are first.
     order: BTreeMap<u64, Arc<Lookup>>,
-    owners: HashMap<ClientKey, Owner>,
+    owners: HashMap<ReplyTo, Owner>,
     last_stamp: u64,
 }
 
 struct Entry {
     description: Arc<Description>,
-    owner: ClientKey,
+    owner: ReplyTo,
     bytes: u64,
     stamp: u64,
     /// Since its stamp: it is spared once, so a hit costs no more than this.
@@ -109,7 +109,7 @@ impl Part {
         Some(&entry.description)
     }
 
-    fn insert(&mut self, client: &ClientKey, lookup: &Arc<Lookup>, description: &Arc<Description>) {
+    fn insert(&mut self, client: &ReplyTo, lookup: &Arc<Lookup>, description: &Arc<Description>) {
         if let Some(entry) = self.entries.get_mut(lookup) {
             entry.description = description.clone();
             return;
@@ -144,7 +144,7 @@ impl Part {
     }
 
     /// Makes room: the oldest entry goes, of that client or of all, that was not used since it was last looked at.
-    fn evict(&mut self, of: Option<&ClientKey>) {
+    fn evict(&mut self, of: Option<&ReplyTo>) {
         loop {
             let oldest = match of {
                 Some(client) => self.owners.get(client).and_then(|o| o.stamps.first()),
@@ -201,8 +201,8 @@ mod tests {
     use crate::message::Params;
     use crate::model::mock::{Behaviour, MockSource};
 
-    fn client(number: u8) -> ClientKey {
-        ClientKey::of(&vec![number; 16].into())
+    fn client(number: u8) -> ReplyTo {
+        ReplyTo([number; 16])
     }
 
     fn named(name: &str) -> Arc<Lookup> {

@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Ventilator;
-use super::clients::{Asker, ClientKey};
+use super::clients::{Asker, the_server};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, WorkerId};
+use crate::message::{ModelId, Params, ReplyTo, WorkerId};
 use crate::model::{Description, Lookup};
 use crate::schedule::Lane;
 use crate::wire::inner::{self, ToWorker};
@@ -28,14 +28,14 @@ impl LoadedFor {
         }
     }
 
-    fn client(&self) -> ClientKey {
+    fn client(&self) -> ReplyTo {
         match self {
             LoadedFor::Operator(asker, _) => asker.client.clone(),
-            LoadedFor::Start(_) => ClientKey::server(),
+            LoadedFor::Start(_) => the_server(),
         }
     }
 
-    fn is_of(&self, client: &ClientKey) -> bool {
+    fn is_of(&self, client: &ReplyTo) -> bool {
         matches!(self, LoadedFor::Operator(asker, _) if asker.client == *client)
     }
 }
@@ -54,7 +54,7 @@ struct Opening {
 
 impl Openings {
     /// How many want a model that is being opened: all of them, and that client's.
-    pub(super) fn orders(&self, client: &ClientKey) -> (usize, usize) {
+    pub(super) fn orders(&self, client: &ReplyTo) -> (usize, usize) {
         let wanted = || self.0.values().flat_map(|opening| &opening.wanted);
         let own = wanted().filter(|wanted| wanted.is_of(client));
         (wanted().count(), own.count())

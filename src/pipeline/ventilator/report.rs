@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::clients::{Asker, ClientKey};
+use super::clients::Asker;
 use super::shares::{Amount, Bounds, Shares};
 use super::{SinkReport, Ventilator};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, WorkerId};
+use crate::message::{ModelId, ReplyTo, WorkerId};
 use crate::pipeline::tell;
 use crate::wire::inner::{self, ToSink};
 use crate::wire::server::{QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo};
@@ -31,7 +31,7 @@ struct Askers {
     now: Vec<Asker>,
     /// They asked later, and get the next.
     next: Vec<Asker>,
-    shares: Shares<ClientKey>,
+    shares: Shares<ReplyTo>,
     /// Of the report that the sink was asked for last.
     token: u64,
 }

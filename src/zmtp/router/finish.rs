@@ -8,10 +8,20 @@ use super::Router;
 use crate::error::Result;
 
 /// How often connections that are closing are looked at; the system does not tell when the last byte has arrived.
-const LOOK: Duration = Duration::from_millis(5);
+pub(crate) const LOOK: Duration = Duration::from_millis(5);
+/// Reads of a connection on its way out before others get their turn.
+const READS: usize = 64;
 
-/// A connection on its way out.
-struct Leaving {
+/// Every connection on its way out.
+pub(crate) struct Leaving {
+    connections: Vec<Connection>,
+    /// When the rest is given up.
+    until: Option<Instant>,
+    /// Bytes that were given up.
+    lost: u64,
+}
+
+struct Connection {
     token: u64,
     /// Bytes that had not arrived at the last look, ours and the system's.
     left: u64,
@@ -21,48 +31,78 @@ struct Leaving {
     ended: bool,
 }
 
+enum Progress {
+    Goes,
+    Gone,
+    GivenUp(u64),
+}
+
+impl Leaving {
+    /// Whatever is left then is given up.
+    pub(crate) fn give_up_at(&mut self, until: Instant) {
+        self.until = Some(self.until.map_or(until, |before| before.min(until)));
+    }
+}
+
 impl Router {
-    /// Writes what waits, and closes each connection when all of it has arrived. A connection that takes no byte for
-    /// [`SILENCE`] is given up, and so is what is left after `most`. Returns the bytes that were given up.
+    /// Accepts nobody any more; from now on [`Router::leave`] closes the connections.
+    pub(crate) fn begin_leaving(&mut self, now: Instant) -> Leaving {
+        self.listeners.clear();
+        self.accept_again = None;
+        let tokens = self.peers.tokens().into_iter();
+        Leaving {
+            connections: tokens
+                .map(|token| Connection {
+                    token,
+                    left: u64::MAX,
+                    progress: now,
+                    ended: false,
+                })
+                .collect(),
+            until: None,
+            lost: 0,
+        }
+    }
+
+    /// Writes what waits, and closes each connection when all of it has arrived; one that takes no byte for [`SILENCE`]
+    /// is given up. To be called every [`LOOK`]; gives the bytes that were given up once no connection is left.
+    pub(crate) fn leave(&mut self, leaving: &mut Leaving, now: Instant) -> Option<u64> {
+        let over = leaving.until.is_some_and(|until| until <= now);
+        let lost = &mut leaving.lost;
+        leaving.connections.retain_mut(|connection| {
+            match self.let_go(connection, now, over) {
+                Progress::Goes => return true,
+                Progress::Gone => {}
+                Progress::GivenUp(bytes) => *lost += bytes,
+            }
+            false
+        });
+        leaving.connections.is_empty().then_some(*lost)
+    }
+
+    /// All of that, waiting for it.
     ///
     /// # Errors
     /// The poller's.
     pub(crate) fn finish(&mut self, most: Option<Duration>) -> Result<u64> {
-        let begun = Instant::now();
-        self.listeners.clear();
-        let leaving = |token| Leaving {
-            token,
-            left: u64::MAX,
-            progress: begun,
-            ended: false,
-        };
-        let mut all: Vec<Leaving> = self.peers.tokens().into_iter().map(leaving).collect();
-        let mut lost = 0;
+        let mut leaving = self.begin_leaving(Instant::now());
+        if let Some(most) = most {
+            leaving.give_up_at(Instant::now() + most);
+        }
         loop {
-            let now = Instant::now();
-            let over = most.is_some_and(|most| now - begun >= most);
-            all.retain_mut(|leaving| match self.let_go(leaving, now, over) {
-                Progress::Goes => true,
-                Progress::Gone => false,
-                Progress::GivenUp(bytes) => {
-                    lost += bytes;
-                    false
-                }
-            });
-            self.inbox.clear();
-            if all.is_empty() {
+            if let Some(lost) = self.leave(&mut leaving, Instant::now()) {
                 return Ok(lost);
             }
-            self.readable.clear();
-            self.poller.wait(Some(LOOK), |_| {})?;
+            self.inbox.clear();
+            self.wait(Some(LOOK))?;
         }
     }
 
-    fn let_go(&mut self, leaving: &mut Leaving, now: Instant, over: bool) -> Progress {
+    fn let_go(&mut self, leaving: &mut Connection, now: Instant, over: bool) -> Progress {
         let token = leaving.token;
         // What still comes is read, since closing over unread bytes would throw away what has not arrived.
         let mut reads = 0;
-        while reads < 64 && self.read(token, now) {
+        while reads < READS && self.read(token, now) {
             reads += 1;
         }
         if !leaving.ended {
@@ -88,21 +128,14 @@ impl Router {
             peer.connection.end_writing();
             // Only its last bytes are waited for, at which nothing wakes us.
             peer.interest = Interest::Nothing;
-            if self
+            let changed = self
                 .poller
-                .change(&peer.connection, token, Interest::Nothing)
-                .is_err()
-            {
+                .change(&peer.connection, token, Interest::Nothing);
+            if changed.is_err() {
                 self.drop_peer(token);
                 return Progress::GivenUp(left);
             }
         }
         Progress::Goes
     }
-}
-
-enum Progress {
-    Goes,
-    Gone,
-    GivenUp(u64),
 }
