@@ -15,8 +15,8 @@ use super::local::LocalFiles;
 
 /// Header bytes that a request may have beyond its payload.
 const HEADER_SLACK_BYTES: u64 = 64 * 1024;
-/// Frames of a request: two for each of the most tensors that there may be, and more than enough.
-const REQUEST_FRAMES: usize = 4096;
+/// Frames of a request: more than the tensors that there may be take, so that a request of too many gets an error.
+const REQUEST_FRAMES: usize = 16 * 1024;
 /// What `port_out` takes in one message: a hello.
 const HELLO_BYTES: u64 = 4096;
 const HELLO_FRAMES: usize = 8;
