@@ -7,6 +7,9 @@
 //! ```
 //! What has come of a message is counted while it comes, and memory is taken as bytes come and not as they are promised.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 
 use super::mechanism::{Mechanism, Step, named};
