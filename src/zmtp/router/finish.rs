@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use super::super::SILENCE;
-use super::super::poller::Interest;
+use super::super::poller::{Interest, Poller};
 use super::Router;
 use crate::error::Result;
 
 /// How often connections that are closing are looked at; the system does not tell when the last byte has arrived.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// Reads of a connection at one look.
+const MOST_READS: usize = 64;
 
 /// A connection on its way out.
 struct Leaving {
@@ -28,8 +31,14 @@ impl Router {
     /// # Errors
     /// The poller's.
     pub(crate) fn finish(&mut self, most: Option<Duration>) -> Result<u64> {
+        self.finish_with(most, SILENCE)
+    }
+
+    /// [`Router::finish`] with another patience.
+    pub(super) fn finish_with(&mut self, most: Option<Duration>, silence: Duration) -> Result<u64> {
         let begun = Instant::now();
         self.listeners.clear();
+        self.forget_inner();
         let leaving = |token| Leaving {
             token,
             left: u64::MAX,
@@ -41,7 +50,7 @@ impl Router {
         loop {
             let now = Instant::now();
             let over = most.is_some_and(|most| now - begun >= most);
-            all.retain_mut(|leaving| match self.let_go(leaving, now, over) {
+            all.retain_mut(|leaving| match self.let_go(leaving, now, over, silence) {
                 Progress::Goes => true,
                 Progress::Gone => false,
                 Progress::GivenUp(bytes) => {
@@ -49,7 +58,6 @@ impl Router {
                     false
                 }
             });
-            self.inbox.clear();
             if all.is_empty() {
                 return Ok(lost);
             }
@@ -58,20 +66,46 @@ impl Router {
         }
     }
 
-    fn let_go(&mut self, leaving: &mut Leaving, now: Instant, over: bool) -> Progress {
+    /// Waits for connections alone from now on: nobody takes what comes at inner sockets, which would end each wait at once.
+    fn forget_inner(&mut self) {
+        // Without a descriptor for another poller the one that is there has to do.
+        let Ok(poller) = Poller::new() else {
+            return;
+        };
+        for (token, peer) in self.peers.iter_mut() {
+            // One that cannot be waited for is looked at like the others.
+            let _ = poller.add(&peer.connection, token, peer.interest);
+        }
+        self.poller = poller;
+    }
+
+    fn let_go(
+        &mut self,
+        leaving: &mut Leaving,
+        now: Instant,
+        over: bool,
+        silence: Duration,
+    ) -> Progress {
         let token = leaving.token;
-        // What still comes is read, since closing over unread bytes would throw away what has not arrived.
+        // What still comes is read, since closing over unread bytes would throw away what has not arrived. Nobody takes it.
         let mut reads = 0;
-        while reads < 64 && self.read(token, now) {
+        while reads < MOST_READS && self.read(token, now) {
+            self.inbox.clear();
             reads += 1;
         }
+        self.inbox.clear();
         if !leaving.ended {
             self.write(token, now);
         }
         let Some(peer) = self.peers.get_mut(token) else {
             return Progress::Gone;
         };
-        let left = peer.connection.waiting_bytes() + peer.connection.unsent_bytes();
+        // Behind the end of the stream nothing is written any more, a PONG neither.
+        let waiting = match leaving.ended {
+            true => 0,
+            false => peer.connection.waiting_bytes(),
+        };
+        let left = waiting + peer.connection.unsent_bytes();
         if left < leaving.left {
             (leaving.left, leaving.progress) = (left, now);
         }
@@ -79,11 +113,11 @@ impl Router {
             self.drop_peer(token);
             return Progress::Gone;
         }
-        if over || now.saturating_duration_since(leaving.progress) >= SILENCE {
+        if over || now.saturating_duration_since(leaving.progress) >= silence {
             self.drop_peer(token);
             return Progress::GivenUp(left);
         }
-        if peer.connection.waiting_bytes() == 0 && !leaving.ended {
+        if waiting == 0 && !leaving.ended {
             leaving.ended = true;
             peer.connection.end_writing();
             // Only its last bytes are waited for, at which nothing wakes us.
