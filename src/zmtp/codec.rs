@@ -194,6 +194,16 @@ impl Decoder {
         self.frames_cost + body
     }
 
+    /// Memory that is held besides what has come of a message.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(&self) -> usize {
+        let greeting = match &self.state {
+            State::Greeting(greeting) => greeting.capacity(),
+            State::Handshake { .. } | State::Traffic => 0,
+        };
+        greeting + self.frames.capacity() * size_of::<Bytes>()
+    }
+
     /// Takes from the front of `input` until something is complete, or nothing is left.
     ///
     /// # Errors

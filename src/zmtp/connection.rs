@@ -122,6 +122,12 @@ impl Connection {
         self.decoder.unfinished_bytes()
     }
 
+    /// Memory that is held elsewhere while nothing comes and nothing waits.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.outgoing.kept_bytes() + self.decoder.kept_bytes()
+    }
+
     /// When bytes came, or arrived at the other end, for the last time.
     pub(crate) fn alive(&self) -> Instant {
         self.alive

@@ -139,6 +139,12 @@ impl Outgoing {
         }
     }
 
+    /// Memory that is held besides what waits.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.spare.capacity() + self.pieces.capacity() * size_of::<Piece>()
+    }
+
     /// Forgets all that waits.
     pub(crate) fn clear(&mut self) {
         *self = Outgoing::default();
@@ -170,6 +176,35 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Always takes the first piece.
+    struct Greedy(usize);
+
+    impl io::Write for Greedy {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_as_fast_as_we_write_does_not_keep_others_waiting() {
+        let mut outgoing = Outgoing::default();
+        let frame = Bytes::from(vec![5; 1 << 20]);
+        for _ in 0..40 {
+            outgoing.push_message([frame.clone()]);
+        }
+        let (mut greedy, mut turns) = (Greedy(0), 1);
+        while !outgoing.write_to(&mut greedy).unwrap() {
+            assert!(greedy.0 <= turns * (TURN_BYTES as usize + frame.len()));
+            turns += 1;
+        }
+        assert_eq!((turns, greedy.0), (5, 40 * (frame.len() + 9)));
     }
 
     #[test]

@@ -357,10 +357,13 @@ impl Router {
     }
 
     /// Gives up unfinished messages until the rest are within the bound: those that gained least of late go first. A
-    /// message that is alone stays; its own bound holds for it.
+    /// large message that is the only one stays; its own bound holds for it.
     fn shed(&mut self) {
         while self.unfinished_bytes > self.bounds.unfinished_bytes {
-            let Some((token, bytes)) = self.peers.slowest(WORTH_BYTES) else {
+            let Some((token, bytes)) = self
+                .peers
+                .slowest(WORTH_BYTES, self.bounds.unfinished_bytes)
+            else {
                 return;
             };
             tracing::warn!(
