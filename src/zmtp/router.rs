@@ -63,6 +63,8 @@ const ACCEPT_TURN: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often [`Router::tick`] looks at all connections.
 const TICK: Duration = Duration::from_secs(1);
+/// The owner did not listen for so long: what has come lies unread, and nobody is judged by what was heard.
+const ABSENCE: Duration = Duration::from_secs(3);
 /// Messages of fewer bytes are given up only if there are no larger ones.
 const WORTH_BYTES: u64 = 64 * 1024;
 /// Reads of a connection that is closed from this side: complete messages that have come still count.
@@ -192,7 +194,9 @@ impl Router {
                 Ok(None) => return,
                 Err(e) if is_connection_error(&e) => {}
                 Err(e) => {
-                    tracing::warn!(port = self.name, %e, "no connection can be accepted; tried again in a moment");
+                    if self.may_say(now) {
+                        tracing::warn!(port = self.name, %e, "no connection can be accepted; tried again in a moment");
+                    }
                     self.accept_again = Some(now + ACCEPT_PAUSE);
                     self.set_accepting(Interest::Nothing);
                     return;
@@ -212,18 +216,25 @@ impl Router {
 
     fn turn_away(&mut self, now: Instant) {
         self.turned_away += 1;
-        let quiet = self
-            .said_at
-            .is_some_and(|at| now - at < Duration::from_secs(1));
-        if !quiet {
+        if self.may_say(now) {
             tracing::warn!(
                 port = self.name,
                 connections = self.peers.len(),
                 turned_away = self.turned_away,
                 "connections were turned away: --max-sessions is reached"
             );
-            (self.turned_away, self.said_at) = (0, Some(now));
+            self.turned_away = 0;
         }
+    }
+
+    /// Whether a word about connections that cannot be had is due: one a second is enough.
+    fn may_say(&mut self, now: Instant) -> bool {
+        let is_due = |at| now.saturating_duration_since(at) >= Duration::from_secs(1);
+        let may = self.said_at.is_none_or(is_due);
+        if may {
+            self.said_at = Some(now);
+        }
+        may
     }
 
     fn begin(&mut self, stream: Stream, now: Instant) {
@@ -347,10 +358,13 @@ impl Router {
     }
 
     /// Gives up unfinished messages until the rest are within the bound: those that gained least of late go first. A
-    /// message that is alone stays; its own bound holds for it.
+    /// large message that is the only one stays; its own bound holds for it.
     fn shed(&mut self) {
         while self.unfinished_bytes > self.bounds.unfinished_bytes {
-            let Some((token, bytes)) = self.peers.slowest(WORTH_BYTES) else {
+            let Some((token, bytes)) = self
+                .peers
+                .slowest(WORTH_BYTES, self.bounds.unfinished_bytes)
+            else {
                 return;
             };
             tracing::warn!(
@@ -459,14 +473,20 @@ impl Router {
             self.accept_again = None;
             self.set_accepting(Interest::Read);
         }
-        if now.saturating_duration_since(self.last_tick) < TICK {
+        let since = now.saturating_duration_since(self.last_tick);
+        if since < TICK {
             return;
         }
         self.last_tick = now;
+        let was_absent = since >= ABSENCE;
         let mut late = Vec::new();
         let mut asked = Vec::new();
         for (token, peer) in self.peers.iter_mut() {
             peer.shift_gains();
+            if was_absent {
+                peer.connection.excuse(now);
+                continue;
+            }
             if !peer.connection.is_ready() {
                 if now.saturating_duration_since(peer.since) >= HANDSHAKE {
                     late.push(token);

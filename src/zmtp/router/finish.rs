@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::SILENCE;
-use super::super::poller::Interest;
+use super::super::poller::{Interest, Poller};
 use super::Router;
 use crate::error::Result;
 
@@ -17,6 +17,8 @@ pub(crate) struct Leaving {
     connections: Vec<Connection>,
     /// When the rest is given up.
     until: Option<Instant>,
+    /// How long a connection may take no byte.
+    patience: Duration,
     /// Bytes that were given up.
     lost: u64,
 }
@@ -60,6 +62,7 @@ impl Router {
                 })
                 .collect(),
             until: None,
+            patience: SILENCE,
             lost: 0,
         }
     }
@@ -68,9 +71,9 @@ impl Router {
     /// is given up. To be called every [`LOOK`]; gives the bytes that were given up once no connection is left.
     pub(crate) fn leave(&mut self, leaving: &mut Leaving, now: Instant) -> Option<u64> {
         let over = leaving.until.is_some_and(|until| until <= now);
-        let lost = &mut leaving.lost;
+        let (lost, patience) = (&mut leaving.lost, leaving.patience);
         leaving.connections.retain_mut(|connection| {
-            match self.let_go(connection, now, over) {
+            match self.let_go(connection, now, over, patience) {
                 Progress::Goes => return true,
                 Progress::Gone => {}
                 Progress::GivenUp(bytes) => *lost += bytes,
@@ -85,20 +88,54 @@ impl Router {
     /// # Errors
     /// The poller's.
     pub(crate) fn finish(&mut self, most: Option<Duration>) -> Result<u64> {
-        let mut leaving = self.begin_leaving(Instant::now());
+        self.finish_with(most, SILENCE)
+    }
+
+    /// [`Router::finish`] with another patience.
+    pub(super) fn finish_with(
+        &mut self,
+        most: Option<Duration>,
+        patience: Duration,
+    ) -> Result<u64> {
+        let begun = Instant::now();
+        let mut leaving = self.begin_leaving(begun);
+        leaving.patience = patience;
         if let Some(most) = most {
-            leaving.give_up_at(Instant::now() + most);
+            leaving.give_up_at(begun + most);
         }
+        self.forget_inner();
         loop {
             if let Some(lost) = self.leave(&mut leaving, Instant::now()) {
                 return Ok(lost);
             }
+            // Nobody takes what still comes.
             self.inbox.clear();
-            self.wait(Some(LOOK))?;
+            self.readable.clear();
+            self.poller.wait(Some(LOOK), |_| {})?;
         }
     }
 
-    fn let_go(&mut self, leaving: &mut Connection, now: Instant, over: bool) -> Progress {
+    /// Waits for connections alone from now on: nobody takes what comes at inner sockets, which would end each wait at
+    /// once.
+    fn forget_inner(&mut self) {
+        // Without a descriptor for another poller the one that is there has to do.
+        let Ok(poller) = Poller::new() else {
+            return;
+        };
+        for (token, peer) in self.peers.iter_mut() {
+            // One that cannot be waited for is looked at like the others.
+            let _ = poller.add(&peer.connection, token, peer.interest);
+        }
+        self.poller = poller;
+    }
+
+    fn let_go(
+        &mut self,
+        leaving: &mut Connection,
+        now: Instant,
+        over: bool,
+        patience: Duration,
+    ) -> Progress {
         let token = leaving.token;
         // What still comes is read, since closing over unread bytes would throw away what has not arrived.
         let mut reads = 0;
@@ -111,7 +148,12 @@ impl Router {
         let Some(peer) = self.peers.get_mut(token) else {
             return Progress::Gone;
         };
-        let left = peer.connection.waiting_bytes() + peer.connection.unsent_bytes();
+        // Behind the end of the stream nothing is written any more, a PONG neither.
+        let waiting = match leaving.ended {
+            true => 0,
+            false => peer.connection.waiting_bytes(),
+        };
+        let left = waiting + peer.connection.unsent_bytes();
         if left < leaving.left {
             (leaving.left, leaving.progress) = (left, now);
         }
@@ -119,11 +161,11 @@ impl Router {
             self.drop_peer(token);
             return Progress::Gone;
         }
-        if over || now.saturating_duration_since(leaving.progress) >= SILENCE {
+        if over || now.saturating_duration_since(leaving.progress) >= patience {
             self.drop_peer(token);
             return Progress::GivenUp(left);
         }
-        if peer.connection.waiting_bytes() == 0 && !leaving.ended {
+        if waiting == 0 && !leaving.ended {
             leaving.ended = true;
             peer.connection.end_writing();
             // Only its last bytes are waited for, at which nothing wakes us.

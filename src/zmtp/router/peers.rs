@@ -142,19 +142,27 @@ impl Peers {
         Some(peer)
     }
 
-    /// Of the connections with an unfinished message the one that gained least of late, and the bytes that it holds;
-    /// those of `worth` bytes and more first. `None` if there are not two.
-    pub(super) fn slowest(&self, worth: u64) -> Option<(u64, u64)> {
-        let unfinished = self.peers.iter().filter_map(|(_, peer)| {
+    /// The connection to be given up when more than `bound` bytes are unfinished, and the bytes that it holds: the one
+    /// that gained least of late, of those with `worth` bytes and more. Where only one has so many it stays, and the
+    /// small ones do as long as they are within the bound themselves: none of them makes up for it.
+    pub(super) fn slowest(&self, worth: u64, bound: u64) -> Option<(u64, u64)> {
+        let (mut large, mut small) = ((0, None), (0, None));
+        for (_, peer) in &self.peers {
             let bytes = peer.connection.unfinished_bytes();
-            (bytes > 0).then(|| (bytes < worth, peer.gain(), peer.token, bytes))
-        });
-        let (mut count, mut slowest) = (0, None);
-        for found in unfinished {
-            count += 1;
-            slowest = Some(slowest.map_or(found, |best| found.min(best)));
+            let found = (peer.gain(), peer.token, bytes);
+            let (sum, slowest) = match bytes {
+                0 => continue,
+                _ if bytes >= worth => (&mut large.0, &mut large.1),
+                _ => (&mut small.0, &mut small.1),
+            };
+            *sum += bytes;
+            *slowest = Some(slowest.map_or(found, |best| found.min(best)));
         }
-        let (_, _, token, bytes) = slowest.filter(|_| count > 1)?;
-        Some((token, bytes))
+        let is_one = |(_, _, bytes): &(u64, u64, u64)| *bytes == large.0;
+        let slowest = match large.1.filter(|slowest| !is_one(slowest)) {
+            Some(slowest) => Some(slowest),
+            None => small.1.filter(|_| small.0 > bound),
+        };
+        slowest.map(|(_, token, bytes)| (token, bytes))
     }
 }
