@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use zmq::Socket;
 
-use self::answers::{Action, Answers, Outlet};
+use self::answers::{Action, Answers, Bounds, Outlet};
 use self::outbox::Outbox;
 use super::guard::Guard;
 use super::{Clock, tell};
@@ -28,6 +28,9 @@ use crate::wire::server::{self, ServerMessage};
 /// Messages taken from one socket before the other gets its turn.
 const TURN: usize = 256;
 
+/// So many answered requests are remembered before the sink asks which of them may still be closed.
+const ANSWERED: usize = 1 << 14;
+
 /// What the sink is set up with.
 pub(crate) struct Setup {
     /// `port_out`, bound.
@@ -41,6 +44,8 @@ pub(crate) struct Setup {
     pub clock: Clock,
     pub waiter: Waiter,
     pub workers: usize,
+    /// Chunks that a worker can hold, running and waiting, in both lanes.
+    pub worker_chunks: usize,
     pub max_client_bytes: u64,
 }
 
@@ -131,7 +136,12 @@ impl Sink {
             guard: setup.guard,
             clock: setup.clock,
             waiter: setup.waiter,
-            answers: Answers::new(setup.workers, setup.max_client_bytes)?,
+            answers: Answers::new(&Bounds {
+                workers: setup.workers,
+                worker_chunks: setup.worker_chunks,
+                max_client_bytes: setup.max_client_bytes,
+                answered: ANSWERED,
+            })?,
             exit: Exit {
                 router: setup.router,
                 ventilator: setup.ventilator,

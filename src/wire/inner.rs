@@ -6,11 +6,13 @@
 //! ventilator -> worker      chunk (with payload) | open | forget | resume | stop
 //! worker     -> sink        part (with payload) | stopped
 //! worker     -> ventilator  up | credit | opened | down
-//! ventilator -> sink        close | lost | report | finish
-//! sink       -> ventilator  gone | abort | report | stopped
+//! ventilator -> sink        close | lost | worker lost | out | report | finish
+//! sink       -> ventilator  gone | abort | arrived | what is out | report | stopped
 //! loader     -> ventilator  loaded
 //! server     -> ventilator  stop
 //! ```
+
+mod settle;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use settle::{Arrived, LostWorker, Out};
 
 use super::{push_payload, take_payload};
 use crate::error::{Error, ErrorCode, Result};
@@ -54,6 +58,11 @@ pub(crate) enum ToSink {
     Close(Close),
     /// So many chunks of a closed request were on a worker that is gone.
     Lost(Serial, u64),
+    /// A worker is gone. Say what has arrived of the chunks that it held; what comes of them after this does not count,
+    /// for they run again.
+    WorkerLost(LostWorker),
+    /// What is out: the answer to [`ToVentilator::WhatIsOut`].
+    Out(Out),
     /// Say what has been answered; the number comes back with the report.
     Report(u64),
     /// The server stops at once: send out what is there, wait for nobody.
@@ -121,6 +130,10 @@ pub(crate) enum ToVentilator {
     Gone(ReplyTo),
     /// The sink has answered a request with an error of its own: give out no more of it.
     Abort(Serial),
+    /// What had arrived of a lost worker's chunks: the answer to [`ToSink::WorkerLost`].
+    Arrived(Arrived),
+    /// Say which chunks are out, so that the sink may forget what it answered: see [`Out`].
+    WhatIsOut,
     /// What the sink has answered so far.
     Report(u64, Box<SinkReport>),
     /// The sink has given out everything and is about to end.
@@ -198,6 +211,8 @@ enum SinkHeader<'a> {
     Stopped(WorkerId),
     Close(Close),
     Lost(Serial, u64),
+    WorkerLost(LostWorker),
+    Out(Out),
     Report(u64),
     Finish,
 }
@@ -244,6 +259,8 @@ enum VentilatorHeader<'a> {
     Loaded(u64),
     Gone(ReplyTo),
     Abort(Serial),
+    Arrived(Arrived),
+    WhatIsOut,
     Report(u64, Box<SinkReport>),
     SinkStopped,
     Stop(bool),
@@ -437,6 +454,8 @@ pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
         ToSink::Stopped(worker) => SinkHeader::Stopped(*worker),
         ToSink::Close(close) => SinkHeader::Close(close.clone()),
         ToSink::Lost(serial, chunks) => SinkHeader::Lost(*serial, *chunks),
+        ToSink::WorkerLost(lost) => SinkHeader::WorkerLost(lost.clone()),
+        ToSink::Out(out) => SinkHeader::Out(out.clone()),
         ToSink::Report(token) => SinkHeader::Report(*token),
         ToSink::Finish => SinkHeader::Finish,
     };
@@ -473,6 +492,8 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
         SinkHeader::Stopped(worker) => ToSink::Stopped(worker),
         SinkHeader::Close(close) => ToSink::Close(close),
         SinkHeader::Lost(serial, chunks) => ToSink::Lost(serial, chunks),
+        SinkHeader::WorkerLost(lost) => ToSink::WorkerLost(lost),
+        SinkHeader::Out(out) => ToSink::Out(out),
         SinkHeader::Report(token) => ToSink::Report(token),
         SinkHeader::Finish => ToSink::Finish,
     })
@@ -508,6 +529,8 @@ pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
         ToVentilator::Loaded(ticket) => VentilatorHeader::Loaded(ticket),
         ToVentilator::Gone(reply) => VentilatorHeader::Gone(reply),
         ToVentilator::Abort(serial) => VentilatorHeader::Abort(serial),
+        ToVentilator::Arrived(arrived) => VentilatorHeader::Arrived(arrived),
+        ToVentilator::WhatIsOut => VentilatorHeader::WhatIsOut,
         ToVentilator::Report(token, report) => VentilatorHeader::Report(token, report),
         ToVentilator::SinkStopped => VentilatorHeader::SinkStopped,
         ToVentilator::Stop(now) => VentilatorHeader::Stop(now),
@@ -559,6 +582,8 @@ pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
         VentilatorHeader::Loaded(ticket) => ToVentilator::Loaded(ticket),
         VentilatorHeader::Gone(reply) => ToVentilator::Gone(reply),
         VentilatorHeader::Abort(serial) => ToVentilator::Abort(serial),
+        VentilatorHeader::Arrived(arrived) => ToVentilator::Arrived(arrived),
+        VentilatorHeader::WhatIsOut => ToVentilator::WhatIsOut,
         VentilatorHeader::Report(token, report) => ToVentilator::Report(token, report),
         VentilatorHeader::SinkStopped => ToVentilator::SinkStopped,
         VentilatorHeader::Stop(now) => ToVentilator::Stop(now),
