@@ -282,6 +282,14 @@ impl Ventilator {
                 self.requests.close(serial, &error, Answered::BySink);
                 self.act()
             }
+            ToVentilator::Arrived(arrived) => {
+                self.requests.arrived(arrived, self.clock.now_us());
+                self.act()
+            }
+            ToVentilator::WhatIsOut => {
+                self.requests.tell_what_is_out();
+                self.act()
+            }
             ToVentilator::Report(token, report) => self.send_status(token, &report),
             ToVentilator::SinkStopped => {
                 self.phase = Phase::Stopped;

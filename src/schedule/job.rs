@@ -76,13 +76,15 @@ pub(crate) struct Assignment<C = ()> {
     pub carry: Option<C>,
 }
 
-/// What a lost worker leaves behind.
+/// What a chunk leaves behind that was lost with its worker.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Losses {
     /// Closed requests, and how many of their parts will never come.
     pub lost: Vec<(Serial, u64)>,
     /// Requests whose chunk has now lost too many workers.
     pub abandoned: Vec<Serial>,
+    /// Requests whose last part had come before.
+    pub finished: Vec<Serial>,
 }
 
 /// What waits.

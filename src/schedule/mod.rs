@@ -19,6 +19,7 @@ mod fresh;
 mod groups;
 mod job;
 pub(crate) mod lane;
+mod lost;
 mod pace;
 #[cfg(test)]
 mod simulation;
@@ -61,6 +62,8 @@ struct Out<C> {
     attempt: u32,
     chosen: Chosen,
     carry: Option<C>,
+    /// Its worker is gone.
+    lost: bool,
 }
 
 /// A chunk that waits once more: its worker was lost, or it has legs left.
@@ -277,6 +280,7 @@ impl<C: Clone> Scheduler<C> {
                 attempt,
                 chosen: chosen.clone(),
                 carry: None,
+                lost: false,
             },
         );
         Assignment {
@@ -374,20 +378,9 @@ impl<C: Clone> Scheduler<C> {
         let Some(out) = self.take_back(chunk, ran, now_us) else {
             return Vec::new();
         };
-        let pieces = out.chosen.pieces;
-        let mut finished = Vec::with_capacity(pieces.len());
-        for piece in &pieces {
-            let Some(entry) = self.entries.get_mut(&piece.serial) else {
-                continue;
-            };
-            entry.out -= 1;
-            if entry.out > 0 {
-                continue;
-            }
-            if entry.closed {
-                self.remove(piece.serial);
-            } else if entry.given == entry.job.rows && !self.waits_again(piece.serial) {
-                self.remove(piece.serial);
+        let mut finished = Vec::with_capacity(out.chosen.pieces.len());
+        for piece in &out.chosen.pieces {
+            if self.piece_ended(piece.serial) {
                 finished.push(piece.serial);
             }
         }
@@ -436,47 +429,6 @@ impl<C: Clone> Scheduler<C> {
             self.remove(serial);
         }
         Some(chunks)
-    }
-
-    /// A worker is gone with all that it held: its chunks run again elsewhere.
-    pub(crate) fn worker_down(&mut self, worker: WorkerId) -> Losses {
-        let mut losses = Losses::default();
-        for chunk in self.crew(worker).down(worker) {
-            let Some(out) = self.out.remove(&chunk) else {
-                continue;
-            };
-            let mut pieces = Vec::with_capacity(out.chosen.pieces.len());
-            for piece in out.chosen.pieces {
-                let Some(entry) = self.entries.get_mut(&piece.serial) else {
-                    continue;
-                };
-                entry.out -= 1;
-                if entry.closed {
-                    losses.lost.push((piece.serial, 1));
-                    if entry.out == 0 {
-                        self.remove(piece.serial);
-                    }
-                    continue;
-                }
-                if out.attempt >= MAX_ATTEMPTS {
-                    losses.abandoned.push(piece.serial);
-                }
-                pieces.push(piece);
-            }
-            // Also what is given up goes through here: close() then knows that its part will not come.
-            let role = usize::from(worker.0 as usize >= self.limits.workers);
-            self.returned[role].push_back(Returned {
-                lane: out.lane,
-                legs: out.legs,
-                attempt: out.attempt + 1,
-                chosen: Chosen {
-                    pieces,
-                    ..out.chosen
-                },
-                carry: out.carry,
-            });
-        }
-        losses
     }
 
     /// The requests whose deadline has passed. The caller closes them.
@@ -548,9 +500,19 @@ impl<C: Clone> Scheduler<C> {
         self.crews.iter().map(|crew| crew.held(worker)).sum()
     }
 
-    /// Whether that chunk is out.
+    /// Whether that chunk is out, on a worker that is not lost.
     pub(crate) fn is_out(&self, chunk: ChunkId) -> bool {
-        self.out.contains_key(&chunk)
+        self.out.get(&chunk).is_some_and(|out| !out.lost)
+    }
+
+    /// The chunks that are out, on lost workers too.
+    pub(crate) fn out(&self) -> Vec<ChunkId> {
+        self.out.keys().copied().collect()
+    }
+
+    /// The last chunk that was given out.
+    pub(crate) fn last_chunk(&self) -> ChunkId {
+        ChunkId(self.next_chunk)
     }
 
     /// A model is forgotten: so is its pace.
