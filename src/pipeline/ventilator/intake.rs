@@ -13,7 +13,7 @@ use crate::model::Lookup;
 use crate::model::check::{check_inputs, check_padding};
 use crate::model::loader::Job as LoadJob;
 use crate::model::{BatchKind, Description};
-use crate::schedule::Job;
+use crate::schedule::{Job, Shares};
 
 /// Different lookups whose answers are kept. A client may vary its `_path` parameters without end.
 const MAX_RESOLVED: usize = 4096;
@@ -66,7 +66,8 @@ pub(super) struct Intake {
     parked: HashMap<Serial, Parked>,
     /// Numbers in `waiting` of requests that have ended.
     ended: usize,
-    parked_bytes: u64,
+    /// What is held of `parked`, by client.
+    shares: Shares,
     deadlines: BinaryHeap<Reverse<(u64, Serial)>>,
     groups: HashMap<GroupKey, u64>,
     next_group: u64,
@@ -112,7 +113,7 @@ impl Intake {
 
     fn unpark(&mut self, serial: Serial) -> Option<Parked> {
         let parked = self.parked.remove(&serial)?;
-        self.parked_bytes -= parked.bytes;
+        self.shares.remove(parked.reply, parked.bytes);
         Some(parked)
     }
 
@@ -276,8 +277,8 @@ impl Ventilator {
             + TENSOR_BYTES * body.inputs.tensors.len() as u64
             + LOOKUPS * lookup_bytes(&lookup);
         // Those that wait for a model to be read wait in the same bounds as the queue.
-        let (requests, beside) = (self.intake.parked.len(), self.intake.parked_bytes);
-        self.scheduler.check_room(bytes, requests, beside)?;
+        let parked = &self.intake.shares;
+        self.scheduler.check_room(reply, bytes, parked)?;
         let parked = Parked {
             reply,
             request,
@@ -302,7 +303,7 @@ impl Ventilator {
             self.intake.deadlines.push(Reverse((deadline, serial)));
         }
         self.clients.open(parked.reply, parked.request, serial);
-        self.intake.parked_bytes += parked.bytes;
+        self.intake.shares.add(parked.reply, parked.bytes);
         self.intake.parked.insert(serial, parked);
         let waiting = self.intake.waiting.entry(lookup.clone()).or_default();
         waiting.push(serial);
@@ -377,6 +378,7 @@ impl Ventilator {
         let stream = stream && model.kind != BatchKind::Whole;
         let job = Job {
             serial,
+            client: parked.reply,
             model: model.id,
             legs: model.legs.clone(),
             group: self.intake.group(model.id, checked.dims, &params),
@@ -426,7 +428,7 @@ mod tests {
             deadline_us: None,
             bytes: 1,
         };
-        intake.parked_bytes += parked.bytes;
+        intake.shares.add(parked.reply, parked.bytes);
         intake.parked.insert(serial, parked);
         let waiting = intake.waiting.entry(lookup.clone()).or_default();
         waiting.push(serial);
@@ -444,7 +446,7 @@ mod tests {
         assert!(intake.waiting[&lookup].len() <= 2 * MIN_ENDED);
         let left = intake.take_waiting(&lookup);
         let serials: Vec<Serial> = left.iter().map(|(serial, _)| *serial).collect();
-        assert_eq!((serials, intake.parked_bytes), (vec![Serial(0)], 0));
+        assert_eq!((serials, intake.shares.all().bytes), (vec![Serial(0)], 0));
     }
 
     #[test]
