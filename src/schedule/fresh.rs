@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::groups::Groups;
 use super::pace::{Pace, Target};
-use super::turns::Turns;
+use super::turns::{Rest, Turns};
 use super::{Assignment, Chosen, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, whole_run};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::Cut;
@@ -212,10 +212,12 @@ impl<C: Clone> Scheduler<C> {
         let run_rows = if run == 0 { rows } else { run };
         let us = rows as f64 * self.row_us(PaceKey::of(model, &legs), run_rows);
         let turns = self.fresh[role as usize].bulk(priority);
-        turns.charge(client, serial.0, us as u64);
-        if rows == left {
-            turns.remove(client, serial.0);
-        }
+        let rest = if rows < left {
+            Rest::Waits
+        } else {
+            Rest::Nothing
+        };
+        turns.charge(client, serial.0, us as u64, rest);
         let pieces = vec![piece];
         Some((Chosen { model, pieces, run }, legs))
     }

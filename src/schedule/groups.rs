@@ -8,15 +8,18 @@
 //! does not wait again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::ops::Bound::{Excluded, Unbounded};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
-use super::turns::Turns;
+use super::turns::{Rest, Turns};
 use crate::message::{ReplyTo, Serial};
+
+/// A request that waits: whose it is, and which.
+type Key = (ReplyTo, Serial);
 
 #[derive(Debug, Default)]
 struct Group {
-    /// The rows of each request, oldest first, by client.
-    clients: BTreeMap<ReplyTo, BTreeMap<Serial, usize>>,
+    /// The rows of each request, by client, oldest first.
+    requests: BTreeMap<Key, usize>,
     rows: usize,
     /// Whose request filled up a batch last.
     last: ReplyTo,
@@ -25,11 +28,80 @@ struct Group {
 }
 
 impl Group {
-    fn after(&self, client: ReplyTo) -> Option<ReplyTo> {
-        let behind = self.clients.range((Excluded(client), Unbounded)).next();
-        let (next, _) = behind.or_else(|| self.clients.first_key_value())?;
-        Some(*next)
+    fn oldest_of(&self, client: ReplyTo) -> Option<(Key, usize)> {
+        let from = (Included((client, Serial(0))), Unbounded);
+        let (key, rows) = self.requests.range(from).next()?;
+        (key.0 == client).then_some((*key, *rows))
     }
+
+    /// The oldest request of the next client behind this one.
+    fn oldest_behind(&self, client: ReplyTo) -> Option<(Key, usize)> {
+        let from = (Excluded((client, Serial(u64::MAX))), Unbounded);
+        let (key, rows) = self.requests.range(from).next()?;
+        Some((*key, *rows))
+    }
+
+    /// The oldest request of the client that follows, round and round until it is behind `end` once more.
+    fn oldest_of_next(&self, client: ReplyTo, end: ReplyTo, lap: &mut Lap) -> Option<(Key, usize)> {
+        if *lap == Lap::First {
+            if let Some(found) = self.oldest_behind(client) {
+                return Some(found);
+            }
+            *lap = Lap::Second;
+            let (key, rows) = self.requests.first_key_value()?;
+            return (key.0 <= end).then_some((*key, *rows));
+        }
+        self.oldest_behind(client).filter(|((c, _), _)| *c <= end)
+    }
+
+    /// Takes the first client's oldest request, whatever its size, then one of each other client, going on where the
+    /// last batch stopped, then one more of each that has any: until the next would make more than `most` rows.
+    fn fill(&mut self, first: ReplyTo, most: usize, taken: &mut Taken) {
+        let Some((key, rows)) = self.oldest_of(first) else {
+            return;
+        };
+        self.requests.remove(&key);
+        taken.add(key, rows);
+        let (end, mut lap) = (self.last, Lap::First);
+        while let Some((key, rows)) = self.oldest_of_next(self.last, end, &mut lap) {
+            let (client, _) = key;
+            if client != first {
+                if taken.rows + rows > most {
+                    return;
+                }
+                self.requests.remove(&key);
+                taken.add(key, rows);
+            }
+            self.last = client;
+        }
+        let mut again: VecDeque<usize> = (0..taken.clients.len()).collect();
+        while let Some(index) = again.pop_front() {
+            let (client, _) = taken.clients[index];
+            let Some((key, rows)) = self.oldest_of(client) else {
+                continue;
+            };
+            if taken.rows + rows > most {
+                return;
+            }
+            self.requests.remove(&key);
+            taken.add_to(index, key, rows);
+            again.push_back(index);
+        }
+    }
+
+    fn rest_of(&self, client: ReplyTo) -> Rest {
+        match self.oldest_of(client) {
+            Some(_) => Rest::Waits,
+            None => Rest::Nothing,
+        }
+    }
+}
+
+/// From the client behind the last one to the end, and from the start to that one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lap {
+    First,
+    Second,
 }
 
 /// A group whose turn it is.
@@ -53,27 +125,19 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// Takes a client's oldest request if there is one and it has no more than `room` rows.
-    fn take(&mut self, group: &mut Group, client: ReplyTo, room: usize) -> Took {
-        let requests = group.clients.get_mut(&client);
-        let Some(oldest) = requests.and_then(|requests| requests.first_entry()) else {
-            return Took::Nothing;
-        };
-        if *oldest.get() > room {
-            return Took::TooLarge;
+    /// Another request of the client that was added last, or of a client of which there is none yet.
+    fn add(&mut self, key: Key, rows: usize) {
+        if self.clients.last().is_none_or(|(last, _)| *last != key.0) {
+            self.clients.push((key.0, 0));
         }
-        let (serial, rows) = oldest.remove_entry();
-        group.rows -= rows;
+        self.add_to(self.clients.len() - 1, key, rows);
+    }
+
+    fn add_to(&mut self, index: usize, (_, serial): Key, rows: usize) {
         self.rows += rows;
         self.requests.push((serial, rows));
-        Took::Rows(rows)
+        self.clients[index].1 += rows;
     }
-}
-
-enum Took {
-    Rows(usize),
-    Nothing,
-    TooLarge,
 }
 
 /// All groups.
@@ -117,13 +181,10 @@ impl Groups {
             }
         });
         group.rows += rows;
-        let requests = group.clients.entry(client).or_default();
-        let first = requests.is_empty();
-        requests.insert(serial, rows);
+        group.requests.insert((client, serial), rows);
         let waits_until = group.due_us;
         match waits_until {
-            None if first => self.turns.add(client, id),
-            None => {}
+            None => self.turns.add(client, id),
             Some(_) if group.rows >= self.full_rows => self.stop_waiting(id),
             // It came earlier, and waited for its model.
             Some(latest) if due_us < latest => {
@@ -146,7 +207,7 @@ impl Groups {
         };
         if let Some(due_us) = group.due_us.take() {
             self.due.remove(&(due_us, id));
-            for client in group.clients.keys() {
+            for (client, _) in group.requests.keys() {
                 self.turns.add(*client, id);
             }
         }
@@ -161,11 +222,11 @@ impl Groups {
         }
         let (client, id) = self.turns.next()?;
         let group = self.groups.get(&id)?;
-        let (oldest, _) = group.clients.get(&client)?.first_key_value()?;
+        let ((_, oldest), _) = group.oldest_of(client)?;
         Some(Turn {
             client,
             group: id,
-            oldest: *oldest,
+            oldest,
             rows: group.rows,
         })
     }
@@ -177,41 +238,21 @@ impl Groups {
         let Some(group) = self.groups.get_mut(&turn.group) else {
             return taken;
         };
-        // The first is taken whatever its size; then one request per client, going on where the last batch stopped.
-        let (mut client, mut room) = (turn.client, usize::MAX);
-        while let Took::Rows(rows) = taken.take(group, client, room) {
-            taken.clients.push((client, rows));
-            if client != turn.client {
-                group.last = client;
+        if group.rows <= most {
+            for (key, rows) in std::mem::take(&mut group.requests) {
+                taken.add(key, rows);
             }
-            room = most.saturating_sub(taken.rows);
-            let everyone = taken.clients.len() == group.clients.len();
-            let next = group.after(group.last).filter(|c| *c != turn.client);
-            match next.or_else(|| group.after(turn.client)) {
-                Some(next) if room > 0 && !everyone => client = next,
-                _ => break,
-            }
+        } else {
+            group.fill(turn.client, most, &mut taken);
         }
-        // Everyone had one and there is room: one more each, as long as they have any.
-        if taken.clients.len() == group.clients.len() && group.rows > 0 {
-            let mut again: VecDeque<usize> = (0..taken.clients.len()).collect();
-            while let Some(index) = again.pop_front() {
-                let (client, _) = taken.clients[index];
-                match taken.take(group, client, room) {
-                    Took::Rows(rows) => {
-                        taken.clients[index].1 += rows;
-                        room = most.saturating_sub(taken.rows);
-                        again.push_back(index);
-                    }
-                    Took::Nothing => {}
-                    Took::TooLarge => break,
-                }
-            }
-        }
+        group.rows -= taken.rows;
         for (client, rows) in &taken.clients {
             let us = (*rows as f64 * row_us) as u64;
-            self.turns.charge(*client, turn.group, us);
-            self.settle(turn.group, *client);
+            let rest = group.rest_of(*client);
+            self.turns.charge(*client, turn.group, us, rest);
+        }
+        if group.requests.is_empty() {
+            self.groups.remove(&turn.group);
         }
         taken
     }
@@ -221,24 +262,14 @@ impl Groups {
         let Some(group) = self.groups.get_mut(&id) else {
             return;
         };
-        let requests = group.clients.get_mut(&client);
-        if let Some(rows) = requests.and_then(|requests| requests.remove(&serial)) {
-            group.rows -= rows;
-            self.settle(id, client);
-        }
-    }
-
-    /// Forgets a client in a group, and the group, if nothing of theirs waits any more.
-    fn settle(&mut self, id: u64, client: ReplyTo) {
-        let Some(group) = self.groups.get_mut(&id) else {
+        let Some(rows) = group.requests.remove(&(client, serial)) else {
             return;
         };
-        if group.clients.get(&client).is_none_or(|r| !r.is_empty()) {
-            return;
+        group.rows -= rows;
+        if group.rest_of(client) == Rest::Nothing {
+            self.turns.remove(client, id);
         }
-        group.clients.remove(&client);
-        self.turns.remove(client, id);
-        if group.clients.is_empty() {
+        if group.requests.is_empty() {
             if let Some(due_us) = group.due_us {
                 self.due.remove(&(due_us, id));
             }
@@ -249,8 +280,7 @@ impl Groups {
     /// Numbers that are kept.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        let groups = self.groups.values();
-        let requests = groups.flat_map(|group| group.clients.values());
-        requests.map(BTreeMap::len).sum::<usize>() + self.turns.kept() + self.due.len()
+        let requests = self.groups.values().map(|group| group.requests.len());
+        requests.sum::<usize>() + self.turns.kept() + self.due.len()
     }
 }

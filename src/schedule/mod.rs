@@ -293,10 +293,11 @@ impl<C: Clone> Scheduler<C> {
 
     fn remove(&mut self, serial: Serial) {
         if let Some(entry) = self.entries.remove(&serial) {
-            if !entry.closed {
-                self.shares.end(entry.job.client);
+            let (client, bytes) = (entry.job.client, entry.job.bytes);
+            match entry.closed {
+                true => self.shares.free(client, bytes),
+                false => self.shares.remove(client, bytes),
             }
-            self.shares.free(entry.job.client, entry.job.bytes);
         }
     }
 

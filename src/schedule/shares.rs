@@ -6,6 +6,7 @@
 //! is refused only where a bound itself is reached.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::Limits;
 use crate::error::{Error, Result};
@@ -71,15 +72,15 @@ impl Shares {
     }
 
     fn take(&mut self, client: ReplyTo, gone: Share) {
-        let Some(own) = self.clients.get_mut(&client) else {
+        let Entry::Occupied(mut own) = self.clients.entry(client) else {
             return; // nothing of it was added
         };
-        for share in [&mut self.all, own] {
+        for share in [&mut self.all, own.get_mut()] {
             share.requests -= gone.requests;
             share.bytes -= gone.bytes;
         }
-        if self.of(client) == Share::default() {
-            self.clients.remove(&client);
+        if *own.get() == Share::default() {
+            own.remove();
         }
     }
 }
