@@ -47,7 +47,7 @@ number!(
 );
 
 /// Where answers to a session go: its 16-byte routing id. A secret, so it prints as nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ReplyTo(pub [u8; 16]);
 
 impl ReplyTo {

@@ -2,14 +2,15 @@
 
 use std::collections::HashSet;
 
-use super::{Chosen, Losses, MAX_ATTEMPTS, Returned, Scheduler};
+use super::returned::Returned;
+use super::{Chosen, Losses, MAX_ATTEMPTS, Scheduler};
 use crate::message::{ChunkId, Serial, WorkerId};
 
 impl<C: Clone> Scheduler<C> {
     /// A worker is gone: it gets nothing more until it is up again. Returns the chunks that it held. Each stays out until
     /// [`Scheduler::lost`] is told of it; a credit for it no longer counts.
     pub(crate) fn worker_down(&mut self, worker: WorkerId) -> Vec<ChunkId> {
-        let mut held = self.crew(worker).down(worker);
+        let mut held = self.pool(worker).down(worker);
         held.retain(|chunk| match self.out.get_mut(chunk) {
             Some(out) => {
                 out.lost = true;
@@ -47,6 +48,7 @@ impl<C: Clone> Scheduler<C> {
                 }
                 continue;
             }
+            entry.returned += 1;
             if out.attempt >= MAX_ATTEMPTS {
                 losses.abandoned.push(piece.serial);
             }
@@ -79,8 +81,8 @@ impl<C: Clone> Scheduler<C> {
         if entry.out > 0 {
             return false;
         }
-        let (closed, all_given) = (entry.closed, entry.given == entry.job.rows);
-        let finished = !closed && all_given && !self.waits_again(serial);
+        let all_given = entry.given == entry.job.rows && entry.returned == 0;
+        let (closed, finished) = (entry.closed, !entry.closed && all_given);
         if closed || finished {
             self.remove(serial);
         }

@@ -1,5 +1,6 @@
 //! The policy under thousands of workers and a million requests, in simulated time.
 
+mod clients;
 mod legs;
 
 use std::cmp::Reverse;
@@ -87,6 +88,7 @@ impl World {
         self.serial += 1;
         Job {
             serial: Serial(self.serial),
+            client: ReplyTo::default(),
             model: ModelId(1),
             legs: self.legs.iter().map(|(role, _)| *role).collect(),
             group: 1,
@@ -133,10 +135,11 @@ impl World {
             assert!(worker.bulk.len() + running(Lane::Bulk) <= self.places);
             self.start(index);
         }
-        let main = &self.workers[..self.scheduler.limits.workers];
-        let idle = main.iter().any(|w| w.running.is_none() && !w.lost);
+        let limits = &self.scheduler.limits;
+        let mut main = self.workers[..limits.workers].iter();
+        let idle = main.any(|w| w.running.is_none() && !w.lost);
         assert!(
-            !idle || self.scheduler.waiting().rows == 0,
+            !idle || limits.batch_delay_us > 0 || self.scheduler.waiting().rows == 0,
             "a worker idles while {:?} waits",
             self.scheduler.waiting()
         );
@@ -536,12 +539,37 @@ fn the_queue_is_bounded_in_requests_and_bytes() {
     world.run_dry();
     // What waits elsewhere counts as well.
     let scheduler = &world.scheduler;
-    assert!(scheduler.check_room(1, 1, 99).is_ok());
-    assert!(scheduler.check_room(1, 2, 0).is_err());
-    assert!(scheduler.check_room(2, 1, 99).is_err());
+    let (own, other) = (ReplyTo::default(), ReplyTo([1; 16]));
+    let parked = |bytes: &[u64]| {
+        let mut parked = Shares::default();
+        for bytes in bytes {
+            parked.add(other, *bytes);
+        }
+        parked
+    };
+    assert!(
+        scheduler
+            .check_room(own, 1, &parked(&[99]), Share::default())
+            .is_ok()
+    );
+    assert!(
+        scheduler
+            .check_room(own, 1, &parked(&[0, 0]), Share::default())
+            .is_err()
+    );
+    assert!(
+        scheduler
+            .check_room(own, 2, &parked(&[99]), Share::default())
+            .is_err()
+    );
     let (a, b, c) = (world.job(1), world.job(1), world.job(1));
     world.submit(a);
-    assert!(world.scheduler.check_room(1, 1, 0).is_err());
+    assert!(
+        world
+            .scheduler
+            .check_room(own, 1, &parked(&[0]), Share::default())
+            .is_err()
+    );
     world.submit(b);
     let error = world.scheduler.submit(c).unwrap_err();
     assert!(error.message().contains("2 requests"), "{error}");

@@ -17,7 +17,7 @@ use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
 use crate::model::Lookup;
 use crate::model::check::{check_inputs, check_padding};
 use crate::model::{BatchKind, Description};
-use crate::schedule::Job;
+use crate::schedule::{Job, Share, Shares as QueueShares};
 
 /// Questions about models that are not described yet. What they name counts with what the loader is asked.
 const QUESTIONS: Bounds = Bounds {
@@ -82,7 +82,8 @@ pub(super) struct Intake {
     known: LookupCache,
     waiting: HashMap<Arc<Lookup>, Waiting>,
     parked: HashMap<Serial, Parked>,
-    parked_shares: Shares<ReplyTo>,
+    /// What is held of `parked`, by client.
+    parked_shares: QueueShares,
     questions: HashMap<Serial, Asker>,
     question_shares: Shares<ReplyTo>,
     /// Numbers in `waiting` of requests and questions that have ended.
@@ -138,7 +139,7 @@ impl Intake {
 
     pub(super) fn unpark(&mut self, serial: Serial) -> Option<Parked> {
         let parked = self.parked.remove(&serial)?;
-        self.parked_shares.remove(&parked.reply, parked.bytes);
+        self.parked_shares.remove(parked.reply, parked.bytes);
         Some(parked)
     }
 
@@ -205,6 +206,11 @@ impl Intake {
         waiting.tickets.insert(client.clone(), ticket);
     }
 
+    /// What is held of parked requests, by client.
+    pub(super) fn parked_shares(&self) -> &QueueShares {
+        &self.parked_shares
+    }
+
     /// A request or a question of a client for which the loader was asked.
     pub(super) fn wait(&mut self, lookup: Arc<Lookup>, serial: Serial) {
         self.waiting.entry(lookup).or_default().serials.push(serial);
@@ -212,15 +218,6 @@ impl Intake {
 
     pub(super) fn is_waited_for(&self, lookup: &Lookup) -> bool {
         self.waiting.contains_key(lookup)
-    }
-
-    /// How many wait here and not in the queue, and their bytes besides what they name.
-    fn held(&self) -> Amount {
-        let (parked, questions) = (self.parked_shares.all(), self.question_shares.all());
-        Amount {
-            count: parked.count + questions.count,
-            bytes: parked.bytes + questions.bytes,
-        }
     }
 
     pub(super) fn due_us(&self) -> Option<u64> {
@@ -369,10 +366,9 @@ impl Ventilator {
             own_bytes + header_bytes as u64 + TENSOR_BYTES * body.inputs.tensors.len() as u64;
         let known = self.intake.known(&lookup).cloned();
         let named = known.as_ref().map_or_else(|| load_bytes(&lookup), |_| 0);
-        let beside = self.beside();
-        self.requests
-            .scheduler
-            .check_room(bytes + named, beside.count, beside.bytes)?;
+        let parked = &self.intake.parked_shares;
+        let scheduler = &self.requests.scheduler;
+        scheduler.check_room(reply, bytes + named, parked, self.beside())?;
         let parked = Parked {
             reply,
             request,
@@ -387,13 +383,13 @@ impl Ventilator {
         }
     }
 
-    /// What waits in the bounds of the queue, and is not in it: requests and questions whose models are to be read, and
-    /// what they name.
-    pub(super) fn beside(&self) -> Amount {
-        let held = self.intake.held();
-        Amount {
-            bytes: held.bytes + self.loads.all().bytes,
-            ..held
+    /// What counts in the bounds of the queue besides requests: questions whose models are to be read, and what is named
+    /// to the loader.
+    pub(super) fn beside(&self) -> Share {
+        let questions = self.intake.question_shares.all();
+        Share {
+            requests: questions.count,
+            bytes: questions.bytes + self.loads.all().bytes,
         }
     }
 
@@ -404,7 +400,7 @@ impl Ventilator {
             self.intake.deadlines.push(Reverse((deadline, serial)));
         }
         self.clients.open(parked.reply, parked.request, serial);
-        self.intake.parked_shares.add(&parked.reply, parked.bytes);
+        self.intake.parked_shares.add(parked.reply, parked.bytes);
         self.intake.parked.insert(serial, parked);
         Ok(())
     }
@@ -428,6 +424,7 @@ impl Ventilator {
         let stream = stream && model.kind != BatchKind::Whole;
         let job = Job {
             serial,
+            client: parked.reply,
             model: model.id,
             legs: model.legs.clone(),
             group: self.intake.group(model.id, checked.dims, &params),
@@ -481,25 +478,25 @@ mod tests {
             deadline_us: None,
             bytes: 1,
         };
-        intake.parked_shares.add(&reply, parked.bytes);
+        intake.parked_shares.add(reply, parked.bytes);
         intake.parked.insert(Serial(serial), parked);
-        wait(intake, reply.into(), lookup, serial);
+        wait(intake, reply, lookup, serial);
     }
 
     fn ask(intake: &mut Intake, reply: ReplyTo, lookup: &Lookup, serial: u64) {
         let asker = Asker {
-            client: reply.into(),
+            client: reply,
             id: RequestId(serial),
         };
         intake.park_question(Serial(serial), asker);
-        wait(intake, reply.into(), lookup, serial);
+        wait(intake, reply, lookup, serial);
     }
 
     /// The ticket of a client is its first byte.
     fn wait(intake: &mut Intake, client: ReplyTo, lookup: &Lookup, serial: u64) {
         let (lookup, asked) = intake.waited_for(&client, lookup.clone());
         if !asked {
-            intake.asked(&client, &lookup, client[0].into());
+            intake.asked(&client, &lookup, client.0[0].into());
         }
         intake.wait(lookup, Serial(serial));
     }
