@@ -32,7 +32,7 @@ use super::guard::Guard;
 use super::{CancelBoard, Clock, tell};
 use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
-use crate::message::{Chunk, Credit, Handed, Member, Params, ReplyTo, RequestId, Serial, WorkerId};
+use crate::message::{Chunk, Credit, Handed, Member, ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::loader::Loader;
 use crate::model::{BatchKind, Description, Lookup, Registry};
 use crate::schedule::{Assignment, Lane, Limits, Scheduler};
@@ -94,7 +94,8 @@ struct Held {
     reply: ReplyTo,
     request: RequestId,
     inputs: Batch,
-    params: Params,
+    /// As msgpack, part of the request's header.
+    params: Bytes,
     rows: usize,
     stream: bool,
     arrived_us: u64,
@@ -235,7 +236,7 @@ impl Ventilator {
         };
         let reply = reply_to(&identity);
         let header_bytes = frames.as_slice().first().map_or(0, Bytes::len);
-        match client::read(frames.collect()) {
+        match client::read_unchecked(frames.collect()) {
             Ok(ClientMessage::Infer(id, request)) => {
                 let Some(reply) = reply else {
                     let error = Error::invalid(
@@ -275,7 +276,7 @@ impl Ventilator {
                 Ok(())
             }
             Ok(ClientMessage::Describe(id, model, params)) => {
-                self.take_question((identity, id), Lookup::of(model.as_deref(), &params));
+                self.take_question((identity, id), Lookup::of(model.as_deref(), params.paths()));
                 Ok(())
             }
             Ok(ClientMessage::Terminate(id, mode)) => {
@@ -531,7 +532,7 @@ impl Ventilator {
     }
 
     /// A chunk with the rows of an assignment, shared and not copied.
-    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk {
+    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk<Bytes> {
         let carry = assignment.carry.as_deref();
         // In the order of the pieces, of which some may have been closed since.
         let mut handed = carry.map_or(&[][..], |carry| &carry.handed).iter();
@@ -544,7 +545,7 @@ impl Ventilator {
             attempt: assignment.attempt,
             model: assignment.model,
             run: assignment.run as u64,
-            params: Params::new(),
+            params: Bytes::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
             inputs: Vec::with_capacity(assignment.pieces.len()),
         };
@@ -578,7 +579,7 @@ impl Ventilator {
                 }
             });
             if chunk.params.is_empty() && !held.params.is_empty() {
-                chunk.params.clone_from(&held.params); // alike in all members of a group
+                chunk.params = held.params.clone(); // alike in all members of a group
             }
         }
         chunk

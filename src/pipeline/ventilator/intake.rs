@@ -8,12 +8,13 @@ use super::{Errand, Held, MAX_ERRANDS, Phase, Ventilator, loader_is_busy};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
+use crate::message::{ModelId, ReplyTo, Request, RequestId, Serial};
 use crate::model::Lookup;
 use crate::model::check::{check_inputs, check_padding};
 use crate::model::loader::Job as LoadJob;
 use crate::model::{BatchKind, Description};
 use crate::schedule::Job;
+use crate::wire::params::RawParams;
 
 /// Different lookups whose answers are kept. A client may vary its `_path` parameters without end.
 const MAX_RESOLVED: usize = 4096;
@@ -23,10 +24,8 @@ const MAX_RESOLVED_PART: u64 = MAX_RESOLVED_BYTES / 64;
 /// Different groups that have numbers. When they are forgotten, requests of before and after do not share a batch.
 const MAX_GROUPS: usize = 4096;
 
-/// A value of a parameter, or an entry's place in a map.
+/// A value of a parameter.
 const VALUE_BYTES: u64 = 64;
-/// A map with an entry takes room for eleven.
-const MAP_BYTES: u64 = 700;
 /// An input besides its bytes.
 const TENSOR_BYTES: u64 = 256;
 /// What a request names is kept so many times while its model is not described.
@@ -43,7 +42,7 @@ const MIN_ENDED: usize = 1024;
 pub(super) struct Parked {
     pub reply: ReplyTo,
     pub request: RequestId,
-    body: Request,
+    body: Request<RawParams>,
     arrived_us: u64,
     deadline_us: Option<u64>,
     bytes: u64,
@@ -54,7 +53,7 @@ pub(super) struct Parked {
 struct GroupKey {
     model: ModelId,
     dims: Vec<usize>,
-    params: String,
+    params: Box<[u8]>,
 }
 
 /// The requests on their way into the queue, and what was learnt about models.
@@ -175,12 +174,8 @@ impl Intake {
         self.resolved.get(lookup)
     }
 
-    fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &Params) -> u64 {
-        let params = if params.is_empty() {
-            String::new()
-        } else {
-            serde_json::to_string(params).unwrap_or_default()
-        };
+    /// Parameters are the same if their bytes are.
+    fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &[u8]) -> u64 {
         if params.len() + size_of_val(&*dims) > MAX_GROUP_BYTES {
             // Too long to be kept in case it comes again: it runs alone.
             self.next_group += 1;
@@ -192,7 +187,7 @@ impl Intake {
         let key = GroupKey {
             model,
             dims,
-            params,
+            params: params.into(),
         };
         let next = &mut self.next_group;
         *self.groups.entry(key).or_insert_with(|| {
@@ -202,22 +197,13 @@ impl Intake {
     }
 }
 
-/// Roughly the memory that parameters take.
-fn params_bytes(params: &Params) -> u64 {
-    if params.is_empty() {
-        return 0;
-    }
-    let entry =
-        |(name, value): (&String, &Value)| VALUE_BYTES + name.len() as u64 + value_bytes(value);
-    MAP_BYTES + params.iter().map(entry).sum::<u64>()
-}
-
+/// Roughly the memory that a value takes.
 fn value_bytes(value: &Value) -> u64 {
     let inner = match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
         Value::String(text) => text.len() as u64,
-        Value::Array(values) => values.iter().map(value_bytes).sum(),
-        Value::Object(values) => params_bytes(values),
+        // Of arrays and maps nothing but that they are is kept: wire/params.rs.
+        Value::Array(_) | Value::Object(_) => 0,
     };
     VALUE_BYTES + inner
 }
@@ -236,7 +222,7 @@ impl Ventilator {
         &mut self,
         reply: ReplyTo,
         request: RequestId,
-        body: Request,
+        body: Request<RawParams>,
         header_bytes: usize,
     ) -> Result<()> {
         let serial = self.new_serial();
@@ -250,14 +236,14 @@ impl Ventilator {
         &mut self,
         serial: Serial,
         (reply, request): (ReplyTo, RequestId),
-        body: Request,
+        body: Request<RawParams>,
         header_bytes: usize,
     ) -> Result<()> {
         let arrived_us = self.clock.now_us();
         if self.phase != Phase::Serving {
             return Err(Error::unavailable("the server is shutting down"));
         }
-        let own_bytes = body.inputs.payload_bytes() as u64 + params_bytes(&body.params);
+        let own_bytes = body.inputs.payload_bytes() as u64 + body.params.read_bytes();
         let most = self.facts.welcome.max_request_bytes;
         if own_bytes > most {
             return Err(Error::exhausted(format!(
@@ -269,7 +255,7 @@ impl Ventilator {
         let deadline_us = own_us
             .or(default_us)
             .map(|timeout| arrived_us.saturating_add(timeout));
-        let lookup = Lookup::of(body.model.as_deref(), &body.params);
+        let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
         // What its header made is held as long as its rows are.
         let bytes = own_bytes
             + header_bytes as u64
@@ -379,7 +365,7 @@ impl Ventilator {
             serial,
             model: model.id,
             legs: model.legs.clone(),
-            group: self.intake.group(model.id, checked.dims, &params),
+            group: self.intake.group(model.id, checked.dims, params.bytes()),
             rows: checked.rows,
             splittable: model.kind != BatchKind::Whole,
             step: match model.kind {
@@ -400,7 +386,7 @@ impl Ventilator {
                 reply: parked.reply,
                 request: parked.request,
                 inputs: checked.inputs,
-                params,
+                params: params.bytes().clone(),
                 rows: checked.rows,
                 stream,
                 arrived_us: parked.arrived_us,
@@ -414,6 +400,7 @@ impl Ventilator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Params;
     use crate::model::mock::{Behaviour, MockSource};
 
     fn park(intake: &mut Intake, lookup: &Lookup, serial: u64) {
@@ -474,15 +461,8 @@ mod tests {
     #[test]
     fn long_names_are_not_kept_with_groups() {
         let mut intake = Intake::default();
-        let ids = [0, 1].map(|_| intake.group(ModelId(1), vec![7; 100_000], &Params::new()));
+        let ids = [0, 1].map(|_| intake.group(ModelId(1), vec![7; 100_000], &[]));
         assert_ne!(ids[0], ids[1]);
         assert!(intake.groups.is_empty());
-    }
-
-    #[test]
-    fn a_map_is_charged_what_it_takes() {
-        let text = format!(r#"{{"a":[{}]}}"#, vec![r#"{"b":null}"#; 1000].join(","));
-        let params: Params = serde_json::from_str(&text).unwrap_or_default();
-        assert!(params_bytes(&params) > 700_000);
     }
 }
