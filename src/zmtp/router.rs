@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use self::peers::{Peer, Peers};
+use self::peers::Peers;
 use super::codec::Limits;
 use super::connection::{Announce, Connection, End, News, READ_BYTES};
 use super::mechanism::{Null, SocketType};
