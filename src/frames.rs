@@ -4,13 +4,8 @@
 //! (`zmq_msg_init_data`). Ours drops a boxed [`Bytes`], from whichever thread libzmq calls it. The other way, a
 //! received message becomes the owner behind a [`Bytes`].
 //!
-//! `loan.rs` is for memory that is lent to us for the length of a call only.
-//!
 //! This is one of the files that may be `unsafe`.
 #![allow(unsafe_code)] // the conversions above have no safe interface in the zmq crate
-
-#[cfg(feature = "client")]
-mod loan;
 
 use std::ffi::c_void;
 use std::os::fd::RawFd;
@@ -18,11 +13,6 @@ use std::os::fd::RawFd;
 use bytes::Bytes;
 use zmq::Socket;
 use zmq_sys::zmq_msg_t;
-
-#[cfg(feature = "client")]
-pub use loan::Loan;
-#[cfg(feature = "client")]
-pub(crate) use loan::lending;
 
 /// Frames up to this many bytes are copied: cheaper than the allocations that lending takes, and the copy of a
 /// received frame lies at an address that fits every datatype.
@@ -170,7 +160,6 @@ fn last_error() -> zmq::Error {
 
 /// Bytes that were read from a TCP connection so far, or `None` if that is not to be had.
 #[cfg(target_os = "linux")]
-#[cfg(feature = "server")]
 pub(crate) fn received_bytes(fd: RawFd) -> Option<u64> {
     // SAFETY: tcp_info is plain numbers, for which zeros are valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
@@ -200,7 +189,6 @@ pub(crate) fn received_bytes(fd: RawFd) -> Option<u64> {
 
 /// Bytes that were read from a TCP connection so far: not known on this platform.
 #[cfg(not(target_os = "linux"))]
-#[cfg(feature = "server")]
 pub(crate) fn received_bytes(_fd: RawFd) -> Option<u64> {
     None
 }
@@ -220,7 +208,6 @@ pub(crate) fn wait_readable<const N: usize>(descriptors: [RawFd; N], timeout_ms:
 
 /// Ends a connection of libzmq's from outside: it sees the end of the stream and closes the descriptor itself. That
 /// resets the connection, so that a peer in the middle of a write learns it at once.
-#[cfg(feature = "server")]
 pub(crate) fn hang_up(fd: RawFd) {
     let reset = libc::linger {
         l_onoff: 1,
@@ -242,14 +229,14 @@ pub(crate) fn hang_up(fd: RawFd) {
 
 /// Returns free pages of malloc's heaps to the system; `model/memory.rs` says when. It takes milliseconds. (It is here
 /// because this is the file that may call foreign functions.)
-#[cfg(all(feature = "server", target_os = "linux", target_env = "gnu"))]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn trim_heaps() {
     // SAFETY: malloc_trim has no preconditions; it locks each heap while it looks for free pages.
     unsafe { libc::malloc_trim(0) };
 }
 
 /// Other allocators return free pages by themselves, or have no way to be asked.
-#[cfg(all(feature = "server", not(all(target_os = "linux", target_env = "gnu"))))]
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn trim_heaps() {}
 
 /// A message as it came: its frames, and the connection that it came from (on a socket that has connections).
@@ -310,7 +297,6 @@ pub(crate) fn send(
 }
 
 /// As [`send`], and `last` is lent whatever its size: its owner learns when the whole message has left.
-#[cfg(feature = "server")]
 pub(crate) fn send_tracked(
     socket: &mut Socket,
     frames: impl IntoIterator<Item = Bytes>,

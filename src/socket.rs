@@ -1,20 +1,14 @@
 //! Endpoints, binding, polling, high-water marks, linger: how our sockets are set up.
 
-#[cfg(feature = "server")]
 mod waiter;
 
 use std::time::Duration;
 
-use zmq::Socket;
-#[cfg(feature = "server")]
-use zmq::{Context, SocketType};
+use zmq::{Context, Socket, SocketType};
 
-#[cfg(feature = "server")]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frames;
 
-#[cfg(feature = "server")]
 pub(crate) use waiter::{Vigil, Waiter};
 
 /// Both ends ask for a sign of life this often on TCP.
@@ -22,7 +16,6 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A connection without a sign of life for so long is lost.
 pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Header bytes that a request may have beyond its payload.
-#[cfg(feature = "server")]
 pub(crate) const HEADER_SLACK_BYTES: u64 = 64 * 1024;
 
 fn millis(duration: Duration) -> i32 {
@@ -56,7 +49,6 @@ pub(crate) fn tcp_endpoint(host: &str, port: &str) -> String {
 }
 
 /// The port at the end of a bound TCP endpoint.
-#[cfg(feature = "server")]
 pub(crate) fn port_of(socket: &Socket) -> Result<u16> {
     let endpoint = socket.get_last_endpoint()?.unwrap_or_default();
     endpoint
@@ -67,7 +59,6 @@ pub(crate) fn port_of(socket: &Socket) -> Result<u16> {
 }
 
 /// An inner socket: it keeps nothing when it closes, and its queue is bounded by credits, not by a mark.
-#[cfg(feature = "server")]
 pub(crate) fn inner(context: &Context, kind: SocketType) -> Result<Socket> {
     let socket = context.socket(kind)?;
     socket.set_linger(0)?;
@@ -77,7 +68,6 @@ pub(crate) fn inner(context: &Context, kind: SocketType) -> Result<Socket> {
 }
 
 /// An inner socket at the binding end.
-#[cfg(feature = "server")]
 pub(crate) fn inner_bound(context: &Context, kind: SocketType, endpoint: &str) -> Result<Socket> {
     let socket = inner(context, kind)?;
     socket
@@ -87,7 +77,6 @@ pub(crate) fn inner_bound(context: &Context, kind: SocketType, endpoint: &str) -
 }
 
 /// An inner socket at the connecting end.
-#[cfg(feature = "server")]
 pub(crate) fn inner_connected(
     context: &Context,
     kind: SocketType,
@@ -131,7 +120,6 @@ fn milliseconds(timeout: Option<Duration>) -> i32 {
 }
 
 /// A front: a ROUTER that clients connect to.
-#[cfg(feature = "server")]
 pub(crate) struct Front<'a> {
     pub context: &'a Context,
     /// The flag that chooses its port, for errors.
@@ -149,10 +137,8 @@ pub(crate) struct Front<'a> {
 }
 
 /// How long answers may take to leave when a front is closed.
-#[cfg(feature = "server")]
 const FRONT_LINGER: Duration = Duration::from_secs(1);
 
-#[cfg(feature = "server")]
 impl Front<'_> {
     /// Makes the socket and binds it to TCP.
     ///
@@ -195,7 +181,6 @@ impl Front<'_> {
 }
 
 /// Binds a front's local endpoints as well: for this machine's users, and for doors in this process.
-#[cfg(feature = "server")]
 pub(crate) fn bind_local(socket: &Socket, ipc: &str, door: &str) -> Result<()> {
     for endpoint in [ipc, door] {
         socket
