@@ -22,6 +22,8 @@ mod inputs;
 mod response;
 mod session;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tickets;
 mod waker;
 
