@@ -24,7 +24,7 @@
 //! |---|---|
 //! | [`error`], [`tensor`], [`message`] | the words: error codes, rows in columns, requests, chunks and parts |
 //! | [`wire`] | frames ↔ messages: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` and `chunk.rs` the loops |
-//! | `frames`, `socket` | zero-copy frames; how sockets are set up: the only users of ZeroMQ with [`client`] |
+//! | `frames`, `socket` | zero-copy frames; how inner sockets are set up: the only users of libzmq |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
 //! | `model` | what a worker runs and where it comes from: lookup, proxies, registry, engine, weights, chains |
@@ -47,7 +47,7 @@
 //! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
-//! 8. `unsafe` is in `frames.rs` and `frames/loan.rs`, and for the C interface of plugins in `plugin/glue.rs` (the
+//! 8. `unsafe` is in `frames.rs` and `zmtp/unsent.rs`, and for the C interface of plugins in `plugin/glue.rs` (the
 //!    author's side) and `plugin/host/` (the server's side), each block with its reason; and where the server's command
 //!    checks handshakes that libzmq would not (`bin/shared/handshake.rs`).
 //!
@@ -72,8 +72,8 @@
 //! - Bulk chunks become smaller towards the end of a request, so that the workers end together.
 //! - A loop of the server that is used a lot asks for its next message for a while before it sleeps
 //!   (`socket/waiter.rs`): waking a core costs more than all that a small request needs done.
-//! - `infer` sends borrowed numbers without a copy and returns when libzmq has let go of them (`frames/loan.rs`): a copy
-//!   into fresh memory costs as much as the rest of a large request's way.
+//! - `infer` writes borrowed numbers from where they lie, within the call (`client/encoded.rs`): a copy into fresh memory
+//!   costs as much as the rest of a large request's way.
 //! - What re-enters the queue is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
 //!   extra workers a model has one leg, and its stages cost no hop. A worker whose device would be idle runs all legs of
 //!   new rows itself, and so does one that gets a lone small request (`schedule/fresh.rs`).
@@ -87,7 +87,7 @@
 //! - An error can say which rows of its batch it is about; the worker tells the client their numbers in its request.
 //! - Small chunks have places of their own at a worker, beside the bulk places; a worker that ran only small chunks for
 //!   20 ms runs the bulk chunk that waits (`schedule/lane.rs`).
-//! - Small requests of many threads share a session of the client, with one of those that wait at its wheel
+//! - Small requests of many threads share a session of the client, with one of those that wait as its driver
 //!   (`client/tickets.rs`): each connection costs both sides a waking-up per request.
 
 #[cfg(feature = "client")]
@@ -95,7 +95,7 @@ pub mod client;
 #[cfg(feature = "server")]
 pub mod config;
 pub mod error;
-#[cfg(any(feature = "client", feature = "server"))]
+#[cfg(feature = "server")]
 pub(crate) mod frames;
 #[cfg(feature = "server")]
 pub mod logging;
@@ -112,7 +112,7 @@ pub(crate) mod schedule;
 pub mod server;
 #[cfg(any(feature = "plugin", feature = "server"))]
 pub(crate) mod signature;
-#[cfg(any(feature = "client", feature = "server"))]
+#[cfg(feature = "server")]
 pub(crate) mod socket;
 #[cfg(feature = "server")]
 pub(crate) mod split;

@@ -183,7 +183,7 @@ impl Worker {
                     return Ok((lane, inner::read_to_worker(message)?));
                 }
             }
-            self.waiter.wait(&[&self.small, &self.bulk], None)?;
+            self.waiter.wait([&self.small, &self.bulk], None)?;
         }
     }
 

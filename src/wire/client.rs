@@ -231,23 +231,56 @@ fn interpret(
     })
 }
 
+/// The header of an infer.
 #[derive(Serialize)]
-struct InferHeader<'a> {
-    v: u64,
+pub(crate) struct InferHeader<'a> {
+    pub v: u64,
     #[serde(rename = "type")]
-    kind: &'a str,
-    id: RequestId,
+    pub kind: &'a str,
+    pub id: RequestId,
     #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<&'a str>,
+    pub model: Option<&'a str>,
     #[serde(skip_serializing_if = "Params::is_empty")]
-    params: &'a Params,
-    inputs: Vec<TensorHeader<'a>>,
+    pub params: &'a Params,
+    pub inputs: Vec<TensorHeader<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timeout_ms: Option<u64>,
+    pub timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    priority: Option<&'a str>,
+    pub priority: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    stream: Option<bool>,
+    pub stream: Option<bool>,
+}
+
+impl<'a> InferHeader<'a> {
+    pub(crate) fn new(id: RequestId, model: Option<&'a str>, params: &'a Params) -> Self {
+        InferHeader {
+            v: VERSION,
+            kind: "infer",
+            id,
+            model,
+            params,
+            inputs: Vec::new(),
+            timeout_ms: None,
+            priority: None,
+            stream: None,
+        }
+    }
+
+    /// What else a request says of itself; nothing is written of what is the rule.
+    pub(crate) fn with(
+        mut self,
+        timeout_ms: Option<u64>,
+        priority: Priority,
+        stream: bool,
+    ) -> Self {
+        self.timeout_ms = timeout_ms;
+        self.priority = match priority {
+            Priority::Normal => None,
+            Priority::High => Some("high"),
+        };
+        self.stream = stream.then_some(true);
+        self
+    }
 }
 
 /// Most bytes of a header. Its fields take more memory once they are read, and time to read.
@@ -311,20 +344,13 @@ fn weight(value: &serde_json::Value) -> (usize, usize) {
 /// Writes an infer: the header, then the payload, which is shared and not copied.
 pub fn write_infer(id: RequestId, request: &Request) -> Vec<Bytes> {
     let Batch { tensors } = &request.inputs;
-    let header = write(&InferHeader {
-        v: VERSION,
-        kind: "infer",
-        id,
-        model: request.model.as_deref(),
-        params: &request.params,
-        inputs: tensors.iter().map(TensorHeader::of).collect(),
-        timeout_ms: request.timeout_ms,
-        priority: match request.priority {
-            Priority::Normal => None,
-            Priority::High => Some("high"),
-        },
-        stream: request.stream.then_some(true),
-    });
+    let mut header = InferHeader::new(id, request.model.as_deref(), &request.params).with(
+        request.timeout_ms,
+        request.priority,
+        request.stream,
+    );
+    header.inputs = tensors.iter().map(TensorHeader::of).collect();
+    let header = write(&header);
     let mut frames = Vec::with_capacity(1 + tensors.len());
     frames.push(header);
     for tensor in tensors {

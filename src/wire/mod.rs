@@ -28,6 +28,8 @@ pub(crate) mod bounded;
 pub(crate) mod chunk;
 pub mod client;
 mod header;
+#[cfg(feature = "client")]
+pub(crate) mod id;
 #[cfg(feature = "server")]
 pub(crate) mod inner;
 mod msgpack;
@@ -111,11 +113,16 @@ pub(crate) fn from_document<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T
 /// Writes a header: a map with string keys.
 fn write<T: Serialize>(header: &T) -> Bytes {
     let mut buffer = Vec::with_capacity(192);
-    let mut serializer = rmp_serde::Serializer::new(&mut buffer).with_struct_map();
+    append(&mut buffer, header);
+    buffer.into()
+}
+
+/// Appends a header.
+pub(crate) fn append<T: Serialize>(buffer: &mut Vec<u8>, header: &T) {
+    let mut serializer = rmp_serde::Serializer::new(buffer).with_struct_map();
     header
         .serialize(&mut serializer)
         .expect("headers hold numbers, strings and maps of them, which msgpack always takes");
-    buffer.into()
 }
 
 /// Appends a tensor's payload frames.
