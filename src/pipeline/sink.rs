@@ -186,7 +186,7 @@ impl Sink {
 
     fn serve(&mut self) -> Result<()> {
         loop {
-            let is_drained = self.hear_inside()?;
+            self.hear_inside()?;
             let now = Instant::now();
             for _ in 0..TURN {
                 let Some(incoming) = self.exit.router.next(now) else {
@@ -203,7 +203,8 @@ impl Sink {
             if self.answers.all_stopped() && self.leave(now)? {
                 return Ok(());
             }
-            if !is_drained || self.exit.router.has_input() {
+            if self.exit.router.has_news() {
+                self.exit.router.wait(Some(Duration::ZERO))?;
                 continue;
             }
             let look = self.leaving.as_ref().map(|_| now + LOOK);
@@ -214,16 +215,19 @@ impl Sink {
         }
     }
 
-    /// Takes what came from inside. `true` if nothing is left, which the inbox's descriptor needs to tell of what comes
-    /// next.
-    fn hear_inside(&mut self) -> Result<bool> {
+    /// Takes what came from inside, until nothing is left, which the inbox's descriptor needs to tell of what comes next.
+    fn hear_inside(&mut self) -> Result<()> {
+        if !self.exit.router.take_inner_news() {
+            return Ok(());
+        }
         for _ in 0..TURN {
             let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
-                return Ok(true);
+                return Ok(());
             };
             self.hear(inner::read_to_sink(message)?)?;
         }
-        Ok(false)
+        self.exit.router.keep_inner_news();
+        Ok(())
     }
 
     fn hear(&mut self, message: ToSink) -> Result<()> {

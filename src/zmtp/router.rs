@@ -89,6 +89,8 @@ pub(crate) struct Router {
     /// What was read and not taken yet.
     inbox: VecDeque<Incoming>,
     scratch: Vec<u8>,
+    /// One of the owner's descriptors could be read.
+    inner_news: bool,
     unfinished_bytes: u64,
     accept_again: Option<Instant>,
     last_tick: Instant,
@@ -113,6 +115,7 @@ impl Router {
             unwritten: Vec::new(),
             inbox: VecDeque::new(),
             scratch: Vec::with_capacity(READ_BYTES),
+            inner_news: true,
             unfinished_bytes: 0,
             accept_again: None,
             last_tick: Instant::now(),
@@ -140,6 +143,22 @@ impl Router {
         self.poller.add(source, INNER, Interest::Read)
     }
 
+    /// Whether one of the owner's descriptors could be read since the last question, or at the start. A look at a socket
+    /// of libzmq's is a system call, which is saved where nothing can have come.
+    pub(crate) fn take_inner_news(&mut self) -> bool {
+        std::mem::take(&mut self.inner_news)
+    }
+
+    /// Whether there is something to do without waiting.
+    pub(crate) fn has_news(&self) -> bool {
+        self.inner_news || self.has_input()
+    }
+
+    /// The owner has left something unread.
+    pub(crate) fn keep_inner_news(&mut self) {
+        self.inner_news = true;
+    }
+
     /// Whether something was read, or can be read, that nobody has taken yet.
     pub(crate) fn has_input(&self) -> bool {
         !self.inbox.is_empty() || !self.readable.is_empty()
@@ -155,9 +174,11 @@ impl Router {
         let timeout = if news { Some(Duration::ZERO) } else { timeout };
         let (peers, readable, unwritten) =
             (&mut self.peers, &mut self.readable, &mut self.unwritten);
+        let inner_news = &mut self.inner_news;
         self.poller.wait(timeout, |ready: Ready| {
             news = true;
             if ready.token & INNER != 0 {
+                *inner_news = true;
                 return;
             }
             if ready.token & LISTENER != 0 {
