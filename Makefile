@@ -32,7 +32,8 @@ help:
 	@echo 'make test                        every test, each feature alone, and the documentation'
 	@echo 'make test-valgrind               what malformed plugins do, under valgrind'
 	@echo 'make build                       the commands, in $(RELEASE)/'
-	@echo 'make bench                       the benchmarks: one table of ratios (minutes)'
+	@echo 'make bench                       the benchmarks: one table of ratios (minutes; BENCH=--quick: a look)'
+	@echo 'make bench SERVER=PATH           the same, each of our servers measured in turn with the mdm-server-start at PATH'
 	@echo 'make bench-ner                   400 to 8,000 sentences on 1 to 8 workers: a table and a plot (minutes)'
 	@echo 'make bench-image                 where an image is decoded: client, server, extra workers (BENCH=--quick: a look)'
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
@@ -95,9 +96,10 @@ test-valgrind: toolchain
 		valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
 			$$program --test-threads=1 plugin::host
 
+# More words for it in BENCH: --quick, and the parts that are wanted, as in BENCH='small large'.
 bench: toolchain onnxruntime
 	$(CARGO) build --locked --release --example echo_plugin
-	$(CARGO) bench --locked --bench table
+	$(CARGO) bench --locked --bench table -- $(BENCH) $(if $(SERVER),--server '$(patsubst ~/%,$(HOME)/%,$(SERVER))')
 
 bench-ner: ner
 	$(CARGO) bench --locked --bench ner

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)] // the conversions above have no safe interface in the zmq crate
 
 use std::ffi::c_void;
+use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
 use bytes::Bytes;
@@ -17,9 +18,6 @@ use zmq_sys::zmq_msg_t;
 /// Frames up to this many bytes are copied: cheaper than the allocations that lending takes, and the copy of a
 /// received frame lies at an address that fits every datatype.
 pub(crate) const COPY_BYTES: usize = 1024;
-
-/// `ZMQ_SRCFD` of zmq.h, which the bindings leave out.
-const ZMQ_SRCFD: i32 = 2;
 
 /// A message of libzmq's. The zmq crate's own type does not give out the pointer that lending needs.
 struct Message(zmq_msg_t);
@@ -109,13 +107,6 @@ impl Message {
         unsafe { zmq_sys::zmq_msg_more(&raw const self.0) != 0 }
     }
 
-    /// The connection that the message came from, where it came from one.
-    fn source(&mut self) -> Option<RawFd> {
-        // SAFETY: the message is live; the call reads a property.
-        let fd = unsafe { zmq_sys::zmq_msg_get(&raw mut self.0, ZMQ_SRCFD) };
-        (fd >= 0).then_some(fd)
-    }
-
     /// As [`Bytes`]: small ones are copied, large ones keep libzmq's own memory.
     fn into_bytes(self) -> Bytes {
         if self.as_ref().len() <= COPY_BYTES {
@@ -158,39 +149,14 @@ fn last_error() -> zmq::Error {
     zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() })
 }
 
-/// Bytes that were read from a TCP connection so far, or `None` if that is not to be had.
-#[cfg(target_os = "linux")]
-pub(crate) fn received_bytes(fd: RawFd) -> Option<u64> {
-    // SAFETY: tcp_info is plain numbers, for which zeros are valid.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut size = std::mem::size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `size` bytes into `info`; an fd that is none of a TCP connection's (any
-    // more) makes the call fail.
-    let rc = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast::<c_void>(),
-            &raw mut size,
-        )
-    };
-    let offset = std::mem::offset_of!(libc::tcp_info, tcpi_bytes_received);
-    if rc != 0 || (size as usize) < offset + 8 {
-        return None;
-    }
-    let mut waiting: libc::c_int = 0;
-    // SAFETY: the kernel writes one int.
-    let rc = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut waiting) };
-    // What the kernel still holds is bounded by the kernel; libzmq knows nothing of it.
-    let waiting = u64::try_from(waiting).unwrap_or(0);
-    (rc == 0).then(|| info.tcpi_bytes_received.saturating_sub(waiting))
-}
-
-/// Bytes that were read from a TCP connection so far: not known on this platform.
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn received_bytes(_fd: RawFd) -> Option<u64> {
-    None
+/// What an inner socket tells of news by, to be polled with others; the rules are those of `Waiter::wait`.
+///
+/// # Errors
+/// The socket's.
+pub(crate) fn descriptor(socket: &Socket) -> crate::error::Result<BorrowedFd<'_>> {
+    let fd = socket.get_fd()?;
+    // SAFETY: libzmq keeps the descriptor open for as long as the socket lives, which is borrowed.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// Waits until one of the descriptors can be read (those of -1 never can), or the time is over (-1: never).
@@ -206,27 +172,6 @@ pub(crate) fn wait_readable<const N: usize>(descriptors: [RawFd; N], timeout_ms:
     items.map(|item| item.revents != 0)
 }
 
-/// Ends a connection of libzmq's from outside: it sees the end of the stream and closes the descriptor itself. That
-/// resets the connection, so that a peer in the middle of a write learns it at once.
-pub(crate) fn hang_up(fd: RawFd) {
-    let reset = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    // SAFETY: setsockopt reads a linger of that size, and shutdown only changes the state of a connection; on a
-    // descriptor that is no socket both fail.
-    unsafe {
-        libc::setsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const reset).cast::<c_void>(),
-            std::mem::size_of::<libc::linger>() as libc::socklen_t,
-        );
-        libc::shutdown(fd, libc::SHUT_RDWR);
-    }
-}
-
 /// Returns free pages of malloc's heaps to the system; `model/memory.rs` says when. It takes milliseconds. (It is here
 /// because this is the file that may call foreign functions.)
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -239,37 +184,25 @@ pub(crate) fn trim_heaps() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn trim_heaps() {}
 
-/// A message as it came: its frames, and the connection that it came from (on a socket that has connections).
-pub(crate) type Incoming = (Vec<Bytes>, Option<RawFd>);
-
 /// Receives all frames of one message. `None`: nothing is there (with DONTWAIT), or nothing came in time.
 ///
 /// # Errors
 /// The socket's error, where it is not "try again".
 pub(crate) fn receive(socket: &mut Socket, flags: i32) -> zmq::Result<Option<Vec<Bytes>>> {
-    Ok(receive_with_source(socket, flags)?.map(|(frames, _)| frames))
-}
-
-/// As [`receive`], with the connection that the last frame came from.
-pub(crate) fn receive_with_source(
-    socket: &mut Socket,
-    flags: i32,
-) -> zmq::Result<Option<Incoming>> {
     let mut frames = Vec::with_capacity(4);
     loop {
         // Once the first frame is there, so are the others: libzmq hands out whole messages.
         let flags = if frames.is_empty() { flags } else { 0 };
-        let mut message = match Message::receive(socket, flags) {
+        let message = match Message::receive(socket, flags) {
             Ok(message) => message,
             Err(zmq::Error::EAGAIN | zmq::Error::EINTR) if frames.is_empty() => return Ok(None),
             Err(zmq::Error::EINTR) => continue,
             Err(e) => return Err(e),
         };
         let more = message.more();
-        let source = if more { None } else { message.source() };
         frames.push(message.into_bytes());
         if !more {
-            return Ok(Some((frames, source)));
+            return Ok(Some(frames));
         }
     }
 }
@@ -294,24 +227,6 @@ pub(crate) fn send(
         message.send(socket, flags | more)?;
     }
     Ok(())
-}
-
-/// As [`send`], and `last` is lent whatever its size: its owner learns when the whole message has left.
-pub(crate) fn send_tracked(
-    socket: &mut Socket,
-    frames: impl IntoIterator<Item = Bytes>,
-    last: Bytes,
-    flags: i32,
-) -> zmq::Result<()> {
-    for frame in frames {
-        let message = if frame.len() <= COPY_BYTES {
-            Message::copied(&frame)?
-        } else {
-            Message::lent(frame)?
-        };
-        message.send(socket, flags | zmq::SNDMORE)?;
-    }
-    Message::lent(last)?.send(socket, flags)
 }
 
 #[cfg(test)]

@@ -58,6 +58,9 @@
 //!
 //! - A failed chunk is told to the ventilator in the credit, and the ventilator has the sink close the request with it:
 //!   one place decides that a request has failed, as it does for deadlines and cancels.
+//! - What a lost worker held runs again only once the sink has said what of it had arrived: so each row counts once, and
+//!   the sink knows of each request how much is still to come (`pipeline/sink/answers.rs`, `schedule/lost.rs`). A
+//!   simulation of both loops with workers that die between any two messages holds that up (`pipeline/simulation.rs`).
 //! - When a batch of coalesced requests fails, its members are run again one by one: a request with bad rows must not be
 //!   an error of its neighbours.
 //! - A chunk is run a few rows at a time: as many as the engine runs cheapest, which is found by climbing
@@ -111,6 +114,8 @@ pub(crate) mod socket;
 #[cfg(feature = "server")]
 pub(crate) mod split;
 pub mod tensor;
+#[cfg(any(feature = "client", feature = "server"))]
+pub(crate) mod waker;
 pub mod wire;
 #[cfg(any(feature = "client", feature = "server"))]
 pub(crate) mod zmtp;

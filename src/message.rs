@@ -47,8 +47,51 @@ number!(
 );
 
 /// Where answers to a session go: its 16-byte routing id. A secret, so it prints as nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ReplyTo(pub [u8; 16]);
+
+impl ReplyTo {
+    /// Of a connection whose routing id is none of this protocol's: it may ask questions, and no result can reach it.
+    #[cfg(feature = "server")]
+    pub(crate) fn without_session(number: u64) -> ReplyTo {
+        ReplyTo::inside(1, 0, number)
+    }
+
+    /// Of a caller of a door in this process.
+    #[cfg(feature = "server")]
+    pub(crate) fn of_caller(door: u32, caller: u64) -> ReplyTo {
+        ReplyTo::inside(2, door, caller)
+    }
+
+    /// Routing ids never begin with 0, so that these are nobody else's.
+    #[cfg(feature = "server")]
+    fn inside(kind: u8, door: u32, number: u64) -> ReplyTo {
+        let mut id = [0; 16];
+        id[1] = kind;
+        id[4..8].copy_from_slice(&door.to_le_bytes());
+        id[8..].copy_from_slice(&number.to_le_bytes());
+        ReplyTo(id)
+    }
+
+    /// Whether results can reach it.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_session(self) -> bool {
+        self.0[0] != 0 || self.0[1] == 2
+    }
+
+    /// The door and the caller, if it is a door's.
+    #[cfg(feature = "server")]
+    pub(crate) fn caller(self) -> Option<(u32, u64)> {
+        let [0, 2, _, _, door @ ..] = self.0 else {
+            return None;
+        };
+        let (door, caller) = door.split_at(4);
+        Some((
+            u32::from_le_bytes(door.try_into().ok()?),
+            u64::from_le_bytes(caller.try_into().ok()?),
+        ))
+    }
+}
 
 /// As one string of bytes: serde would write an array of 16 numbers, one by one, into every chunk and part.
 impl Serialize for ReplyTo {

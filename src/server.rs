@@ -1,10 +1,12 @@
 //! Wiring: threads and sockets, being ready, and the order of stopping.
 //!
 //! ```text
-//! start: engine, registry ▸ sink binds ▸ ventilator binds ▸ files ▸ workers connect ▸ preload ▸ ready
+//! start: engine, registry ▸ ports, files ▸ sink and ventilator have their sockets ▸ workers connect ▸ preload ▸ ready
 //! stop:  ventilator drains ▸ marker through each worker to the sink ▸ sink ends ▸ ventilator's last word ▸ join
 //! ```
 
+mod door;
+mod fronts;
 mod local;
 
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use zmq::Context;
 
+pub use self::door::{Door, DoorAnswer};
+use self::fronts::{Front, Fronts};
 use self::local::LocalFiles;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -21,27 +25,19 @@ use crate::message::{Role, WorkerId};
 use crate::model::Engine;
 use crate::model::loader::Loader;
 use crate::model::{Registry, RegistryConfig};
-use crate::pipeline::guard::Guard;
+use crate::pipeline::control::StopOrder;
+use crate::pipeline::doors::Doors;
 use crate::pipeline::ventilator::{Facts, Lanes};
 use crate::pipeline::worker::Seat;
 use crate::pipeline::{
-    CancelBoard, Clock, DOOR_IN, DOOR_OUT, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell,
-    ventilator, worker,
+    CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,
 };
 use crate::schedule::{Lane, Limits};
-use crate::socket::{self, Front, Vigil, Waiter};
+use crate::socket::{self, Vigil, Waiter};
 use crate::wire::client::StopMode;
-use crate::wire::inner::{self, ToSink, ToVentilator};
+use crate::wire::inner::{self, ToVentilator};
 use crate::wire::server::Welcome;
 
-/// Headers and payload of a request that the socket itself lets through; the exact check comes later.
-const RECEIVE_MARK: i32 = 16;
-/// Answers that may wait for one client in the socket.
-const SEND_MARK: i32 = 4096;
-/// What `port_out` takes in one frame: a hello.
-const HELLO_BYTES: i64 = 4096;
-/// What `port_out` takes in one message, all frames and their framing.
-const HELLO_MESSAGE_BYTES: u64 = 64 * 1024;
 /// How long a stop at once waits for workers that are inside a model.
 const WORKER_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -50,6 +46,10 @@ pub struct Server {
     port: u16,
     port_out: u16,
     stopper: Stopper,
+    stop_sink: Arc<StopOrder>,
+    doors: Arc<Doors>,
+    /// The inner sockets' own; it ends with the threads.
+    _context: Context,
     ventilator: JoinHandle<Result<()>>,
     sink: JoinHandle<Result<()>>,
     workers: Vec<JoinHandle<()>>,
@@ -59,86 +59,19 @@ pub struct Server {
 /// Asks a server to stop, from any thread.
 #[derive(Clone)]
 pub struct Stopper {
-    context: Context,
+    order: Arc<StopOrder>,
     files: Arc<LocalFiles>,
 }
 
 impl Stopper {
-    /// Asks for a stop; [`Server::wait`] tells when it is over.
+    /// Asks for a stop; [`Server::wait`] tells when it is over. It takes no descriptor, and works when none is left.
     pub fn stop(&self, mode: StopMode) {
-        let stop = ToVentilator::Stop(mode == StopMode::Now);
-        let sent = socket::inner_connected(&self.context, zmq::PUSH, TO_VENTILATOR)
-            .and_then(|mut socket| tell(&mut socket, inner::write_to_ventilator(stop)));
-        if let Err(error) = sent {
-            tracing::debug!(%error, "asked to stop, but it has stopped");
-        }
+        self.order.give(mode);
     }
 
     /// Removes the server's files now: for a process that is about to end without waiting.
     pub fn remove_files(&self) {
         self.files.remove();
-    }
-}
-
-/// What a thread that binds reports, and what it is told then.
-struct Binding {
-    bound: Receiver<Result<u16>>,
-    go: Sender<String>,
-}
-
-/// The other side of a [`Binding`].
-struct Binder {
-    bound: Sender<Result<u16>>,
-    go: Receiver<String>,
-}
-
-fn binding() -> (Binding, Binder) {
-    let (bound_sender, bound) = bounded(1);
-    let (go, go_receiver) = bounded(1);
-    let binder = Binder {
-        bound: bound_sender,
-        go: go_receiver,
-    };
-    (Binding { bound, go }, binder)
-}
-
-impl Binding {
-    fn port(&self) -> Result<u16> {
-        self.bound.recv().unwrap_or_else(|_| {
-            Err(Error::internal(
-                "a thread ended before it had bound its port",
-            ))
-        })
-    }
-
-    /// Has the thread bind its local endpoint. Ready means that it can be reached there, too.
-    fn local(&self, endpoint: String) -> Result<()> {
-        // A thread that is gone reports itself.
-        let _ = self.go.send(endpoint);
-        let bound = self.port().map(|_| ());
-        bound.map_err(|e| e.context("--zeromq-sock-tmp-dir"))
-    }
-}
-
-impl Binder {
-    /// Binds TCP, reports the port, binds the local endpoint once it is known to be free, and reports that.
-    fn bind(&self, front: &Front<'_>) -> Result<(zmq::Socket, u16)> {
-        let bound = front.bind().and_then(|socket| {
-            let port = socket::port_of(&socket)?;
-            Ok((socket, port))
-        });
-        let report = bound.as_ref().map(|(_, port)| *port).map_err(Error::clone);
-        // If nobody listens, the start was given up: then no local endpoint comes either.
-        let _ = self.bound.send(report);
-        let (socket, port) = bound?;
-        let local = self
-            .go
-            .recv()
-            .map_err(|_| Error::unavailable("the start was given up"))?;
-        let bound = socket::bind_local(&socket, &local, front.door);
-        let _ = self.bound.send(bound.clone().map(|()| port)); // as above
-        bound?;
-        Ok((socket, port))
     }
 }
 
@@ -234,45 +167,50 @@ impl Server {
         }
         let registry = Arc::new(Registry::new(engine, registry_config(&config))?);
         let context = Context::new();
-        let clock = Clock::start();
-        let vigil = Vigil::new(config.busy_poll);
-
-        let (sink_binding, binder) = binding();
+        let fronts = Fronts::open(&config)?;
+        let (port, port_out) = (fronts.port, fronts.port_out);
+        let files = fronts.files.clone();
+        let shared = Shared {
+            registry,
+            board: CancelBoard::new(),
+            doors: Arc::new(Doors::new()?),
+            clock: Clock::start(),
+            vigil: Vigil::new(config.busy_poll),
+            stop: Arc::new(StopOrder::new()?),
+            stop_sink: Arc::new(StopOrder::new()?),
+        };
+        let (ready_sender, ready) = bounded(1);
+        let (made, is_made) = bounded(2);
         let sink = {
             let (context, config) = (context.clone(), config.clone());
-            let waiter = Waiter::new(vigil.clone());
+            let (shared, front, made) = (shared.clone(), fronts.out, made.clone());
             spawn("sink".to_owned(), move || {
-                run_sink(&context, &config, clock, waiter, &binder)
+                run_sink(&context, &config, shared, front, &made)
             })?
         };
-        let port_out = sink_binding.port()?;
-
-        let (ventilator_binding, binder) = binding();
-        let (ready_sender, ready) = bounded(1);
-        let board = CancelBoard::new();
         let ventilator = {
             let (context, config) = (context.clone(), config.clone());
-            let (registry, board) = (registry.clone(), board.clone());
-            let waiter = Waiter::new(vigil.clone());
+            let shared = shared.clone();
+            let own = Own {
+                front: fronts.requests,
+                port,
+                port_out,
+                ready: ready_sender,
+            };
             spawn("ventilator".to_owned(), move || {
-                let inside = Inside {
-                    registry,
-                    board,
-                    clock,
-                    waiter,
-                    port_out,
-                    ready: ready_sender,
-                };
-                run_ventilator(&context, &config, inside, &binder)
-            })?
+                run_ventilator(&context, &config, shared, own, &made)
+            })
         };
-        let port = ventilator_binding.port()?;
-
-        let files = Arc::new(LocalFiles::claim(&config.sock_tmp_dir, port)?);
-        sink_binding.local(files.endpoint_out())?;
-        if let Err(error) = ventilator_binding.local(files.endpoint_in()) {
-            finish_sink(&context);
-            return Err(error);
+        let ventilator = ventilator.inspect_err(|_| shared.stop_sink.give(StopMode::Now))?;
+        for _ in 0..2 {
+            let made = is_made.recv().unwrap_or_else(|_| {
+                Err(Error::internal("a thread ended before it had its sockets"))
+            });
+            if let Err(error) = made {
+                shared.stop.give(StopMode::Now);
+                shared.stop_sink.give(StopMode::Now);
+                return Err(error);
+            }
         }
 
         let (ended, worker_ended) = bounded(config.all_workers());
@@ -285,10 +223,10 @@ impl Server {
                 } else {
                     Role::Extra
                 },
-                source: registry.clone(),
-                board: board.clone(),
-                clock,
-                vigil: vigil.clone(),
+                source: shared.registry.clone(),
+                board: shared.board.clone(),
+                clock: shared.clock,
+                vigil: shared.vigil.clone(),
             };
             let (context, ended) = (context.clone(), ended.clone());
             workers.push(spawn(format!("worker-{number}"), move || {
@@ -301,7 +239,13 @@ impl Server {
         let server = Server {
             port,
             port_out,
-            stopper: Stopper { context, files },
+            stopper: Stopper {
+                order: shared.stop,
+                files,
+            },
+            stop_sink: shared.stop_sink,
+            doors: shared.doors,
+            _context: context,
             ventilator,
             sink,
             workers,
@@ -328,9 +272,12 @@ impl Server {
         self.port_out
     }
 
-    /// The context that front doors in this process share with the server.
-    pub fn context(&self) -> Context {
-        self.stopper.context.clone()
+    /// A client of the pipeline inside this process.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
+    pub fn door(&self) -> Result<Door> {
+        Door::open(self.doors.clone())
     }
 
     /// Asks this server to stop.
@@ -346,7 +293,7 @@ impl Server {
         let ventilator = join("ventilator", self.ventilator);
         if ventilator.is_err() {
             // It ended out of turn, and told nobody: the sink would wait for ever.
-            finish_sink(&self.stopper.context);
+            self.stop_sink.give(StopMode::Now);
         }
         let sink = join("sink", self.sink);
         // After a stop at once a worker may be inside a model for minutes: such a thread ends with the process.
@@ -362,14 +309,6 @@ impl Server {
         }
         self.stopper.files.remove();
         ventilator.and(sink)
-    }
-}
-
-fn finish_sink(context: &Context) {
-    let told = socket::inner_connected(context, zmq::PUSH, TO_SINK)
-        .and_then(|mut sink| tell(&mut sink, inner::write_to_sink(&ToSink::Finish)));
-    if let Err(error) = told {
-        tracing::debug!(%error, "the sink has ended as well");
     }
 }
 
@@ -393,56 +332,72 @@ fn registry_config(config: &Config) -> RegistryConfig {
     }
 }
 
-fn run_sink(
-    context: &Context,
-    config: &Config,
-    clock: Clock,
-    waiter: Waiter,
-    binder: &Binder,
-) -> Result<()> {
-    let inbox = socket::inner_bound(context, zmq::PULL, TO_SINK)?;
-    let (router, _) = binder.bind(&Front {
-        context,
-        flag: "--port-out",
-        host: &config.host,
-        port: config.port_out,
-        door: DOOR_OUT,
-        max_frame_bytes: HELLO_BYTES,
-        receive_mark: RECEIVE_MARK,
-        send_mark: SEND_MARK,
-        mandatory: true,
-    })?;
-    sink::run(sink::Setup {
-        guard: Guard::watch(context, &router, "out", HELLO_MESSAGE_BYTES)?,
-        router,
-        inbox,
-        ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
-        clock,
-        waiter,
-        workers: config.all_workers(),
-        max_client_bytes: config.max_client_bytes,
-    })
-}
-
-/// What the ventilator shares with others.
-struct Inside {
+/// What the threads of a server share.
+#[derive(Clone)]
+struct Shared {
     registry: Arc<Registry>,
     board: Arc<CancelBoard>,
+    doors: Arc<Doors>,
     clock: Clock,
-    waiter: Waiter,
+    vigil: Vigil,
+    stop: Arc<StopOrder>,
+    stop_sink: Arc<StopOrder>,
+}
+
+/// What only the ventilator has.
+struct Own {
+    front: Front,
+    port: u16,
     port_out: u16,
     ready: Sender<Result<()>>,
 }
 
-fn run_ventilator(
+/// Says whether a thread has its sockets; it makes them itself, and only it uses them.
+fn tell_made<T>(made: &Sender<Result<()>>, sockets: Result<T>) -> Result<T> {
+    let result = sockets.as_ref().map(|_| ()).map_err(Error::clone);
+    // Whoever started the server may have given up.
+    let _ = made.send(result);
+    sockets
+}
+
+fn run_sink(
     context: &Context,
     config: &Config,
-    inside: Inside,
-    binder: &Binder,
+    shared: Shared,
+    front: Front,
+    made: &Sender<Result<()>>,
 ) -> Result<()> {
-    let inbox = socket::inner_bound(context, zmq::PULL, TO_VENTILATOR)?;
-    let lanes = (0..config.all_workers())
-        .map(|number| {
+    let sockets = socket::inner_bound(context, zmq::PULL, TO_SINK).and_then(|inbox| {
+        let ventilator = socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?;
+        Ok((inbox, ventilator, front.open()?))
+    });
+    let (inbox, ventilator, router) = tell_made(made, sockets)?;
+    sink::run(sink::Setup {
+        router,
+        inbox,
+        ventilator,
+        doors: shared.doors,
+        stop: shared.stop_sink,
+        clock: shared.clock,
+        waiter: Waiter::new(shared.vigil),
+        workers: config.all_workers(),
+        // One runs and so many wait, in each of two lanes.
+        worker_chunks: 2 * (1 + config.prefetch_size),
+        max_client_bytes: config.max_client_bytes,
+    })
+}
+
+/// The ventilator's own sockets.
+struct Sockets {
+    inbox: zmq::Socket,
+    lanes: Vec<Lanes>,
+    sink: zmq::Socket,
+    loader: Loader,
+}
+
+impl Sockets {
+    fn make(context: &Context, config: &Config, registry: Arc<Registry>) -> Result<Sockets> {
+        let lanes = (0..config.all_workers()).map(|number| {
             let push = |lane| {
                 let endpoint = lane_endpoint(WorkerId(number as u32), lane);
                 socket::inner_bound(context, zmq::PUSH, &endpoint)
@@ -451,44 +406,51 @@ fn run_ventilator(
                 small: push(Lane::Small)?,
                 bulk: push(Lane::Bulk)?,
             })
+        });
+        let loader_context = context.clone();
+        let loader = Loader::start(registry, move || {
+            let mut ventilator =
+                socket::inner_connected(&loader_context, zmq::PUSH, TO_VENTILATOR)?;
+            Ok(move |ticket| {
+                let loaded = inner::write_to_ventilator(ToVentilator::Loaded(ticket));
+                if let Err(error) = tell(&mut ventilator, loaded) {
+                    tracing::debug!(%error, "the loader has nobody to tell");
+                }
+            })
+        })?;
+        Ok(Sockets {
+            inbox: socket::inner_bound(context, zmq::PULL, TO_VENTILATOR)?,
+            lanes: lanes.collect::<Result<Vec<_>>>()?,
+            sink: socket::inner_connected(context, zmq::PUSH, TO_SINK)?,
+            loader,
         })
-        .collect::<Result<Vec<_>>>()?;
-    let max_frame_bytes = config.max_request_bytes + socket::HEADER_SLACK_BYTES;
-    let (router, port) = binder.bind(&Front {
-        context,
-        flag: "--port",
-        host: &config.host,
-        port: config.port,
-        door: DOOR_IN,
-        max_frame_bytes: i64::try_from(max_frame_bytes).unwrap_or(i64::MAX),
-        receive_mark: RECEIVE_MARK,
-        send_mark: SEND_MARK,
-        mandatory: false,
-    })?;
-    let guard = Guard::watch(context, &router, "in", max_frame_bytes)?;
-    let loader_context = context.clone();
-    let loader = Loader::start(inside.registry.clone(), move || {
-        let mut ventilator = socket::inner_connected(&loader_context, zmq::PUSH, TO_VENTILATOR)?;
-        Ok(move |ticket| {
-            let loaded = inner::write_to_ventilator(ToVentilator::Loaded(ticket));
-            if let Err(error) = tell(&mut ventilator, loaded) {
-                tracing::debug!(%error, "the loader has nobody to tell");
-            }
-        })
-    })?;
+    }
+}
+
+fn run_ventilator(
+    context: &Context,
+    config: &Config,
+    shared: Shared,
+    own: Own,
+    made: &Sender<Result<()>>,
+) -> Result<()> {
+    let sockets = Sockets::make(context, config, shared.registry.clone());
+    let sockets = sockets.and_then(|sockets| Ok((sockets, own.front.open()?)));
+    let (sockets, router) = tell_made(made, sockets)?;
     ventilator::run(ventilator::Setup {
-        inbox,
-        lanes,
-        sink: socket::inner_connected(context, zmq::PUSH, TO_SINK)?,
-        guard,
-        loader,
-        registry: inside.registry,
-        board: inside.board,
-        clock: inside.clock,
-        waiter: inside.waiter,
-        facts: facts(config, port, inside.port_out),
-        ready: inside.ready,
         router,
+        inbox: sockets.inbox,
+        lanes: sockets.lanes,
+        sink: sockets.sink,
+        doors: shared.doors,
+        stop: shared.stop,
+        loader: sockets.loader,
+        registry: shared.registry,
+        board: shared.board,
+        clock: shared.clock,
+        waiter: Waiter::new(shared.vigil),
+        facts: facts(config, own.port, own.port_out),
+        ready: own.ready,
     })
 }
 

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use mdm::Client;
 use tempfile::TempDir;
 
@@ -48,6 +48,21 @@ impl Process {
     /// Processor time used so far, user and system.
     pub fn cpu(&self) -> Result<Duration> {
         cpu_of(&self.child.id().to_string())
+    }
+
+    /// The same to the nanosecond, for what uses little: of the threads that are alive.
+    pub fn fine_cpu(&self) -> Result<Duration> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let mut nanoseconds = 0;
+        for task in std::fs::read_dir(&tasks).with_context(|| tasks.clone())? {
+            // A thread may end meanwhile.
+            let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+            let first = text.split_whitespace().next().unwrap_or("0");
+            nanoseconds += first.parse::<u64>().with_context(|| tasks.clone())?;
+        }
+        // A process that has started has used some.
+        ensure!(nanoseconds > 0, "{tasks}: this kernel does not count it");
+        Ok(Duration::from_nanos(nanoseconds))
     }
 
     /// Resident memory.
@@ -155,20 +170,33 @@ impl Models {
     }
 }
 
+/// The program of the server of this crate.
+pub fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_mdm-server-start"))
+}
+
 /// The server itself, as users run it.
 pub struct Server {
     pub process: Process,
-    address: String,
+    /// Where requests go.
+    pub port: u16,
+    /// Where answers come from.
+    pub port_out: u16,
     /// Its log, its standard error and its local sockets.
     _dir: TempDir,
 }
 
 impl Server {
-    /// Starts it over these models, on free ports, with the engine's library that the baselines use.
+    /// Starts ours over these models, on free ports, with the engine's library that the baselines use.
     pub fn start(models: &Models, flags: &[&str]) -> Result<Server> {
+        Server::start_program(program(), models, flags)
+    }
+
+    /// The same with any server's program.
+    pub fn start_program(program: &Path, models: &Models, flags: &[&str]) -> Result<Server> {
         let dir = tempfile::tempdir()?;
         let errors = dir.path().join("stderr.txt");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mdm-server-start"));
+        let mut command = Command::new(program);
         // The machine's own settings would be measured instead of the defaults.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("MDM_") {
@@ -192,14 +220,15 @@ impl Server {
         };
         Ok(Server {
             process,
-            address: format!("tcp://127.0.0.1:{}", number(&ready, "port")?),
+            port: number(&ready, "port")?,
+            port_out: number(&ready, "port_out")?,
             _dir: dir,
         })
     }
 
     /// A client of it.
     pub fn client(&self) -> Result<Client> {
-        Ok(Client::connect(&self.address)?)
+        Ok(Client::connect(&format!("tcp://127.0.0.1:{}", self.port))?)
     }
 }
 

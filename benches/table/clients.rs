@@ -1,30 +1,54 @@
-//! 32 clients, each with one request at a time, against a bare TCP ping-pong of as many.
+//! 32 threads on one `Client`, each with one request at a time, against as many clients of the bare ZeroMQ path and a
+//! bare TCP ping-pong of as many connections.
 
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Result, anyhow};
-use mdm::Tensor;
+use anyhow::Result;
+use mdm::{Client, Tensor};
 use ndarray::Array2;
 
 use super::Plan;
 use super::bare::{Bare, request_frames, result_header};
 use super::bulk::floats;
-use super::children::{Models, Process, Server, own_cpu};
+use super::children::{Models, Server};
+use super::loops::{CLIENTS, Costs, run};
 use super::onnx;
-use super::report::{Bar, Pairs, Table, median};
+use super::report::{Bar, Pairs, Table};
+use super::sides::Sides;
 use super::tcp::Tcp;
 
-const CLIENTS: usize = 32;
 /// What ZeroMQ adds to a message of ours: a byte of flags and one or eight of length for each frame.
 const FRAMING_BYTES: usize = 8;
 
+struct Side {
+    server: Server,
+    client: Client,
+    costs: Costs,
+}
+
+impl Side {
+    fn start(program: &Path, models: &Models) -> Result<Side> {
+        let server = Server::start_program(program, models, &[])?;
+        Ok(Side {
+            client: server.client()?,
+            server,
+            costs: Costs::default(),
+        })
+    }
+
+    fn rate(&mut self, long: Duration, row: &Array2<f32>) -> Result<f64> {
+        let client = &self.client;
+        let measured = run(long, &self.server.process, || {
+            Ok(move || client.infer(row, "mlp").map(drop).map_err(Into::into))
+        })?;
+        Ok(self.costs.push(measured))
+    }
+}
+
 pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let models = Models::write(&[("mlp", onnx::mlp())])?;
-    let server = Server::start(&models, &[])?;
-    let client = server.client()?;
+    let mut sides = Sides::of(plan, |program| Side::start(program, &models))?;
     let rows = floats(1).elements;
     let array = Array2::from_shape_vec((1, 64), rows.clone())?;
     let tensor = Tensor::from_slice("x", vec![1, 64], &rows)?;
@@ -32,104 +56,41 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let sent: usize = request_frames("mlp", &tensor).iter().map(|f| f.len()).sum();
     let answer = result_header(&output) + output.payload_bytes();
     let tcp = Tcp::start(sent + FRAMING_BYTES, answer + FRAMING_BYTES)?;
-
     let bare = Bare::start("mlp", &tensor, Some(&output))?;
     let payload: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
 
     let long = plan.long(Duration::from_millis(1200));
-    let mut costs = [Cost::default(), Cost::default(), Cost::default()];
-    let [cost, tcp_cost, bare_cost] = &mut costs;
-    let mut ours = || {
-        run(long, &server.process, cost, || {
-            let (client, array) = (&client, &array);
-            Ok(move || client.infer(array, "mlp").map(drop).map_err(Into::into))
-        })
-    };
+    let (mut tcp_costs, mut bare_costs) = (Costs::default(), Costs::default());
     let mut ping_pong = || {
-        run(long, &tcp.process, tcp_cost, || {
+        anyhow::Ok(tcp_costs.push(run(long, &tcp.process, || {
             let mut ping = tcp.connect()?;
             Ok(move || ping.round_trip())
-        })
+        })?))
     };
     let mut path = || {
-        run(long, &bare.process, bare_cost, || {
+        anyhow::Ok(bare_costs.push(run(long, &bare.process, || {
             let (client, payload) = (bare.connect()?, &payload);
             Ok(move || client.round_trip(payload).map(drop))
-        })
+        })?))
     };
     // The sessions are opened.
-    ours()?;
-    let (mut to_tcp, mut to_path) = (Pairs::default(), Pairs::default());
-    while plan.goes_on(to_tcp.count()) {
-        let (ours, tcp, path) = (ours()?, ping_pong()?, path()?);
-        to_tcp.push(ours, tcp);
-        to_path.push(ours, path);
+    sides.each(|side| side.rate(long, &array))?;
+    let [mut to_path, mut to_tcp, mut to_server] = [(); 3].map(|()| Pairs::default());
+    while plan.goes_on(to_path.count()) {
+        let rates = sides.each(|side| side.rate(long, &array))?;
+        to_path.push(rates.ours, path()?);
+        to_tcp.push(rates.ours, ping_pong()?);
+        to_server.push_sides(rates);
     }
-    let what = format!("clients: mlp, 1 row, {CLIENTS} clients, to TCP");
-    table.add(&what, &to_tcp, "req/s", Bar::AtLeast(1.0));
-    table.add("  to the bare ZeroMQ path", &to_path, "req/s", Bar::None);
-    let totals = client.status()?.totals;
-    let [cost, tcp_cost, bare_cost] = costs;
+    let what = format!("clients: mlp, 1 row, {CLIENTS} threads, to the bare ZeroMQ path");
+    table.add(&what, &to_path, "req/s", Bar::AtLeast(1.15));
+    table.add("  to TCP", &to_tcp, "req/s", Bar::None);
+    table.add_server("", &to_server, "req/s", Bar::None);
+    let costs = sides.map(|side| side.costs.to_string()).text();
+    let totals = sides.ours.client.status()?.totals;
     table.note(format!(
-        "clients: processor time per request: {cost}; TCP: {tcp_cost}; bare ZeroMQ: {bare_cost}; {:.1} requests per chunk",
+        "clients: processor time per request: {costs}; TCP: {tcp_costs}; bare ZeroMQ: {bare_costs}; {:.1} requests per chunk",
         totals.requests as f64 / totals.chunks.max(1) as f64
     ));
     Ok(())
-}
-
-/// Processor time per request, in microseconds, of every measurement.
-#[derive(Default)]
-struct Cost {
-    server: Vec<f64>,
-    client: Vec<f64>,
-}
-
-impl std::fmt::Display for Cost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (server, client) = (median(self.server.clone()), median(self.client.clone()));
-        write!(f, "server {server:.1} µs, client {client:.1} µs")
-    }
-}
-
-/// Requests per second of a thread per client, each of which does what `connect` gave it, over and over.
-fn run<F: FnMut() -> Result<()>>(
-    long: Duration,
-    server: &Process,
-    cost: &mut Cost,
-    connect: impl Fn() -> Result<F> + Sync,
-) -> Result<f64> {
-    let stop = AtomicBool::new(false);
-    let connected = Barrier::new(CLIENTS + 1);
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..CLIENTS)
-            .map(|_| {
-                scope.spawn(|| {
-                    let ready = connect().and_then(|mut once| once().map(|()| once));
-                    connected.wait();
-                    let mut once = ready?;
-                    let mut count = 0u64;
-                    while !stop.load(Ordering::Relaxed) {
-                        once()?;
-                        count += 1;
-                    }
-                    anyhow::Ok(count)
-                })
-            })
-            .collect();
-        connected.wait();
-        let (server_cpu, client_cpu) = (server.cpu()?, own_cpu()?);
-        let start = Instant::now();
-        thread::sleep(long);
-        stop.store(true, Ordering::Relaxed);
-        let took = start.elapsed();
-        let mut count = 0;
-        for thread in threads {
-            count += thread.join().map_err(|_| anyhow!("a client panicked"))??;
-        }
-        let per_request =
-            |from: Duration, to: Duration| (to - from).as_secs_f64() * 1e6 / count as f64;
-        cost.server.push(per_request(server_cpu, server.cpu()?));
-        cost.client.push(per_request(client_cpu, own_cpu()?));
-        Ok(count as f64 / took.as_secs_f64())
-    })
 }

@@ -2,9 +2,10 @@
 //! line measures and how.
 //!
 //! ```text
-//! cargo bench --bench table                       everything, about four minutes on two cores
+//! cargo bench --bench table                       everything, some minutes on two cores
 //! cargo bench --bench table -- small mixed        some of it
 //! cargo bench --bench table -- --quick            everything, too short to be believed
+//! cargo bench --bench table -- --server PATH      and each server's line to another server's program
 //! ```
 //! A missed bar is no failure: a number on a busy machine says nothing about the program.
 
@@ -12,8 +13,11 @@ mod bare;
 mod bulk;
 mod children;
 mod clients;
+mod dealers;
 mod engine;
+mod idle;
 mod large;
+mod loops;
 mod memory;
 mod mixed;
 #[path = "../../tests/common/onnx.rs"]
@@ -21,20 +25,26 @@ mod onnx;
 mod pipelined;
 mod plugin;
 mod report;
+mod sessions;
+mod sides;
 mod small;
 mod tcp;
+mod zmtp;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use report::Table;
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// Pairs of a measurement of ours and one of the baseline.
     pub pairs: usize,
+    /// The program of another server, to which ours is compared.
+    pub server: Option<PathBuf>,
     /// What lengths and counts are multiplied with.
     scale: f64,
     /// When a part should come to its end, with fewer pairs if need be: a slow or busy machine gets its table too.
@@ -42,10 +52,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn new(quick: bool) -> Plan {
+    fn new(quick: bool, server: Option<PathBuf>) -> Plan {
         let (pairs, scale) = if quick { (2, 0.15) } else { (5, 1.0) };
         Plan {
             pairs,
+            server,
             scale,
             until: Instant::now(),
         }
@@ -53,9 +64,11 @@ impl Plan {
 
     /// The same plan for something that begins now and may take so long.
     pub fn within(&self, full: Duration) -> Plan {
+        // Each server has its time.
+        let servers = 1 + u32::from(self.server.is_some());
         Plan {
-            until: Instant::now() + self.long(full).max(Duration::from_secs(5)),
-            ..*self
+            until: Instant::now() + (self.long(full) * servers).max(Duration::from_secs(5)),
+            ..self.clone()
         }
     }
 
@@ -80,14 +93,17 @@ const PART: Duration = Duration::from_secs(45);
 
 type Part = fn(&Plan, &mut Table) -> Result<()>;
 
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 11] = [
     ("bulk", bulk::measure),
     ("small", small::measure),
     ("pipelined", pipelined::measure),
     ("clients", clients::measure),
+    ("dealers", dealers::measure),
     ("large", large::measure),
     ("mixed", mixed::measure),
     ("memory", memory::measure),
+    ("idle", idle::measure),
+    ("sessions", sessions::measure),
     ("plugin", plugin::measure),
 ];
 
@@ -98,6 +114,7 @@ fn main() -> Result<()> {
         // This program again, as a process of its own for the far end of a baseline.
         Some(bare::SERVE) => return bare::serve(&args[1..]),
         Some(tcp::SERVE) => return tcp::serve(&args[1..]),
+        Some(tcp::ECHO) => return tcp::echo(&args[1..]),
         _ => {}
     }
     if !args.iter().any(|arg| arg == "--bench") {
@@ -106,24 +123,7 @@ fn main() -> Result<()> {
         );
         return Ok(());
     }
-    let plan = Plan::new(args.iter().any(|arg| arg == "--quick"));
-    let mut chosen = Vec::new();
-    for arg in &args {
-        match PARTS.iter().find(|(name, _)| name == arg) {
-            Some(part) => chosen.push(*part),
-            None if arg == "--bench" || arg == "--quick" => {}
-            None => {
-                let names: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
-                bail!(
-                    "{arg:?} is no part; there are {} and --quick",
-                    names.join(", ")
-                );
-            }
-        }
-    }
-    if chosen.is_empty() {
-        chosen = PARTS.to_vec();
-    }
+    let (plan, chosen) = asked(args)?;
     let started = Instant::now();
     let mut table = Table::default();
     for (name, part) in chosen {
@@ -138,6 +138,40 @@ fn main() -> Result<()> {
             }
         }
     }
+    if let Some(server) = &plan.server {
+        table.note(format!("SERVER is {}", server.display()));
+    }
     table.print(started.elapsed());
     Ok(())
+}
+
+/// What the command line asks for.
+fn asked(args: Vec<String>) -> Result<(Plan, Vec<(&'static str, Part)>)> {
+    let (mut quick, mut server, mut chosen) = (false, None, Vec::new());
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match PARTS.iter().find(|(name, _)| *name == arg) {
+            Some(part) => chosen.push(*part),
+            None if arg == "--bench" => {}
+            None if arg == "--quick" => quick = true,
+            None if arg == "--server" => {
+                let path = args.next().context("--server needs a server's program")?;
+                // Servers are started in folders of their own.
+                let path = std::fs::canonicalize(&path)
+                    .with_context(|| format!("--server {path}: no server's program"))?;
+                server = Some(path);
+            }
+            None => {
+                let names: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+                bail!(
+                    "{arg:?} is no part; there are {}, --quick and --server PATH",
+                    names.join(", ")
+                );
+            }
+        }
+    }
+    if chosen.is_empty() {
+        chosen = PARTS.to_vec();
+    }
+    Ok((Plan::new(quick, server), chosen))
 }

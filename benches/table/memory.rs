@@ -1,5 +1,6 @@
 //! Resident memory of a server with eight workers that have all run a model of 100 MB, against one with one worker.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,27 +13,38 @@ use super::Plan;
 use super::children::{Memory, Models, Server};
 use super::onnx;
 use super::report::{Bar, Pairs, Table};
+use super::sides::Sides;
 
 const MEGABYTES: usize = 100;
 const WORKERS: usize = 8;
 
 pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let models = Models::write(&[("heavy", onnx::matmul_weights(MEGABYTES))])?;
-    let (mut rss, mut pss) = (Pairs::default(), Pairs::default());
+    // One server at a time: pages that two of them map would be counted in part.
+    let mut programs = Sides::of(plan, |program| Ok(program.to_owned()))?;
+    let [mut rss, mut pss, mut rss_to_server, mut pss_to_server] =
+        [(); 4].map(|()| Pairs::default());
     while plan.goes_on(rss.count()) {
-        let (many, one) = (used(&models, WORKERS)?, used(&models, 1)?);
-        rss.push(many.rss, one.rss);
-        pss.push(many.pss, one.pss);
+        let many = programs.each(|program| used(program, &models, WORKERS))?;
+        let one = used(&programs.ours, &models, 1)?;
+        rss.push(many.ours.rss, one.rss);
+        pss.push(many.ours.pss, one.pss);
+        rss_to_server.push_sides(many.map(|memory| memory.rss));
+        pss_to_server.push_sides(many.map(|memory| memory.pss));
     }
     let what = format!("memory: {MEGABYTES} MB model, {WORKERS} workers to 1: RSS");
     table.add(&what, &rss, "B", Bar::AtMost(1.3));
     table.add("  PSS", &pss, "B", Bar::None);
+    let what = format!("{WORKERS} workers: RSS");
+    table.add_server(&what, &rss_to_server, "B", Bar::AtMost(1.0));
+    table.add_server("PSS", &pss_to_server, "B", Bar::None);
     Ok(())
 }
 
 /// The memory of a server each of whose workers has run the model.
-fn used(models: &Models, workers: usize) -> Result<Memory> {
-    let server = Server::start(models, &["--num-worker", &workers.to_string()])?;
+fn used(program: &Path, models: &Models, workers: usize) -> Result<Memory> {
+    let workers_flag = workers.to_string();
+    let server = Server::start_program(program, models, &["--num-worker", &workers_flag])?;
     let client = server.client()?;
     use_all(&client, workers)?;
     server.process.memory()

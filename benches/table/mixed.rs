@@ -13,43 +13,90 @@ use super::bulk::{floats, ids};
 use super::children::{Models, Server};
 use super::onnx;
 use super::report::{Bar, Pairs, Table, micros, quantile};
+use super::sides::Sides;
 
 const BULK_ROWS: usize = 8_000;
+/// A quick look must not wait long for the last of them, but they have to keep the workers busy.
+const LEAST_BULK_ROWS: usize = 2_000;
 const BULK_CLIENTS: usize = 2;
+
+struct Side {
+    _server: Server,
+    client: Client,
+    small_count: usize,
+    bulk_rows: usize,
+    seconds: f64,
+}
+
+impl Side {
+    /// The times of small requests while the workers are busy.
+    fn loaded(
+        &mut self,
+        bulk: &Array2<i64>,
+        row: &Array2<f32>,
+        long: Duration,
+    ) -> Result<Vec<Duration>> {
+        let (client, start) = (&self.client, Instant::now());
+        let (times, rows) = loaded_down(client, bulk, || small(client, row, long))?;
+        self.seconds += start.elapsed().as_secs_f64();
+        self.small_count += times.len();
+        self.bulk_rows += rows;
+        Ok(times)
+    }
+}
 
 pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let models = Models::write(&[("bilstm", onnx::bilstm()), ("mlp", onnx::mlp())])?;
-    let server = Server::start(&models, &["--num-worker", "2", "--intra-op-threads", "1"])?;
-    let client = server.client()?;
-    let bulk = Array2::from_shape_vec((BULK_ROWS, 64), ids(BULK_ROWS).elements)?;
+    let mut sides = Sides::of(plan, |program| {
+        let flags = ["--num-worker", "2", "--intra-op-threads", "1"];
+        let server = Server::start_program(program, &models, &flags)?;
+        Ok(Side {
+            client: server.client()?,
+            _server: server,
+            small_count: 0,
+            bulk_rows: 0,
+            seconds: 0.0,
+        })
+    })?;
+    let bulk_rows = plan.times(BULK_ROWS).max(LEAST_BULK_ROWS);
+    let bulk = Array2::from_shape_vec((bulk_rows, 64), ids(bulk_rows).elements)?;
     let row = Array2::from_shape_vec((1, 64), floats(1).elements)?;
-    client.infer(bulk.slice(ndarray::s![..1000, ..]), "bilstm")?;
-    small(&client, &row, plan.long(Duration::from_millis(300)))?;
+    sides.each(|side| {
+        let some = bulk.slice(ndarray::s![..1000, ..]);
+        side.client.infer(some, "bilstm")?;
+        small(&side.client, &row, plan.long(Duration::from_millis(300)))
+    })?;
 
     let (loaded, alone) = (
         plan.long(Duration::from_millis(4000)),
         plan.long(Duration::from_millis(1000)),
     );
-    let (mut p50, mut p99) = (Pairs::default(), Pairs::default());
-    let (mut small_count, mut bulk_rows, mut seconds) = (0, 0, 0.0);
+    let [mut p50, mut p99, mut p50_to_server, mut p99_to_server] =
+        [(); 4].map(|()| Pairs::default());
     while plan.goes_on(p50.count()) {
-        let start = Instant::now();
-        let (mut with, rows) = loaded_down(&client, &bulk, || small(&client, &row, loaded))?;
-        seconds += start.elapsed().as_secs_f64();
-        let mut without = small(&client, &row, alone)?;
-        small_count += with.len();
-        bulk_rows += rows;
-        for (pairs, share) in [(&mut p50, 0.5), (&mut p99, 0.99)] {
-            let (with, without) = (quantile(&mut with, share), quantile(&mut without, share));
-            pairs.push(micros(with), micros(without));
+        let with = sides.each(|side| side.loaded(&bulk, &row, loaded))?;
+        let mut without = small(&sides.ours.client, &row, alone)?;
+        for (pairs, to_server, share) in [
+            (&mut p50, &mut p50_to_server, 0.5),
+            (&mut p99, &mut p99_to_server, 0.99),
+        ] {
+            let with = with.map(|times| micros(quantile(&mut times.clone(), share)));
+            pairs.push(with.ours, micros(quantile(&mut without, share)));
+            to_server.push_sides(with);
         }
     }
     table.add("mixed: mlp, 1 row, beside bulk: p99", &p99, "µs", Bar::None);
     table.add("  p50", &p50, "µs", Bar::None);
-    table.note(format!(
-        "mixed: {small_count} small requests beside {:.0} bilstm rows/s",
-        bulk_rows as f64 / seconds
-    ));
+    table.add_server("p99", &p99_to_server, "µs", Bar::AtMost(1.0));
+    table.add_server("p50", &p50_to_server, "µs", Bar::AtMost(1.0));
+    let said = sides.map(|side| {
+        format!(
+            "{} small requests beside {:.0} bilstm rows/s",
+            side.small_count,
+            side.bulk_rows as f64 / side.seconds
+        )
+    });
+    table.note(format!("mixed: {}", said.text()));
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Plan;
+use super::sides::Sides;
 
 /// What a ratio of ours to the baseline should be.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +46,13 @@ impl Pairs {
         self.baseline.push(baseline);
     }
 
+    /// Adds one of ours and one of the other server, if there is one.
+    pub fn push_sides(&mut self, sides: Sides<f64>) {
+        if let Some(other) = sides.other {
+            self.push(sides.ours, other);
+        }
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.ours.len()
@@ -75,6 +83,13 @@ pub fn median(mut values: Vec<f64>) -> f64 {
         n if n % 2 == 1 => values[middle],
         _ => (values[middle - 1] + values[middle]) / 2.0,
     }
+}
+
+/// The least and the greatest.
+fn extremes(values: &[f64]) -> (f64, f64) {
+    let none = (f64::INFINITY, f64::NEG_INFINITY);
+    let wider = |(least, most): (f64, f64), &value: &f64| (least.min(value), most.max(value));
+    values.iter().fold(none, wider)
 }
 
 /// The value that the given share of them does not exceed.
@@ -124,11 +139,7 @@ impl Table {
     pub fn add(&mut self, what: &str, pairs: &Pairs, unit: &str, bar: Bar) {
         let ratios = pairs.ratios();
         let ratio = median(ratios.clone());
-        let (least, most) = ratios
-            .iter()
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), &r| {
-                (least.min(r), most.max(r))
-            });
+        let (least, most) = extremes(&ratios);
         let (bar, verdict) = match bar {
             Bar::AtLeast(bar) => (format!("≥ {bar:.2}"), Some(ratio >= bar)),
             Bar::AtMost(bar) => (format!("≤ {bar:.2}"), Some(ratio <= bar)),
@@ -144,6 +155,30 @@ impl Table {
                 format!("{ratio:.2} ({least:.2}..{most:.2} of {count})"),
                 bar,
                 verdict.to_owned(),
+            ],
+        });
+    }
+
+    /// A line about the other server, if there is one: its numbers are the baseline. `what` says which of several.
+    pub fn add_server(&mut self, what: &str, pairs: &Pairs, unit: &str, bar: Bar) {
+        if pairs.count() > 0 {
+            let comma = if what.is_empty() { "" } else { ", " };
+            self.add(&format!("  {what}{comma}to SERVER"), pairs, unit, bar);
+        }
+    }
+
+    /// A line of ours that has no baseline: the middle one, and the least and the greatest.
+    pub fn add_alone(&mut self, what: &str, values: &[f64], unit: &str) {
+        let (least, most) = extremes(values);
+        let (least, most, count) = (show(least, unit), show(most, unit), values.len());
+        self.lines.push(Line {
+            cells: [
+                what.to_owned(),
+                show(median(values.to_vec()), unit),
+                "-".to_owned(),
+                format!("({least}..{most} of {count})"),
+                "-".to_owned(),
+                String::new(),
             ],
         });
     }

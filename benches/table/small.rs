@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use mdm::Tensor;
+use mdm::{Client, Tensor};
 use ndarray::Array2;
 
 use super::Plan;
@@ -13,13 +13,16 @@ use super::children::{Models, Server};
 use super::engine;
 use super::onnx;
 use super::report::{Bar, Pairs, Table, median, micros, quantile, show};
+use super::sides::Sides;
 
 pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let count = plan.times(3_000);
     let model = onnx::mlp();
     let models = Models::write(&[("mlp", model.clone())])?;
-    let server = Server::start(&models, &[])?;
-    let client = server.client()?;
+    let mut sides = Sides::of(plan, |program| {
+        let server = Server::start_program(program, &models, &[])?;
+        Ok((server.client()?, server))
+    })?;
     let rows = floats(1);
     let array = Array2::from_shape_vec((1, 64), rows.elements.clone())?;
     let far = Bare::start(
@@ -31,18 +34,21 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let payload: Vec<u8> = rows.elements.iter().flat_map(|x| x.to_le_bytes()).collect();
     let mut session = engine::session(&model)?;
 
-    let mut whole = || half_of(count, || client.infer(&array, "mlp").map_err(Into::into));
+    let whole = |(client, _): &mut (Client, Server)| {
+        half_of(count, || client.infer(&array, "mlp").map_err(Into::into)).map(micros)
+    };
     let path = || half_of(count, || bare.round_trip(&payload));
     let mut run = || half_of(count, || engine::run(&mut session, &rows, 0, 1));
-    for warm in [&mut whole as &mut dyn FnMut() -> Result<Duration>, &mut run] {
-        warm()?;
-    }
+    sides.each(whole)?;
     path()?;
-    let (mut pairs, mut alone, mut paths) = (Pairs::default(), Vec::new(), Vec::new());
+    run()?;
+    let (mut pairs, mut to_server) = (Pairs::default(), Pairs::default());
+    let (mut alone, mut paths) = (Vec::new(), Vec::new());
     while plan.goes_on(pairs.count()) {
-        let ours = whole()?;
+        let whole = sides.each(whole)?;
         let (path, run) = (path()?, run()?);
-        pairs.push(micros(ours), micros(path + run));
+        pairs.push(whole.ours, micros(path + run));
+        to_server.push_sides(whole);
         paths.push(micros(path));
         alone.push(micros(run));
     }
@@ -50,8 +56,9 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
         "small: mlp, 1 row, 1 client, p50",
         &pairs,
         "µs",
-        Bar::AtMost(1.1),
+        Bar::AtMost(0.6),
     );
+    table.add_server("", &to_server, "µs", Bar::None);
     table.note(format!(
         "small: the baseline is the bare ZeroMQ path ({}) and the model's own run ({})",
         show(median(paths), "µs"),

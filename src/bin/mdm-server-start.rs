@@ -4,10 +4,6 @@
 //! standard error. Exit codes: 0 stopped as asked, be it before it was ready; 1 failed while running, 2 could not start;
 //! 128 + the signal when a second signal cut the draining short.
 
-#[cfg(checked_handshakes)]
-#[path = "shared/handshake.rs"]
-mod handshake;
-
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};

@@ -25,7 +25,6 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod tickets;
-mod waker;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

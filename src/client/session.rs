@@ -10,9 +10,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::address::Address;
 use super::call::gave_up;
 use super::encoded::Encoded;
-use super::waker::Waker;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::RequestId;
+use crate::waker::Waker;
 use crate::wire::client::{ClientMessage, write_message};
 use crate::wire::server::{self, ServerMessage, Welcome};
 use crate::zmtp::dealer::{Dealer, Endpoint, Inbox, Phase};
@@ -439,7 +439,7 @@ impl Session {
         if let Some(waker) = waker
             && is_woken
         {
-            waker.reset();
+            waker.clear();
         }
         Ok(is_woken)
     }

@@ -204,6 +204,16 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value_t = Size(256 * MIB), help_heading = "Bounds")]
     pub max_client_bytes: Size,
 
+    /// Most bytes of messages that have begun to come and not ended, over all connections; beyond it the slowest are
+    /// closed [default: as --max-queue-bytes]
+    #[arg(long, value_name = "SIZE", help_heading = "Bounds")]
+    pub max_unfinished_bytes: Option<Size>,
+
+    /// Most sessions at once; who comes beyond is turned away [default: what the descriptor limit allows]
+    #[arg(long, value_name = "N", help_heading = "Bounds")]
+    #[arg(value_parser = whole::<usize>(1..=1 << 20))]
+    pub max_sessions: Option<usize>,
+
     /// The deadline of a request that names none, in milliseconds; 0: none
     #[arg(
         long,

@@ -98,6 +98,10 @@ pub struct Config {
     pub max_request_bytes: u64,
     /// Most bytes of results held for one client.
     pub max_client_bytes: u64,
+    /// Most bytes of messages that have begun to come and not ended.
+    pub max_unfinished_bytes: u64,
+    /// Most sessions at once, if that was said; else the system's limit on descriptors says it.
+    pub max_sessions: Option<usize>,
     /// The deadline of a request that names none.
     pub default_timeout: Option<Duration>,
 }
@@ -235,6 +239,8 @@ impl Config {
             max_queue_requests: args.max_queue_requests,
             max_request_bytes: args.max_request_bytes.0,
             max_client_bytes: args.max_client_bytes.0,
+            max_unfinished_bytes: args.max_unfinished_bytes.unwrap_or(args.max_queue_bytes).0,
+            max_sessions: args.max_sessions,
             default_timeout: (args.default_timeout_ms > 0)
                 .then(|| Duration::from_millis(args.default_timeout_ms)),
         })
@@ -333,6 +339,14 @@ impl Config {
                 Size(self.max_request_bytes).to_string(),
             ),
             ("max_client_bytes", Size(self.max_client_bytes).to_string()),
+            (
+                "max_unfinished_bytes",
+                Size(self.max_unfinished_bytes).to_string(),
+            ),
+            (
+                "max_sessions",
+                self.max_sessions.map(|n| n.to_string()).unwrap_or_default(),
+            ),
             ("default_timeout_ms", millis(self.default_timeout)),
         ];
         rows.into_iter()

@@ -37,6 +37,8 @@ fn sample(id: &str, dir: &str) -> String {
         "max_queue_requests" => "77",
         "max_request_bytes" => "64MiB",
         "max_client_bytes" => "32MiB",
+        "max_unfinished_bytes" => "48MiB",
+        "max_sessions" => "99",
         "default_timeout_ms" => "1500",
         "logger" => return format!("{dir}/my_log.txt"),
         "logger_rotation" => "daily",

@@ -34,7 +34,7 @@ const MODEL_PROXY_PATH: &str = "model_proxy_path";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Lookup {
     model: Option<String>,
-    paths: Vec<(String, Value)>,
+    paths: Box<[(String, Value)]>,
     version: Option<Value>,
 }
 
@@ -51,6 +51,11 @@ impl Lookup {
                 .collect(),
             version: params.get(MODEL_VERSION).cloned(),
         }
+    }
+
+    /// Whether it names files besides the model, which are to be checked.
+    pub(crate) fn has_other_paths(&self) -> bool {
+        self.paths.iter().any(|(key, _)| key != MODEL_PROXY_PATH)
     }
 
     /// Its texts, and its values.

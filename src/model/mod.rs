@@ -27,6 +27,7 @@ mod shared;
 mod source;
 mod stage;
 mod telemetry;
+mod turns;
 mod values;
 mod versions;
 mod weights;

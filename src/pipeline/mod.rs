@@ -4,10 +4,15 @@
 //! port ─▶ ventilator ─ two lanes each ─▶ worker 0..N-1 ─▶ sink ─▶ port_out
 //!             ▲                             │              │
 //!             └───── up, credit, down ──────┘              │
-//!             └───── gone, abort, report ──────────────────┘
+//!             └── gone, abort, arrived, report ────────────┘
 //! ```
+//! What the ventilator and the sink decide is in pure state machines, `ventilator/requests.rs` and `sink/answers.rs`: the
+//! loops around them have the sockets and the clock, and `simulation.rs` runs them without.
 
-pub(crate) mod guard;
+pub(crate) mod control;
+pub(crate) mod doors;
+#[cfg(test)]
+mod simulation;
 pub(crate) mod sink;
 pub(crate) mod ventilator;
 pub(crate) mod worker;
@@ -28,10 +33,6 @@ use crate::schedule::Lane;
 pub(crate) const TO_VENTILATOR: &str = "inproc://mdm.ventilator";
 /// Where the sink hears from inside.
 pub(crate) const TO_SINK: &str = "inproc://mdm.sink";
-/// Where front doors in this process send requests.
-pub(crate) const DOOR_IN: &str = "inproc://mdm.in";
-/// Where front doors in this process get results.
-pub(crate) const DOOR_OUT: &str = "inproc://mdm.out";
 
 /// Where a worker hears of one lane.
 pub(crate) fn lane_endpoint(worker: WorkerId, lane: Lane) -> String {

@@ -36,24 +36,20 @@ impl LocalFiles {
         }
     }
 
-    fn endpoint(&self, extension: &str) -> String {
-        format!("ipc://{}", self.base.with_extension(extension).display())
-    }
-
     /// Where requests arrive.
-    pub(crate) fn endpoint_in(&self) -> String {
-        self.endpoint("in")
+    pub(crate) fn path_in(&self) -> PathBuf {
+        self.base.with_extension("in")
     }
 
     /// Where results leave.
-    pub(crate) fn endpoint_out(&self) -> String {
-        self.endpoint("out")
+    pub(crate) fn path_out(&self) -> PathBuf {
+        self.base.with_extension("out")
     }
 
     /// Removes the files; some may be gone already.
     pub(crate) fn remove(&self) {
         for extension in ["in", "out", "lock"] {
-            // libzmq removes the sockets itself when it closes them; the lock is still ours here.
+            // The lock is still ours here.
             let _ = std::fs::remove_file(self.base.with_extension(extension));
         }
     }

@@ -60,15 +60,30 @@ impl Waiter {
         self.vigil.in_hand.store(count, Ordering::Relaxed);
     }
 
-    /// As [`super::wait`], with the same rule for the sockets: each was received from until it had nothing, and was not
-    /// used since.
+    /// Waits until there is news for one of the sockets, or the time is over; `None` waits for ever. A signal ends it
+    /// early.
+    ///
+    /// Each socket must have been received from until it had nothing, and not been used since: only then does its
+    /// descriptor tell of whatever comes next. (zmq_poll has no such rule, and asks every socket twice, at a system call
+    /// each: half the time of a loop that handles small requests.)
     pub(crate) fn wait(&mut self, sockets: &[&Socket], timeout: Option<Duration>) -> Result<()> {
         let descriptors = descriptors(sockets)?;
+        self.wait_with(timeout, |left| {
+            Ok(frames::wait_readable(descriptors, milliseconds(left)).contains(&true))
+        })
+    }
+
+    /// Waits by `poll`, which is told for how long and says whether something came: a few times without waiting, if the
+    /// last message came soon, and then asleep.
+    pub(crate) fn wait_with(
+        &mut self,
+        timeout: Option<Duration>,
+        mut poll: impl FnMut(Option<Duration>) -> Result<bool>,
+    ) -> Result<()> {
         let start = Instant::now();
-        let news = self.watch(descriptors, start, timeout) || {
+        let news = self.watch(start, timeout, &mut poll)? || {
             let left = timeout.map(|t| t.saturating_sub(start.elapsed()));
-            let ready = frames::wait_readable(descriptors, milliseconds(left));
-            ready.contains(&true)
+            poll(left)?
         };
         // Asleep the same wait takes longer, by the waking.
         self.soon = news && start.elapsed() < 2 * self.vigil.limit;
@@ -77,23 +92,23 @@ impl Waiter {
 
     /// Asks until there is news, which is true, or it is time to sleep. On a core that others want a yield takes long,
     /// and one of them is enough.
-    fn watch<const N: usize>(
+    fn watch(
         &self,
-        descriptors: [i32; N],
         start: Instant,
         timeout: Option<Duration>,
-    ) -> bool {
+        poll: &mut impl FnMut(Option<Duration>) -> Result<bool>,
+    ) -> Result<bool> {
         let limit = timeout.map_or(self.vigil.limit, |t| t.min(self.vigil.limit));
         if !self.soon || limit.is_zero() {
-            return false;
+            return Ok(false);
         }
         let awake = &self.vigil.awake;
         let admitted = awake.fetch_add(1, Ordering::Relaxed) < self.vigil.most;
-        let mut news = false;
+        let mut news = Ok(false);
         let quiet = || self.vigil.in_hand.load(Ordering::Relaxed) <= self.vigil.cores;
-        while admitted && !news && quiet() && start.elapsed() < limit {
-            news = frames::wait_readable(descriptors, 0).contains(&true);
-            if !news {
+        while admitted && matches!(news, Ok(false)) && quiet() && start.elapsed() < limit {
+            news = poll(Some(Duration::ZERO));
+            if matches!(news, Ok(false)) {
                 thread::yield_now();
             }
         }

@@ -6,11 +6,12 @@
 //! ventilator -> worker      chunk (with payload) | open | forget | resume | stop
 //! worker     -> sink        part (with payload) | stopped
 //! worker     -> ventilator  up | credit | opened | down
-//! ventilator -> sink        close | lost | report | finish
-//! sink       -> ventilator  gone | abort | report | stopped
+//! ventilator -> sink        close | lost | worker lost | out | report | gone | finish
+//! sink       -> ventilator  gone | silent | abort | arrived | what is out | report | stopped
 //! loader     -> ventilator  loaded
-//! server     -> ventilator  stop
 //! ```
+
+mod settle;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use settle::{Arrived, LostWorker, Out};
 
 use super::{push_payload, take_payload};
 use crate::error::{Error, ErrorCode, Result};
@@ -54,8 +57,15 @@ pub(crate) enum ToSink {
     Close(Close),
     /// So many chunks of a closed request were on a worker that is gone.
     Lost(Serial, u64),
+    /// A worker is gone. Say what has arrived of the chunks that it held; what comes of them after this does not count,
+    /// for they run again.
+    WorkerLost(LostWorker),
+    /// What is out: the answer to [`ToVentilator::WhatIsOut`].
+    Out(Out),
     /// Say what has been answered; the number comes back with the report.
     Report(u64),
+    /// A client's session is over: nothing more is for it.
+    Gone(ReplyTo),
     /// The server stops at once: send out what is there, wait for nobody.
     Finish,
 }
@@ -119,14 +129,18 @@ pub(crate) enum ToVentilator {
     Loaded(u64),
     /// A client is gone: end its work.
     Gone(ReplyTo),
+    /// Nothing comes from a client over `port_out`: if nothing comes over `port` either, it is gone.
+    Silent(ReplyTo),
     /// The sink has answered a request with an error of its own: give out no more of it.
     Abort(Serial),
+    /// What had arrived of a lost worker's chunks: the answer to [`ToSink::WorkerLost`].
+    Arrived(Arrived),
+    /// Say which chunks are out, so that the sink may forget what it answered: see [`Out`].
+    WhatIsOut,
     /// What the sink has answered so far.
     Report(u64, Box<SinkReport>),
     /// The sink has given out everything and is about to end.
     SinkStopped,
-    /// The operator wants the server to stop; true: at once.
-    Stop(bool),
 }
 
 /// The sink's counters.
@@ -198,7 +212,10 @@ enum SinkHeader<'a> {
     Stopped(WorkerId),
     Close(Close),
     Lost(Serial, u64),
+    WorkerLost(LostWorker),
+    Out(Out),
     Report(u64),
+    Gone(ReplyTo),
     Finish,
 }
 
@@ -243,10 +260,12 @@ enum VentilatorHeader<'a> {
     Down(WorkerId, String),
     Loaded(u64),
     Gone(ReplyTo),
+    Silent(ReplyTo),
     Abort(Serial),
+    Arrived(Arrived),
+    WhatIsOut,
     Report(u64, Box<SinkReport>),
     SinkStopped,
-    Stop(bool),
 }
 
 /// An error, as it travels.
@@ -437,7 +456,10 @@ pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
         ToSink::Stopped(worker) => SinkHeader::Stopped(*worker),
         ToSink::Close(close) => SinkHeader::Close(close.clone()),
         ToSink::Lost(serial, chunks) => SinkHeader::Lost(*serial, *chunks),
+        ToSink::WorkerLost(lost) => SinkHeader::WorkerLost(lost.clone()),
+        ToSink::Out(out) => SinkHeader::Out(out.clone()),
         ToSink::Report(token) => SinkHeader::Report(*token),
+        ToSink::Gone(reply) => SinkHeader::Gone(*reply),
         ToSink::Finish => SinkHeader::Finish,
     };
     vec![header(&plain)]
@@ -473,7 +495,10 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
         SinkHeader::Stopped(worker) => ToSink::Stopped(worker),
         SinkHeader::Close(close) => ToSink::Close(close),
         SinkHeader::Lost(serial, chunks) => ToSink::Lost(serial, chunks),
+        SinkHeader::WorkerLost(lost) => ToSink::WorkerLost(lost),
+        SinkHeader::Out(out) => ToSink::Out(out),
         SinkHeader::Report(token) => ToSink::Report(token),
+        SinkHeader::Gone(reply) => ToSink::Gone(reply),
         SinkHeader::Finish => ToSink::Finish,
     })
 }
@@ -507,10 +532,12 @@ pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
         ToVentilator::Down(worker, why) => VentilatorHeader::Down(worker, why),
         ToVentilator::Loaded(ticket) => VentilatorHeader::Loaded(ticket),
         ToVentilator::Gone(reply) => VentilatorHeader::Gone(reply),
+        ToVentilator::Silent(reply) => VentilatorHeader::Silent(reply),
         ToVentilator::Abort(serial) => VentilatorHeader::Abort(serial),
+        ToVentilator::Arrived(arrived) => VentilatorHeader::Arrived(arrived),
+        ToVentilator::WhatIsOut => VentilatorHeader::WhatIsOut,
         ToVentilator::Report(token, report) => VentilatorHeader::Report(token, report),
         ToVentilator::SinkStopped => VentilatorHeader::SinkStopped,
-        ToVentilator::Stop(now) => VentilatorHeader::Stop(now),
     })]
 }
 
@@ -558,9 +585,11 @@ pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
         VentilatorHeader::Down(worker, why) => ToVentilator::Down(worker, why),
         VentilatorHeader::Loaded(ticket) => ToVentilator::Loaded(ticket),
         VentilatorHeader::Gone(reply) => ToVentilator::Gone(reply),
+        VentilatorHeader::Silent(reply) => ToVentilator::Silent(reply),
         VentilatorHeader::Abort(serial) => ToVentilator::Abort(serial),
+        VentilatorHeader::Arrived(arrived) => ToVentilator::Arrived(arrived),
+        VentilatorHeader::WhatIsOut => ToVentilator::WhatIsOut,
         VentilatorHeader::Report(token, report) => ToVentilator::Report(token, report),
         VentilatorHeader::SinkStopped => ToVentilator::SinkStopped,
-        VentilatorHeader::Stop(now) => ToVentilator::Stop(now),
     })
 }

@@ -7,6 +7,9 @@
 //! ```
 //! What has come of a message is counted while it comes, and memory is taken as bytes come and not as they are promised.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 
 use super::mechanism::{Mechanism, Step, named};
@@ -189,6 +192,16 @@ impl Decoder {
     pub(crate) fn unfinished_bytes(&self) -> u64 {
         let body = self.body.as_ref().map_or(0, |body| body.data.len() as u64);
         self.frames_cost + body
+    }
+
+    /// Memory that is held besides what has come of a message.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(&self) -> usize {
+        let greeting = match &self.state {
+            State::Greeting(greeting) => greeting.capacity(),
+            State::Handshake { .. } | State::Traffic => 0,
+        };
+        greeting + self.frames.capacity() * size_of::<Bytes>()
     }
 
     /// Takes from the front of `input` until something is complete, or nothing is left.

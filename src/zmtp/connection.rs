@@ -10,7 +10,7 @@ use super::codec::{self, Decoder, Event, Limits, Violation};
 use super::mechanism::Mechanism;
 use super::outgoing::{MOST_SLICES, Outgoing};
 use super::stream::Stream;
-use super::unsent::{Unsent, unsent};
+use super::unsent::unsent;
 use super::{HEARTBEAT, SILENCE};
 
 /// Bytes that are read at once, where they are not part of a large frame.
@@ -58,10 +58,16 @@ pub(crate) struct Connection {
     stream: Stream,
     decoder: Decoder,
     outgoing: Outgoing,
-    /// When bytes came, or were taken, for the last time.
+    /// When bytes came, or arrived at the other end, for the last time.
     alive: Instant,
-    /// What the system held of what was written, at the last look.
-    unsent: Unsent,
+    /// Bytes that were handed to the system. PINGs do not count: that they arrive says nothing of who should answer.
+    written: i64,
+    /// How many those were at the last look at what the system still holds.
+    looked_at: i64,
+    /// Most of those that had arrived at the other end at any look.
+    arrived: i64,
+    /// The system took only a part of what was to be written.
+    is_full: bool,
     /// The peer answers PINGs, or wants to be counted as lost when it is silent.
     answers_pings: bool,
     /// A PING or PONG waits to be written: there need not be a second one.
@@ -97,7 +103,10 @@ impl Connection {
             decoder: Decoder::new(mechanism, limits),
             outgoing,
             alive: now,
-            unsent: Unsent::default(),
+            written: 0,
+            looked_at: 0,
+            arrived: 0,
+            is_full: false,
             answers_pings: false,
             ping_waits: false,
             pong_waits: false,
@@ -125,7 +134,13 @@ impl Connection {
         self.decoder.unfinished_bytes()
     }
 
-    /// When bytes came, or were taken, for the last time.
+    /// Memory that is held elsewhere while nothing comes and nothing waits.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.outgoing.kept_bytes() + self.decoder.kept_bytes()
+    }
+
+    /// When bytes came, or arrived at the other end, for the last time.
     pub(crate) fn alive(&self) -> Instant {
         self.alive
     }
@@ -220,7 +235,10 @@ impl Connection {
         }
         let before = self.outgoing.bytes();
         let done = self.outgoing.write_to(&mut self.stream)?;
-        if self.outgoing.bytes() < before {
+        let taken = before - self.outgoing.bytes();
+        self.written += taken as i64;
+        // Only where there was no room before does it mean that others have arrived.
+        if std::mem::replace(&mut self.is_full, !done) && taken > 0 {
             self.alive = now;
         }
         if done {
@@ -250,12 +268,16 @@ impl Connection {
             match self.stream.write_vectored(&rest[..count]) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Ok(bytes) => {
-                    self.alive = now;
+                    self.written += bytes as i64;
+                    if std::mem::replace(&mut self.is_full, false) {
+                        self.alive = now;
+                    }
                     self.lent = LentMessage::Begun;
                     IoSlice::advance_slices(rest, bytes);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.is_full = true;
                     if self.lent == LentMessage::None {
                         self.lent = LentMessage::Waits;
                     }
@@ -283,6 +305,11 @@ impl Connection {
         self.alive = (self.alive + time).min(now);
     }
 
+    /// Its owner did not listen for a while, so that silence says nothing.
+    pub(crate) fn excuse(&mut self, now: Instant) {
+        self.alive = now;
+    }
+
     /// Whether its owner reads from it. While it does not, nothing can be heard.
     pub(crate) fn pause(&mut self, paused: bool, now: Instant) {
         if self.paused && !paused {
@@ -301,20 +328,27 @@ impl Connection {
     /// there, and does not read. Peers that do not answer PINGs are left to the system, which asks for the host.
     pub(crate) fn is_silent(&mut self, now: Instant) -> bool {
         let quiet = now.saturating_duration_since(self.alive);
-        if quiet < HEARTBEAT || self.paused || !self.is_ready() {
+        let nothing_new = quiet < HEARTBEAT && self.looked_at == self.written;
+        if nothing_new || self.paused || !self.is_ready() {
             return false;
         }
-        let before = std::mem::replace(&mut self.unsent, unsent(&self.stream));
-        let waits_for_room = self.unsent.bytes > 0 && self.unsent.on_the_way == 0;
-        if self.unsent.bytes < before.bytes || waits_for_room {
+        let unsent = unsent(&self.stream);
+        let arrived = self.written - unsent.bytes as i64;
+        let waits_for_room = unsent.bytes > 0 && unsent.on_the_way == 0;
+        self.looked_at = self.written;
+        if arrived > self.arrived || waits_for_room {
+            self.arrived = self.arrived.max(arrived);
             self.alive = now;
             return false;
         }
-        if !self.answers_pings {
+        if quiet < HEARTBEAT || !self.answers_pings {
             return false;
         }
         if !std::mem::replace(&mut self.ping_waits, true) {
+            let before = self.outgoing.bytes();
             self.outgoing.push_small(codec::push_ping);
+            // Taken off in advance, since it is added when it is written.
+            self.written -= (self.outgoing.bytes() - before) as i64;
         }
         quiet >= SILENCE
     }

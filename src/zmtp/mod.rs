@@ -30,6 +30,8 @@ pub(crate) mod mechanism;
 pub(crate) mod outgoing;
 #[cfg(feature = "server")]
 pub(crate) mod poller;
+#[cfg(feature = "server")]
+pub(crate) mod router;
 pub(crate) mod stream;
 pub(crate) mod unsent;
 

@@ -15,6 +15,10 @@ const PIECE_BYTES: usize = 64 * 1024;
 pub(crate) const MOST_SLICES: usize = 64;
 /// Memory that an idle connection may keep for its next small answers.
 const KEPT_BYTES: usize = 512;
+/// Pieces that an idle connection keeps room for.
+const KEPT_PIECES: usize = 8;
+/// What one connection writes before others get their turn: a peer that reads as fast as we write would never say "enough".
+const TURN_BYTES: u64 = 8 * 1024 * 1024;
 
 enum Piece {
     Gathered(Vec<u8>),
@@ -114,12 +118,17 @@ impl Outgoing {
         }
     }
 
-    /// Writes as much as `writer` takes: `Ok(true)` if nothing is left, `Ok(false)` if it takes no more now.
+    /// Writes as much as `writer` takes, up to [`TURN_BYTES`] and a write's: `Ok(true)` if nothing is left, `Ok(false)` if
+    /// the rest is to be written when `writer` can take it.
     ///
     /// # Errors
     /// The writer's, where it is not "try again".
     pub(crate) fn write_to(&mut self, writer: &mut impl io::Write) -> io::Result<bool> {
+        let before = self.bytes;
         while self.bytes > 0 {
+            if before - self.bytes >= TURN_BYTES {
+                return Ok(false);
+            }
             let mut slices = [IoSlice::new(&[]); MOST_SLICES];
             let mut count = 0;
             for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
@@ -154,9 +163,15 @@ impl Outgoing {
                 self.spare = piece;
             }
         }
-        if self.pieces.capacity() > MOST_SLICES {
+        if self.pieces.capacity() > KEPT_PIECES {
             self.pieces = VecDeque::new();
         }
+    }
+
+    /// Memory that is held besides what waits.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.spare.capacity() + self.pieces.capacity() * size_of::<Piece>()
     }
 
     /// Forgets all that waits.
@@ -190,6 +205,35 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Always takes the first piece.
+    struct Greedy(usize);
+
+    impl io::Write for Greedy {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_as_fast_as_we_write_does_not_keep_others_waiting() {
+        let mut outgoing = Outgoing::default();
+        let frame = Bytes::from(vec![5; 1 << 20]);
+        for _ in 0..40 {
+            outgoing.push_message([frame.clone()]);
+        }
+        let (mut greedy, mut turns) = (Greedy(0), 1);
+        while !outgoing.write_to(&mut greedy).unwrap() {
+            assert!(greedy.0 <= turns * (TURN_BYTES as usize + frame.len()));
+            turns += 1;
+        }
+        assert_eq!((turns, greedy.0), (5, 40 * (frame.len() + 9)));
     }
 
     #[test]

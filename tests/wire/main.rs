@@ -1,5 +1,6 @@
 //! The wire from its nasty side: the real server, and peers that keep to no rule.
 
+mod asked;
 mod bounds;
 #[path = "../common/mod.rs"]
 mod common;

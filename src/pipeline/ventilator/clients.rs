@@ -5,12 +5,24 @@ use std::collections::HashMap;
 use crate::error::{Error, Result};
 use crate::message::{ReplyTo, RequestId, Serial};
 
-/// Idle sessions that are remembered. Sessions that end say nothing, so what is idle has to go at some point; all
-/// that is lost is the check that the next id ascends.
-const MAX_IDLE: usize = 65_536;
+/// Sessions that are remembered before those are looked for that have nothing open. There are
+/// never more than connections, so that this is for the unforeseen; all that is lost is the check that ids ascend.
+const MIN_SWEEP: usize = 65_536;
 
 /// Places for open requests that an idle session keeps.
 const KEPT_PLACES: usize = 64;
+
+/// Who asked for something that takes a while, and for which number the answer is.
+#[derive(Clone, Copy)]
+pub(super) struct Asker {
+    pub(super) client: ReplyTo,
+    pub(super) id: RequestId,
+}
+
+/// The server itself, which loads models before it is ready. Nobody else has this address.
+pub(super) fn the_server() -> ReplyTo {
+    ReplyTo::default()
+}
 
 #[derive(Default)]
 struct Session {
@@ -22,13 +34,16 @@ struct Session {
 #[derive(Default)]
 pub(super) struct Clients {
     sessions: HashMap<ReplyTo, Session>,
+    /// Sessions that were busy when idle ones were looked for last: it is done anew when there are twice as many.
+    busy: usize,
 }
 
 impl Clients {
     /// A request arrives.
     pub(super) fn begin(&mut self, reply: ReplyTo, request: RequestId) -> Result<()> {
-        if self.sessions.len() > MAX_IDLE {
+        if self.sessions.len() >= MIN_SWEEP.max(2 * self.busy) {
             self.sessions.retain(|_, session| !session.open.is_empty());
+            self.busy = self.sessions.len();
         }
         let session = self.sessions.entry(reply).or_default();
         if let Some(last) = session.last.filter(|last| *last >= request) {
@@ -53,6 +68,11 @@ impl Clients {
     pub(super) fn end(&mut self, reply: ReplyTo, request: RequestId) {
         if let Some(session) = self.sessions.get_mut(&reply) {
             session.open.remove(&request);
+            if session.open.is_empty() && reply.caller().is_some() {
+                // A door's ids ascend by themselves, and it does not say when a caller is gone.
+                self.sessions.remove(&reply);
+                return;
+            }
             if session.open.is_empty() && session.open.capacity() > KEPT_PLACES {
                 session.open = HashMap::new();
             }
@@ -64,9 +84,57 @@ impl Clients {
         self.sessions.get(&reply)?.open.get(&request).copied()
     }
 
+    /// The callers of a door that have something open.
+    pub(super) fn of_door(&self, door: u32) -> Vec<ReplyTo> {
+        let all = self.sessions.keys().copied();
+        let of_door = |reply: &ReplyTo| reply.caller().is_some_and(|(of, _)| of == door);
+        all.filter(of_door).collect()
+    }
+
     /// The session is over: what was open in it.
     pub(super) fn forget(&mut self, reply: ReplyTo) -> Vec<Serial> {
         let session = self.sessions.remove(&reply);
         session.map_or_else(Vec::new, |s| s.open.into_values().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(number: u64) -> ReplyTo {
+        let mut id = [1; 16];
+        id[8..].copy_from_slice(&number.to_be_bytes());
+        ReplyTo(id)
+    }
+
+    #[test]
+    fn sessions_that_came_and_went_are_not_kept_for_ever() {
+        let mut clients = Clients::default();
+        for number in 0..100 {
+            clients.begin(session(number), RequestId(7)).unwrap();
+            clients.open(session(number), RequestId(7), Serial(number));
+        }
+        for number in 100..3 * MIN_SWEEP as u64 {
+            clients.begin(session(number), RequestId(7)).unwrap();
+        }
+        assert!(clients.sessions.len() <= MIN_SWEEP);
+        for number in 0..100 {
+            assert!(clients.begin(session(number), RequestId(7)).is_err());
+            assert_eq!(clients.forget(session(number)), [Serial(number)]);
+        }
+    }
+
+    #[test]
+    fn many_busy_sessions_are_not_looked_through_at_every_request() {
+        let mut clients = Clients::default();
+        let started = std::time::Instant::now();
+        for number in 0..2 * MIN_SWEEP as u64 {
+            clients.begin(session(number), RequestId(7)).unwrap();
+            clients.open(session(number), RequestId(7), Serial(number));
+        }
+        // One look for each of the later ones would be 4 billion sessions.
+        assert!(started.elapsed() < std::time::Duration::from_secs(20));
+        assert_eq!(clients.sessions.len(), 2 * MIN_SWEEP);
     }
 }

@@ -4,22 +4,34 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use super::{Errand, Held, MAX_ERRANDS, Phase, Ventilator, loader_is_busy};
+use super::clients::Asker;
+use super::loads::load_bytes;
+use super::lookup_cache::LookupCache;
+use super::requests::Held;
+use super::shares::{Amount, Bounds, Shares};
+use super::{Phase, Ventilator};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
 use crate::model::Lookup;
 use crate::model::check::{check_inputs, check_padding};
-use crate::model::loader::Job as LoadJob;
 use crate::model::{BatchKind, Description};
-use crate::schedule::Job;
+use crate::schedule::{Job, Share, Shares as QueueShares};
 
-/// Different lookups whose answers are kept. A client may vary its `_path` parameters without end.
-const MAX_RESOLVED: usize = 4096;
-/// Most bytes of those lookups. One that has more than a part of them is not kept.
-const MAX_RESOLVED_BYTES: u64 = 4 << 20;
-const MAX_RESOLVED_PART: u64 = MAX_RESOLVED_BYTES / 64;
+/// Questions about models that are not described yet. What they name counts with what the loader is asked.
+const QUESTIONS: Bounds = Bounds {
+    what: "questions about models",
+    of_all: Amount {
+        count: 4096,
+        bytes: 4096 * QUESTION_BYTES,
+    },
+    of_one: Amount {
+        count: 256,
+        bytes: 256 * QUESTION_BYTES,
+    },
+};
+pub(super) const QUESTION_BYTES: u64 = 256;
 /// Different groups that have numbers. When they are forgotten, requests of before and after do not share a batch.
 const MAX_GROUPS: usize = 4096;
 
@@ -29,8 +41,6 @@ const VALUE_BYTES: u64 = 64;
 const MAP_BYTES: u64 = 700;
 /// An input besides its bytes.
 const TENSOR_BYTES: u64 = 256;
-/// What a request names is kept so many times while its model is not described.
-const LOOKUPS: u64 = 4;
 /// Of each lookup besides its texts.
 const LOOKUP_BYTES: u64 = 128;
 /// Longest parameters and dimensions of a group that has a number.
@@ -57,16 +67,27 @@ struct GroupKey {
     params: String,
 }
 
-/// The requests on their way into the queue, and what was learnt about models.
+/// Those who wait for what a lookup leads to.
+#[derive(Default)]
+struct Waiting {
+    /// Requests and questions, in the order in which they came.
+    serials: Vec<Serial>,
+    /// What the loader was asked for each client that has any of them, so that each waits for its own turn at most.
+    tickets: HashMap<ReplyTo, u64>,
+}
+
+/// The requests on their way into the queue, the questions about models, and what was learnt about those.
 #[derive(Default)]
 pub(super) struct Intake {
-    resolved: HashMap<Lookup, Arc<Description>>,
-    resolved_bytes: u64,
-    waiting: HashMap<Lookup, Vec<Serial>>,
+    known: LookupCache,
+    waiting: HashMap<Arc<Lookup>, Waiting>,
     parked: HashMap<Serial, Parked>,
-    /// Numbers in `waiting` of requests that have ended.
+    /// What is held of `parked`, by client.
+    parked_shares: QueueShares,
+    questions: HashMap<Serial, Asker>,
+    question_shares: Shares<ReplyTo>,
+    /// Numbers in `waiting` of requests and questions that have ended.
     ended: usize,
-    parked_bytes: u64,
     deadlines: BinaryHeap<Reverse<(u64, Serial)>>,
     groups: HashMap<GroupKey, u64>,
     next_group: u64,
@@ -84,36 +105,119 @@ impl Intake {
     /// Takes out a parked request that ends before its model is described, if it is one.
     pub(super) fn give_up(&mut self, serial: Serial) -> Option<Parked> {
         let parked = self.unpark(serial)?;
+        self.note_ended();
+        Some(parked)
+    }
+
+    /// A request or a question that is still in `waiting` has ended.
+    fn note_ended(&mut self) {
         self.ended += 1;
-        if self.ended > self.parked.len() + MIN_ENDED {
+        if self.ended > self.parked.len() + self.questions.len() + MIN_ENDED {
             // A loader may be busy for long, and clients come and go meanwhile.
-            let open = &self.parked;
-            for waiting in self.waiting.values_mut() {
-                waiting.retain(|serial| open.contains_key(serial));
-                waiting.shrink_to(2 * waiting.len());
+            let (parked, questions) = (&self.parked, &self.questions);
+            for Waiting { serials, .. } in self.waiting.values_mut() {
+                serials.retain(|s| parked.contains_key(s) || questions.contains_key(s));
+                serials.shrink_to(2 * serials.len());
             }
             self.ended = 0;
         }
-        Some(parked)
     }
 
-    /// The parked requests that waited for a lookup, in the order in which they came.
-    fn take_waiting(&mut self, lookup: &Lookup) -> Vec<(Serial, Parked)> {
-        let mut taken = Vec::new();
-        for serial in self.waiting.remove(lookup).unwrap_or_default() {
-            match self.unpark(serial) {
-                Some(parked) => taken.push((serial, parked)),
-                // It was cancelled, or its deadline passed.
-                None => self.ended = self.ended.saturating_sub(1),
-            }
-        }
-        taken
+    /// Those who waited for a lookup and still do, in the order in which they came, and the tickets that the loader has
+    /// for them.
+    pub(super) fn take_waiting(&mut self, lookup: &Lookup) -> (Vec<Serial>, HashMap<ReplyTo, u64>) {
+        let Waiting {
+            mut serials,
+            tickets,
+        } = self.waiting.remove(lookup).unwrap_or_default();
+        let before = serials.len();
+        // Others were cancelled, or their deadline passed.
+        serials.retain(|s| self.parked.contains_key(s) || self.questions.contains_key(s));
+        self.ended = self.ended.saturating_sub(before - serials.len());
+        (serials, tickets)
     }
 
-    fn unpark(&mut self, serial: Serial) -> Option<Parked> {
+    pub(super) fn unpark(&mut self, serial: Serial) -> Option<Parked> {
         let parked = self.parked.remove(&serial)?;
-        self.parked_bytes -= parked.bytes;
+        self.parked_shares.remove(parked.reply, parked.bytes);
         Some(parked)
+    }
+
+    pub(super) fn take_question(&mut self, serial: Serial) -> Option<Asker> {
+        let asker = self.questions.remove(&serial)?;
+        self.question_shares.remove(&asker.client, QUESTION_BYTES);
+        Some(asker)
+    }
+
+    /// Nobody is there any more to hear the answers.
+    pub(super) fn forget_questions(&mut self, client: &ReplyTo) {
+        if self.question_shares.of(client).count == 0 {
+            return;
+        }
+        let its = |(serial, asker): (&Serial, &Asker)| (asker.client == *client).then_some(*serial);
+        let gone: Vec<Serial> = self.questions.iter().filter_map(its).collect();
+        for serial in gone {
+            self.take_question(serial);
+            self.note_ended();
+        }
+    }
+
+    /// The loader is not asked for that client any more, of whose requests and questions none is left.
+    pub(super) fn not_asked(&mut self, client: &ReplyTo, ticket: u64, lookup: &Lookup) {
+        let Some(waiting) = self.waiting.get_mut(lookup) else {
+            return;
+        };
+        if waiting.tickets.get(client) == Some(&ticket) {
+            waiting.tickets.remove(client);
+        }
+        if waiting.tickets.is_empty() {
+            // Whoever waits has a ticket: these have ended.
+            let ended = waiting.serials.len();
+            self.waiting.remove(lookup);
+            self.ended = self.ended.saturating_sub(ended);
+        }
+    }
+
+    /// A question waits as requests do, in the bounds of its own.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if too many of this client's or of all do.
+    pub(super) fn check_question(&self, client: &ReplyTo) -> Result<()> {
+        self.question_shares
+            .check(client, QUESTION_BYTES, &QUESTIONS)
+    }
+
+    pub(super) fn park_question(&mut self, serial: Serial, asker: Asker) {
+        self.question_shares.add(&asker.client, QUESTION_BYTES);
+        self.questions.insert(serial, asker);
+    }
+
+    /// A lookup as it is kept, and whether the loader has been asked for that client.
+    pub(super) fn waited_for(&self, client: &ReplyTo, lookup: Lookup) -> (Arc<Lookup>, bool) {
+        match self.waiting.get_key_value(&lookup) {
+            Some((kept, waiting)) => (kept.clone(), waiting.tickets.contains_key(client)),
+            None => (Arc::new(lookup), false),
+        }
+    }
+
+    /// The loader was asked for that client.
+    pub(super) fn asked(&mut self, client: &ReplyTo, lookup: &Arc<Lookup>, ticket: u64) {
+        let waiting = self.waiting.entry(lookup.clone()).or_default();
+        waiting.tickets.insert(client.clone(), ticket);
+    }
+
+    /// What is held of parked requests, by client.
+    pub(super) fn parked_shares(&self) -> &QueueShares {
+        &self.parked_shares
+    }
+
+    /// A request or a question of a client for which the loader was asked.
+    pub(super) fn wait(&mut self, lookup: Arc<Lookup>, serial: Serial) {
+        self.waiting.entry(lookup).or_default().serials.push(serial);
+    }
+
+    pub(super) fn is_waited_for(&self, lookup: &Lookup) -> bool {
+        self.waiting.contains_key(lookup)
     }
 
     pub(super) fn due_us(&self) -> Option<u64> {
@@ -142,37 +246,24 @@ impl Intake {
         expired
     }
 
-    /// The next request with that lookup need not wait for the loader.
-    pub(super) fn learn(&mut self, lookup: &Lookup, description: &Arc<Description>) {
-        let bytes = lookup_bytes(lookup);
-        if bytes > MAX_RESOLVED_PART {
-            return; // the loader looks it up again
-        }
-        if self.resolved.len() >= MAX_RESOLVED || self.resolved_bytes + bytes > MAX_RESOLVED_BYTES {
-            self.resolved.clear();
-            self.resolved_bytes = 0;
-        }
-        let before = self.resolved.insert(lookup.clone(), description.clone());
-        if before.is_none() {
-            self.resolved_bytes += bytes;
-        }
+    /// The next request with that lookup need not wait for the loader, which has looked it up for that client.
+    pub(super) fn learn(
+        &mut self,
+        client: &ReplyTo,
+        lookup: &Arc<Lookup>,
+        description: &Arc<Description>,
+    ) {
+        self.known.insert(client, lookup, description);
     }
 
     /// A model was unloaded: the next request asks the loader again.
     pub(super) fn forget(&mut self, model: ModelId) {
-        let left = &mut self.resolved_bytes;
-        self.resolved.retain(|lookup, description| {
-            let stays = description.id != model;
-            if !stays {
-                *left = left.saturating_sub(lookup_bytes(lookup));
-            }
-            stays
-        });
+        self.known.forget(model);
     }
 
     /// What is known of the model that a lookup leads to, if that was learnt.
-    pub(super) fn known(&self, lookup: &Lookup) -> Option<&Arc<Description>> {
-        self.resolved.get(lookup)
+    pub(super) fn known(&mut self, lookup: &Lookup) -> Option<&Arc<Description>> {
+        self.known.get(lookup)
     }
 
     fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &Params) -> u64 {
@@ -223,7 +314,7 @@ fn value_bytes(value: &Value) -> u64 {
 }
 
 /// Roughly the memory that a lookup takes.
-fn lookup_bytes(lookup: &Lookup) -> u64 {
+pub(super) fn lookup_bytes(lookup: &Lookup) -> u64 {
     let (texts, values) = lookup.held();
     LOOKUP_BYTES
         + texts.map(|text| text.len() as u64).sum::<u64>()
@@ -271,13 +362,13 @@ impl Ventilator {
             .map(|timeout| arrived_us.saturating_add(timeout));
         let lookup = Lookup::of(body.model.as_deref(), &body.params);
         // What its header made is held as long as its rows are.
-        let bytes = own_bytes
-            + header_bytes as u64
-            + TENSOR_BYTES * body.inputs.tensors.len() as u64
-            + LOOKUPS * lookup_bytes(&lookup);
-        // Those that wait for a model to be read wait in the same bounds as the queue.
-        let (requests, beside) = (self.intake.parked.len(), self.intake.parked_bytes);
-        self.scheduler.check_room(bytes, requests, beside)?;
+        let bytes =
+            own_bytes + header_bytes as u64 + TENSOR_BYTES * body.inputs.tensors.len() as u64;
+        let known = self.intake.known(&lookup).cloned();
+        let named = known.as_ref().map_or_else(|| load_bytes(&lookup), |_| 0);
+        let parked = &self.intake.parked_shares;
+        let scheduler = &self.requests.scheduler;
+        scheduler.check_room(reply, bytes + named, parked, self.beside())?;
         let parked = Parked {
             reply,
             request,
@@ -286,84 +377,40 @@ impl Ventilator {
             deadline_us,
             bytes,
         };
-        match self.intake.known(&lookup).cloned() {
+        match known {
             Some(description) => self.enqueue(serial, parked, description),
             None => self.park(serial, parked, lookup),
         }
     }
 
+    /// What counts in the bounds of the queue besides requests: questions whose models are to be read, and what is named
+    /// to the loader.
+    pub(super) fn beside(&self) -> Share {
+        let questions = self.intake.question_shares.all();
+        Share {
+            requests: questions.count,
+            bytes: questions.bytes + self.loads.all().bytes,
+        }
+    }
+
     /// The model is not described yet: the request waits while the loader reads the file.
     fn park(&mut self, serial: Serial, parked: Parked, lookup: Lookup) -> Result<()> {
-        let first = !self.intake.waiting.contains_key(&lookup);
-        if first && self.errands.len() >= MAX_ERRANDS {
-            return Err(loader_is_busy());
-        }
+        self.await_lookup(&parked.reply, serial, lookup)?;
         if let Some(deadline) = parked.deadline_us {
             self.intake.deadlines.push(Reverse((deadline, serial)));
         }
         self.clients.open(parked.reply, parked.request, serial);
-        self.intake.parked_bytes += parked.bytes;
+        self.intake.parked_shares.add(parked.reply, parked.bytes);
         self.intake.parked.insert(serial, parked);
-        let waiting = self.intake.waiting.entry(lookup.clone()).or_default();
-        waiting.push(serial);
-        if first {
-            let job = LoadJob::Resolve(lookup.clone());
-            self.send_errand(Errand::Infer(lookup), job);
-        }
         Ok(())
     }
 
-    /// The loader has described a model, or says why it cannot: those who waited go on.
-    pub(super) fn settle(
+    pub(super) fn enqueue(
         &mut self,
-        lookup: Lookup,
-        result: Result<Arc<Description>>,
+        serial: Serial,
+        parked: Parked,
+        model: Arc<Description>,
     ) -> Result<()> {
-        let Some(result) = self.take_up(&lookup, result) else {
-            let job = LoadJob::Resolve(lookup.clone());
-            self.send_errand(Errand::Infer(lookup), job);
-            return Ok(());
-        };
-        for (serial, parked) in self.intake.take_waiting(&lookup) {
-            let (reply, request) = (parked.reply, parked.request);
-            let entered = match &result {
-                Ok(description) => self.enqueue(serial, parked, description.clone()),
-                Err(error) => Err(error.clone()),
-            };
-            if let Err(error) = entered {
-                self.refuse(serial, reply, request, &error)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The loader has described a model, and there is room for it or is made. `None`: it left between the loader's
-    /// answer and now, so the loader is to be asked again.
-    pub(super) fn take_up(
-        &mut self,
-        lookup: &Lookup,
-        result: Result<Arc<Description>>,
-    ) -> Option<Result<Arc<Description>>> {
-        let description = match result {
-            Ok(description) => description,
-            Err(error) => return Some(Err(error)),
-        };
-        if !self.registry.is_served(description.id) {
-            return None;
-        }
-        match self.room_for(&description, &[]) {
-            Ok(leaving) => self.make_room(&leaving),
-            Err(error) => {
-                self.make_room(&[description.id]);
-                return Some(Err(error));
-            }
-        }
-        self.in_use.touch(description.id);
-        self.intake.learn(lookup, &description);
-        Some(Ok(description))
-    }
-
-    fn enqueue(&mut self, serial: Serial, parked: Parked, model: Arc<Description>) -> Result<()> {
         let Request {
             inputs,
             params,
@@ -377,6 +424,7 @@ impl Ventilator {
         let stream = stream && model.kind != BatchKind::Whole;
         let job = Job {
             serial,
+            client: parked.reply,
             model: model.id,
             legs: model.legs.clone(),
             group: self.intake.group(model.id, checked.dims, &params),
@@ -391,22 +439,20 @@ impl Ventilator {
             deadline_us: parked.deadline_us,
             arrived_us: parked.arrived_us,
         };
-        self.scheduler.submit(job)?;
+        let held = Held {
+            reply: parked.reply,
+            request: parked.request,
+            inputs: checked.inputs,
+            params,
+            rows: checked.rows,
+            stream,
+            arrived_us: parked.arrived_us,
+            model,
+        };
+        let model = held.model.id;
+        self.requests.submit(job, held)?;
         self.clients.open(parked.reply, parked.request, serial);
-        self.in_use.hold(model.id);
-        self.held.insert(
-            serial,
-            Held {
-                reply: parked.reply,
-                request: parked.request,
-                inputs: checked.inputs,
-                params,
-                rows: checked.rows,
-                stream,
-                arrived_us: parked.arrived_us,
-                model,
-            },
-        );
+        self.in_use.hold(model);
         Ok(())
     }
 }
@@ -414,61 +460,84 @@ impl Ventilator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::mock::{Behaviour, MockSource};
 
-    fn park(intake: &mut Intake, lookup: &Lookup, serial: u64) {
-        let serial = Serial(serial);
+    fn client(number: u8) -> ReplyTo {
+        ReplyTo([number; 16])
+    }
+
+    fn named(name: &str) -> Lookup {
+        Lookup::of(Some(name), &Params::new())
+    }
+
+    fn park(intake: &mut Intake, reply: ReplyTo, lookup: &Lookup, serial: u64) {
         let parked = Parked {
-            reply: ReplyTo::default(),
-            request: RequestId(serial.0),
+            reply,
+            request: RequestId(serial),
             body: Request::default(),
             arrived_us: 0,
             deadline_us: None,
             bytes: 1,
         };
-        intake.parked_bytes += parked.bytes;
-        intake.parked.insert(serial, parked);
-        let waiting = intake.waiting.entry(lookup.clone()).or_default();
-        waiting.push(serial);
+        intake.parked_shares.add(reply, parked.bytes);
+        intake.parked.insert(Serial(serial), parked);
+        wait(intake, reply, lookup, serial);
+    }
+
+    fn ask(intake: &mut Intake, reply: ReplyTo, lookup: &Lookup, serial: u64) {
+        let asker = Asker {
+            client: reply,
+            id: RequestId(serial),
+        };
+        intake.park_question(Serial(serial), asker);
+        wait(intake, reply, lookup, serial);
+    }
+
+    /// The ticket of a client is its first byte.
+    fn wait(intake: &mut Intake, client: ReplyTo, lookup: &Lookup, serial: u64) {
+        let (lookup, asked) = intake.waited_for(&client, lookup.clone());
+        if !asked {
+            intake.asked(&client, &lookup, client.0[0].into());
+        }
+        intake.wait(lookup, Serial(serial));
     }
 
     #[test]
     fn parked_requests_that_have_ended_leave_no_numbers_behind() {
         let mut intake = Intake::default();
-        let lookup = Lookup::of(Some("m"), &Params::new());
-        park(&mut intake, &lookup, 0);
+        let lookup = named("m");
+        park(&mut intake, client(1), &lookup, 0);
         for serial in 1..10_000 {
-            park(&mut intake, &lookup, serial);
+            park(&mut intake, client(1), &lookup, serial);
             assert!(intake.give_up(Serial(serial)).is_some());
         }
-        assert!(intake.waiting[&lookup].len() <= 2 * MIN_ENDED);
-        let left = intake.take_waiting(&lookup);
-        let serials: Vec<Serial> = left.iter().map(|(serial, _)| *serial).collect();
-        assert_eq!((serials, intake.parked_bytes), (vec![Serial(0)], 0));
+        assert!(intake.waiting[&lookup].serials.len() <= 2 * MIN_ENDED);
+        let (serials, _) = intake.take_waiting(&lookup);
+        assert_eq!((serials, intake.ended), (vec![Serial(0)], 0));
+        assert!(intake.unpark(Serial(0)).is_some());
+        assert_eq!(intake.held(), Amount::default());
     }
 
     #[test]
-    fn lookups_that_are_kept_are_bounded_in_bytes() {
-        let model = MockSource::default().add("m", Behaviour::Echo);
+    fn questions_of_a_client_that_is_gone_leave_nothing_behind() {
         let mut intake = Intake::default();
-        let spelt = |bytes: usize, number: usize| {
-            let paths = (0..bytes / 1000).map(|i| {
-                let path = format!("{number}{}", "/".repeat(980));
-                (format!("{i}_path"), path.into())
-            });
-            Lookup::of(Some("m"), &paths.collect())
-        };
-        for number in 0..2000 {
-            intake.learn(&spelt(10_000, number), &model);
+        for serial in 0..100 {
+            ask(&mut intake, client(1), &named(&format!("{serial}")), serial);
         }
-        let kept = |intake: &Intake| intake.resolved.keys().map(lookup_bytes).sum::<u64>();
-        assert!(kept(&intake) <= MAX_RESOLVED_BYTES && kept(&intake) > MAX_RESOLVED_PART);
-        assert_eq!(kept(&intake), intake.resolved_bytes);
-        let large = spelt(200_000, 0);
-        intake.learn(&large, &model);
-        assert!(!intake.resolved.contains_key(&large));
-        intake.forget(model.id);
-        assert_eq!((intake.resolved.len(), intake.resolved_bytes), (0, 0));
+        ask(&mut intake, client(2), &named("0"), 100);
+        park(&mut intake, client(2), &named("1"), 101);
+        assert_eq!(intake.held().bytes, 101 * QUESTION_BYTES + 1);
+        intake.forget_questions(&client(1).into());
+        for name in 0..100 {
+            intake.not_asked(&client(1).into(), 1, &named(&format!("{name}")));
+        }
+        assert_eq!(intake.held().bytes, QUESTION_BYTES + 1);
+        assert_eq!((intake.waiting.len(), intake.ended), (2, 2));
+        for (name, serial) in [("0", 100), ("1", 101)] {
+            let (serials, tickets) = intake.take_waiting(&named(name));
+            assert_eq!(serials, [Serial(serial)]);
+            assert_eq!(tickets.len(), 1);
+        }
+        assert_eq!(intake.ended, 0);
     }
 
     #[test]

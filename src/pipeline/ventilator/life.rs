@@ -1,17 +1,19 @@
 //! From started to ready, and from draining to stopped.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
 use super::Ventilator;
-use super::errands::Errand;
-use super::openings::Awaiter;
+use super::clients::{Asker, the_server};
+use super::loads::LoadRequest;
+use super::openings::LoadedFor;
+use super::shares::{Amount, Bounds, Shares};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Params, WorkerId};
+use crate::message::{Params, ReplyTo, WorkerId};
 use crate::model::Lookup;
-use crate::model::loader::Job;
 use crate::pipeline::tell;
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToSink, ToWorker};
@@ -19,6 +21,35 @@ use crate::wire::server::{ServerMessage, StopState};
 
 /// How long a drain waits for runs that nobody wants any more.
 const RUN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Clients that are told when the server has stopped.
+const STOPPERS: Bounds = Bounds {
+    what: "questions to be told of the end",
+    of_all: Amount {
+        count: 1024,
+        bytes: 1 << 20,
+    },
+    of_one: Amount {
+        count: 64,
+        bytes: 1 << 16,
+    },
+};
+
+/// Who is to be told when the server has stopped.
+#[derive(Default)]
+pub(super) struct Stoppers {
+    waiting: Vec<Asker>,
+    shares: Shares<ReplyTo>,
+}
+
+impl Stoppers {
+    fn add(&mut self, asker: &Asker) -> Result<()> {
+        self.shares.check(&asker.client, 0, &STOPPERS)?;
+        self.shares.add(&asker.client, 0);
+        self.waiting.push(asker.clone());
+        Ok(())
+    }
+}
 
 /// What is still missing before the server is ready.
 #[derive(Default)]
@@ -44,8 +75,9 @@ impl Ventilator {
     /// Loads the models that are to be there when the server is ready. The first time only.
     pub(super) fn preload(&mut self) {
         for name in std::mem::take(&mut self.starting.preload) {
-            let lookup = Lookup::of(Some(&name), &Params::new());
-            self.send_errand(Errand::Load(Awaiter::Start(name)), Job::Load(lookup));
+            let lookup = Arc::new(Lookup::of(Some(&name), &Params::new()));
+            let load = LoadRequest::Load(LoadedFor::Start(name));
+            self.ask_loader(&the_server(), load, lookup);
         }
     }
 
@@ -66,7 +98,18 @@ impl Ventilator {
     }
 
     pub(super) fn pending(&self) -> u64 {
-        (self.scheduler.waiting().requests + self.intake.parked()) as u64
+        (self.requests.scheduler.waiting().requests + self.intake.parked()) as u64
+    }
+
+    /// Somebody wants the server to stop, and to be told when it has.
+    pub(super) fn take_terminate(&mut self, asker: &Asker, mode: StopMode) -> Result<()> {
+        let draining = ServerMessage::TerminateOk(StopState::Draining(self.pending()));
+        self.answer_asker(asker, &draining);
+        // It stops either way.
+        if let Err(error) = self.stoppers.add(asker) {
+            self.refuse_asker(asker, error);
+        }
+        self.stop(mode)
     }
 
     pub(super) fn stop(&mut self, mode: StopMode) -> Result<()> {
@@ -79,8 +122,9 @@ impl Ventilator {
             ));
         }
         if mode == StopMode::Now {
+            self.at_once = true;
             let error = Error::unavailable("the server was told to stop at once");
-            let mut open = self.scheduler.open();
+            let mut open = self.requests.scheduler.open();
             open.extend(self.intake.serials());
             for serial in open {
                 self.close(serial, &error)?;
@@ -103,7 +147,7 @@ impl Ventilator {
         if self.phase != Phase::Draining || self.pending() > 0 {
             return Ok(());
         }
-        if self.scheduler.is_idle() {
+        if self.requests.scheduler.is_idle() {
             self.phase = Phase::Stopping;
             self.stop_workers();
             return Ok(());
@@ -135,12 +179,9 @@ impl Ventilator {
     }
 
     pub(super) fn answer_stoppers(&mut self) {
-        for (identity, id) in std::mem::take(&mut self.stoppers) {
-            self.answer(
-                &identity,
-                id,
-                &ServerMessage::TerminateOk(StopState::Stopped),
-            );
+        let stopped = ServerMessage::TerminateOk(StopState::Stopped);
+        for asker in std::mem::take(&mut self.stoppers).waiting {
+            self.answer_asker(&asker, &stopped);
         }
     }
 }

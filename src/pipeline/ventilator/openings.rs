@@ -4,27 +4,39 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Asker, Ventilator};
+use super::Ventilator;
+use super::clients::{Asker, the_server};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, WorkerId};
+use crate::message::{ModelId, Params, ReplyTo, WorkerId};
 use crate::model::{Description, Lookup};
 use crate::schedule::Lane;
 use crate::wire::inner::{self, ToWorker};
 use crate::wire::server::ServerMessage;
 
 /// Who wants a model loaded.
-pub(super) enum Awaiter {
-    Operator(Asker, Lookup),
+pub(super) enum LoadedFor {
+    Operator(Asker, Arc<Lookup>),
     /// It was named by --preload.
     Start(String),
 }
 
-impl Awaiter {
-    fn lookup(&self) -> Lookup {
+impl LoadedFor {
+    fn lookup(&self) -> Arc<Lookup> {
         match self {
-            Awaiter::Operator(_, lookup) => lookup.clone(),
-            Awaiter::Start(name) => Lookup::of(Some(name), &Params::new()),
+            LoadedFor::Operator(_, lookup) => lookup.clone(),
+            LoadedFor::Start(name) => Arc::new(Lookup::of(Some(name), &Params::new())),
         }
+    }
+
+    fn client(&self) -> ReplyTo {
+        match self {
+            LoadedFor::Operator(asker, _) => asker.client.clone(),
+            LoadedFor::Start(_) => the_server(),
+        }
+    }
+
+    fn is_of(&self, client: &ReplyTo) -> bool {
+        matches!(self, LoadedFor::Operator(asker, _) if asker.client == *client)
     }
 }
 
@@ -37,12 +49,15 @@ struct Opening {
     missing: HashSet<WorkerId>,
     /// The first that a worker had.
     error: Option<Error>,
-    awaiters: Vec<Awaiter>,
+    wanted: Vec<LoadedFor>,
 }
 
 impl Openings {
-    pub(super) fn awaiters(&self) -> usize {
-        self.0.values().map(|opening| opening.awaiters.len()).sum()
+    /// How many want a model that is being opened: all of them, and that client's.
+    pub(super) fn orders(&self, client: &ReplyTo) -> (usize, usize) {
+        let wanted = || self.0.values().flat_map(|opening| &opening.wanted);
+        let own = wanted().filter(|wanted| wanted.is_of(client));
+        (wanted().count(), own.count())
     }
 
     /// A worker has opened a model, or has none to open any more.
@@ -63,7 +78,7 @@ impl Openings {
 
 impl Ventilator {
     /// Has every worker open a model; it is served once they have.
-    pub(super) fn open_everywhere(&mut self, description: Arc<Description>, awaiter: Awaiter) {
+    pub(super) fn open_everywhere(&mut self, description: Arc<Description>, wanted: LoadedFor) {
         let model = description.id;
         let open = inner::write_to_worker(&ToWorker::Open(model));
         let told = self.tell_workers(Lane::Small, &open);
@@ -71,9 +86,9 @@ impl Ventilator {
             description,
             missing: HashSet::new(),
             error: None,
-            awaiters: Vec::new(),
+            wanted: Vec::new(),
         });
-        opening.awaiters.push(awaiter);
+        opening.wanted.push(wanted);
         opening.missing.extend(told);
         if opening.missing.is_empty()
             && let Some(opening) = self.openings.0.remove(&model)
@@ -103,21 +118,21 @@ impl Ventilator {
 
     fn finish_opening(&mut self, opening: Opening) {
         let model = opening.description.id;
-        for awaiter in opening.awaiters {
+        for wanted in opening.wanted {
             let result = match &opening.error {
                 Some(error) => Err(error.clone()),
-                None => self.take_over(&opening.description, &awaiter),
+                None => self.take_over(&opening.description, &wanted),
             };
             if let Err(error) = result {
-                self.load_failed(awaiter, error);
+                self.load_failed(wanted, error);
                 continue;
             }
-            match awaiter {
-                Awaiter::Operator((identity, id), _) => {
+            match wanted {
+                LoadedFor::Operator(asker, _) => {
                     let info = ServerMessage::LoadOk(Box::new(opening.description.info()));
-                    self.answer(&identity, id, &info);
+                    self.answer_asker(&asker, &info);
                 }
-                Awaiter::Start(_) => {
+                LoadedFor::Start(_) => {
                     self.in_use.stay(model);
                     self.starting.models_missing -= 1;
                     self.check_ready();
@@ -131,8 +146,8 @@ impl Ventilator {
     }
 
     /// Requests find the model from now on, and not what it replaces.
-    fn take_over(&mut self, description: &Arc<Description>, awaiter: &Awaiter) -> Result<()> {
-        let (model, lookup) = (description.id, awaiter.lookup());
+    fn take_over(&mut self, description: &Arc<Description>, wanted: &LoadedFor) -> Result<()> {
+        let (model, lookup) = (description.id, wanted.lookup());
         let replaced = self.registry.replaced_by(model, &lookup);
         let room = self.room_for(description, &replaced.leaving)?;
         if !self.registry.serve(model, &lookup) {
@@ -151,14 +166,14 @@ impl Ventilator {
         self.forget_models(&replaced.leaving);
         self.make_room(&room);
         self.in_use.touch(model);
-        self.intake.learn(&lookup, description);
+        self.intake.learn(&wanted.client(), &lookup, description);
         Ok(())
     }
 
-    pub(super) fn load_failed(&mut self, awaiter: Awaiter, error: Error) {
-        match awaiter {
-            Awaiter::Operator((identity, id), _) => self.refuse_on_port(&identity, id, error),
-            Awaiter::Start(name) => {
+    pub(super) fn load_failed(&mut self, wanted: LoadedFor, error: Error) {
+        match wanted {
+            LoadedFor::Operator(asker, _) => self.refuse_asker(&asker, error),
+            LoadedFor::Start(name) => {
                 self.fail_start(error.context(format_args!("--preload {name}")));
             }
         }

@@ -1,11 +1,71 @@
 //! What status says: the ventilator's own counters, joined with the sink's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use super::{Asker, SinkReport, Ventilator};
-use crate::error::Error;
-use crate::message::{Credit, ModelId, WorkerId};
+use super::clients::Asker;
+use super::shares::{Amount, Bounds, Shares};
+use super::{SinkReport, Ventilator};
+use crate::error::{Error, Result};
+use crate::message::{ModelId, ReplyTo, WorkerId};
+use crate::pipeline::tell;
+use crate::wire::inner::{self, ToSink};
 use crate::wire::server::{QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo};
+
+/// Status questions that wait for the sink's report.
+const QUESTIONS: Bounds = Bounds {
+    what: "status questions",
+    of_all: Amount {
+        count: 4096,
+        bytes: 1 << 20,
+    },
+    of_one: Amount {
+        count: 64,
+        bytes: 1 << 16,
+    },
+};
+
+/// Who waits for the sink's report: it is asked for one at a time, whoever asks meanwhile.
+#[derive(Default)]
+struct Askers {
+    /// They asked before the sink was asked, so its report is new enough for them.
+    now: Vec<Asker>,
+    /// They asked later, and get the next.
+    next: Vec<Asker>,
+    shares: Shares<ReplyTo>,
+    /// Of the report that the sink was asked for last.
+    token: u64,
+}
+
+impl Askers {
+    /// Somebody wants to know. The token, if the sink is to be asked now.
+    fn add(&mut self, asker: Asker) -> Result<Option<u64>> {
+        self.shares.check(&asker.client, 0, &QUESTIONS)?;
+        self.shares.add(&asker.client, 0);
+        self.next.push(asker);
+        Ok(self.ask())
+    }
+
+    fn ask(&mut self) -> Option<u64> {
+        if !self.now.is_empty() || self.next.is_empty() {
+            return None;
+        }
+        self.now = std::mem::take(&mut self.next);
+        self.token += 1;
+        Some(self.token)
+    }
+
+    /// Those for whom a report is, and the token if the sink is to be asked again.
+    fn take(&mut self, token: u64) -> (Vec<Asker>, Option<u64>) {
+        if token != self.token {
+            return (Vec::new(), None);
+        }
+        let askers = std::mem::take(&mut self.now);
+        for asker in &askers {
+            self.shares.remove(&asker.client, 0);
+        }
+        (askers, self.ask())
+    }
+}
 
 #[derive(Clone, Default)]
 struct Worker {
@@ -22,8 +82,7 @@ pub(super) struct Ledger {
     workers: Vec<Worker>,
     errors: BTreeMap<String, u64>,
     pub(super) dropped: u64,
-    askers: HashMap<u64, Asker>,
-    next_token: u64,
+    askers: Askers,
 }
 
 impl Ledger {
@@ -32,16 +91,8 @@ impl Ledger {
             workers: vec![Worker::default(); workers],
             errors: BTreeMap::new(),
             dropped: 0,
-            askers: HashMap::new(),
-            next_token: 0,
+            askers: Askers::default(),
         }
-    }
-
-    /// Somebody wants to know; the token finds them again when the sink has answered.
-    pub(super) fn ask(&mut self, asker: Asker) -> u64 {
-        self.next_token += 1;
-        self.askers.insert(self.next_token, asker);
-        self.next_token
     }
 
     pub(super) fn count_error(&mut self, error: &Error) {
@@ -63,23 +114,45 @@ impl Ledger {
         self.change(worker, |w| (w.up, w.lost) = (false, true));
     }
 
-    pub(super) fn credit(&mut self, credit: &Credit) {
-        self.change(credit.worker, |w| {
+    /// A worker ran a chunk of so many rows for so long.
+    pub(super) fn ran(&mut self, worker: WorkerId, model: ModelId, rows: u64, compute_us: u64) {
+        self.change(worker, |w| {
             w.chunks += 1;
-            w.rows += credit.rows;
-            w.compute_us += credit.compute_us;
-            w.model = Some(credit.model);
+            w.rows += rows;
+            w.compute_us += compute_us;
+            w.model = Some(model);
         });
     }
 }
 
 impl Ventilator {
-    pub(super) fn send_status(&mut self, token: u64, sink: &SinkReport) {
-        let Some((identity, id)) = self.ledger.askers.remove(&token) else {
-            return;
-        };
-        let status = ServerMessage::StatusOk(Box::new(self.status(sink)));
-        self.answer(&identity, id, &status);
+    /// A status question has arrived.
+    pub(super) fn take_status(&mut self, asker: Asker) -> Result<()> {
+        match self.ledger.askers.add(asker.clone()) {
+            Ok(token) => self.ask_sink(token),
+            Err(error) => {
+                self.refuse_asker(&asker, error);
+                Ok(())
+            }
+        }
+    }
+
+    fn ask_sink(&mut self, token: Option<u64>) -> Result<()> {
+        token.map_or(Ok(()), |token| {
+            tell(&mut self.sink, inner::write_to_sink(&ToSink::Report(token)))
+        })
+    }
+
+    /// The sink's report has come: those who wait for it are answered.
+    pub(super) fn send_status(&mut self, token: u64, sink: &SinkReport) -> Result<()> {
+        let (askers, again) = self.ledger.askers.take(token);
+        if !askers.is_empty() {
+            let status = ServerMessage::StatusOk(Box::new(self.status(sink)));
+            for asker in askers {
+                self.answer_asker(&asker, &status);
+            }
+        }
+        self.ask_sink(again)
     }
 
     fn status(&self, sink: &SinkReport) -> Status {
@@ -91,7 +164,7 @@ impl Ventilator {
             state: match (w.up, w.lost) {
                 (_, true) => "lost",
                 (false, false) => "starting",
-                _ if self.scheduler.held(WorkerId(index as u32)) > 0 => "busy",
+                _ if self.requests.scheduler.held(WorkerId(index as u32)) > 0 => "busy",
                 _ => "idle",
             }
             .to_owned(),
@@ -107,7 +180,7 @@ impl Ventilator {
         for (code, count) in &self.ledger.errors {
             *errors.entry(code.clone()).or_default() += count;
         }
-        let waiting = self.scheduler.waiting();
+        let waiting = self.requests.scheduler.waiting();
         Status {
             version: self.facts.welcome.server_version.clone(),
             uptime_s: up_us / 1_000_000,
@@ -123,11 +196,62 @@ impl Ventilator {
                 requests: sink.requests,
                 rows: sink.rows,
                 chunks: self.ledger.workers.iter().map(|w| w.chunks).sum(),
-                coalesced: self.scheduler.coalesced(),
+                coalesced: self.requests.scheduler.coalesced(),
                 dropped: self.ledger.dropped + sink.undelivered,
                 errors,
             },
             latency_us: sink.latency,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorCode;
+    use crate::message::RequestId;
+
+    fn asker(client: u8, id: u64) -> Asker {
+        Asker::new(&vec![client; 16].into(), RequestId(id))
+    }
+
+    fn ids(askers: &[Asker]) -> Vec<u64> {
+        askers.iter().map(|asker| asker.id.0).collect()
+    }
+
+    #[test]
+    fn a_flood_of_status_questions_is_one_question_to_the_sink() {
+        let mut askers = Askers::default();
+        assert_eq!(askers.add(asker(0, 0)).unwrap(), Some(1));
+        for id in 1..64 {
+            assert_eq!(askers.add(asker(0, id)).unwrap(), None);
+        }
+        let refused = askers.add(asker(0, 64)).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::ResourceExhausted);
+        assert_eq!(askers.add(asker(1, 100)).unwrap(), None, "others are heard");
+        // What came after the sink was asked gets a report that was made later.
+        let (first, again) = askers.take(1);
+        assert_eq!((ids(&first), again), (vec![0], Some(2)));
+        assert_eq!(ids(&askers.take(1).0), [0; 0], "an old report");
+        let (second, again) = askers.take(2);
+        assert_eq!((second.len(), again), (64, None));
+        assert_eq!(askers.add(asker(0, 65)).unwrap(), Some(3));
+        assert_eq!(
+            (ids(&askers.take(3).0), askers.shares.all().count),
+            (vec![65], 0)
+        );
+    }
+
+    #[test]
+    fn who_waits_for_status_is_bounded_over_all_clients() {
+        let mut askers = Askers::default();
+        let mut taken = 0;
+        for client in 0..200 {
+            taken += (0..64)
+                .filter(|id| askers.add(asker(client, *id)).is_ok())
+                .count();
+        }
+        assert!((2048..=4096).contains(&taken));
+        assert_eq!(askers.now.len() + askers.next.len(), taken);
     }
 }

@@ -1,0 +1,247 @@
+//! What passes between doors, which are clients inside this process, and the pipeline: messages, not frames.
+//!
+//! ```text
+//! Door ── Said ──▶ Doors, one queue ──▶ ventilator        ventilator, sink ── Told ──▶ the door's own queue ──▶ Door
+//! ```
+//! Both kinds of queue have a descriptor that wakes who polls, and bounds: a caller's answers are bounded by
+//! `--max-client-bytes` as a session's are, what a door says by [`MAX_SAID`], and callers by [`MAX_CALLERS`].
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::message::{ReplyTo, RequestId};
+use crate::waker::Waker;
+use crate::wire::client::ClientMessage;
+use crate::wire::server::ServerMessage;
+
+/// Messages of all doors that the ventilator has not taken yet.
+const MAX_SAID: usize = 65_536;
+/// Callers of one door that have requests open or answers waiting.
+pub(crate) const MAX_CALLERS: usize = 65_536;
+/// What an answer takes besides its rows.
+const ANSWER_BYTES: u64 = 256;
+
+/// What doors say.
+#[derive(Debug)]
+pub(crate) enum Said {
+    Message(ReplyTo, ClientMessage),
+    /// The door was dropped: its callers are gone.
+    Closed(u32),
+}
+
+/// What a caller is told.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub caller: u64,
+    pub id: RequestId,
+    pub message: ServerMessage,
+}
+
+/// The doors of a server, and what they have said.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    waker: Waker,
+    said: Mutex<VecDeque<Said>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    doors: HashMap<u32, Arc<Answers>>,
+    last: u32,
+    /// The server has stopped: no door is opened any more.
+    over: bool,
+}
+
+/// No update can be cut in half, so a poisoned lock is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Doors {
+    /// # Errors
+    /// `UNAVAILABLE` if no descriptor is left.
+    pub(crate) fn new() -> Result<Doors> {
+        Ok(Doors {
+            waker: Waker::new()?,
+            said: Mutex::default(),
+            open: Mutex::default(),
+        })
+    }
+
+    /// Wakes the ventilator.
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// A new door's number, and where its answers come.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
+    pub(crate) fn open(&self) -> Result<(u32, Arc<Answers>)> {
+        let answers = Arc::new(Answers {
+            waker: Waker::new()?,
+            told: Mutex::default(),
+        });
+        let mut open = lock(&self.open);
+        if open.over {
+            return Err(Error::unavailable("the server has stopped"));
+        }
+        open.last += 1;
+        let number = open.last;
+        open.doors.insert(number, answers.clone());
+        Ok((number, answers))
+    }
+
+    /// The door was dropped.
+    pub(crate) fn close(&self, door: u32) {
+        lock(&self.open).doors.remove(&door);
+        lock(&self.said).push_back(Said::Closed(door));
+        self.waker.wake();
+    }
+
+    /// Hands a message to the ventilator.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if too much waits for it, `UNAVAILABLE` if it has stopped.
+    pub(crate) fn say(&self, from: ReplyTo, message: ClientMessage) -> Result<()> {
+        if lock(&self.open).over {
+            return Err(Error::unavailable("the server has stopped"));
+        }
+        let mut said = lock(&self.said);
+        if said.len() >= MAX_SAID {
+            return Err(Error::exhausted(format!(
+                "{MAX_SAID} messages of doors wait to be read; try later"
+            )));
+        }
+        let first = said.is_empty();
+        said.push_back(Said::Message(from, message));
+        drop(said);
+        if first {
+            self.waker.wake();
+        }
+        Ok(())
+    }
+
+    /// For the ventilator: what was said first.
+    pub(crate) fn next(&self) -> Option<Said> {
+        let mut said = lock(&self.said);
+        let next = said.pop_front();
+        if said.is_empty() {
+            self.waker.clear();
+        }
+        next
+    }
+
+    /// Whether something waits for the ventilator.
+    pub(crate) fn has_said(&self) -> bool {
+        !lock(&self.said).is_empty()
+    }
+
+    fn of(&self, to: ReplyTo) -> Option<(Arc<Answers>, u64)> {
+        let (door, caller) = to.caller()?;
+        let answers = lock(&self.open).doors.get(&door)?.clone();
+        Some((answers, caller))
+    }
+
+    /// Gives a caller an answer; `false` if its door is gone.
+    pub(crate) fn tell(&self, to: ReplyTo, id: RequestId, message: ServerMessage) -> bool {
+        let Some((answers, caller)) = self.of(to) else {
+            return false;
+        };
+        let bytes = bytes_of(&message);
+        let mut told = lock(&answers.told);
+        *told.bytes.entry(caller).or_default() += bytes;
+        let first = told.queue.is_empty();
+        told.queue.push_back((
+            Told {
+                caller,
+                id,
+                message,
+            },
+            bytes,
+        ));
+        drop(told);
+        if first {
+            answers.waker.wake();
+        }
+        true
+    }
+
+    /// Bytes of answers that a caller has not taken.
+    pub(crate) fn waiting_bytes(&self, to: ReplyTo) -> u64 {
+        let Some((answers, caller)) = self.of(to) else {
+            return 0;
+        };
+        let told = lock(&answers.told);
+        told.bytes.get(&caller).copied().unwrap_or(0)
+    }
+
+    /// The server has stopped: every door learns it.
+    pub(crate) fn end(&self) {
+        let mut open = lock(&self.open);
+        open.over = true;
+        for answers in open.doors.values() {
+            lock(&answers.told).over = true;
+            answers.waker.wake();
+        }
+    }
+}
+
+/// The answers of one door.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    waker: Waker,
+    told: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    queue: VecDeque<(Told, u64)>,
+    /// By caller; none for callers that have taken all.
+    bytes: HashMap<u64, u64>,
+    over: bool,
+}
+
+impl Answers {
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// The answer that came first.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` once all were taken and the server has stopped.
+    pub(crate) fn next(&self) -> Result<Option<Told>> {
+        let mut told = lock(&self.told);
+        let Some((next, bytes)) = told.queue.pop_front() else {
+            return match told.over {
+                // The descriptor stays readable: there is nothing to wait for.
+                true => Err(Error::unavailable("the server has stopped")),
+                false => Ok(None),
+            };
+        };
+        if let Some(left) = told.bytes.get_mut(&next.caller) {
+            *left -= bytes;
+            if *left == 0 {
+                told.bytes.remove(&next.caller);
+            }
+        }
+        if told.queue.is_empty() && !told.over {
+            self.waker.clear();
+        }
+        Ok(Some(next))
+    }
+}
+
+fn bytes_of(message: &ServerMessage) -> u64 {
+    let rows = match message {
+        ServerMessage::Result(outputs, _) | ServerMessage::Part(_, outputs) => {
+            let bytes = outputs.parts.iter().map(|part| part.payload_bytes() as u64);
+            bytes.sum()
+        }
+        _ => 0,
+    };
+    ANSWER_BYTES + rows
+}

@@ -1,0 +1,571 @@
+//! What is answered, and with what: a pure state machine. It knows no socket and no clock; what it wants done goes to an
+//! [`Outlet`].
+//!
+//! Every accepted request gets exactly one final answer here: its result when the last row has come, or the error
+//! that the ventilator closes it with, whichever is first. What was answered is remembered for as long as something
+//! about it may still arrive, and no longer.
+//!
+//! Each piece of a request that is given out brings exactly one part that counts, so parts can be counted. Only a lost
+//! worker could break that: its parts may have come, and its rows run again. So the ventilator asks what has come of its
+//! chunks before it gives them to others, and what comes of them later is refused (`recent.rs`).
+
+mod answered;
+mod recent;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+
+use hdrhistogram::Histogram;
+
+use self::answered::{Answered, Span};
+use self::recent::{Recent, Standing};
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{ChunkId, Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats};
+use crate::split::Gather;
+use crate::tensor::{Batch, Tensor};
+use crate::wire::inner::{Arrived, Close, LostWorker, SinkReport, ToSink, ToVentilator};
+use crate::wire::server::{LatencyInfo, Outputs, ServerMessage};
+
+/// What is to be done, at once.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Tell a client.
+    Answer {
+        reply: ReplyTo,
+        request: RequestId,
+        message: ServerMessage,
+    },
+    TellVentilator(ToVentilator),
+}
+
+/// Whoever does what is to be done, and knows what waits for clients.
+pub(crate) trait Outlet {
+    /// Bytes that were given to [`Outlet::perform`] for a client and have not left yet.
+    fn unsent_bytes(&self, reply: ReplyTo) -> u64;
+
+    fn perform(&mut self, action: Action);
+}
+
+/// What bounds the answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    pub workers: usize,
+    /// Chunks that a worker can hold, running and waiting, in both lanes.
+    pub worker_chunks: usize,
+    /// Bytes gathered for one client, or on their way to it.
+    pub max_client_bytes: u64,
+    /// Answered requests that are remembered before the ventilator is asked which of them it may still close.
+    pub answered: usize,
+}
+
+/// A request whose parts are coming.
+#[derive(Default)]
+struct Gathering {
+    /// Rows that have come. Streams have sent their parts already: theirs are empty here.
+    gather: Gather,
+    /// Parts that have come, those that failed or were skipped too.
+    parts: u64,
+    /// Bytes of it that the client's account has.
+    counted: u64,
+    /// Of what has come and did not fail.
+    stats: Stats,
+    span: Option<Span>,
+}
+
+/// A request that was answered although parts of it may still come.
+struct Ended {
+    /// Parts that have come.
+    parts: u64,
+    until: Until,
+}
+
+/// How it is known that nothing more comes of a request.
+#[derive(Clone, Copy)]
+enum Until {
+    /// The ventilator has closed it, and so many parts were given out.
+    Parts(u64),
+    /// The sink has ended it by itself: so many rows are missing. If they do not come, the ventilator closes it.
+    Rows { missing: u64, span: Span },
+}
+
+/// Who gets an answer.
+#[derive(Clone, Copy)]
+struct Asker {
+    reply: ReplyTo,
+    request: RequestId,
+    arrived_us: u64,
+}
+
+impl From<&Member> for Asker {
+    fn from(member: &Member) -> Asker {
+        Asker {
+            reply: member.reply,
+            request: member.request,
+            arrived_us: member.arrived_us,
+        }
+    }
+}
+
+/// Rows of a request that a chunk has brought.
+struct Piece<'a> {
+    member: &'a Member,
+    chunk: ChunkId,
+    compute_us: u64,
+}
+
+/// The time, and the way out.
+struct Turn<'a, O> {
+    now_us: u64,
+    outlet: &'a mut O,
+}
+
+/// The requests of which parts are coming, and what was answered.
+pub(crate) struct Answers {
+    max_client_bytes: u64,
+    gathering: HashMap<Serial, Gathering>,
+    /// Bytes gathered for each client.
+    gathered: HashMap<ReplyTo, u64>,
+    ended: HashMap<Serial, Ended>,
+    answered: Answered,
+    recent: Vec<Recent>,
+    stopped: Vec<bool>,
+    latency: Histogram<u64>,
+    report: SinkReport,
+}
+
+impl Answers {
+    pub(crate) fn new(bounds: &Bounds) -> Result<Answers> {
+        let latency = Histogram::new_with_bounds(1, 3_600_000_000, 2)
+            .map_err(|e| Error::internal(format!("the latency histogram: {e}")))?;
+        let recent = (0..bounds.workers).map(|_| Recent::new(bounds.worker_chunks));
+        Ok(Answers {
+            max_client_bytes: bounds.max_client_bytes,
+            gathering: HashMap::new(),
+            gathered: HashMap::new(),
+            ended: HashMap::new(),
+            answered: Answered::new(bounds.answered),
+            recent: recent.collect(),
+            stopped: vec![false; bounds.workers],
+            latency,
+            report: SinkReport::default(),
+        })
+    }
+
+    /// Takes a message, and has done what comes of it.
+    pub(crate) fn hear(&mut self, message: ToSink, now_us: u64, outlet: &mut impl Outlet) {
+        let turn = &mut Turn { now_us, outlet };
+        match message {
+            ToSink::Part(part) => {
+                self.take_part(*part, turn);
+                if self.answered.ask() {
+                    turn.tell_ventilator(ToVentilator::WhatIsOut);
+                }
+            }
+            ToSink::Close(close) => self.close(&close, turn),
+            ToSink::Lost(serial, parts) => {
+                if let Some(ended) = self.ended.get_mut(&serial) {
+                    if let Until::Parts(expected) = &mut ended.until {
+                        *expected = expected.saturating_sub(parts);
+                    }
+                    self.forget_if_complete(serial);
+                }
+            }
+            ToSink::WorkerLost(lost) => self.lose_worker(&lost, turn),
+            ToSink::Out(out) => self.answered.settle(&out),
+            ToSink::Report(token) => {
+                let report = Box::new(self.make_report());
+                turn.tell_ventilator(ToVentilator::Report(token, report));
+            }
+            // What is gathered for it goes when the ventilator closes its requests.
+            ToSink::Gone(_) => {}
+            ToSink::Finish => self.stopped.fill(true),
+            ToSink::Stopped(worker) => {
+                if let Some(stopped) = self.stopped.get_mut(worker.0 as usize) {
+                    *stopped = true;
+                }
+            }
+        }
+    }
+
+    /// No worker will send anything any more.
+    pub(crate) fn all_stopped(&self) -> bool {
+        self.stopped.iter().all(|stopped| *stopped)
+    }
+
+    // ---- parts ---------------------------------------------------------------------------------------------------
+
+    fn take_part(&mut self, part: Part, turn: &mut Turn<'_, impl Outlet>) {
+        let Some(recent) = self.recent.get_mut(part.worker.0 as usize) else {
+            return; // nobody's
+        };
+        if recent.take(&part) == Standing::Refused {
+            return;
+        }
+        let done = match part.outcome {
+            Outcome::Done(done) => done.into_iter().map(Some).collect(),
+            // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
+            Outcome::Skipped | Outcome::Failed => vec![None; part.members.len()],
+        };
+        for (member, runs) in part.members.iter().zip(done) {
+            if self.ended.contains_key(&member.serial) {
+                self.count_ended(member, runs.is_some(), part.chunk);
+            } else if let Some(runs) = runs {
+                let piece = Piece {
+                    member,
+                    chunk: part.chunk,
+                    compute_us: part.compute_us,
+                };
+                if let Some(span) = self.take_rows(&piece, runs, turn) {
+                    self.answered.insert(member.serial, span);
+                }
+            } else {
+                self.gathering.entry(member.serial).or_default().parts += 1;
+            }
+        }
+    }
+
+    /// Takes what the runs of a member's rows gave. If those were the last of the request's rows, returns the chunks
+    /// that brought them.
+    fn take_rows(
+        &mut self,
+        piece: &Piece<'_>,
+        runs: Vec<Batch>,
+        turn: &mut Turn<'_, impl Outlet>,
+    ) -> Option<Span> {
+        let Piece {
+            member,
+            chunk,
+            compute_us,
+        } = *piece;
+        if member.rows == member.total && !member.stream {
+            // Nothing to gather: most small requests end here.
+            let stats = Stats {
+                queue_us: member.queue_us,
+                compute_us,
+                chunks: 1,
+            };
+            let outputs = Outputs {
+                batched: !member.whole,
+                parts: runs,
+            };
+            self.answer_result(member, outputs, stats, turn);
+            return Some(Span::of(chunk));
+        }
+        let bytes = runs.iter().map(|run| run.payload_bytes() as u64).sum();
+        let fits = self.has_room(member.reply, bytes, turn);
+        let (kept, sent) = if member.stream || !fits {
+            (Vec::new(), runs)
+        } else {
+            (runs, Vec::new())
+        };
+        let entry = self.gathering.entry(member.serial).or_default();
+        entry.parts += 1;
+        if !entry.gather.add(member.offset, member.rows, kept) {
+            return None; // cannot be: each piece brings one part that counts
+        }
+        let span = entry.span.map_or(Span::of(chunk), |span| span.with(chunk));
+        entry.span = Some(span);
+        let stats = &mut entry.stats;
+        stats.queue_us = match stats.chunks {
+            0 => member.queue_us,
+            _ => stats.queue_us.min(member.queue_us),
+        };
+        stats.chunks += 1;
+        stats.compute_us += compute_us;
+        let missing = member.total.saturating_sub(entry.gather.rows());
+        if !fits {
+            self.overflow(member, missing, span, turn);
+            return (missing == 0).then_some(span);
+        }
+        if member.stream {
+            send_parts(member, sent, turn);
+        } else {
+            entry.counted += bytes;
+            *self.gathered.entry(member.reply).or_default() += bytes;
+        }
+        if missing > 0 {
+            return None;
+        }
+        if let Some(done) = self.gathering.remove(&member.serial) {
+            self.complete(member, done, turn);
+        }
+        Some(span)
+    }
+
+    fn complete(&mut self, member: &Member, done: Gathering, turn: &mut Turn<'_, impl Outlet>) {
+        if member.stream {
+            let asker = Asker::from(member);
+            self.count_answer(asker, member.total, None, turn.now_us);
+            turn.answer(asker, ServerMessage::End(member.total, done.stats));
+            return;
+        }
+        self.release(member.reply, done.counted);
+        let outputs = Outputs {
+            batched: true,
+            parts: done.gather.into_parts(),
+        };
+        self.answer_result(member, outputs, done.stats, turn);
+    }
+
+    // ---- bytes ---------------------------------------------------------------------------------------------------
+
+    /// Whether so many more bytes may be held for a client.
+    fn has_room(&self, reply: ReplyTo, bytes: u64, turn: &Turn<'_, impl Outlet>) -> bool {
+        let gathered = self.gathered.get(&reply).copied().unwrap_or(0);
+        let held = gathered + turn.outlet.unsent_bytes(reply);
+        held + bytes <= self.max_client_bytes
+    }
+
+    /// Gathered bytes are about to be sent, or were dropped.
+    fn release(&mut self, reply: ReplyTo, bytes: u64) {
+        if let Some(gathered) = self.gathered.get_mut(&reply) {
+            *gathered = gathered.saturating_sub(bytes);
+            if *gathered == 0 {
+                self.gathered.remove(&reply);
+            }
+        }
+    }
+
+    /// The client's bytes are used up: this request ends with an error, others go on.
+    fn overflow(
+        &mut self,
+        member: &Member,
+        missing: u64,
+        span: Span,
+        turn: &mut Turn<'_, impl Outlet>,
+    ) {
+        let error = Error::exhausted(format!(
+            "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows at once, or stream",
+            self.max_client_bytes
+        ));
+        let gathered = self.drop_gathered(member.serial, member.reply);
+        if missing > 0 {
+            let ended = Ended {
+                parts: gathered.parts,
+                until: Until::Rows { missing, span },
+            };
+            self.ended.insert(member.serial, ended);
+        }
+        self.answer_error(member.into(), error, turn);
+        turn.tell_ventilator(ToVentilator::Abort(member.serial));
+    }
+
+    // ---- ends before their time ----------------------------------------------------------------------------------
+
+    /// The ventilator ends a request, which it does at most once: with an error, unless it was answered.
+    fn close(&mut self, close: &Close, turn: &mut Turn<'_, impl Outlet>) {
+        if self.answered.remove(close.serial) {
+            return; // the result was faster
+        }
+        if let Some(ended) = self.ended.get_mut(&close.serial) {
+            // So was an error of the sink's own. Now it is known how much is still to come.
+            ended.until = Until::Parts(close.chunks);
+        } else if !close.answered {
+            let gathered = self.drop_gathered(close.serial, close.reply);
+            if gathered.parts < close.chunks {
+                let ended = Ended {
+                    parts: gathered.parts,
+                    until: Until::Parts(close.chunks),
+                };
+                self.ended.insert(close.serial, ended);
+            }
+            let asker = Asker {
+                reply: close.reply,
+                request: close.request,
+                arrived_us: close.arrived_us,
+            };
+            self.answer_error(asker, close.error(), turn);
+        }
+        self.forget_if_complete(close.serial);
+    }
+
+    /// What has come of a request is dropped.
+    fn drop_gathered(&mut self, serial: Serial, reply: ReplyTo) -> Gathering {
+        let gathered = self.gathering.remove(&serial).unwrap_or_default();
+        self.release(reply, gathered.counted);
+        gathered
+    }
+
+    /// A part of a request that was answered before.
+    fn count_ended(&mut self, member: &Member, good: bool, chunk: ChunkId) {
+        let Some(ended) = self.ended.get_mut(&member.serial) else {
+            return;
+        };
+        ended.parts += 1;
+        if let Until::Rows { missing, span } = &mut ended.until
+            && good
+        {
+            *missing = missing.saturating_sub(member.rows);
+            *span = span.with(chunk);
+            if *missing == 0 {
+                // The ventilator may be closing it for a reason of its own: that must find that it was answered.
+                self.answered.insert(member.serial, *span);
+                self.ended.remove(&member.serial);
+                return;
+            }
+        }
+        self.forget_if_complete(member.serial);
+    }
+
+    fn forget_if_complete(&mut self, serial: Serial) {
+        let complete = |ended: &Ended| matches!(ended.until, Until::Parts(expected) if ended.parts >= expected);
+        if self.ended.get(&serial).is_some_and(complete) {
+            self.ended.remove(&serial);
+        }
+    }
+
+    /// A worker is gone: what has come of its chunks stands, and what failed of them is tried again.
+    fn lose_worker(&mut self, lost: &LostWorker, turn: &mut Turn<'_, impl Outlet>) {
+        let Some(recent) = self.recent.get_mut(lost.worker.0 as usize) else {
+            return; // nobody's
+        };
+        let mut chunks = Vec::with_capacity(lost.chunks.len());
+        for settled in recent.lose(lost) {
+            for serial in settled.bad {
+                if let Some(ended) = self.ended.get_mut(&serial) {
+                    ended.parts = ended.parts.saturating_sub(1);
+                } else if let Some(gathering) = self.gathering.get_mut(&serial) {
+                    gathering.parts = gathering.parts.saturating_sub(1);
+                    if gathering.parts == 0 {
+                        self.gathering.remove(&serial);
+                    }
+                }
+            }
+            chunks.push((settled.chunk, settled.good));
+        }
+        turn.tell_ventilator(ToVentilator::Arrived(Arrived {
+            worker: lost.worker,
+            chunks,
+        }));
+    }
+
+    // ---- answers -------------------------------------------------------------------------------------------------
+
+    fn answer_result(
+        &mut self,
+        member: &Member,
+        outputs: Outputs,
+        stats: Stats,
+        turn: &mut Turn<'_, impl Outlet>,
+    ) {
+        let asker = Asker::from(member);
+        if let Err(error) = check_alike(&outputs.parts) {
+            return self.answer_error(asker, error, turn);
+        }
+        let bytes: u64 = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
+        if !self.has_room(member.reply, bytes, turn) {
+            let error = Error::exhausted(format!(
+                "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, --max-client-bytes)",
+                self.max_client_bytes
+            ));
+            return self.answer_error(asker, error, turn);
+        }
+        self.count_answer(asker, member.total, None, turn.now_us);
+        turn.answer(asker, ServerMessage::Result(outputs, stats));
+    }
+
+    fn answer_error(&mut self, asker: Asker, error: Error, turn: &mut Turn<'_, impl Outlet>) {
+        self.count_answer(asker, 0, Some(&error), turn.now_us);
+        turn.answer(asker, ServerMessage::Error(error));
+    }
+
+    fn count_answer(&mut self, asker: Asker, rows: u64, error: Option<&Error>, now_us: u64) {
+        self.report.requests += 1;
+        self.report.rows += rows;
+        match error {
+            Some(error) => {
+                let count = self.report.errors.entry(error.code().as_str().to_owned());
+                *count.or_default() += 1;
+            }
+            None => {
+                let us = now_us.saturating_sub(asker.arrived_us);
+                self.latency.saturating_record(us.max(1));
+            }
+        }
+    }
+
+    fn make_report(&self) -> SinkReport {
+        let at = |q| self.latency.value_at_quantile(q);
+        let mut report = self.report.clone();
+        if !self.latency.is_empty() {
+            report.latency = LatencyInfo {
+                p50: at(0.5),
+                p90: at(0.9),
+                p99: at(0.99),
+            };
+        }
+        // Every code, so that a reader need not know which have happened.
+        let all: BTreeMap<_, _> = ErrorCode::ALL
+            .iter()
+            .map(|code| (code.as_str().to_owned(), 0))
+            .collect();
+        report.errors = all.into_iter().chain(report.errors).collect();
+        report
+    }
+}
+
+#[cfg(test)]
+impl Answers {
+    /// Bytes gathered for a client.
+    pub(crate) fn gathered_bytes(&self, reply: ReplyTo) -> u64 {
+        self.gathered.get(&reply).copied().unwrap_or(0)
+    }
+
+    /// Answered requests that are remembered.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered.len()
+    }
+
+    /// What is remembered of requests that are not answered, or of which something is to come.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let gathering = self.gathering.keys().map(|s| format!("{s} gathering"));
+        let ended = self.ended.keys().map(|s| format!("{s} ended"));
+        let bytes = self.gathered.values().map(|bytes| format!("{bytes} bytes"));
+        gathering.chain(ended).chain(bytes).collect()
+    }
+}
+
+impl<O: Outlet> Turn<'_, O> {
+    fn answer(&mut self, asker: Asker, message: ServerMessage) {
+        self.outlet.perform(Action::Answer {
+            reply: asker.reply,
+            request: asker.request,
+            message,
+        });
+    }
+
+    fn tell_ventilator(&mut self, message: ToVentilator) {
+        self.outlet.perform(Action::TellVentilator(message));
+    }
+}
+
+/// Sends the runs of a stream's member, one part each.
+fn send_parts(member: &Member, runs: Vec<Batch>, turn: &mut Turn<'_, impl Outlet>) {
+    let mut offset = member.offset;
+    for run in runs {
+        let rows = run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
+        let outputs = Outputs {
+            parts: vec![run],
+            batched: true,
+        };
+        turn.answer(member.into(), ServerMessage::Part(offset, outputs));
+        offset += rows;
+    }
+}
+
+/// Whether parts make one result, whose header says what each output is.
+fn check_alike(parts: &[Batch]) -> Result<()> {
+    let Some((first, rest)) = parts.split_first() else {
+        return Ok(());
+    };
+    match rest.iter().find(|part| !part.is_like(first)) {
+        None => Ok(()),
+        Some(other) => Err(Error::internal(format!(
+            "the model's outputs differ from chunk to chunk: {} here and {} there; ask for parts (stream), or serve the \
+             model with \"rows\":\"whole\"",
+            first.kinds(),
+            other.kinds()
+        ))),
+    }
+}

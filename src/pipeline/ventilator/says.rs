@@ -1,0 +1,194 @@
+//! What clients say, on `port` and through doors, and what they are told there.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::Ventilator;
+use super::clients::Asker;
+use super::loads::Order;
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{ReplyTo, RequestId, Serial};
+use crate::model::Lookup;
+use crate::pipeline::doors::Said;
+use crate::pipeline::tell;
+use crate::wire::client::{self, ClientMessage, Malformed};
+use crate::wire::inner::{self, Close, ToSink};
+use crate::wire::server::{self, ServerMessage};
+use crate::zmtp::router::Incoming;
+
+/// How long messages are read before the chunks that they allow are given out.
+const TURN: Duration = Duration::from_micros(500);
+
+impl Ventilator {
+    /// Takes what clients have said, for as long as a turn is.
+    pub(super) fn hear_clients(&mut self, now: Instant) -> Result<()> {
+        let end = now + TURN;
+        while let Some(incoming) = self.router.next(now) {
+            match incoming {
+                Incoming::Message(reply, frames) => self.hear_frames(reply, frames)?,
+                Incoming::Closed(reply) => self.forget_client(reply)?,
+                Incoming::Silent(reply) => self.end_session(reply)?,
+            }
+            if Instant::now() >= end {
+                break;
+            }
+        }
+        // A turn of their own: neither side can keep the other from being heard.
+        let end = Instant::now() + TURN;
+        while let Some(said) = self.doors.next() {
+            match said {
+                Said::Message(reply, message) => self.hear(reply, message, 0)?,
+                Said::Closed(door) => {
+                    for reply in self.clients.of_door(door) {
+                        self.forget_client(reply)?;
+                    }
+                }
+            }
+            if Instant::now() >= end {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_frames(&mut self, reply: ReplyTo, frames: Vec<Bytes>) -> Result<()> {
+        let header_bytes = frames.first().map_or(0, Bytes::len);
+        match client::read(frames) {
+            Ok(message) => self.hear(reply, message, header_bytes),
+            Err(malformed) => self.hear_malformed(reply, malformed),
+        }
+    }
+
+    fn hear(&mut self, reply: ReplyTo, message: ClientMessage, header_bytes: usize) -> Result<()> {
+        let asker = Asker {
+            client: reply,
+            id: message.id(),
+        };
+        match message {
+            ClientMessage::Infer(id, request) => {
+                if !reply.is_session() {
+                    let error = Error::invalid(
+                        "the session has no routing id of 16 bytes whose first is not 0, so no result could reach it",
+                    );
+                    self.refuse_on_port(reply, id, error);
+                    return Ok(());
+                }
+                if let Err(error) = self.clients.begin(reply, id) {
+                    self.refuse_on_port(reply, id, error);
+                    return Ok(());
+                }
+                self.take_infer(reply, id, *request, header_bytes)
+            }
+            ClientMessage::Cancel(id) => match self.clients.serial(reply, id) {
+                Some(serial) => {
+                    let error = Error::new(ErrorCode::Cancelled, "the client cancelled it");
+                    self.close(serial, &error)
+                }
+                None => Ok(()), // it has ended, or never was
+            },
+            ClientMessage::Hello(id) => {
+                let welcome = ServerMessage::HelloOk(self.facts.welcome.clone());
+                self.answer(reply, id, &welcome);
+                Ok(())
+            }
+            ClientMessage::Status(_) => self.take_status(asker),
+            ClientMessage::Models(id) => {
+                let models = ServerMessage::ModelsOk(self.registry.models());
+                self.answer(reply, id, &models);
+                Ok(())
+            }
+            ClientMessage::Describe(_, model, params) => {
+                self.take_question(asker, Lookup::of(model.as_deref(), &params));
+                Ok(())
+            }
+            ClientMessage::Terminate(_, mode) => self.take_terminate(&asker, mode),
+            ClientMessage::Load(_, name) => {
+                self.take_order(asker, Order::Load, &name);
+                Ok(())
+            }
+            ClientMessage::Unload(_, name) => {
+                self.take_order(asker, Order::Unload, &name);
+                Ok(())
+            }
+        }
+    }
+
+    fn hear_malformed(&mut self, reply: ReplyTo, malformed: Malformed) -> Result<()> {
+        match malformed.id {
+            Some(id) if malformed.infer && reply.is_session() => {
+                // Its number is used up as well: an open request must not be mistaken for it.
+                if let Err(error) = self.clients.begin(reply, id) {
+                    self.refuse_on_port(reply, id, error);
+                    return Ok(());
+                }
+                // Answered where its result would have come.
+                let serial = self.new_serial();
+                self.refuse(serial, reply, id, &malformed.error)
+            }
+            Some(id) => {
+                self.refuse_on_port(reply, id, malformed.error);
+                Ok(())
+            }
+            None => {
+                tracing::debug!(error = %malformed.error, "dropped a message that has no readable id");
+                self.ledger.dropped += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Answers where questions are asked.
+    pub(super) fn answer(&mut self, reply: ReplyTo, id: RequestId, message: &ServerMessage) {
+        let is_sent = match reply.caller() {
+            Some(_) => self.doors.tell(reply, id, message.clone()),
+            None => {
+                let frames = server::write_message(id, message);
+                self.router.send(reply, frames).is_ok()
+            }
+        };
+        if !is_sent {
+            tracing::debug!("who asked on port has left before the answer");
+            self.ledger.dropped += 1;
+        }
+    }
+
+    pub(super) fn refuse_on_port(&mut self, reply: ReplyTo, id: RequestId, error: Error) {
+        self.ledger.count_error(&error);
+        self.answer(reply, id, &ServerMessage::Error(error));
+    }
+
+    /// Has the sink answer a request that never entered the queue.
+    pub(super) fn refuse(
+        &mut self,
+        serial: Serial,
+        reply: ReplyTo,
+        request: RequestId,
+        error: &Error,
+    ) -> Result<()> {
+        tracing::debug!(serial = serial.0, request_id = request.0, %error, "refused");
+        let now_us = self.clock.now_us();
+        self.clients.end(reply, request);
+        let close = Close::new(serial, reply, request, now_us, error);
+        tell(&mut self.sink, inner::write_to_sink(&ToSink::Close(close)))
+    }
+
+    /// Ends a session, whichever of its connections is left. What has come on `port` in full is heard before.
+    pub(super) fn end_session(&mut self, reply: ReplyTo) -> Result<()> {
+        if self.router.is_connected(reply) {
+            self.router.close(reply, Instant::now());
+            return Ok(()); // its end comes behind its last messages
+        }
+        self.forget_client(reply)
+    }
+
+    /// A session is over: its work is cancelled, and its other connection closed.
+    fn forget_client(&mut self, reply: ReplyTo) -> Result<()> {
+        let error = Error::new(ErrorCode::Cancelled, "its client is gone");
+        for serial in self.clients.forget(reply) {
+            self.close(serial, &error)?;
+        }
+        self.forget_asker(&reply);
+        tell(&mut self.sink, inner::write_to_sink(&ToSink::Gone(reply)))
+    }
+}
