@@ -9,7 +9,6 @@
 
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
-use std::os::fd::RawFd;
 
 use bytes::Bytes;
 use zmq::Socket;
@@ -149,7 +148,7 @@ fn last_error() -> zmq::Error {
     zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() })
 }
 
-/// What an inner socket tells of news by, to be polled with others; the rules are those of `Waiter::wait`.
+/// What an inner socket tells of news by, to be polled with others; the rules are those of [`crate::socket::Waiter::wait`].
 ///
 /// # Errors
 /// The socket's.
@@ -157,19 +156,6 @@ pub(crate) fn descriptor(socket: &Socket) -> crate::error::Result<BorrowedFd<'_>
     let fd = socket.get_fd()?;
     // SAFETY: libzmq keeps the descriptor open for as long as the socket lives, which is borrowed.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
-}
-
-/// Waits until one of the descriptors can be read (those of -1 never can), or the time is over (-1: never).
-pub(crate) fn wait_readable<const N: usize>(descriptors: [RawFd; N], timeout_ms: i32) -> [bool; N] {
-    let mut items = descriptors.map(|fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    });
-    // SAFETY: the array has as many items as are said, and poll writes only into it. A failure, by a signal or by an
-    // item that is no descriptor, leaves no item readable.
-    unsafe { libc::poll(items.as_mut_ptr(), N as libc::nfds_t, timeout_ms) };
-    items.map(|item| item.revents != 0)
 }
 
 /// Returns free pages of malloc's heaps to the system; `model/memory.rs` says when. It takes milliseconds. (It is here

@@ -23,8 +23,8 @@
 //! | place | what it owns |
 //! |---|---|
 //! | [`error`], [`tensor`], [`message`] | the words: error codes, rows in columns, requests, chunks and parts |
-//! | [`wire`] | frames ↔ messages: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` the loops |
-//! | `frames`, `socket` | zero-copy frames; how sockets are set up: the only users of libzmq |
+//! | [`wire`] | frames ↔ messages: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` and `chunk.rs` the loops |
+//! | `frames`, `socket` | zero-copy frames; how inner sockets are set up: the only users of libzmq |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
 //! | `model` | what a worker runs and where it comes from: lookup, proxies, registry, engine, weights, chains |
@@ -63,6 +63,9 @@
 //!   simulation of both loops with workers that die between any two messages holds that up (`pipeline/simulation.rs`).
 //! - When a batch of coalesced requests fails, its members are run again one by one: a request with bad rows must not be
 //!   an error of its neighbours.
+//! - The ventilator looks at the lengths of a request and not at its values, which the worker checks: looking at each
+//!   BOOL byte or offset of a large request would hold up everybody (`tensor/unchecked.rs`, `wire/chunk.rs`). Parameters
+//!   stay the bytes that they came in until a worker reads them (`wire/params.rs`).
 //! - A chunk is run a few rows at a time: as many as the engine runs cheapest, which is found by climbing
 //!   (`schedule/pace.rs`). What a chunk costs on its way is so shared by many runs, small chunks pass between two runs of
 //!   a bulk chunk, and a cancel counts there (`pipeline/worker/run.rs`). Each run is an entry of the result's `parts`.

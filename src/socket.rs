@@ -1,8 +1,6 @@
-//! Binding, polling, high-water marks, linger: how inner sockets are set up.
+//! The sockets between the loops: how they are set up, and how they are waited for.
 
 mod waiter;
-
-use std::time::Duration;
 
 use zmq::{Context, Socket, SocketType};
 
@@ -39,22 +37,4 @@ pub(crate) fn inner_connected(
         .connect(endpoint)
         .map_err(|e| Error::internal(format!("{endpoint}: {e}")))?;
     Ok(socket)
-}
-
-/// The most sockets that a [`Waiter`] waits for.
-pub(crate) const MOST_WAITED: usize = 5;
-
-fn descriptors(sockets: &[&Socket]) -> Result<[i32; MOST_WAITED]> {
-    let mut descriptors = [-1; MOST_WAITED];
-    for (descriptor, socket) in descriptors.iter_mut().zip(sockets) {
-        *descriptor = socket.get_fd()?;
-    }
-    Ok(descriptors)
-}
-
-/// Rounded up: a wait that ends just before its time would be followed by another of 0. -1 is for ever.
-fn milliseconds(timeout: Option<Duration>) -> i32 {
-    timeout.map_or(-1, |t| {
-        t.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32
-    })
 }

@@ -3,7 +3,7 @@
 //! path of every row.
 //!
 //! ```text
-//! ventilator -> worker      chunk (with payload) | open | forget | resume | stop
+//! ventilator -> worker      chunk (with payload; chunk.rs) | open | forget | resume | stop
 //! worker     -> sink        part (with payload) | stopped
 //! worker     -> ventilator  up | credit | opened | down
 //! ventilator -> sink        close | lost | worker lost | out | report | gone | finish
@@ -22,11 +22,12 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use settle::{Arrived, LostWorker, Out};
 
+use super::chunk::{ChunkHeader, UncheckedChunk, write_chunk_with};
 use super::{push_payload, take_payload};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, ChunkId, Credit, Handed, Member, ModelId, Outcome, Params, Part, ReplyTo, RequestId,
-    Serial, WorkerId,
+    Chunk, ChunkId, Credit, Handed, Member, ModelId, Outcome, Part, ReplyTo, RequestId, Serial,
+    WorkerId,
 };
 use crate::tensor::{Batch, DataType, Tensor};
 use crate::wire::server::LatencyInfo;
@@ -34,8 +35,8 @@ use crate::wire::server::LatencyInfo;
 /// What a worker is told.
 #[derive(Debug)]
 pub(crate) enum ToWorker {
-    /// Run this.
-    Chunk(Box<Chunk>),
+    /// Run this, once its values are checked.
+    Chunk(Box<UncheckedChunk>),
     /// Open a model before its first chunk, and say when.
     Open(ModelId),
     /// Forget a model: it was unloaded.
@@ -160,14 +161,14 @@ pub(crate) struct SinkReport {
 
 /// A tensor of a member: its name, datatype and every dimension; the first is the member's rows unless whole.
 #[derive(Serialize, Deserialize)]
-struct Column<'a>(
+pub(super) struct Column<'a>(
     #[serde(borrow)] Cow<'a, str>,
     #[serde(borrow)] Cow<'a, str>,
     Vec<u64>,
 );
 
 /// The tensors of one member for all of them if they are alike, else of each.
-type Columns<'a> = Vec<Vec<Column<'a>>>;
+pub(super) type Columns<'a> = Vec<Vec<Column<'a>>>;
 
 impl<'a> Column<'a> {
     fn of(tensor: &'a Tensor) -> Column<'a> {
@@ -187,22 +188,6 @@ enum WorkerHeader<'a> {
     Forget(ModelId),
     Resume,
     Stop,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ChunkHeader<'a> {
-    id: ChunkId,
-    leg: u32,
-    until: u32,
-    goes_on: bool,
-    spent_us: u64,
-    attempt: u32,
-    model: ModelId,
-    run: u64,
-    params: Cow<'a, Params>,
-    members: Cow<'a, [Member]>,
-    #[serde(borrow)]
-    columns: Columns<'a>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -302,7 +287,7 @@ fn split(frames: Vec<Bytes>) -> Result<(Bytes, std::vec::IntoIter<Bytes>)> {
     Ok((first, frames))
 }
 
-fn columns<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Columns<'a> {
+pub(super) fn columns<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Columns<'a> {
     let Some(first) = batches.clone().next() else {
         return Vec::new();
     };
@@ -313,14 +298,14 @@ fn columns<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Columns<'a> 
         .collect()
 }
 
-fn push_batches<'a>(frames: &mut Vec<Bytes>, batches: impl Iterator<Item = &'a Batch>) {
+pub(super) fn push_batches<'a>(frames: &mut Vec<Bytes>, batches: impl Iterator<Item = &'a Batch>) {
     for tensor in batches.flat_map(|b| &b.tensors) {
         push_payload(frames, tensor);
     }
 }
 
 /// The batches of members, each of which says its rows, and whether its tensors are whole.
-fn take_batches(
+pub(super) fn take_batches(
     members: impl Iterator<Item = (u64, bool)>,
     columns: &Columns<'_>,
     mut frames: std::vec::IntoIter<Bytes>,
@@ -358,7 +343,7 @@ fn take_batches(
         .collect()
 }
 
-fn rows_of(members: &[Member]) -> impl Iterator<Item = (u64, bool)> {
+pub(super) fn rows_of(members: &[Member]) -> impl Iterator<Item = (u64, bool)> {
     members.iter().map(|member| (member.rows, member.whole))
 }
 
@@ -368,31 +353,15 @@ fn rows_of_runs(runs: &[Batch]) -> Vec<u64> {
     runs.iter().map(|batch| rows(batch) as u64).collect()
 }
 
-/// Writes a chunk: the header, then for each member its inputs. The payload is shared, not copied.
-pub(crate) fn write_chunk(chunk: &Chunk) -> Vec<Bytes> {
-    let columns = columns(chunk.inputs.iter());
-    let tensors = columns.first().map_or(0, Vec::len);
-    let mut frames = Vec::with_capacity(1 + chunk.members.len() * tensors);
-    frames.push(header(&WorkerHeader::Chunk(ChunkHeader {
-        id: chunk.id,
-        leg: chunk.leg,
-        until: chunk.until,
-        goes_on: chunk.goes_on,
-        spent_us: chunk.spent_us,
-        attempt: chunk.attempt,
-        model: chunk.model,
-        run: chunk.run,
-        params: Cow::Borrowed(&chunk.params),
-        members: Cow::Borrowed(&chunk.members),
-        columns,
-    })));
-    push_batches(&mut frames, chunk.inputs.iter());
-    frames
+/// Writes a chunk: the header, the parameters if there are any, then for each member its inputs. All but the header is
+/// shared, not copied.
+pub(crate) fn write_chunk(chunk: &Chunk<Bytes>) -> Vec<Bytes> {
+    write_chunk_with(chunk, |chunk| header(&WorkerHeader::Chunk(chunk)))
 }
 
 pub(crate) fn write_to_worker(message: &ToWorker) -> Vec<Bytes> {
     vec![header(&match message {
-        ToWorker::Chunk(chunk) => return write_chunk(chunk),
+        ToWorker::Chunk(chunk) => return write_chunk(chunk.as_written()),
         ToWorker::Open(model) => WorkerHeader::Open(*model),
         ToWorker::Forget(model) => WorkerHeader::Forget(*model),
         ToWorker::Resume => WorkerHeader::Resume,
@@ -407,21 +376,8 @@ pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
         WorkerHeader::Stop => ToWorker::Stop,
         WorkerHeader::Open(model) => ToWorker::Open(model),
         WorkerHeader::Forget(model) => ToWorker::Forget(model),
-        WorkerHeader::Chunk(h) => {
-            let inputs = take_batches(rows_of(&h.members), &h.columns, rest)?;
-            ToWorker::Chunk(Box::new(Chunk {
-                id: h.id,
-                leg: h.leg,
-                until: h.until,
-                goes_on: h.goes_on,
-                spent_us: h.spent_us,
-                attempt: h.attempt,
-                model: h.model,
-                run: h.run,
-                params: h.params.into_owned(),
-                members: h.members.into_owned(),
-                inputs,
-            }))
+        WorkerHeader::Chunk(header) => {
+            ToWorker::Chunk(Box::new(UncheckedChunk::read(header, rest)?))
         }
     })
 }

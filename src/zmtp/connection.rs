@@ -247,6 +247,11 @@ impl Connection {
         Ok(done)
     }
 
+    /// Its owner did not listen for a while, so that silence says nothing.
+    pub(crate) fn excuse(&mut self, now: Instant) {
+        self.alive = now;
+    }
+
     /// Writes what waits, and then a message from memory that is lent for this call only. What was written is taken off
     /// the front of `rest`. `true` if nothing is left; otherwise the next call has to bring the rest, or
     /// [`Connection::give_up_lent`] to follow.
@@ -269,7 +274,7 @@ impl Connection {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Ok(bytes) => {
                     self.written += bytes as i64;
-                    if std::mem::replace(&mut self.is_full, false) {
+                    if std::mem::take(&mut self.is_full) {
                         self.alive = now;
                     }
                     self.lent = LentMessage::Begun;
@@ -303,11 +308,6 @@ impl Connection {
     #[cfg(feature = "client")]
     pub(crate) fn not_heard(&mut self, time: Duration, now: Instant) {
         self.alive = (self.alive + time).min(now);
-    }
-
-    /// Its owner did not listen for a while, so that silence says nothing.
-    pub(crate) fn excuse(&mut self, now: Instant) {
-        self.alive = now;
     }
 
     /// Whether its owner reads from it. While it does not, nothing can be heard.

@@ -67,7 +67,7 @@ const TICK: Duration = Duration::from_secs(1);
 const ABSENCE: Duration = Duration::from_secs(3);
 /// Messages of fewer bytes are given up only if there are no larger ones.
 const WORTH_BYTES: u64 = 64 * 1024;
-/// Reads of a connection that is closed from this side: complete messages that have come still count.
+/// Reads of a connection that is about to be forgotten: complete messages that have come still count.
 const LAST_READS: usize = 64;
 
 /// What a token of the poller stands for besides connections.
@@ -145,12 +145,14 @@ impl Router {
         !self.inbox.is_empty() || !self.readable.is_empty()
     }
 
-    /// Waits until there is something to do, or the time is over. `false`: nothing came.
+    /// Waits until there is something to do, or the time is over; not at all while [`Router::has_input`]. `false`:
+    /// nothing came.
     ///
     /// # Errors
     /// The poller's.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
-        let (mut news, mut accepts) = (false, 0u64);
+        let (mut news, mut accepts) = (self.has_input(), 0u64);
+        let timeout = if news { Some(Duration::ZERO) } else { timeout };
         let (peers, readable, unwritten) =
             (&mut self.peers, &mut self.readable, &mut self.unwritten);
         self.poller.wait(timeout, |ready: Ready| {
@@ -443,7 +445,11 @@ impl Router {
                     self.drop_peer(token);
                 }
             }
-            Err(end) => self.end(token, &end),
+            Err(end) => {
+                // The other end has left; what it said before counts.
+                self.read_rest(token, now);
+                self.end(token, &end);
+            }
         }
     }
 
@@ -453,12 +459,17 @@ impl Router {
         let Some(token) = self.peers.token(of) else {
             return;
         };
+        self.read_rest(token, now);
+        self.drop_peer(token);
+    }
+
+    /// Takes the messages that have come to a connection which is about to be forgotten.
+    fn read_rest(&mut self, token: u64, now: Instant) {
         for _ in 0..LAST_READS {
             if !self.read(token, now) {
                 break;
             }
         }
-        self.drop_peer(token);
     }
 
     /// When [`Router::tick`] has something to do.

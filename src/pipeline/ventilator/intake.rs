@@ -13,11 +13,12 @@ use super::{Phase, Ventilator};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
+use crate::message::{ModelId, ReplyTo, Request, RequestId, Serial};
 use crate::model::Lookup;
 use crate::model::check::{check_inputs, check_padding};
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Job, Share, Shares as QueueShares};
+use crate::wire::params::RawParams;
 
 /// Questions about models that are not described yet. What they name counts with what the loader is asked.
 const QUESTIONS: Bounds = Bounds {
@@ -35,10 +36,8 @@ pub(super) const QUESTION_BYTES: u64 = 256;
 /// Different groups that have numbers. When they are forgotten, requests of before and after do not share a batch.
 const MAX_GROUPS: usize = 4096;
 
-/// A value of a parameter, or an entry's place in a map.
+/// A value of a parameter.
 const VALUE_BYTES: u64 = 64;
-/// A map with an entry takes room for eleven.
-const MAP_BYTES: u64 = 700;
 /// An input besides its bytes.
 const TENSOR_BYTES: u64 = 256;
 /// Of each lookup besides its texts.
@@ -53,7 +52,7 @@ const MIN_ENDED: usize = 1024;
 pub(super) struct Parked {
     pub reply: ReplyTo,
     pub request: RequestId,
-    body: Request,
+    body: Request<RawParams>,
     arrived_us: u64,
     deadline_us: Option<u64>,
     bytes: u64,
@@ -64,7 +63,7 @@ pub(super) struct Parked {
 struct GroupKey {
     model: ModelId,
     dims: Vec<usize>,
-    params: String,
+    params: Box<[u8]>,
 }
 
 /// Those who wait for what a lookup leads to.
@@ -266,12 +265,8 @@ impl Intake {
         self.known.get(lookup)
     }
 
-    fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &Params) -> u64 {
-        let params = if params.is_empty() {
-            String::new()
-        } else {
-            serde_json::to_string(params).unwrap_or_default()
-        };
+    /// Parameters are the same if their bytes are.
+    fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &[u8]) -> u64 {
         if params.len() + size_of_val(&*dims) > MAX_GROUP_BYTES {
             // Too long to be kept in case it comes again: it runs alone.
             self.next_group += 1;
@@ -283,7 +278,7 @@ impl Intake {
         let key = GroupKey {
             model,
             dims,
-            params,
+            params: params.into(),
         };
         let next = &mut self.next_group;
         *self.groups.entry(key).or_insert_with(|| {
@@ -293,22 +288,13 @@ impl Intake {
     }
 }
 
-/// Roughly the memory that parameters take.
-fn params_bytes(params: &Params) -> u64 {
-    if params.is_empty() {
-        return 0;
-    }
-    let entry =
-        |(name, value): (&String, &Value)| VALUE_BYTES + name.len() as u64 + value_bytes(value);
-    MAP_BYTES + params.iter().map(entry).sum::<u64>()
-}
-
+/// Roughly the memory that a value takes.
 fn value_bytes(value: &Value) -> u64 {
     let inner = match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
         Value::String(text) => text.len() as u64,
-        Value::Array(values) => values.iter().map(value_bytes).sum(),
-        Value::Object(values) => params_bytes(values),
+        // Of arrays and maps nothing but that they are is kept: wire/params.rs.
+        Value::Array(_) | Value::Object(_) => 0,
     };
     VALUE_BYTES + inner
 }
@@ -327,7 +313,7 @@ impl Ventilator {
         &mut self,
         reply: ReplyTo,
         request: RequestId,
-        body: Request,
+        body: Request<RawParams>,
         header_bytes: usize,
     ) -> Result<()> {
         let serial = self.new_serial();
@@ -341,14 +327,14 @@ impl Ventilator {
         &mut self,
         serial: Serial,
         (reply, request): (ReplyTo, RequestId),
-        body: Request,
+        body: Request<RawParams>,
         header_bytes: usize,
     ) -> Result<()> {
         let arrived_us = self.clock.now_us();
         if self.phase != Phase::Serving {
             return Err(Error::unavailable("the server is shutting down"));
         }
-        let own_bytes = body.inputs.payload_bytes() as u64 + params_bytes(&body.params);
+        let own_bytes = body.inputs.payload_bytes() as u64 + body.params.read_bytes();
         let most = self.facts.welcome.max_request_bytes;
         if own_bytes > most {
             return Err(Error::exhausted(format!(
@@ -360,7 +346,7 @@ impl Ventilator {
         let deadline_us = own_us
             .or(default_us)
             .map(|timeout| arrived_us.saturating_add(timeout));
-        let lookup = Lookup::of(body.model.as_deref(), &body.params);
+        let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
         // What its header made is held as long as its rows are.
         let bytes =
             own_bytes + header_bytes as u64 + TENSOR_BYTES * body.inputs.tensors.len() as u64;
@@ -427,7 +413,7 @@ impl Ventilator {
             client: parked.reply,
             model: model.id,
             legs: model.legs.clone(),
-            group: self.intake.group(model.id, checked.dims, &params),
+            group: self.intake.group(model.id, checked.dims, params.bytes()),
             rows: checked.rows,
             splittable: model.kind != BatchKind::Whole,
             step: match model.kind {
@@ -443,7 +429,7 @@ impl Ventilator {
             reply: parked.reply,
             request: parked.request,
             inputs: checked.inputs,
-            params,
+            params: params.bytes().clone(),
             rows: checked.rows,
             stream,
             arrived_us: parked.arrived_us,
@@ -460,6 +446,7 @@ impl Ventilator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Params;
 
     fn client(number: u8) -> ReplyTo {
         ReplyTo([number; 16])
@@ -543,15 +530,8 @@ mod tests {
     #[test]
     fn long_names_are_not_kept_with_groups() {
         let mut intake = Intake::default();
-        let ids = [0, 1].map(|_| intake.group(ModelId(1), vec![7; 100_000], &Params::new()));
+        let ids = [0, 1].map(|_| intake.group(ModelId(1), vec![7; 100_000], &[]));
         assert_ne!(ids[0], ids[1]);
         assert!(intake.groups.is_empty());
-    }
-
-    #[test]
-    fn a_map_is_charged_what_it_takes() {
-        let text = format!(r#"{{"a":[{}]}}"#, vec![r#"{"b":null}"#; 1000].join(","));
-        let params: Params = serde_json::from_str(&text).unwrap_or_default();
-        assert!(params_bytes(&params) > 700_000);
     }
 }

@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, Credit, Handed, Member, ModelId, Params, ReplyTo, RequestId, Serial, WorkerId,
+    Chunk, Credit, Handed, Member, ModelId, ReplyTo, RequestId, Serial, WorkerId,
 };
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler};
@@ -18,7 +20,8 @@ pub(crate) struct Held {
     pub(crate) reply: ReplyTo,
     pub(crate) request: RequestId,
     pub(crate) inputs: Batch,
-    pub(crate) params: Params,
+    /// As msgpack, part of the request's header.
+    pub(crate) params: Bytes,
     pub(crate) rows: usize,
     pub(crate) stream: bool,
     pub(crate) arrived_us: u64,
@@ -51,7 +54,7 @@ pub(crate) enum Action {
 pub(crate) struct Given {
     pub(crate) worker: WorkerId,
     pub(crate) lane: Lane,
-    pub(crate) chunk: Chunk,
+    pub(crate) chunk: Chunk<Bytes>,
 }
 
 /// Whether the sink is to answer a request that is closed.
@@ -242,7 +245,7 @@ impl Requests {
     }
 
     /// A chunk with the rows of an assignment, shared and not copied.
-    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk {
+    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk<Bytes> {
         let carry = assignment.carry.as_deref();
         // In the order of the pieces, of which some may have been closed since.
         let mut handed = carry.map_or(&[][..], |carry| &carry.handed).iter();
@@ -255,7 +258,7 @@ impl Requests {
             attempt: assignment.attempt,
             model: assignment.model,
             run: assignment.run as u64,
-            params: Params::new(),
+            params: Bytes::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
             inputs: Vec::with_capacity(assignment.pieces.len()),
         };
@@ -289,7 +292,7 @@ impl Requests {
                 }
             });
             if chunk.params.is_empty() && !held.params.is_empty() {
-                chunk.params.clone_from(&held.params); // alike in all members of a group
+                chunk.params = held.params.clone(); // alike in all members of a group
             }
         }
         chunk
