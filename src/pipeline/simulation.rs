@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorCode};
 use crate::message::{ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::Description;
 use crate::schedule::{Lane, Waiting};
+use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{ToSink, ToVentilator, ToWorker};
 
 /// Seeds that the test runs.
@@ -375,7 +376,7 @@ impl Simulation<'_> {
                 Lane::Small => &mut worker.small,
                 Lane::Bulk => &mut worker.bulk,
             };
-            lane.push_back(ToWorker::Chunk(Box::new(given.chunk)));
+            lane.push_back(ToWorker::Chunk(Box::new(UncheckedChunk::of(given.chunk))));
         }
     }
 

@@ -102,6 +102,12 @@ impl UncheckedChunk {
         }))
     }
 
+    /// What a worker would receive of a chunk.
+    #[cfg(test)]
+    pub(crate) fn of(chunk: Chunk<Bytes>) -> UncheckedChunk {
+        UncheckedChunk(chunk)
+    }
+
     /// Whose rows these are.
     pub(crate) fn members(&self) -> &[Member] {
         &self.0.members

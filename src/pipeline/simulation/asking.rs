@@ -3,7 +3,7 @@
 use super::Simulation;
 use super::ledger::Clients;
 use crate::error::{Error, ErrorCode};
-use crate::message::{Params, Priority, RequestId, Serial};
+use crate::message::{Priority, RequestId, Serial};
 use crate::model::BatchKind;
 use crate::pipeline::ventilator::requests::Held;
 use crate::schedule::Job;
@@ -55,7 +55,7 @@ impl Simulation<'_> {
             inputs: Batch {
                 tensors: vec![Tensor::from_vec("x", vec![rows], values).unwrap()],
             },
-            params: Params::new(),
+            params: bytes::Bytes::new(),
             rows,
             stream,
             arrived_us: self.now_us,
@@ -63,6 +63,7 @@ impl Simulation<'_> {
         };
         let job = Job {
             serial,
+            client: reply,
             model: model.id,
             legs: model.legs.clone(),
             group: model.id.0 * 2 + self.random.below(2),

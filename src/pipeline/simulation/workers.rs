@@ -134,7 +134,7 @@ impl SimWorker {
             if let Some(ToWorker::Chunk(chunk)) = self.small.pop_front() {
                 self.tasks.push(Task {
                     lane: Lane::Small,
-                    chunk: *chunk,
+                    chunk: chunk.check().0,
                     to_send: None,
                 });
             }
@@ -154,7 +154,7 @@ impl SimWorker {
         match message {
             Some(ToWorker::Chunk(chunk)) => self.tasks.push(Task {
                 lane,
-                chunk: *chunk,
+                chunk: chunk.check().0,
                 to_send: None,
             }),
             Some(ToWorker::Stop) => self.end(place),

@@ -6,8 +6,12 @@ use super::*;
 use crate::error::ErrorCode;
 use crate::message::{ChunkId, Member, Outcome, Part, RequestId, Serial, WorkerId};
 use crate::pipeline::{TO_SINK, TO_VENTILATOR};
+use crate::socket::{self, Vigil};
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{Close, ToSink};
+use crate::zmtp::codec::Limits;
+use crate::zmtp::router;
+use crate::zmtp::stream::Listener;
 
 const REPLY: ReplyTo = ReplyTo([7; 16]);
 
@@ -19,29 +23,33 @@ struct Bench {
 }
 
 fn bench(max_client_bytes: u64) -> Bench {
-    bench_of(max_client_bytes, 0)
-}
-
-/// `mark` messages fill each end of the client's connection; 0: any number.
-fn bench_of(max_client_bytes: u64, mark: i32) -> Bench {
     let context = Context::new();
-    let router = socket::inner(&context, zmq::ROUTER).unwrap();
-    router.set_sndhwm(mark).unwrap();
-    router.set_router_mandatory(true).unwrap();
-    router.bind("inproc://out").unwrap();
+    let bounds = router::Bounds {
+        message: Limits {
+            message_bytes: 4096,
+            frames: 8,
+        },
+        unfinished_bytes: 1 << 20,
+        connections: 10,
+        unread_bytes: 1 << 20,
+    };
+    let listener = Listener::tcp(&["127.0.0.1:0".parse().unwrap()]).unwrap();
+    let address = format!("tcp://127.0.0.1:{}", listener.port().unwrap());
+    let mut router = Router::new("port_out", bounds).unwrap();
+    router.listen(listener).unwrap();
     let mut client = socket::inner(&context, zmq::DEALER).unwrap();
     client.set_identity(&REPLY.0).unwrap();
-    client.set_rcvhwm(mark).unwrap();
     client.set_rcvtimeo(20_000).unwrap();
-    client.connect("inproc://out").unwrap();
+    client.connect(&address).unwrap();
     let ventilator = socket::inner_bound(&context, zmq::PULL, TO_VENTILATOR).unwrap();
-    let mut sink = Sink::new(Setup {
-        waiter: socket::Waiter::new(socket::Vigil::new(Duration::ZERO)),
-        guard: Guard::watch(&context, &router, "out", u64::MAX).unwrap(),
+    let sink = Sink::new(Setup {
         router,
         inbox: socket::inner_bound(&context, zmq::PULL, TO_SINK).unwrap(),
         ventilator: socket::inner_connected(&context, zmq::PUSH, TO_VENTILATOR).unwrap(),
+        doors: Arc::new(Doors::new().unwrap()),
+        stop: Arc::new(StopOrder::new().unwrap()),
         clock: Clock::start(),
+        waiter: Waiter::new(Vigil::new(Duration::ZERO)),
         workers: 2,
         worker_chunks: 4,
         max_client_bytes,
@@ -49,8 +57,6 @@ fn bench_of(max_client_bytes: u64, mark: i32) -> Bench {
     .unwrap();
     let hello = client::write_message(&ClientMessage::Hello(RequestId(1)));
     frames::send(&mut client, hello, 0).unwrap();
-    let hello = frames::receive(&mut sink.exit.router, 0).unwrap().unwrap();
-    sink.greet(hello);
     let mut bench = Bench {
         sink,
         client,
@@ -113,18 +119,20 @@ impl Bench {
         self.tell(ToSink::Close(close));
     }
 
+    /// Lets the sink write until the client has something.
     fn hear(&mut self) -> (RequestId, ServerMessage) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.client.poll(zmq::POLLIN, 1).unwrap() == 0 {
+            assert!(Instant::now() < end, "nothing comes");
+            let router = &mut self.sink.exit.router;
+            router.wait(Some(Duration::ZERO)).unwrap();
+            while let Some(incoming) = self.sink.exit.router.next(Instant::now()) {
+                self.sink.hear_client(incoming);
+            }
+            self.sink.exit.router.flush(Instant::now());
+        }
         let frames = frames::receive(&mut self.client, 0).unwrap();
         server::read(frames.expect("in time")).unwrap()
-    }
-
-    /// A connection that was full takes more when its other end has read.
-    fn flush_until_heard(&mut self) {
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        while self.client.poll(zmq::POLLIN, 1).unwrap() == 0 {
-            assert!(std::time::Instant::now() < end, "nothing comes");
-            self.sink.exit.flush();
-        }
     }
 
     fn values(&mut self) -> Vec<f32> {
@@ -153,20 +161,17 @@ impl Bench {
 
 #[test]
 fn answers_that_wait_are_counted_with_their_headers() {
-    let mut bench = bench_of(10_000, 1);
+    let mut bench = bench(10_000);
     for serial in 0..200 {
         bench.close(&member(serial, 0, 10, 10), 0);
     }
     // There is room for its 40 bytes, but not beside errors of some 60 bytes each.
     bench.done(&member(200, 0, 10, 10));
     for _ in 0..200 {
-        bench.flush_until_heard();
         assert_eq!(bench.error(), ErrorCode::Cancelled);
     }
-    bench.flush_until_heard();
     assert_eq!(bench.error(), ErrorCode::ResourceExhausted);
     bench.done(&member(201, 0, 10, 10));
-    bench.flush_until_heard();
     assert_eq!(bench.values().len(), 10, "the room is free again");
 }
 
@@ -179,4 +184,18 @@ fn a_client_that_is_gone_is_reported() {
     let gone = bench.ventilator_hears();
     assert!(matches!(gone, ToVentilator::Gone(reply) if reply == lost.reply));
     assert_eq!(bench.sink.exit.undelivered, 1);
+}
+
+#[test]
+fn a_session_that_cannot_hold_even_its_errors_ends() {
+    let mut bench = bench(1000);
+    let mut sent = 0;
+    while bench.sink.exit.router.is_connected(REPLY) {
+        assert!(sent < 100_000, "errors are kept without end");
+        bench.close(&member(sent, 0, 10, 10), 0);
+        sent += 1;
+    }
+    assert!(sent > 5000, "a mebibyte of errors may wait");
+    let gone = bench.ventilator_hears();
+    assert!(matches!(gone, ToVentilator::Gone(REPLY)));
 }

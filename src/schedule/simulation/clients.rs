@@ -287,10 +287,15 @@ fn a_batch_delay_holds_for_groups_of_several_clients() {
     }
     let full = world.scheduler.next(200).unwrap();
     assert!(full.pieces.iter().all(|p| p.serial.0 > 3));
+    assert_eq!(full.pieces.len(), 40);
     assert_eq!(world.scheduler.due_us(), Some(500));
     let rest = world.scheduler.next(500).unwrap();
-    // Two of one group, or what was left of the full one.
-    assert!(rest.pieces.len() >= 2 || full.pieces.len() == 40);
+    assert_eq!(rest.pieces.iter().map(|p| p.serial.0).max(), Some(2));
+    assert_eq!(rest.pieces.len(), 2);
+    // No worker has a place now, and one has after the credit.
+    assert_eq!(world.scheduler.due_us(), None);
+    world.scheduler.credit(full.chunk, Some((40, 300)), 600);
+    assert_eq!(world.scheduler.due_us(), Some(700));
 }
 
 #[test]
