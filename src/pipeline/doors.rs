@@ -4,7 +4,7 @@
 //! Door ── Said ──▶ Doors, one queue ──▶ ventilator        ventilator, sink ── Told ──▶ the door's own queue ──▶ Door
 //! ```
 //! Both kinds of queue have a descriptor that wakes who polls, and bounds: a caller's answers are bounded by
-//! `--max-client-bytes` as a session's are, what a door says by [`MAX_SAID`], and callers by [`MAX_CALLERS`].
+//! `--max-client-bytes` as a session's are, what a door says by [`MAX_SAID`], what it has open by [`MAX_OPEN`], and callers by [`MAX_CALLERS`].
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,9 @@ use crate::wire::server::ServerMessage;
 const MAX_SAID: usize = 65_536;
 /// Callers of one door that have requests open or answers waiting.
 pub(crate) const MAX_CALLERS: usize = 65_536;
+/// Requests and questions of one door whose last answer it has not taken: more than `--max-queue-requests` is by
+/// default. Each may have left an error, which no caller's bytes bound.
+pub(crate) const MAX_OPEN: usize = 131_072;
 /// What an answer takes besides its rows.
 const ANSWER_BYTES: u64 = 256;
 
@@ -98,7 +101,8 @@ impl Doors {
     /// The door was dropped.
     pub(crate) fn close(&self, door: u32) {
         lock(&self.open).doors.remove(&door);
-        lock(&self.said).push_back(Said::Closed(door));
+        let mut said = lock(&self.said);
+        said.push_back(Said::Closed(door));
         self.waker.wake();
     }
 
@@ -118,8 +122,8 @@ impl Doors {
         }
         let first = said.is_empty();
         said.push_back(Said::Message(from, message));
-        drop(said);
         if first {
+            // While the queue is locked, as for answers.
             self.waker.wake();
         }
         Ok(())
@@ -163,8 +167,8 @@ impl Doors {
             },
             bytes,
         ));
-        drop(told);
         if first {
+            // While the queue is locked, or it could come after the door has taken this and cleared it.
             answers.waker.wake();
         }
         true

@@ -245,6 +245,8 @@ impl Sink {
     fn hear_client(&mut self, incoming: Incoming) {
         match incoming {
             Incoming::Message(reply, frames) => self.greet(reply, frames),
+            // Connections are being closed from this side. Who asked for the stop is told on `port` once that is done.
+            Incoming::Closed(_) | Incoming::Silent(_) if self.leaving.is_some() => {}
             Incoming::Closed(reply) => self.exit.tell_ventilator(ToVentilator::Gone(reply)),
             // Its other connection may know better.
             Incoming::Silent(reply) => self.exit.tell_ventilator(ToVentilator::Silent(reply)),

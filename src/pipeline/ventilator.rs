@@ -325,7 +325,7 @@ impl Ventilator {
         for action in self.requests.take_actions() {
             match action {
                 Action::TellSink(message) => {
-                    tell(&mut self.sink, inner::write_to_sink(&message))?;
+                    self.tell_sink(&message)?;
                 }
                 Action::Cancel(serial) => self.board.cancel(serial),
                 Action::Ended {

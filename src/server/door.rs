@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::message::{Params, ReplyTo, Request, RequestId};
-use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS};
+use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN};
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
 use crate::wire::server::ServerMessage;
@@ -91,8 +91,9 @@ impl Door {
     /// error.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` if too much waits, or too many callers have something open; `UNAVAILABLE` if the server
-    /// has stopped; `INVALID_ARGUMENT` for parameters that no request can have. What else is wrong comes as its answer.
+    /// `RESOURCE_EXHAUSTED` if too much waits or is open, or too many callers have something open; `UNAVAILABLE` if the
+    /// server has stopped; `INVALID_ARGUMENT` for parameters that no request can have. What else is wrong comes as its
+    /// answer.
     pub fn submit(&mut self, caller: u64, request: Request) -> Result<RequestId> {
         let request = Request {
             params: RawParams::of(&request.params)?,
@@ -192,6 +193,11 @@ impl Door {
         if self.callers.len() >= MAX_CALLERS && !self.callers.contains_key(&caller) {
             return Err(Error::exhausted(format!(
                 "{MAX_CALLERS} callers have something open at this door; try later"
+            )));
+        }
+        if self.open.len() >= MAX_OPEN {
+            return Err(Error::exhausted(format!(
+                "{MAX_OPEN} requests and questions of this door are open; take their answers first"
             )));
         }
         let id = RequestId(self.last_id + 1);

@@ -135,9 +135,7 @@ impl Ventilator {
             }
             if self.phase == Phase::Stopping {
                 // A model may run for minutes, or take as long to open: nobody waits for that.
-                if let Err(error) = tell(&mut self.sink, inner::write_to_sink(&ToSink::Finish)) {
-                    tracing::debug!(%error, "the sink has ended already");
-                }
+                self.tell_sink(&ToSink::Finish)?;
             }
         }
         Ok(())
@@ -162,6 +160,21 @@ impl Ventilator {
             return self.stop(StopMode::Now);
         }
         Ok(())
+    }
+
+    /// Tells the sink something.
+    ///
+    /// # Errors
+    /// It is gone, although it was not told to stop.
+    pub(super) fn tell_sink(&mut self, message: &ToSink) -> Result<()> {
+        match tell(&mut self.sink, inner::write_to_sink(message)) {
+            // Clients come, ask and go until the very end, and it may have ended already.
+            Err(error) if matches!(self.phase, Phase::Stopping | Phase::Stopped) => {
+                tracing::debug!(%error, "the sink has ended");
+                Ok(())
+            }
+            told => told,
+        }
     }
 
     /// The marker that travels behind the data: each worker passes it on to the sink.

@@ -7,8 +7,7 @@ use super::shares::{Amount, Bounds, Shares};
 use super::{SinkReport, Ventilator};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo, WorkerId};
-use crate::pipeline::tell;
-use crate::wire::inner::{self, ToSink};
+use crate::wire::inner::ToSink;
 use crate::wire::server::{QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo};
 
 /// Status questions that wait for the sink's report.
@@ -138,9 +137,7 @@ impl Ventilator {
     }
 
     fn ask_sink(&mut self, token: Option<u64>) -> Result<()> {
-        token.map_or(Ok(()), |token| {
-            tell(&mut self.sink, inner::write_to_sink(&ToSink::Report(token)))
-        })
+        token.map_or(Ok(()), |token| self.tell_sink(&ToSink::Report(token)))
     }
 
     /// The sink's report has come: those who wait for it are answered.

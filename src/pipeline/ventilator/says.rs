@@ -11,9 +11,8 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::message::{ReplyTo, RequestId, Serial};
 use crate::model::Lookup;
 use crate::pipeline::doors::Said;
-use crate::pipeline::tell;
 use crate::wire::client::{self, ClientMessage, Malformed};
-use crate::wire::inner::{self, Close, ToSink};
+use crate::wire::inner::{Close, ToSink};
 use crate::wire::params::RawParams;
 use crate::wire::server::{self, ServerMessage};
 use crate::zmtp::router::Incoming;
@@ -176,7 +175,7 @@ impl Ventilator {
         let now_us = self.clock.now_us();
         self.clients.end(reply, request);
         let close = Close::new(serial, reply, request, now_us, error);
-        tell(&mut self.sink, inner::write_to_sink(&ToSink::Close(close)))
+        self.tell_sink(&ToSink::Close(close))
     }
 
     /// Ends a session, whichever of its connections is left. What has come on `port` in full is heard before.
@@ -195,6 +194,6 @@ impl Ventilator {
             self.close(serial, &error)?;
         }
         self.forget_asker(&reply);
-        tell(&mut self.sink, inner::write_to_sink(&ToSink::Gone(reply)))
+        self.tell_sink(&ToSink::Gone(reply))
     }
 }
