@@ -304,7 +304,7 @@ impl Client {
         let inputs = data.into_inputs()?.into();
         let (request, limit) = call.into().encode(inputs, self.timeout, Answer::Parts)?;
         let mut session = self.borrow(Purpose::Infer)?;
-        match session.send_owned(request) {
+        match session.send_owned(request, limit.deadline()) {
             Ok(id) => Ok(Parts::new(self, session, id, limit.deadline())),
             Err(e) => {
                 self.give_back(session);

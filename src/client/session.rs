@@ -62,6 +62,8 @@ pub(super) enum News {
     TimedOut,
     /// Another thread wants something.
     Woken,
+    /// What waited for room is out.
+    Written,
 }
 
 /// An open session. It is used by one thread at a time.
@@ -291,17 +293,36 @@ impl Session {
         }
     }
 
-    /// Queues a request and writes what there is room for; whoever waits on this session writes the rest.
+    /// Sends a request that owns its bytes, and returns when all of them are out: nothing writes the rest while the caller
+    /// is busy elsewhere.
     ///
     /// # Errors
-    /// As [`Session::send_now`], but for the time.
-    pub(super) fn send_owned(&mut self, mut request: Encoded<'static>) -> Result<RequestId> {
+    /// As [`Session::send_now`]; a request that was given up half way still leaves, if the session is used on.
+    pub(super) fn send_owned(
+        &mut self,
+        mut request: Encoded<'static>,
+        deadline: Option<Instant>,
+    ) -> Result<RequestId> {
         check_size(&request, self.welcome.max_request_bytes)?;
         let id = self.next_id();
         request.set_id(id);
         request.push_to(self.port.outgoing());
         self.write_or_loss()?;
+        while self.has_unwritten() {
+            self.turn(deadline, None)?;
+            if let Some(lost) = &self.lost {
+                return Err(lost.error.clone());
+            }
+            if deadline.is_some_and(|deadline| deadline <= self.waited) {
+                return Err(gave_up());
+            }
+        }
         Ok(id)
+    }
+
+    /// Whether something waits for room.
+    pub(super) fn has_unwritten(&self) -> bool {
+        self.lost.is_none() && self.port.has_unwritten()
     }
 
     /// Writes what others have queued elsewhere, as far as there is room.
@@ -381,16 +402,20 @@ impl Session {
         self.inbox.messages.pop_front()
     }
 
-    /// Waits until an answer has come, another thread wants something, or the time is over. The end of the session is an
+    /// Waits until an answer has come, all that waited for room is out, another thread wants something, or the time is over. The end of the session is an
     /// error; what had come before it counts, and is given first.
     pub(super) fn wait(
         &mut self,
         deadline: Option<Instant>,
         waker: Option<&Waker>,
     ) -> Result<News> {
+        let had_unwritten = self.has_unwritten();
         loop {
             if !self.inbox.messages.is_empty() {
                 return Ok(News::Messages);
+            }
+            if had_unwritten && self.lost.is_none() && !self.has_unwritten() {
+                return Ok(News::Written);
             }
             let limit = match &self.lost {
                 Some(lost) if self.is_all_lost() || lost.until <= Instant::now() => {

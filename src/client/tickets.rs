@@ -223,6 +223,15 @@ impl State {
     }
 }
 
+/// What a thread drives for.
+#[derive(Clone, Copy)]
+enum Goal {
+    /// Its request's answer.
+    Answer(RequestId),
+    /// All that was queued has left.
+    Written,
+}
+
 /// The session in the driver's hands. However the driver ends, the next finds it where it was.
 struct Driver<'a> {
     shared: &'a Shared,
@@ -300,11 +309,12 @@ impl Shared {
         request.set_id(id);
         request.push_to(&mut state.backlog);
         state.slots.insert(id, None);
-        self.send(state, &mut told);
+        let deadline = limit.deadline();
+        self.send(state, &mut told, deadline);
         Ok(Submitted::Ticket(Ticket {
             id,
             shared: self.clone(),
-            deadline: limit.deadline(),
+            deadline,
             settled: false,
         }))
     }
@@ -322,13 +332,19 @@ impl Shared {
         }
     }
 
-    /// Sends the backlog, or has the driver do so.
-    fn send(&self, mut state: MutexGuard<'_, State>, told: &mut Told) {
+    /// Sends the backlog, or has the driver do so. What there is no room for yet is written before this returns: nothing
+    /// would write it while nobody waits for an answer.
+    fn send(&self, mut state: MutexGuard<'_, State>, told: &mut Told, deadline: Option<Instant>) {
         let mut wake = false;
         if let Some(mut session) = state.session.take() {
             session.send_backlog(&mut state.backlog);
             if session.loss().is_some() {
                 state.hear_the_end(&mut session, told);
+            }
+            if session.has_unwritten() {
+                drop(state);
+                notify(told);
+                return self.drive(session, Goal::Written, deadline);
             }
             state.session = Some(session);
         } else {
@@ -359,7 +375,7 @@ impl Shared {
             }
             if let Some(session) = state.session.take() {
                 drop(state);
-                self.drive(session, id, deadline);
+                self.drive(session, Goal::Answer(id), deadline);
                 state = self.lock();
                 continue;
             }
@@ -386,8 +402,8 @@ impl Shared {
         answer
     }
 
-    /// Sends and hands out for all, until this request has its answer or no time left.
-    fn drive(&self, session: Session, id: RequestId, deadline: Option<Instant>) {
+    /// Sends and hands out for all, until the goal is reached or no time left.
+    fn drive(&self, session: Session, goal: Goal, deadline: Option<Instant>) {
         let mut driver = Driver {
             shared: self,
             session: Some(session),
@@ -406,7 +422,15 @@ impl Shared {
             if let Some(error) = end.take() {
                 state.lose(error, &mut told);
             }
-            if state.has_answer(id) || state.lost.is_some() || is_past(deadline) {
+            let is_done = match goal {
+                // With nobody to pass the rest on to, it would wait.
+                Goal::Answer(id) if state.has_answer(id) => {
+                    !state.waiting.is_empty() || !session.has_unwritten()
+                }
+                Goal::Answer(_) => false,
+                Goal::Written => state.backlog.is_empty() && !session.has_unwritten(),
+            };
+            if is_done || state.lost.is_some() || is_past(deadline) {
                 drop(state);
                 notify(&mut told);
                 return;
@@ -436,7 +460,7 @@ impl Shared {
             }
             wrote_last = !idle;
             match session.wait(until, Some(&self.waker)) {
-                Ok(News::Messages | News::TimedOut | News::Woken) => {}
+                Ok(News::Messages | News::Written | News::TimedOut | News::Woken) => {}
                 Err(e) => end = Some(e),
             }
         }
@@ -447,7 +471,7 @@ impl Shared {
         // Else it has its answer, or was given up.
         if let Some(None) = state.slots.get(&id) {
             push_cancel(&mut state, id);
-            self.send(state, &mut Told::new());
+            self.send(state, &mut Told::new(), Some(Instant::now()));
         }
     }
 
@@ -457,7 +481,7 @@ impl Shared {
             && state.lost.is_none()
         {
             push_cancel(&mut state, id);
-            self.send(state, &mut Told::new());
+            self.send(state, &mut Told::new(), Some(Instant::now()));
         }
     }
 }

@@ -264,8 +264,9 @@ fn what_passes_a_bound_is_told_so_and_may_come_again() {
             "2",
             "--max-request-bytes",
             "1MiB",
+            // One client may have three quarters of it.
             "--max-queue-bytes",
-            "1MiB",
+            "4MiB",
             "--max-client-bytes",
             "64KiB",
         ];
