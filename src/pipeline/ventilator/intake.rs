@@ -202,7 +202,7 @@ impl Intake {
     /// The loader was asked for that client.
     pub(super) fn asked(&mut self, client: &ReplyTo, lookup: &Arc<Lookup>, ticket: u64) {
         let waiting = self.waiting.entry(lookup.clone()).or_default();
-        waiting.tickets.insert(client.clone(), ticket);
+        waiting.tickets.insert(*client, ticket);
     }
 
     /// What is held of parked requests, by client.
@@ -522,9 +522,9 @@ mod tests {
         ask(&mut intake, client(2), &named("0"), 100);
         park(&mut intake, client(2), &named("1"), 101);
         assert_eq!(held(&intake).1, 101 * QUESTION_BYTES + 1);
-        intake.forget_questions(&client(1).into());
+        intake.forget_questions(&client(1));
         for name in 0..100 {
-            intake.not_asked(&client(1).into(), 1, &named(&format!("{name}")));
+            intake.not_asked(&client(1), 1, &named(&format!("{name}")));
         }
         assert_eq!(held(&intake).1, QUESTION_BYTES + 1);
         assert_eq!((intake.waiting.len(), intake.ended), (2, 2));

@@ -46,7 +46,7 @@ impl Stoppers {
     fn add(&mut self, asker: &Asker) -> Result<()> {
         self.shares.check(&asker.client, 0, &STOPPERS)?;
         self.shares.add(&asker.client, 0);
-        self.waiting.push(asker.clone());
+        self.waiting.push(*asker);
         Ok(())
     }
 }

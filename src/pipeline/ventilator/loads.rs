@@ -81,7 +81,7 @@ impl Loads {
     fn add(&mut self, client: &ReplyTo, request: LoadRequest, bytes: u64) -> u64 {
         self.shares.add(client, bytes);
         self.last_ticket += 1;
-        let client = client.clone();
+        let client = *client;
         let asked = Asked {
             request,
             client,
@@ -136,7 +136,7 @@ impl Ventilator {
         if let Err(error) = self.check_order(&asker.client, &lookup) {
             return self.refuse_asker(&asker, error);
         }
-        let client = asker.client.clone();
+        let client = asker.client;
         let request = match order {
             Order::Load => LoadRequest::Load(LoadedFor::Operator(asker, lookup.clone())),
             Order::Unload => LoadRequest::Unload(asker),
@@ -166,7 +166,7 @@ impl Ventilator {
             self.refuse_asker(&asker, error);
         } else if let Some(description) = self.intake.known(&lookup).cloned() {
             self.answer_question(&asker, &description);
-        } else if let Err(error) = self.park_question(asker.clone(), lookup) {
+        } else if let Err(error) = self.park_question(asker, lookup) {
             self.refuse_asker(&asker, error);
         }
     }

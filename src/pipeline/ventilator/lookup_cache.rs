@@ -129,13 +129,13 @@ impl Part {
         self.last_stamp += 1;
         let stamp = self.last_stamp;
         self.order.insert(stamp, lookup.clone());
-        let owner = self.owners.entry(client.clone()).or_default();
+        let owner = self.owners.entry(*client).or_default();
         owner.stamps.insert(stamp);
         owner.bytes += bytes;
         self.bytes += bytes;
         let entry = Entry {
             description: description.clone(),
-            owner: client.clone(),
+            owner: *client,
             bytes,
             stamp,
             used: false,

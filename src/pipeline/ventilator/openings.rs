@@ -30,7 +30,7 @@ impl LoadedFor {
 
     fn client(&self) -> ReplyTo {
         match self {
-            LoadedFor::Operator(asker, _) => asker.client.clone(),
+            LoadedFor::Operator(asker, _) => asker.client,
             LoadedFor::Start(_) => the_server(),
         }
     }

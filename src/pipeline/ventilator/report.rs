@@ -127,7 +127,7 @@ impl Ledger {
 impl Ventilator {
     /// A status question has arrived.
     pub(super) fn take_status(&mut self, asker: Asker) -> Result<()> {
-        match self.ledger.askers.add(asker.clone()) {
+        match self.ledger.askers.add(asker) {
             Ok(token) => self.ask_sink(token),
             Err(error) => {
                 self.refuse_asker(&asker, error);
