@@ -1,6 +1,7 @@
 //! Doors: clients of the pipeline in the server's own process.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mdm::config::Config;
@@ -12,6 +13,7 @@ use mdm::{Batch, DataType, ErrorCode, Params, Request, Tensor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
+use crate::built;
 use crate::common::{PATIENCE, models, onnx, within};
 use crate::models::{BUSY_ROWS, busy};
 use crate::raw::{Raw, dealer, echo, receive, routing_id, send};
@@ -31,6 +33,12 @@ impl Inside {
             ("slow.onnx", onnx::bilstm()),
             ("busy.onnx", busy()),
         ]);
+        Inside::over(folder, flags, |_| {})
+    }
+
+    /// Over a folder to which something is added first.
+    fn over(folder: TempDir, flags: &[&str], add: impl FnOnce(&Path)) -> Inside {
+        add(folder.path());
         let at = |name: &str| folder.path().join(name).display().to_string();
         let mut all = vec!["--port".to_owned(), "0".to_owned()];
         all.extend(["--port-out", "0"].map(str::to_owned));
@@ -188,6 +196,43 @@ fn tensors_cross_a_door_whole() {
             got.as_slice::<f32>(),
             sent.inputs.tensors[0].as_slice::<f32>()
         );
+        inside.stop(StopMode::Drain);
+    });
+}
+
+/// The rows that a model sees lie where its caller has them, and so do those that come back.
+#[test]
+fn tensors_cross_a_door_uncopied() {
+    let plugin = built::profile().join("examples/libecho_plugin.so");
+    if !plugin.is_file() {
+        println!("skipped: `cargo build --example echo_plugin` builds what it needs");
+        return;
+    }
+    within(LIMIT, move || {
+        let proxy = br#"{"mdm":1,"plugin":"libecho.so","entry":"echo"}"#;
+        let files = [("same.proxy", proxy.to_vec())];
+        let inside = Inside::over(models(&files), &["--num-worker", "2"], |folder| {
+            std::fs::copy(&plugin, folder.join("models/libecho.so")).expect("a copy");
+        });
+        let mut door = inside.door();
+        // One chunk, and many.
+        for rows in [16, 40_000] {
+            let sent = floats("same", &[rows, 64], 0.0);
+            let lies = sent.inputs.tensors[0].as_slice::<f32>().expect("floats");
+            let lies = lies.as_ptr_range();
+            door.submit(1, sent.clone()).expect("there is room");
+            let answer = next(&mut door);
+            let ServerMessage::Result(outputs, _) = &answer.message else {
+                panic!("expected a result, got {answer:?}");
+            };
+            let mut at = lies.start;
+            for part in &outputs.parts {
+                let part = part.tensors[0].as_slice::<f32>().expect("floats");
+                assert_eq!(part.as_ptr(), at, "a part of {rows} rows was copied");
+                at = part.as_ptr_range().end;
+            }
+            assert_eq!(at, lies.end);
+        }
         inside.stop(StopMode::Drain);
     });
 }

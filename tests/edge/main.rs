@@ -3,6 +3,8 @@
 #![cfg(feature = "server")]
 
 mod answers;
+#[path = "../common/built.rs"]
+mod built;
 mod churn;
 #[path = "../common/mod.rs"]
 mod common;
