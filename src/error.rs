@@ -162,7 +162,7 @@ impl Error {
     }
 }
 
-#[cfg(any(feature = "client", feature = "server"))]
+#[cfg(feature = "server")]
 impl From<zmq::Error> for Error {
     fn from(error: zmq::Error) -> Error {
         Error::unavailable(format!("ZeroMQ: {error}"))

@@ -4,27 +4,15 @@
 //! (`zmq_msg_init_data`). Ours drops a boxed [`Bytes`], from whichever thread libzmq calls it. The other way, a
 //! received message becomes the owner behind a [`Bytes`].
 //!
-//! `loan.rs` is for memory that is lent to us for the length of a call only.
-//!
 //! This is one of the files that may be `unsafe`.
 #![allow(unsafe_code)] // the conversions above have no safe interface in the zmq crate
 
-#[cfg(feature = "client")]
-mod loan;
-
 use std::ffi::c_void;
-#[cfg(feature = "server")]
 use std::os::fd::BorrowedFd;
-use std::os::fd::RawFd;
 
 use bytes::Bytes;
 use zmq::Socket;
 use zmq_sys::zmq_msg_t;
-
-#[cfg(feature = "client")]
-pub use loan::Loan;
-#[cfg(feature = "client")]
-pub(crate) use loan::lending;
 
 /// Frames up to this many bytes are copied: cheaper than the allocations that lending takes, and the copy of a
 /// received frame lies at an address that fits every datatype.
@@ -160,40 +148,26 @@ fn last_error() -> zmq::Error {
     zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() })
 }
 
-/// What an inner socket tells of news by, to be polled with others; the rules are those of [`crate::socket::wait`].
+/// What an inner socket tells of news by, to be polled with others; the rules are those of [`crate::socket::Waiter::wait`].
 ///
 /// # Errors
 /// The socket's.
-#[cfg(feature = "server")]
 pub(crate) fn descriptor(socket: &Socket) -> crate::error::Result<BorrowedFd<'_>> {
     let fd = socket.get_fd()?;
     // SAFETY: libzmq keeps the descriptor open for as long as the socket lives, which is borrowed.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// Waits until one of the descriptors can be read (those of -1 never can), or the time is over (-1: never).
-pub(crate) fn wait_readable<const N: usize>(descriptors: [RawFd; N], timeout_ms: i32) -> [bool; N] {
-    let mut items = descriptors.map(|fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    });
-    // SAFETY: the array has as many items as are said, and poll writes only into it. A failure, by a signal or by an
-    // item that is no descriptor, leaves no item readable.
-    unsafe { libc::poll(items.as_mut_ptr(), N as libc::nfds_t, timeout_ms) };
-    items.map(|item| item.revents != 0)
-}
-
 /// Returns free pages of malloc's heaps to the system; `model/memory.rs` says when. It takes milliseconds. (It is here
 /// because this is the file that may call foreign functions.)
-#[cfg(all(feature = "server", target_os = "linux", target_env = "gnu"))]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn trim_heaps() {
     // SAFETY: malloc_trim has no preconditions; it locks each heap while it looks for free pages.
     unsafe { libc::malloc_trim(0) };
 }
 
 /// Other allocators return free pages by themselves, or have no way to be asked.
-#[cfg(all(feature = "server", not(all(target_os = "linux", target_env = "gnu"))))]
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn trim_heaps() {}
 
 /// Receives all frames of one message. `None`: nothing is there (with DONTWAIT), or nothing came in time.

@@ -7,9 +7,9 @@
 //! # The picture
 //!
 //! ```text
-//!             port (ROUTER)                                                    port_out (ROUTER)
+//!                port                                                               port_out
 //!  client ── request ──▶ ventilator ── chunk ──▶ worker 0..N-1 ── part ──▶ sink ── result ──▶ client
-//!  (DEALER)              check, queue,    PUSH   one engine session  PUSH  gather by serial,      (DEALER)
+//!                        check, queue,    PUSH   one engine session  PUSH  gather by serial,
 //!                        schedule, cut    PULL   on one device       PULL  answer in row order
 //!                             ▲                       │                        │
 //!                             └─── credit: "free" ────┘                        │
@@ -23,22 +23,25 @@
 //! | place | what it owns |
 //! |---|---|
 //! | [`error`], [`tensor`], [`message`] | the words: error codes, rows in columns, requests, chunks and parts |
-//! | [`wire`] | frames ↔ messages: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` the loops |
-//! | `frames`, `socket` | zero-copy frames; how sockets are set up: the only users of ZeroMQ with [`client`] |
+//! | [`wire`] | frames ↔ messages: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` and `chunk.rs` the loops |
+//! | `zmtp` | connections of our own that speak ZMTP: the fronts' ends (ventilator, sink) and the client's |
+//! | `frames`, `socket` | zero-copy frames; how inner sockets are set up and waited for: the only users of libzmq |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
 //! | `model` | what a worker runs and where it comes from: lookup, proxies, registry, engine, weights, chains |
 //! | [`plugin`], `signature` | models of one's own: the author's interface, the C interface below it, its host |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
-//! | `server` | wiring, being ready, the order of stopping |
-//! | `config`, `logging` | what was typed → checked settings; the log |
+//! | [`server`] | wiring, being ready, the order of stopping; doors, which are clients inside this process |
+//! | [`config`], [`logging`] | what was typed → checked settings; the log |
 //! | [`client`] | sessions, requests, results; no thread of its own |
 //! | `src/bin/` | the commands, a page each |
 //!
 //! # What always holds
 //!
-//! 1. A socket lives and dies in the thread that made it. Data rides ZeroMQ; what must wake a polling loop is an inproc
-//!    message too. crossbeam-channel carries control where the receiver blocks on it. Nothing travels on both.
+//! 1. A connection or socket lives and dies in the thread that made it; a client's sessions are handed on under their lock.
+//!    Inside, data rides ZeroMQ, and so does control that must wake a polling loop. What a door says and is told has a
+//!    bounded queue and a descriptor of its own (`pipeline/doors.rs`), and an order to stop has one that was made at the
+//!    start (`pipeline/control.rs`), since it must work when no descriptor is left. Nothing travels on two of these.
 //! 2. Ventilator and sink bind, workers connect. Start and stop are synchronous; at the end a marker travels ventilator →
 //!    each worker → sink, behind the data.
 //! 3. Every queue and every byte held for a client is bounded, by a flag or by a documented constant.
@@ -47,27 +50,52 @@
 //! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
-//! 8. `unsafe` is in `frames.rs` and `frames/loan.rs`, and for the C interface of plugins in `plugin/glue.rs` (the
-//!    author's side) and `plugin/host/` (the server's side), each block with its reason; and where the server's command
-//!    checks handshakes that libzmq would not (`bin/shared/handshake.rs`).
+//! 8. `unsafe` is in `frames.rs`, in `zmtp/unsent.rs` (two system calls that no crate wraps), and for the C interface of
+//!    plugins in `plugin/glue.rs` (the author's side) and `plugin/host/` (the server's side), each block with its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
 //! thread; no table is shared between threads on the data path but the board of cancelled serials, which may forget.
+//!
+//! # The fronts
+//!
+//! `port` and `port_out` are connections of our own, over TCP and local sockets; their peers are this crate's client and
+//! every library that speaks ZMTP 3. The ventilator and the sink each poll theirs in one epoll with their inner sockets'
+//! descriptors, read what is there and write what gathered once a turn. So the server knows of each peer who it is, what
+//! waits unsent and how far its message has come, and the bounds are on these numbers themselves:
+//!
+//! - a message may have `--max-request-bytes` and some frames, all unfinished ones together `--max-unfinished-bytes`;
+//!   a handshake has 10 s; what one client does not read is bounded, on `port` by not hearing it until it reads;
+//! - a connection ends by 6 s without a byte. Our PINGs carry a time to live of 0 and go to peers that announce ZMTP 3.1,
+//!   or whose own PING asks to be counted as lost; others are left to TCP keepalive. Bytes that arrive at the other end
+//!   are a sign of life, and what cannot arrive because the other end does not read is no silence. The client announces
+//!   3.0, since it has no thread that could answer at any time, and asks for signs of life while somebody waits;
+//! - a session is the two connections of one routing id. When either ends, the sink or the ventilator tells the other, the
+//!   complete messages that had come are heard, the rest of its work is cancelled, and its other connection is closed. A
+//!   second connection with an id in use is closed.
+//!
+//! A *door* ([`server::Door`]) is a client inside the process: its requests and answers cross as messages, uncopied. Each of
+//! its callers has an address of its own ([`message::ReplyTo`]), so that bounds and turns take it for a session.
 //!
 //! # Where this differs from the first design, and why
 //!
 //! - A failed chunk is told to the ventilator in the credit, and the ventilator has the sink close the request with it:
 //!   one place decides that a request has failed, as it does for deadlines and cancels.
+//! - What a lost worker held runs again only once the sink has said what of it had arrived: so each row counts once, and
+//!   the sink knows of each request how much is still to come (`pipeline/sink/answers.rs`, `schedule/lost.rs`). A
+//!   simulation of both loops with workers that die between any two messages holds that up (`pipeline/simulation.rs`).
 //! - When a batch of coalesced requests fails, its members are run again one by one: a request with bad rows must not be
 //!   an error of its neighbours.
+//! - The ventilator looks at the lengths of a request and not at its values, which the worker checks: looking at each
+//!   BOOL byte or offset of a large request would hold up everybody (`tensor/unchecked.rs`, `wire/chunk.rs`). Parameters
+//!   stay the bytes that they came in until a worker reads them (`wire/params.rs`).
 //! - A chunk is run a few rows at a time: as many as the engine runs cheapest, which is found by climbing
 //!   (`schedule/pace.rs`). What a chunk costs on its way is so shared by many runs, small chunks pass between two runs of
 //!   a bulk chunk, and a cancel counts there (`pipeline/worker/run.rs`). Each run is an entry of the result's `parts`.
 //! - Bulk chunks become smaller towards the end of a request, so that the workers end together.
 //! - A loop of the server that is used a lot asks for its next message for a while before it sleeps
 //!   (`socket/waiter.rs`): waking a core costs more than all that a small request needs done.
-//! - `infer` sends borrowed numbers without a copy and returns when libzmq has let go of them (`frames/loan.rs`): a copy
-//!   into fresh memory costs as much as the rest of a large request's way.
+//! - `infer` writes borrowed numbers from where they lie, within the call (`client/encoded.rs`): a copy into fresh memory
+//!   costs as much as the rest of a large request's way.
 //! - What re-enters the queue is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
 //!   extra workers a model has one leg, and its stages cost no hop. A worker whose device would be idle runs all legs of
 //!   new rows itself, and so does one that gets a lone small request (`schedule/fresh.rs`).
@@ -81,7 +109,7 @@
 //! - An error can say which rows of its batch it is about; the worker tells the client their numbers in its request.
 //! - Small chunks have places of their own at a worker, beside the bulk places; a worker that ran only small chunks for
 //!   20 ms runs the bulk chunk that waits (`schedule/lane.rs`).
-//! - Small requests of many threads share a session of the client, with one of those that wait at its wheel
+//! - Small requests of many threads share a session of the client, with one of those that wait as its driver
 //!   (`client/tickets.rs`): each connection costs both sides a waking-up per request.
 
 #[cfg(feature = "client")]
@@ -89,7 +117,7 @@ pub mod client;
 #[cfg(feature = "server")]
 pub mod config;
 pub mod error;
-#[cfg(any(feature = "client", feature = "server"))]
+#[cfg(feature = "server")]
 pub(crate) mod frames;
 #[cfg(feature = "server")]
 pub mod logging;
@@ -106,7 +134,7 @@ pub(crate) mod schedule;
 pub mod server;
 #[cfg(any(feature = "plugin", feature = "server"))]
 pub(crate) mod signature;
-#[cfg(any(feature = "client", feature = "server"))]
+#[cfg(feature = "server")]
 pub(crate) mod socket;
 #[cfg(feature = "server")]
 pub(crate) mod split;

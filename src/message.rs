@@ -47,7 +47,7 @@ number!(
 );
 
 /// Where answers to a session go: its 16-byte routing id. A secret, so it prints as nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ReplyTo(pub [u8; 16]);
 
 impl ReplyTo {
@@ -150,13 +150,17 @@ pub enum Role {
 /// A request's free parameters, handed to the model as they are.
 pub type Params = serde_json::Map<String, serde_json::Value>;
 
-/// What a client asks for: rows, and the model to run them through.
+/// The parameter that asks for a version of a model.
+pub(crate) const MODEL_VERSION: &str = "model_version";
+
+/// What a client asks for: rows, and the model to run them through. The server itself holds it with parameters that are
+/// still bytes.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Request {
+pub struct Request<P = Params> {
     /// The model's name, if the parameters do not say it.
     pub model: Option<String>,
     /// Free parameters; every key that ends in `_path` is checked against the allowed roots.
-    pub params: Params,
+    pub params: P,
     /// The rows, in columns.
     pub inputs: Batch,
     /// Milliseconds until the request ends with `DEADLINE_EXCEEDED`; the server's default if absent.
@@ -206,9 +210,9 @@ pub struct Member {
     pub queue_us: u64,
 }
 
-/// Rows on their way to a worker.
+/// Rows on their way to a worker, with parameters that are bytes until they are there.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Chunk {
+pub struct Chunk<P = Params> {
     /// The chunk's number.
     pub id: ChunkId,
     /// Which leg of the model's stages runs next; 0 is the first. A leg is stages in a row that run in the same kind of
@@ -227,7 +231,7 @@ pub struct Chunk {
     /// Rows that run at once; 0: all of the chunk's.
     pub run: u64,
     /// The request's parameters; empty for most.
-    pub params: Params,
+    pub params: P,
     /// Whose rows these are, in row order.
     pub members: Vec<Member>,
     /// For each member its inputs, in the model's order.

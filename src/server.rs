@@ -381,6 +381,8 @@ fn run_sink(
         clock: shared.clock,
         waiter: Waiter::new(shared.vigil),
         workers: config.all_workers(),
+        // One runs and so many wait, in each of two lanes.
+        worker_chunks: 2 * (1 + config.prefetch_size),
         max_client_bytes: config.max_client_bytes,
     })
 }

@@ -2,17 +2,25 @@
 //!
 //! A tensor's bytes are [`Bytes`]: reference-counted, cheap to slice, and able to borrow what a socket
 //! received or an engine wrote. Everything is row-major and little-endian; dimension 0 is the row.
+//!
+//! Whoever makes a tensor has its values checked. Only the server puts that off, from the thread that reads requests to
+//! the worker that runs them: `unchecked.rs`.
 
+mod batch;
 mod datatype;
 mod layout;
+mod unchecked;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use batch::Batch;
 pub use datatype::{DataType, Element};
+#[cfg(feature = "server")]
 pub(crate) use layout::element_count;
-use layout::{check_fixed, check_offsets, offset_at, variable};
+use layout::{offset_at, variable};
+use unchecked::Values;
 
 use crate::error::{Error, Result};
 
@@ -37,6 +45,7 @@ pub struct Tensor {
     datatype: DataType,
     shape: Vec<usize>,
     data: Data,
+    values: Values,
 }
 
 impl Tensor {
@@ -51,30 +60,7 @@ impl Tensor {
         shape: Vec<usize>,
         data: Data,
     ) -> Result<Tensor> {
-        let name = name.into();
-        let elements = element_count(&shape).filter(|&n| n <= isize::MAX as usize / 16);
-        let Some(elements) = elements else {
-            return Err(Error::invalid(format!(
-                "tensor {name:?}: shape {shape:?} has more elements than memory can hold"
-            )));
-        };
-        match &data {
-            Data::Fixed(bytes) => check_fixed(&name, datatype, &shape, elements, bytes)?,
-            Data::Variable { offsets, values } => {
-                if datatype.size().is_some() {
-                    return Err(Error::invalid(format!(
-                        "tensor {name:?}: {datatype} travels in one frame, not as offsets and values"
-                    )));
-                }
-                check_offsets(&name, elements, offsets, values)?;
-            }
-        }
-        Ok(Tensor {
-            name,
-            datatype,
-            shape,
-            data,
-        })
+        Tensor::unchecked(name, datatype, shape, data)?.check_values(0)
     }
 
     /// A tensor over bytes that were checked when they came in.
@@ -90,6 +76,7 @@ impl Tensor {
             datatype,
             shape,
             data,
+            values: Values::Checked,
         }
     }
 
@@ -201,7 +188,8 @@ impl Tensor {
         }
     }
 
-    /// Rows `start..start + rows`. Fixed-size elements and values are shared, offsets are rewritten from 0.
+    /// Rows `start..start + rows`. Fixed-size elements and values are shared, offsets are rewritten from 0 (those that
+    /// nobody has checked yet are shared too).
     ///
     /// # Panics
     /// If the range is not within the tensor's rows: callers cut what they have counted.
@@ -221,6 +209,9 @@ impl Tensor {
             Data::Fixed(bytes) => {
                 let row_bytes = per_row * self.datatype.size().unwrap_or(0);
                 Data::Fixed(bytes.slice(start * row_bytes..(start + rows) * row_bytes))
+            }
+            Data::Variable { offsets, values } if self.values == Values::Unchecked => {
+                unchecked::cut(offsets, values, start * per_row, (start + rows) * per_row)
             }
             Data::Variable { offsets, values } => {
                 let (first, last) = (start * per_row, (start + rows) * per_row);
@@ -243,6 +234,7 @@ impl Tensor {
             datatype: self.datatype,
             shape,
             data,
+            values: self.values,
         }
     }
 
@@ -268,6 +260,7 @@ impl Tensor {
                     first.name, first.datatype, first.shape, tensor.datatype, tensor.shape
                 )));
             }
+            tensor.must_be_checked()?;
             rows += tensor.shape[0];
         }
         let mut shape = first.shape.clone();
@@ -290,6 +283,7 @@ impl Tensor {
             datatype: first.datatype,
             shape,
             data,
+            values: Values::Checked,
         })
     }
 
@@ -343,7 +337,11 @@ impl Tensor {
             Data::Fixed(_) => (&[], &[]),
         };
         let count = (offsets.len() / 8).saturating_sub(1);
-        (0..count).map(move |i| &values[offset_at(offsets, i)..offset_at(offsets, i + 1)])
+        // Offsets that were not checked may lead anywhere.
+        (0..count).map(move |i| {
+            let element = offset_at(offsets, i)..offset_at(offsets, i + 1);
+            values.get(element).unwrap_or_default()
+        })
     }
 
     /// The elements of a BYTES tensor as text.
@@ -407,104 +405,6 @@ struct OwnedElements<T>(Vec<T>);
 impl<T: Element> AsRef<[u8]> for OwnedElements<T> {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
-    }
-}
-
-/// Named columns. Where a model has a batch dimension they have the same number of rows.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Batch {
-    /// The columns, in the order of the model's inputs or outputs.
-    pub tensors: Vec<Tensor>,
-}
-
-impl Batch {
-    /// Whether the tensors are alike but for their rows: names, datatypes and further dimensions, in the same order.
-    pub fn is_like(&self, other: &Batch) -> bool {
-        fn kind(tensor: &Tensor) -> (&str, DataType, &[usize]) {
-            let inner = tensor.shape().get(1..).unwrap_or_default();
-            (tensor.name(), tensor.datatype(), inner)
-        }
-        self.tensors
-            .iter()
-            .map(kind)
-            .eq(other.tensors.iter().map(kind))
-    }
-
-    /// The tensors in words, for errors: names, datatypes and shapes.
-    pub fn kinds(&self) -> String {
-        let words = self.tensors.iter().map(|tensor| {
-            let (name, datatype) = (tensor.name(), tensor.datatype());
-            format!("{name:?} {datatype} {:?}", tensor.shape())
-        });
-        words.collect::<Vec<_>>().join(", ")
-    }
-
-    /// The number of rows that all columns share.
-    ///
-    /// # Errors
-    /// `INVALID_ARGUMENT`, naming the two columns that differ, or the one that is a scalar.
-    pub fn rows(&self) -> Result<usize> {
-        let mut rows: Option<(usize, &str)> = None;
-        for tensor in &self.tensors {
-            let Some(own) = tensor.rows() else {
-                return Err(Error::invalid(format!(
-                    "tensor {:?} is a scalar, expected a first dimension of rows",
-                    tensor.name()
-                )));
-            };
-            match rows {
-                Some((others, name)) if others != own => {
-                    return Err(Error::invalid(format!(
-                        "tensor {name:?} has {others} rows, {:?} has {own}: every input needs the same number",
-                        tensor.name()
-                    )));
-                }
-                _ => rows = Some((own, tensor.name())),
-            }
-        }
-        rows.map(|(rows, _)| rows)
-            .ok_or_else(|| Error::invalid("a batch without tensors"))
-    }
-
-    /// The column of that name.
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.iter().find(|tensor| tensor.name() == name)
-    }
-
-    /// The column of that name, or the only one if it has no name.
-    ///
-    /// # Errors
-    /// `INVALID_ARGUMENT`, naming the columns that there are.
-    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        if let [only] = self.tensors.as_slice()
-            && only.name().is_empty()
-        {
-            return Ok(only);
-        }
-        self.get(name).ok_or_else(|| {
-            let names: Vec<&str> = self.tensors.iter().map(Tensor::name).collect();
-            Error::invalid(format!("tensor {name:?} is missing, got {names:?}"))
-        })
-    }
-
-    /// The bytes of payload.
-    pub fn payload_bytes(&self) -> usize {
-        self.tensors.iter().map(Tensor::payload_bytes).sum()
-    }
-}
-
-/// One column.
-impl From<Tensor> for Batch {
-    fn from(tensor: Tensor) -> Batch {
-        Batch {
-            tensors: vec![tensor],
-        }
-    }
-}
-
-impl From<Vec<Tensor>> for Batch {
-    fn from(tensors: Vec<Tensor>) -> Batch {
-        Batch { tensors }
     }
 }
 

@@ -2,42 +2,36 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::socket::tcp_endpoint;
+use crate::zmtp::dealer::Endpoint;
 
 /// A server's address, checked for its form only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Address {
     /// A name or a number, without brackets.
     Tcp { host: String, port: u16 },
-    /// The path of a socket, or the name of an endpoint within this process.
-    Local { scheme: &'static str, place: String },
+    /// The path of a local socket.
+    Local { path: String },
 }
 
 impl Address {
-    /// Whether messages do not leave this process.
-    pub(super) fn is_inside(&self) -> bool {
-        matches!(self, Address::Local { scheme, .. } if *scheme == "inproc")
-    }
-
-    /// Reads `tcp://HOST:PORT`, `HOST:PORT`, `ipc://PATH` or `inproc://NAME`.
+    /// Reads `tcp://HOST:PORT`, `HOST:PORT` or `ipc://PATH`.
     pub(super) fn parse(text: &str) -> Result<Address> {
         let wrong = |why: &str| {
             Error::invalid(format!(
-                "server address {text:?}: {why}; expected tcp://HOST:PORT, HOST:PORT, ipc://PATH or inproc://NAME"
+                "server address {text:?}: {why}; expected tcp://HOST:PORT, HOST:PORT or ipc://PATH"
             ))
         };
-        for (prefix, scheme) in [("ipc://", "ipc"), ("inproc://", "inproc")] {
-            if let Some(place) = text.strip_prefix(prefix) {
-                if place.is_empty() {
-                    return Err(wrong("nothing after the scheme"));
-                }
-                let place = place.to_owned();
-                return Ok(Address::Local { scheme, place });
+        if let Some(path) = text.strip_prefix("ipc://") {
+            if path.is_empty() {
+                return Err(wrong("nothing after the scheme"));
             }
+            let path = path.to_owned();
+            return Ok(Address::Local { path });
         }
         let rest = text.strip_prefix("tcp://").unwrap_or(text);
         if rest.contains("://") {
@@ -64,10 +58,10 @@ impl Address {
     }
 
     /// The endpoints that the address may mean, IPv4 first: a server that was told nothing binds 127.0.0.1.
-    pub(super) fn endpoints(&self, deadline: Instant) -> Result<Vec<String>> {
+    pub(super) fn endpoints(&self, deadline: Instant) -> Result<Vec<Endpoint>> {
         let (host, port) = match self {
             Address::Tcp { host, port } => (host.as_str(), *port),
-            Address::Local { .. } => return Ok(vec![self.to_string()]),
+            Address::Local { path } => return Ok(vec![Endpoint::Local(PathBuf::from(path))]),
         };
         let mut ips = if let Ok(ip) = host.parse::<IpAddr>() {
             vec![ip]
@@ -78,24 +72,20 @@ impl Address {
         ips.dedup();
         Ok(ips
             .into_iter()
-            .map(|ip| tcp_endpoint(&ip.to_string(), &port.to_string()))
+            .map(|ip| Endpoint::Tcp(SocketAddr::new(ip, port)))
             .collect())
     }
 
     /// Where results leave, if requests go to `endpoint` and the server says `port_out`.
-    pub(super) fn endpoint_out(&self, endpoint: &str, port_out: u16) -> Result<String> {
-        match self {
-            Address::Tcp { .. } => {
-                let host = endpoint
-                    .strip_prefix("tcp://")
-                    .and_then(|rest| rest.rsplit_once(':'))
-                    .map_or(endpoint, |(host, _)| host);
-                Ok(tcp_endpoint(host, &port_out.to_string()))
-            }
-            Address::Local { scheme, place } => match place.strip_suffix(".in") {
-                Some(stem) => Ok(format!("{scheme}://{stem}.out")),
-                None => Err(Error::invalid(format!(
-                    "server address \"{self}\": it does not end in .in, so where results leave is not known; give it with port_out"
+    pub(super) fn endpoint_out(endpoint: &Endpoint, port_out: u16) -> Result<Endpoint> {
+        match endpoint {
+            Endpoint::Tcp(address) => Ok(Endpoint::Tcp(SocketAddr::new(address.ip(), port_out))),
+            Endpoint::Local(path) => match path.extension() {
+                Some(extension) if extension == "in" => {
+                    Ok(Endpoint::Local(path.with_extension("out")))
+                }
+                _ => Err(Error::invalid(format!(
+                    "server address \"{endpoint}\": it does not end in .in, so where results leave is not known; give it with port_out"
                 ))),
             },
         }
@@ -105,8 +95,9 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp { host, port } => f.write_str(&tcp_endpoint(host, &port.to_string())),
-            Address::Local { scheme, place } => write!(f, "{scheme}://{place}"),
+            Address::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Address::Local { path } => write!(f, "ipc://{path}"),
         }
     }
 }
@@ -147,17 +138,16 @@ mod tests {
         let read = |text: &str| Address::parse(text).unwrap();
         assert_eq!(read("localhost:5555").to_string(), "tcp://localhost:5555");
         assert_eq!(read("[::1]:5555").to_string(), "tcp://[::1]:5555");
-        let out = |text: &str, endpoint: &str| read(text).endpoint_out(endpoint, 77).unwrap();
-        assert_eq!(
-            out("tcp://[::1]:5555", "tcp://[::1]:5555"),
-            "tcp://[::1]:77"
-        );
-        assert_eq!(out("h:5555", "tcp://10.0.0.1:5555"), "tcp://10.0.0.1:77");
-        assert_eq!(
-            out("ipc:///tmp/mdm-5.in", "ipc:///tmp/mdm-5.in"),
-            "ipc:///tmp/mdm-5.out"
-        );
-        assert!(read("inproc://x").endpoint_out("inproc://x", 7).is_err());
+        let out = |text: &str| {
+            let deadline = Instant::now() + std::time::Duration::from_secs(5);
+            let endpoint = read(text).endpoints(deadline).unwrap().remove(0);
+            Address::endpoint_out(&endpoint, 77).map(|out| out.to_string())
+        };
+        assert_eq!(out("tcp://[::1]:5555").unwrap(), "tcp://[::1]:77");
+        assert_eq!(out("10.0.0.1:5555").unwrap(), "tcp://10.0.0.1:77");
+        assert_eq!(out("ipc:///tmp/mdm-5.in").unwrap(), "ipc:///tmp/mdm-5.out");
+        let e = out("ipc:///tmp/mdm-5").unwrap_err();
+        assert!(e.message().contains("port_out"), "{e}");
     }
 
     #[test]
@@ -168,6 +158,7 @@ mod tests {
             ("tcp://:5555", "no host"),
             ("::1:5555", "brackets"),
             ("http://localhost:80", "scheme"),
+            ("inproc://x.in", "scheme"),
             ("ipc://", "nothing after"),
         ] {
             let e = Address::parse(text).unwrap_err();
@@ -182,6 +173,6 @@ mod tests {
             .unwrap()
             .endpoints(deadline)
             .unwrap();
-        assert_eq!(found[0], "tcp://127.0.0.1:5555");
+        assert_eq!(found[0].to_string(), "tcp://127.0.0.1:5555");
     }
 }

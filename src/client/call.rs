@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::encoded::Encoded;
+use super::inputs::LentInputs;
 use super::session::PATIENCE;
-use crate::error::{Error, Result};
-use crate::message::{Params, Priority, Request};
-use crate::tensor::Batch;
-use crate::wire::client::check_params;
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{Params, Priority};
+use crate::wire::client::{InferHeader, check_params};
+use crate::wire::id;
 
 /// Which model the rows go through, and how.
 ///
@@ -83,28 +85,26 @@ impl Call {
         Ok((self.model, self.params, self.timeout))
     }
 
-    /// The request, and when its client gives up.
-    pub(super) fn into_request(
+    /// The request as it goes out, and when its client gives up.
+    pub(super) fn encode(
         self,
-        inputs: Batch,
+        inputs: LentInputs<'_>,
         default_timeout: Option<Duration>,
         answer: Answer,
-    ) -> Result<(Request, Limit)> {
+    ) -> Result<(Encoded<'_>, Limit)> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
         check_params(&self.params)?;
         let timeout = self.timeout.or(default_timeout);
-        let request = Request {
-            model: self.model,
-            params: self.params,
-            inputs,
-            timeout_ms: timeout
-                .map(|t| u64::try_from(t.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)),
-            priority: self.priority,
-            stream: answer == Answer::Parts,
-        };
-        Ok((request, Limit(timeout)))
+        let timeout_ms =
+            timeout.map(|t| u64::try_from(t.as_micros().div_ceil(1000)).unwrap_or(u64::MAX));
+        let header = InferHeader::new(id::UNKNOWN, self.model.as_deref(), &self.params).with(
+            timeout_ms,
+            self.priority,
+            answer == Answer::Parts,
+        );
+        Ok((Encoded::infer(header, inputs), Limit(timeout)))
     }
 }
 
@@ -127,6 +127,14 @@ impl Limit {
         // A time beyond what a clock can hold is no limit.
         Instant::now().checked_add(self.0?.checked_add(PATIENCE)?)
     }
+}
+
+/// The error of a client that waited longer than the server should have taken.
+pub(super) fn gave_up() -> Error {
+    Error::new(
+        ErrorCode::DeadlineExceeded,
+        "the server did not answer within the request's time; the request was taken back",
+    )
 }
 
 impl From<&str> for Call {

@@ -124,7 +124,7 @@ impl Client {
         let mut question: Option<RequestId> = None;
         loop {
             let until = question.map_or(last_question, |_| deadline);
-            match session.next(Some(until), None) {
+            match session.next(Some(until)) {
                 Ok(Event::Message(id, ServerMessage::TerminateOk(state))) if id == order => {
                     match state {
                         StopState::Stopped => return Ok(StopOutcome::Stopped),
@@ -138,7 +138,7 @@ impl Client {
                 Ok(Event::Message(id, ServerMessage::StatusOk(status))) if Some(id) == question => {
                     pending = Some(status.queue.requests);
                 }
-                Ok(Event::Message(..) | Event::Woken) => {}
+                Ok(Event::Message(..)) => {}
                 Ok(Event::TimedOut) if question.is_none() => {
                     // Where it cannot be asked, the next wait says so.
                     question = Some(

@@ -1,15 +1,16 @@
 //! What rows may be made of.
 //!
 //! Vectors, arrays and tensors that are handed over are not copied. Numbers that are only lent to us are not either
-//! where the call lasts until they are sent (`infer`); elsewhere libzmq may still be sending them when the caller has
-//! gone on, so they are copied once.
+//! where the call lasts until they are sent (`infer`); elsewhere they may still be on their way when the caller has gone
+//! on, so they are copied once.
+
+use std::borrow::Cow;
 
 use ndarray::{Array, ArrayBase, ArrayView, Data, Dimension};
 use serde::Serialize;
 
-use crate::error::Result;
-use crate::frames::Loan;
-use crate::tensor::{Batch, Data as TensorData, Element, Tensor};
+use crate::error::{Error, Result};
+use crate::tensor::{Batch, DataType, Element, Tensor};
 
 /// Data that becomes a request's inputs. Dimension 0 is the row.
 ///
@@ -27,13 +28,79 @@ pub trait IntoInputs {
     /// # Errors
     /// As [`IntoInputs::into_inputs`].
     #[doc(hidden)]
-    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    fn lend_inputs<'env>(self) -> Result<LentInputs<'env>>
     where
         Self: Sized + 'env,
     {
-        let _ = loan; // nothing borrowed in it that could be lent
-        self.into_inputs()
+        // Nothing in it is borrowed that could be lent.
+        self.into_inputs().map(LentInputs::from)
     }
+}
+
+/// The inputs of a call that lasts until they are sent.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct LentInputs<'env> {
+    pub(super) columns: Vec<Column<'env>>,
+}
+
+/// One input.
+#[derive(Debug)]
+pub(super) enum Column<'env> {
+    Own(Tensor),
+    /// Numbers that somebody else owns, row after row.
+    Lent {
+        name: Cow<'env, str>,
+        datatype: DataType,
+        shape: Vec<usize>,
+        bytes: &'env [u8],
+    },
+}
+
+impl<'env> LentInputs<'env> {
+    fn of<T: Element>(shape: &[usize], slice: &'env [T]) -> Result<LentInputs<'env>> {
+        let column = Column::Lent {
+            name: Cow::Borrowed(""),
+            datatype: T::DATATYPE,
+            shape: shape.to_vec(),
+            bytes: bytemuck::cast_slice(slice),
+        };
+        Ok(LentInputs {
+            columns: vec![column],
+        })
+    }
+
+    fn named(mut self, name: &'env str) -> Result<LentInputs<'env>> {
+        match &mut self.columns[..] {
+            [Column::Own(tensor)] => *tensor = tensor.clone().renamed(name),
+            [Column::Lent { name: old, .. }] => *old = Cow::Borrowed(name),
+            others => return Err(one_name(name, others.len())),
+        }
+        Ok(self)
+    }
+
+    /// The bytes of payload, offsets included.
+    pub(super) fn payload_bytes(&self) -> usize {
+        let bytes_of = |column: &Column<'_>| match column {
+            Column::Own(tensor) => tensor.payload_bytes(),
+            Column::Lent { bytes, .. } => bytes.len(),
+        };
+        self.columns.iter().map(bytes_of).sum()
+    }
+}
+
+impl From<Batch> for LentInputs<'_> {
+    fn from(batch: Batch) -> Self {
+        LentInputs {
+            columns: batch.tensors.into_iter().map(Column::Own).collect(),
+        }
+    }
+}
+
+fn one_name(name: &str, tensors: usize) -> Error {
+    Error::invalid(format!(
+        "input {name:?}: one name was given to {tensors} tensors"
+    ))
 }
 
 /// Rows that are not numbers: each is any value that serde can write, and travels as one JSON element.
@@ -109,27 +176,21 @@ impl IntoInputs for Vec<Tensor> {
 impl<X: IntoInputs> IntoInputs for (&str, X) {
     fn into_inputs(self) -> Result<Batch> {
         let (name, data) = self;
-        named(name, data.into_inputs()?)
+        let mut batch = data.into_inputs()?;
+        match &mut batch.tensors[..] {
+            [tensor] => *tensor = tensor.clone().renamed(name),
+            others => return Err(one_name(name, others.len())),
+        }
+        Ok(batch)
     }
 
-    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    fn lend_inputs<'env>(self) -> Result<LentInputs<'env>>
     where
         Self: 'env,
     {
         let (name, data) = self;
-        named(name, data.lend_inputs(loan)?)
+        data.lend_inputs()?.named(name)
     }
-}
-
-fn named(name: &str, mut batch: Batch) -> Result<Batch> {
-    if let [tensor] = &mut batch.tensors[..] {
-        *tensor = tensor.clone().renamed(name);
-        return Ok(batch);
-    }
-    Err(crate::error::Error::invalid(format!(
-        "input {name:?}: one name was given to {} tensors",
-        batch.tensors.len()
-    )))
 }
 
 impl<X: IntoInputs, const N: usize> IntoInputs for [X; N] {
@@ -141,15 +202,15 @@ impl<X: IntoInputs, const N: usize> IntoInputs for [X; N] {
         Ok(Batch { tensors })
     }
 
-    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    fn lend_inputs<'env>(self) -> Result<LentInputs<'env>>
     where
         Self: 'env,
     {
-        let mut tensors = Vec::with_capacity(N);
+        let mut columns = Vec::with_capacity(N);
         for data in self {
-            tensors.extend(data.lend_inputs(loan)?.tensors);
+            columns.extend(data.lend_inputs()?.columns);
         }
-        Ok(Batch { tensors })
+        Ok(LentInputs { columns })
     }
 }
 
@@ -177,13 +238,13 @@ impl<T: Element + Send + Sync, D: Dimension> IntoInputs for ArrayView<'_, T, D> 
         (&self).into_inputs()
     }
 
-    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    fn lend_inputs<'env>(self) -> Result<LentInputs<'env>>
     where
         Self: 'env,
     {
         match self.to_slice() {
-            Some(slice) => lent(loan, self.shape(), slice),
-            None => self.into_inputs(),
+            Some(slice) => LentInputs::of(self.shape(), slice),
+            None => self.into_inputs().map(LentInputs::from),
         }
     }
 }
@@ -204,20 +265,15 @@ where
         tensor.into_inputs()
     }
 
-    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    fn lend_inputs<'env>(self) -> Result<LentInputs<'env>>
     where
         Self: 'env,
     {
         match self.as_slice() {
-            Some(slice) => lent(loan, self.shape(), slice),
-            None => self.into_inputs(),
+            Some(slice) => LentInputs::of(self.shape(), slice),
+            None => self.into_inputs().map(LentInputs::from),
         }
     }
-}
-
-fn lent<'env, T: Element>(loan: &Loan<'env>, shape: &[usize], slice: &'env [T]) -> Result<Batch> {
-    let bytes = loan.lend(bytemuck::cast_slice(slice));
-    Tensor::new("", T::DATATYPE, shape.to_vec(), TensorData::Fixed(bytes))?.into_inputs()
 }
 
 impl<T: Element> IntoInputs for &[T] {
@@ -225,11 +281,11 @@ impl<T: Element> IntoInputs for &[T] {
         Tensor::from_slice("", vec![self.len()], self)?.into_inputs()
     }
 
-    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    fn lend_inputs<'env>(self) -> Result<LentInputs<'env>>
     where
         Self: 'env,
     {
-        lent(loan, &[self.len()], self)
+        LentInputs::of(&[self.len()], self)
     }
 }
 
@@ -238,11 +294,11 @@ impl<T: Element, const N: usize> IntoInputs for &[T; N] {
         self.as_slice().into_inputs()
     }
 
-    fn lend_inputs<'env>(self, loan: &Loan<'env>) -> Result<Batch>
+    fn lend_inputs<'env>(self) -> Result<LentInputs<'env>>
     where
         Self: 'env,
     {
-        self.as_slice().lend_inputs(loan)
+        self.as_slice().lend_inputs()
     }
 }
 
@@ -313,20 +369,25 @@ mod tests {
     #[test]
     fn what_is_borrowed_is_lent_where_the_call_lasts() {
         let a = Array2::<f32>::ones((128, 256));
-        let (address, strided) = (a.as_ptr(), a.t());
-        crate::frames::lending(true, |loan| {
-            for batch in [
-                a.view().lend_inputs(loan),
-                (&a).lend_inputs(loan),
-                [("x", &a)].lend_inputs(loan),
-                a.as_slice().unwrap().lend_inputs(loan),
-            ] {
-                let tensor = &batch.unwrap().tensors[0];
-                assert_eq!(tensor.as_slice::<f32>().unwrap().as_ptr(), address);
+        for inputs in [
+            a.view().lend_inputs(),
+            (&a).lend_inputs(),
+            [("x", &a)].lend_inputs(),
+            a.as_slice().unwrap().lend_inputs(),
+        ] {
+            let inputs = inputs.unwrap();
+            assert_eq!(inputs.payload_bytes(), 128 * 256 * 4);
+            match &inputs.columns[..] {
+                [Column::Lent { bytes, .. }] => assert_eq!(bytes.as_ptr(), a.as_ptr().cast()),
+                other => panic!("{other:?}"),
             }
-            let turned = strided.lend_inputs(loan).unwrap();
-            assert_eq!(turned.tensors[0].shape(), [256, 128]);
-        });
+        }
+        match &a.t().lend_inputs().unwrap().columns[..] {
+            [Column::Own(turned)] => assert_eq!(turned.shape(), [256, 128]),
+            other => panic!("{other:?}"),
+        }
+        let e = ("x", [&a, &a]).lend_inputs().unwrap_err();
+        assert!(e.message().contains("2 tensors"), "{e}");
     }
 
     #[test]

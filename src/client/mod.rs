@@ -2,25 +2,28 @@
 //!
 //! ```text
 //! Client ── infer ───────▶ a session of the pool, for the length of the call
-//!        ── infer, small ▶ a session that they share, where there are more calls at once than cores
+//!        ── infer, small ▶ a session that they share, where there are more calls at once than cores    (tickets.rs)
 //!        ── infer_stream ▶ a session of the pool, for as long as the parts are read
 //!        ── submit ──────▶ a session that tickets share ◀── fetch     (tickets.rs)
 //!        ── status, … ───▶ a session of another pool, without a way for results     (control.rs)
 //!
-//! Session ── Line ▶ port        what ends one of them ends the session: what is in flight
-//!         └─ Line ▶ port_out    fails at once, and the next call opens a new session    (session.rs, line.rs)
+//! Session ── Dealer ▶ port        what ends one of them ends the session: what is in flight
+//!         └─ Dealer ▶ port_out    fails at once, and the next call opens a new session    (session.rs, zmtp/dealer.rs)
 //! ```
-//! There is no thread of the client's own: the caller's thread waits on the sockets themselves, or for another caller
-//! that does so for both.
+//! There is no thread of the client's own: the caller's thread reads and writes the connections itself, or waits for
+//! another caller that does so for both. So a session that nobody uses says nothing, for as long as its owner likes; only
+//! while somebody waits is the server asked for signs of life. A session takes two descriptors.
 
 mod address;
 mod call;
 mod control;
+mod encoded;
 mod inputs;
-mod line;
 mod response;
 mod session;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tickets;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,9 +32,11 @@ use std::thread;
 use std::time::Duration;
 
 use address::Address;
-use call::{Answer, Limit};
+use call::{Answer, Limit, gave_up};
+use encoded::Encoded;
+use inputs::LentInputs;
 use session::{Event, Purpose, Session, Settings};
-use tickets::Shared;
+use tickets::{Shared, Submitted};
 
 pub use call::Call;
 pub use control::StopOutcome;
@@ -44,8 +49,6 @@ pub use crate::wire::client::StopMode;
 pub use crate::wire::server::{ModelInfo, Status, Welcome};
 
 use crate::error::{Error, Result};
-use crate::frames::{self, Loan};
-use crate::message::Request;
 use crate::tensor::Batch;
 
 /// How long connecting may take, unless the builder says otherwise.
@@ -79,6 +82,8 @@ pub struct Client {
     cores: usize,
     /// Calls of [`Client::infer`] that have a session of their own.
     calls: AtomicUsize,
+    /// Calls that share one.
+    sharing: AtomicUsize,
     /// Results were so large that requests do not share a session for it.
     large_results: AtomicBool,
 }
@@ -89,7 +94,6 @@ pub struct Builder {
     connect_timeout: Option<Duration>,
     timeout: Option<Duration>,
     port_out: Option<String>,
-    context: Option<zmq::Context>,
 }
 
 impl Builder {
@@ -115,13 +119,6 @@ impl Builder {
         self
     }
 
-    /// A context that is shared with others; `inproc://` addresses need the server's.
-    #[must_use]
-    pub fn context(mut self, context: zmq::Context) -> Builder {
-        self.context = Some(context);
-        self
-    }
-
     /// Connects: a session is open when this returns.
     ///
     /// # Errors
@@ -142,7 +139,6 @@ impl Builder {
     pub fn connect_later(self, address: &str) -> Result<Client> {
         Ok(Client {
             settings: Settings {
-                context: self.context.unwrap_or_default(),
                 address: Address::parse(address)?,
                 port_out: self.port_out.as_deref().map(Address::parse).transpose()?,
                 connect_timeout: self.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
@@ -155,13 +151,14 @@ impl Builder {
             // Asked once: the answer is in files.
             cores: thread::available_parallelism().map_or(1, usize::from),
             calls: AtomicUsize::new(0),
+            sharing: AtomicUsize::new(0),
             large_results: AtomicBool::new(false),
         })
     }
 }
 
 impl Client {
-    /// Connects to `tcp://HOST:PORT`, `HOST:PORT`, `ipc://PATH` (the server's `mdm-PORT.in`) or `inproc://NAME`.
+    /// Connects to `tcp://HOST:PORT`, `HOST:PORT` or `ipc://PATH` (the server's `mdm-PORT.in`).
     ///
     /// # Errors
     /// As [`Builder::connect`].
@@ -186,20 +183,17 @@ impl Client {
         data: impl IntoInputs + 'data,
         call: impl Into<Call>,
     ) -> Result<Response> {
-        // Inside a process messages are passed on as they are: a result could hold what was lent for the call.
-        let may_lend = !self.settings.address.is_inside();
-        frames::lending(may_lend, |loan| {
-            let inputs = data.lend_inputs(loan)?;
-            self.infer_batch(inputs, call.into(), loan)
-        })
+        self.infer_lent(data.lend_inputs()?, call.into())
     }
 
-    fn infer_batch(&self, inputs: Batch, call: Call, loan: &Loan<'_>) -> Result<Response> {
-        let is_small = !loan.is_out() && inputs.payload_bytes() <= SHARED_BYTES;
-        let (request, limit) = call.into_request(inputs, self.timeout, Answer::Whole)?;
+    fn infer_lent(&self, inputs: LentInputs<'_>, call: Call) -> Result<Response> {
+        let is_small = inputs.payload_bytes() <= SHARED_BYTES;
+        let (request, limit) = call.encode(inputs, self.timeout, Answer::Whole)?;
         let calls = Counted::new(&self.calls);
         if is_small && self.many_at_once(calls.before) {
             drop(calls);
+            let _sharing = Counted::new(&self.sharing);
+            let request = request.into_owned();
             let response = self.submit_to(&self.small, request, limit)?.fetch()?;
             let bytes: usize = response.parts().iter().map(Batch::payload_bytes).sum();
             if bytes > SHARED_BYTES {
@@ -208,26 +202,23 @@ impl Client {
             return Ok(response);
         }
         let mut session = self.borrow(Purpose::Infer)?;
-        let answer = session.send_infer(&request).and_then(|id| {
-            let deadline = limit.deadline();
+        let deadline = limit.deadline();
+        let answer = session.send_now(request, deadline).and_then(|id| {
             loop {
-                match session.next(deadline, None)? {
+                match session.next(deadline)? {
                     Event::Message(of, message) if of == id => {
                         return Response::from_message(message);
                     }
                     // What a request that was given up left behind.
-                    Event::Message(..) | Event::Woken => {}
+                    Event::Message(..) => {}
                     Event::TimedOut => {
                         session.send_cancel(id);
-                        return Err(tickets::gave_up());
+                        return Err(gave_up());
                     }
                 }
             }
         });
-        drop(request);
-        if answer.is_ok() || !loan.is_out() {
-            self.give_back(session);
-        } // else it may be sending still: only its end lets go of what was lent
+        self.give_back(session);
         answer
     }
 
@@ -237,10 +228,7 @@ impl Client {
         if self.large_results.load(Ordering::Relaxed) {
             return false;
         }
-        calls >= self.cores
-            || lock(&self.small)
-                .as_ref()
-                .is_some_and(|shared| shared.in_flight() > 0)
+        calls >= self.cores || self.sharing.load(Ordering::Relaxed) > 0
     }
 
     /// Sends rows to a model, and leaves the results to [`Client::fetch`].
@@ -248,25 +236,23 @@ impl Client {
     /// # Errors
     /// As [`Client::infer`], as far as they show before an answer.
     pub fn submit(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Ticket> {
-        let inputs = data.into_inputs()?;
-        let (request, limit) = call
-            .into()
-            .into_request(inputs, self.timeout, Answer::Whole)?;
+        let inputs = data.into_inputs()?.into();
+        let (request, limit) = call.into().encode(inputs, self.timeout, Answer::Whole)?;
         self.submit_to(&self.tickets, request, limit)
     }
 
     fn submit_to(
         &self,
         place: &Mutex<Option<Arc<Shared>>>,
-        mut request: Request,
+        mut request: Encoded<'static>,
         limit: Limit,
     ) -> Result<Ticket> {
         // A session may be lost just as it was found, or made; twice would be no accident.
         for _ in 0..2 {
             let session = self.shared_session(place)?;
-            match session.submit(request, limit) {
-                Ok(ticket) => return ticket,
-                Err(back) => request = back,
+            match session.submit(request, limit)? {
+                Submitted::Ticket(ticket) => return Ok(ticket),
+                Submitted::Lost(back) => request = back,
             }
         }
         Err(Error::unavailable("the session was lost as it was opened"))
@@ -288,7 +274,7 @@ impl Client {
             self.give_back(session);
             return Ok(other);
         }
-        let session = Shared::new(&self.settings.context, session)?;
+        let session = Shared::new(session)?;
         Ok(shared.insert(Arc::new(session)).clone())
     }
 
@@ -315,12 +301,10 @@ impl Client {
     /// # Errors
     /// As [`Client::infer`], as far as they show before an answer.
     pub fn infer_stream(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Parts<'_>> {
-        let inputs = data.into_inputs()?;
-        let (request, limit) = call
-            .into()
-            .into_request(inputs, self.timeout, Answer::Parts)?;
+        let inputs = data.into_inputs()?.into();
+        let (request, limit) = call.into().encode(inputs, self.timeout, Answer::Parts)?;
         let mut session = self.borrow(Purpose::Infer)?;
-        match session.send_infer(&request) {
+        match session.send_owned(request) {
             Ok(id) => Ok(Parts::new(self, session, id, limit.deadline())),
             Err(e) => {
                 self.give_back(session);
@@ -345,7 +329,7 @@ impl Client {
 
     /// Keeps a session for the next call, unless it is lost.
     fn give_back(&self, session: Session) {
-        if session.is_open() {
+        if session.is_reusable() {
             lock(self.pool(session.purpose())).push(session);
         }
     }

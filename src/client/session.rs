@@ -1,30 +1,36 @@
-//! A session: a line to `port`, a line to `port_out`, one routing id; whatever ends one of the lines ends it.
+//! A session: a connection to `port`, one to `port_out`, one routing id; whatever ends one of them ends it.
 
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use zmq::{Context, Socket};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::address::Address;
-use super::line::{Line, Phase};
+use super::call::gave_up;
+use super::encoded::Encoded;
 use crate::error::{Error, ErrorCode, Result};
-use crate::frames;
-use crate::message::{Request, RequestId};
-use crate::socket::wait;
-use crate::wire::client::{ClientMessage, write_infer, write_message};
+use crate::message::RequestId;
+use crate::waker::Waker;
+use crate::wire::client::{ClientMessage, write_message};
 use crate::wire::server::{self, ServerMessage, Welcome};
+use crate::zmtp::dealer::{Dealer, Endpoint, Inbox, Phase};
+use crate::zmtp::outgoing::Outgoing;
 
 /// What a server may take longer than a request's own time until its client gives up by itself.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What one line may still bring after the other was lost: a server that stops closes both, and the answers that it
-/// gave last are to count whichever end is seen first.
+/// What one connection may still bring after the other was lost: a server that stops closes both, and the answers that
+/// it gave last are to count whichever end is seen first.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// How often those who wait look whether the server still gives signs of life.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// How sessions are opened.
 #[derive(Clone)]
 pub(super) struct Settings {
-    pub(super) context: Context,
     pub(super) address: Address,
     pub(super) port_out: Option<Address>,
     pub(super) connect_timeout: Duration,
@@ -39,11 +45,19 @@ pub(super) enum Purpose {
     Ask,
 }
 
-/// What a wait ended with.
+/// What a wait for an answer ended with.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// An answer.
     Message(RequestId, ServerMessage),
+    /// The time is over.
+    TimedOut,
+}
+
+/// What a wait for anything ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Answers have come: [`Session::take_message`] has them.
+    Messages,
     /// The time is over.
     TimedOut,
     /// Another thread wants something.
@@ -52,11 +66,15 @@ pub(super) enum Event {
 
 /// An open session. It is used by one thread at a time.
 pub(super) struct Session {
-    port: Line,
-    out: Option<Line>,
+    port: Dealer,
+    out: Option<Dealer>,
+    inbox: Inbox,
     last_id: u64,
     welcome: Welcome,
     lost: Option<Loss>,
+    /// When somebody last waited for what may come.
+    waited: Instant,
+    check_at: Instant,
 }
 
 /// Why a session is over, and until when answers that were under way may still come.
@@ -90,16 +108,20 @@ impl Session {
     fn open_at(
         settings: &Settings,
         purpose: Purpose,
-        endpoint: &str,
+        endpoint: &Endpoint,
         deadline: Instant,
     ) -> Result<Session> {
         let routing_id = routing_id()?;
+        let now = Instant::now();
         let mut session = Session {
-            port: Line::open(&settings.context, endpoint.to_owned(), &routing_id)?,
+            port: Dealer::open(endpoint.clone(), &routing_id, deadline)?,
             out: None,
+            inbox: Inbox::default(),
             last_id: 0,
             welcome: Welcome::default(),
             lost: None,
+            waited: now,
+            check_at: now + CHECK,
         };
         session.welcome = match session.greet(deadline)? {
             ServerMessage::HelloOk(welcome) => welcome,
@@ -113,40 +135,42 @@ impl Session {
             return Ok(session);
         }
         let endpoint = match &settings.port_out {
-            None => settings
-                .address
-                .endpoint_out(endpoint, session.welcome.port_out)?,
+            None => Address::endpoint_out(endpoint, session.welcome.port_out)?,
             Some(given) => {
-                let same_family =
-                    |e: &String| e.starts_with("tcp://[") == endpoint.starts_with("tcp://[");
+                let is_v6 = |e: &Endpoint| matches!(e, Endpoint::Tcp(a) if a.is_ipv6());
                 let found = given.endpoints(deadline)?;
-                let best = found.iter().find(|e| same_family(e)).or(found.first());
-                best.cloned().ok_or_else(|| {
+                let same_family = found.iter().find(|e| is_v6(e) == is_v6(endpoint));
+                same_family.or(found.first()).cloned().ok_or_else(|| {
                     Error::unavailable(format!("{given}: no address to connect to"))
                 })?
             }
         };
-        session.out = Some(Line::open(&settings.context, endpoint, &routing_id)?);
-        session
-            .greet(deadline)
-            .map_err(|e| e.context("where results leave (port_out)"))?;
+        let out = |e: Error| e.context("where results leave (port_out)");
+        session.out = Some(Dealer::open(endpoint, &routing_id, deadline).map_err(out)?);
+        session.greet(deadline).map_err(out)?;
         Ok(session)
     }
 
-    /// Says hello on the line that was opened last, and waits for the answer.
+    /// Says hello on the connection that was opened last, and waits for the answer.
     fn greet(&mut self, deadline: Instant) -> Result<ServerMessage> {
         let started = Instant::now();
+        // libzmq's ROUTER refuses messages that come before it has said its own part of the handshake.
+        while self.newest().phase() != Phase::Open {
+            if let Some(lost) = &self.lost {
+                return Err(lost.error.clone());
+            }
+            if self.waited >= deadline {
+                return Err(self.newest().silence(started.elapsed()));
+            }
+            self.turn(Some(deadline), None)?;
+        }
         let id = self.next_id();
         let hello = write_message(&ClientMessage::Hello(id));
-        let line = self.out.as_mut().unwrap_or(&mut self.port);
-        if let Err(e) = frames::send(&mut line.socket, hello, zmq::DONTWAIT) {
-            return Err(Error::unavailable(format!(
-                "{}: hello cannot be sent: {e}",
-                line.endpoint
-            )));
-        }
+        let newest = self.out.as_mut().unwrap_or(&mut self.port);
+        newest.outgoing().push_message(hello);
+        self.write();
         loop {
-            match self.next(Some(deadline), None) {
+            match self.next(Some(deadline)) {
                 Ok(Event::Message(_, message @ ServerMessage::HelloOk(_)))
                     if self.out.is_none() =>
                 {
@@ -161,11 +185,11 @@ impl Session {
                 Ok(Event::Message(_, ServerMessage::Error(e))) => {
                     return Err(Error::precondition(format!(
                         "{}: the server refused hello: {}",
-                        self.newest().endpoint,
+                        self.newest().endpoint(),
                         e.message()
                     )));
                 }
-                Ok(Event::Message(..) | Event::Woken) => {}
+                Ok(Event::Message(..)) => {}
                 Ok(Event::TimedOut) => return Err(self.newest().silence(started.elapsed())),
                 // What came cannot be read: a peer of another kind, or of another version.
                 Err(e) if e.code() == ErrorCode::Internal => {
@@ -176,7 +200,7 @@ impl Session {
         }
     }
 
-    fn newest(&self) -> &Line {
+    fn newest(&self) -> &Dealer {
         self.out.as_ref().unwrap_or(&self.port)
     }
 
@@ -194,47 +218,96 @@ impl Session {
         }
     }
 
-    /// Whether the session can be used again, looking at nothing.
-    pub(super) fn is_open(&self) -> bool {
-        self.lost.is_none()
+    /// The most bytes that the server takes in one request.
+    pub(super) fn max_request_bytes(&self) -> u64 {
+        self.welcome.max_request_bytes
+    }
+
+    /// Why it is over.
+    pub(super) fn loss(&self) -> Option<&Error> {
+        self.lost.as_ref().map(|lost| &lost.error)
+    }
+
+    /// Whether the session can serve another call, looking at nothing. What waits unwritten would be before that call.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.lost.is_none() && !self.port.has_unwritten()
     }
 
     /// Whether a session that was idle can be used, or was lost meanwhile. Answers that nobody waits for any more are
-    /// dropped, here or at the next wait.
+    /// dropped. Where nothing has come, the usual case, it takes one system call.
     pub(super) fn is_alive(&mut self) -> bool {
-        // No news from either monitor: the usual case, at the price of one system call.
-        let (port, out) = (&self.port, self.out.as_ref().unwrap_or(&self.port));
-        let news = wait(&[&port.monitor, &out.monitor], Some(Duration::ZERO));
-        if news.is_ok_and(|ready| ready.iter().all(|ready| !ready)) {
-            return self.is_open();
-        }
-        loop {
-            match self.next(Some(Instant::now()), None) {
-                Ok(Event::Message(..) | Event::Woken) => {}
-                Ok(Event::TimedOut) => return true,
-                Err(_) => return false,
-            }
-        }
+        while self.lost.is_none() && self.look() {}
+        self.inbox.messages.clear();
+        self.lost.is_none()
     }
 
-    /// Sends an infer, after a look at the server's bound: beyond it the connection would be cut without a word.
-    pub(super) fn send_infer(&mut self, request: &Request) -> Result<RequestId> {
+    /// Reads and writes what can be at once. `false`: there was nothing to read.
+    pub(super) fn look(&mut self) -> bool {
+        self.inbox.came = false;
+        // A failure is a loss, which is noted.
+        let _ = self.turn(Some(self.waited), None);
+        self.inbox.came
+    }
+
+    /// Sends a request from where its bytes lie, and returns when all of them are out.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` for more than the server takes at once, `DEADLINE_EXCEEDED`, and the session's end. A request
+    /// that was given up half way ends the session.
+    pub(super) fn send_now(
+        &mut self,
+        mut request: Encoded<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<RequestId> {
+        check_size(&request, self.welcome.max_request_bytes)?;
         let id = self.next_id();
-        self.send_infer_as(id, request)?;
+        request.set_id(id);
+        request.with_slices(|slices| self.send_slices(slices, deadline))?;
         Ok(id)
     }
 
-    /// As [`Session::send_infer`], with an id of [`Session::next_id`]; those have to be sent in their order.
-    pub(super) fn send_infer_as(&mut self, id: RequestId, request: &Request) -> Result<()> {
-        let frames = write_infer(id, request);
-        let bytes: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
-        let limit = self.welcome.max_request_bytes;
-        if bytes > limit {
-            return Err(Error::exhausted(format!(
-                "the request takes {bytes} bytes, the server's limit is {limit} (max_request_bytes): send fewer rows at once"
-            )));
+    fn send_slices(&mut self, slices: &mut [IoSlice<'_>], deadline: Option<Instant>) -> Result<()> {
+        let mut rest = slices;
+        let mut now = Instant::now();
+        loop {
+            let done = self.port.write_lent(&mut rest, now, &mut self.inbox);
+            self.note_losses(now);
+            if let Some(lost) = &self.lost {
+                return Err(lost.error.clone());
+            }
+            if done {
+                return Ok(());
+            }
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                let error = gave_up();
+                if self.port.give_up_lent() {
+                    self.lose(error.clone());
+                }
+                return Err(error);
+            }
+            // What comes meanwhile is read: a server that waits for us to read would not go on reading either.
+            self.turn(deadline, None)?;
+            now = self.waited;
         }
-        self.send(frames)
+    }
+
+    /// Queues a request and writes what there is room for; whoever waits on this session writes the rest.
+    ///
+    /// # Errors
+    /// As [`Session::send_now`], but for the time.
+    pub(super) fn send_owned(&mut self, mut request: Encoded<'static>) -> Result<RequestId> {
+        check_size(&request, self.welcome.max_request_bytes)?;
+        let id = self.next_id();
+        request.set_id(id);
+        request.push_to(self.port.outgoing());
+        self.write_or_loss()?;
+        Ok(id)
+    }
+
+    /// Writes what others have queued elsewhere, as far as there is room.
+    pub(super) fn send_backlog(&mut self, backlog: &mut Outgoing) {
+        self.port.outgoing().append(backlog);
+        self.write();
     }
 
     /// Asks a question; the answer carries its id.
@@ -243,27 +316,36 @@ impl Session {
         question: impl FnOnce(RequestId) -> ClientMessage,
     ) -> Result<RequestId> {
         let id = self.next_id();
-        self.send(write_message(&question(id)))?;
+        self.port
+            .outgoing()
+            .push_message(write_message(&question(id)));
+        self.write_or_loss()?;
         Ok(id)
     }
 
     /// Takes a request back. That the session is lost needs no telling: the request is lost with it.
     pub(super) fn send_cancel(&mut self, id: RequestId) {
-        // The next wait on this session tells of a loss.
-        let _ = self.send(write_message(&ClientMessage::Cancel(id)));
+        let cancel = write_message(&ClientMessage::Cancel(id));
+        self.port.outgoing().push_message(cancel);
+        self.write();
     }
 
-    fn send(&mut self, frames: Vec<Bytes>) -> Result<()> {
-        if let Some(lost) = &self.lost {
-            return Err(lost.error.clone());
+    fn write_or_loss(&mut self) -> Result<()> {
+        self.write();
+        match &self.lost {
+            Some(lost) => Err(lost.error.clone()),
+            None => Ok(()),
         }
-        // Nothing blocks here: there is no mark to reach, so "try again" means that the connection is gone.
-        frames::send(&mut self.port.socket, frames, zmq::DONTWAIT).map_err(|e| {
-            self.lose(Error::unavailable(format!(
-                "{}: the request cannot be sent: {e}",
-                self.port.endpoint
-            )))
-        })
+    }
+
+    fn write(&mut self) {
+        let now = Instant::now();
+        for dealer in self.out.iter_mut().chain([&mut self.port]) {
+            if dealer.has_unwritten() {
+                dealer.write(now, &mut self.inbox);
+            }
+        }
+        self.note_losses(now);
     }
 
     fn lose(&mut self, error: Error) -> Error {
@@ -272,130 +354,153 @@ impl Session {
         lost.error.clone()
     }
 
-    /// Waits for the next answer, the deadline, another thread's word, or the end of the session, which is an error.
-    pub(super) fn next(
-        &mut self,
-        deadline: Option<Instant>,
-        mut wake: Option<&mut Socket>,
-    ) -> Result<Event> {
+    /// Waits for the next answer, the deadline, or the end of the session, which is an error.
+    pub(super) fn next(&mut self, deadline: Option<Instant>) -> Result<Event> {
         loop {
-            if self.lost.is_some() {
-                return self.last_words();
+            if let Some(frames) = self.take_message() {
+                return match server::read(frames) {
+                    Ok((id, message)) => Ok(Event::Message(id, message)),
+                    Err(e) => Err(self.lose_unreadable(&e)),
+                };
             }
-            // An answer that is there already needs no poll, which asks four sockets. And a send on `port` may have
-            // taken its descriptor's news: both are read before each wait.
-            if let Some(event) = self.try_next()? {
-                return Ok(event);
-            }
-            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            let (out, port, events, woken) = self.poll(left, wake.as_deref())?;
-            if events {
-                self.observe()?;
-                continue;
-            }
-            if woken && let Some(wake) = &mut wake {
-                while frames::receive(wake, zmq::DONTWAIT)?.is_some() {}
-                return Ok(Event::Woken);
-            }
-            if !(out || port) && deadline.is_some_and(|d| d <= Instant::now()) {
+            if self.wait(deadline, None)? == News::TimedOut {
                 return Ok(Event::TimedOut);
             }
         }
     }
 
+    /// What cannot be read ends the session: nobody could say whose answer it was.
+    pub(super) fn lose_unreadable(&mut self, error: &Error) -> Error {
+        let endpoint = self.port.endpoint();
+        let error = Error::internal(format!("{endpoint}: {}", error.message()));
+        self.lose(error)
+    }
+
     /// An answer that has come.
-    pub(super) fn try_next(&mut self) -> Result<Option<Event>> {
-        if let Some(line) = &mut self.out {
-            let received = frames::receive(&mut line.socket, zmq::DONTWAIT);
-            if let Some(event) = self.take(received)? {
-                return Ok(Some(event));
-            }
-        }
-        let received = frames::receive(&mut self.port.socket, zmq::DONTWAIT);
-        self.take(received)
+    pub(super) fn take_message(&mut self) -> Option<Vec<Bytes>> {
+        self.inbox.messages.pop_front()
     }
 
-    /// Waits for any of the sockets: results, answers, the monitors' events, the wake-up.
-    fn poll(
+    /// Waits until an answer has come, another thread wants something, or the time is over. The end of the session is an
+    /// error; what had come before it counts, and is given first.
+    pub(super) fn wait(
         &mut self,
-        left: Option<Duration>,
-        wake: Option<&Socket>,
-    ) -> Result<(bool, bool, bool, bool)> {
-        // Without a second line its places repeat the first one's, and say the same.
-        let (port, out) = (&self.port, self.out.as_ref().unwrap_or(&self.port));
-        let sockets = [
-            &out.socket,
-            &port.socket,
-            &port.monitor,
-            &out.monitor,
-            wake.unwrap_or(&port.monitor),
-        ];
-        let count = if wake.is_some() { 5 } else { 4 };
-        match wait(&sockets[..count], left) {
-            Ok([out, port, news, news_out, woken]) => Ok((out, port, news || news_out, woken)),
-            Err(e) => Err(self.lose(e)),
-        }
-    }
-
-    /// Reads a message off what came. What cannot be read ends the session: nobody could say whose answer it was.
-    fn take(&mut self, received: zmq::Result<Option<Vec<Bytes>>>) -> Result<Option<Event>> {
-        let frames = match received {
-            Ok(Some(frames)) => frames,
-            Ok(None) => return Ok(None),
-            Err(e) => return Err(self.lose(e.into())),
-        };
-        match server::read(frames) {
-            Ok((id, message)) => Ok(Some(Event::Message(id, message))),
-            Err(e) => {
-                let endpoint = &self.port.endpoint;
-                let error = Error::internal(format!("{endpoint}: {}", e.message()));
-                Err(self.lose(error))
-            }
-        }
-    }
-
-    fn lines(&mut self) -> impl Iterator<Item = &mut Line> {
-        self.out.iter_mut().chain([&mut self.port])
-    }
-
-    /// Reads what the monitors have to tell. True if every line is lost.
-    fn observe(&mut self) -> Result<bool> {
-        let mut loss = None;
-        let mut all = true;
-        for line in self.lines() {
-            if line.observe()? == Phase::Lost {
-                loss = Some(line.loss());
-            } else {
-                all = false;
-            }
-        }
-        if let Some(error) = loss {
-            let until = Instant::now() + LAST_WORDS;
-            self.lost.get_or_insert(Loss { error, until });
-        }
-        Ok(all)
-    }
-
-    /// What had come before the end counts; then the end is told.
-    fn last_words(&mut self) -> Result<Event> {
+        deadline: Option<Instant>,
+        waker: Option<&Waker>,
+    ) -> Result<News> {
         loop {
-            // In this order: a line that is lost has brought all that it will.
-            let all = self.observe()?;
-            for line in self.lines() {
-                if let Ok(Some(frames)) = frames::receive(&mut line.socket, zmq::DONTWAIT)
-                    && let Ok((id, message)) = server::read(frames)
-                {
-                    return Ok(Event::Message(id, message));
+            if !self.inbox.messages.is_empty() {
+                return Ok(News::Messages);
+            }
+            let limit = match &self.lost {
+                Some(lost) if self.is_all_lost() || lost.until <= Instant::now() => {
+                    return Err(lost.error.clone());
                 }
-            }
-            let Some(lost) = &self.lost else {
-                return Err(Error::unavailable("the session is over"));
+                Some(lost) => Some(lost.until),
+                None => deadline,
             };
-            let left = lost.until.saturating_duration_since(Instant::now());
-            if all || left.is_zero() {
-                return Err(lost.error.clone());
+            if self.turn(limit, waker)? && self.inbox.messages.is_empty() {
+                return Ok(News::Woken);
             }
-            self.poll(Some(left), None)?;
+            let is_over = deadline.is_some_and(|deadline| deadline <= self.waited);
+            if is_over && self.inbox.messages.is_empty() && self.lost.is_none() {
+                return Ok(News::TimedOut);
+            }
+        }
+    }
+
+    fn is_all_lost(&self) -> bool {
+        let is_lost = |dealer: &Dealer| dealer.phase() == Phase::Lost;
+        is_lost(&self.port) && self.out.as_ref().is_none_or(is_lost)
+    }
+
+    /// Waits once, until `limit` or until there is something to do, and does it: reads what has come, writes what there
+    /// is room for, asks for signs of life. True if another thread asked for this one.
+    fn turn(&mut self, limit: Option<Instant>, waker: Option<&Waker>) -> Result<bool> {
+        let start = Instant::now();
+        self.skip(start);
+        let until = limit.map_or(self.check_at, |limit| limit.min(self.check_at));
+        let seen = self.poll(until.saturating_duration_since(start), waker)?;
+        let now = Instant::now();
+        self.waited = now;
+        let [port, out, woken] = seen;
+        if let Some(dealer) = &mut self.out {
+            dealer.go_on(out, now, &mut self.inbox);
+        }
+        self.port.go_on(port, now, &mut self.inbox);
+        if now >= self.check_at {
+            self.check_at = now + CHECK;
+            for dealer in self.out.iter_mut().chain([&mut self.port]) {
+                dealer.check(now, &mut self.inbox);
+            }
+        }
+        self.note_losses(now);
+        let is_woken = !woken.is_empty();
+        if let Some(waker) = waker
+            && is_woken
+        {
+            waker.clear();
+        }
+        Ok(is_woken)
+    }
+
+    /// The time since the last wait: nobody would have heard the server.
+    fn skip(&mut self, now: Instant) {
+        let idle = now.saturating_duration_since(self.waited);
+        self.check_at += idle;
+        for dealer in self.out.iter_mut().chain([&mut self.port]) {
+            dealer.not_heard(idle, now);
+        }
+    }
+
+    /// What is to be seen at `port`, `port_out` and the waker, at the latest when the time is over.
+    fn poll(&mut self, timeout: Duration, waker: Option<&Waker>) -> Result<[PollFlags; 3]> {
+        // A connection that is lost would always have its end to tell.
+        let open = |dealer: &Dealer| dealer.phase() != Phase::Lost;
+        let dealers = [Some(&self.port), self.out.as_ref()];
+        let [port, out] = dealers.map(|dealer| dealer.filter(|dealer| open(dealer)));
+        let wanted: [Option<(BorrowedFd<'_>, PollFlags)>; 3] = [
+            port.map(|port| (port.as_fd(), port.interest())),
+            out.map(|out| (out.as_fd(), out.interest())),
+            waker.map(|waker| (waker.as_fd(), PollFlags::IN)),
+        ];
+        let unused = || PollFd::from_borrowed_fd(self.port.as_fd(), PollFlags::empty());
+        let mut fds = [unused(), unused(), unused()];
+        let mut count = 0;
+        for (fd, flags) in wanted.into_iter().flatten() {
+            fds[count] = PollFd::from_borrowed_fd(fd, flags);
+            count += 1;
+        }
+        let timeout = Timespec {
+            tv_sec: timeout.as_secs() as _,
+            tv_nsec: timeout.subsec_nanos() as _,
+        };
+        match poll(&mut fds[..count], Some(&timeout)) {
+            Ok(_) => {}
+            // A signal: there is nothing to see this time.
+            Err(rustix::io::Errno::INTR) => return Ok([PollFlags::empty(); 3]),
+            Err(e) => {
+                let error = Error::unavailable(format!("{}: poll: {e}", self.port.endpoint()));
+                return Err(self.lose(error));
+            }
+        }
+        let mut seen = fds[..count].iter().map(PollFd::revents);
+        Ok(wanted.map(|wanted| match wanted {
+            Some(_) => seen.next().unwrap_or(PollFlags::empty()),
+            None => PollFlags::empty(),
+        }))
+    }
+
+    fn note_losses(&mut self, now: Instant) {
+        if self.lost.is_some() {
+            return;
+        }
+        let mut dealers = self.out.iter().chain([&self.port]);
+        if let Some(lost) = dealers.find(|dealer| dealer.phase() == Phase::Lost) {
+            self.lost = Some(Loss {
+                error: lost.loss(),
+                until: now + LAST_WORDS,
+            });
         }
     }
 
@@ -406,19 +511,30 @@ impl Session {
         deadline: Option<Instant>,
     ) -> Result<ServerMessage> {
         loop {
-            match self.next(deadline, None)? {
+            match self.next(deadline)? {
                 Event::Message(of, ServerMessage::Error(e)) if of == id => return Err(e),
                 Event::Message(of, message) if of == id => return Ok(message),
-                Event::Message(..) | Event::Woken => {}
+                Event::Message(..) => {}
                 Event::TimedOut => {
                     return Err(Error::new(
                         ErrorCode::DeadlineExceeded,
-                        format!("{}: no answer in time", self.port.endpoint),
+                        format!("{}: no answer in time", self.port.endpoint()),
                     ));
                 }
             }
         }
     }
+}
+
+/// Beyond the server's bound the connection would be cut without a word.
+pub(super) fn check_size(request: &Encoded<'_>, limit: u64) -> Result<()> {
+    let bytes = request.frame_bytes();
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Error::exhausted(format!(
+        "the request takes {bytes} bytes, the server's limit is {limit} (max_request_bytes): send fewer rows at once"
+    )))
 }
 
 /// When that time is over. What no clock can hold is for ever: some years.
@@ -429,7 +545,7 @@ pub(super) fn after(time: Duration) -> Instant {
     now.checked_add(time).unwrap_or_else(|| now + FOR_EVER)
 }
 
-/// 16 random bytes, the first not 0: libzmq keeps those that start with 0 for itself.
+/// 16 random bytes, the first not 0: ids that start with 0 are those that a ROUTER makes itself.
 fn routing_id() -> Result<[u8; 16]> {
     let mut id = [0; 16];
     while id[0] == 0 {

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::Client;
+use super::call::gave_up;
 use super::response::PartRows;
 use super::session::{Event, Session};
-use super::tickets::gave_up;
 use crate::error::{Error, Result};
 use crate::message::{RequestId, Stats};
 use crate::tensor::{Batch, Tensor};
@@ -77,9 +77,9 @@ impl Iterator for Parts<'_> {
             return Some(Ok(part));
         }
         loop {
-            let message = match self.session.as_mut()?.next(self.deadline, None) {
+            let message = match self.session.as_mut()?.next(self.deadline) {
                 Ok(Event::Message(id, message)) if id == self.id => message,
-                Ok(Event::Message(..) | Event::Woken) => continue,
+                Ok(Event::Message(..)) => continue,
                 Ok(Event::TimedOut) => {
                     self.take_back();
                     return Some(Err(gave_up()));

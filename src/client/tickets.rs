@@ -1,32 +1,35 @@
 //! Several requests in flight on one session, of any threads, fetched in any order.
 //!
 //! ```text
-//! submit ─▶ outgoing ─┐                     ┌─▶ the slot of its request ─▶ the thread that waits for it
-//! submit ─▶ outgoing ─┴─▶ whoever is at the ┴─▶ …
-//! cancel ─▶ cancels ──┘   wheel: session
+//! submit ─▶ backlog ─┐                  ┌─▶ the seat of the thread that waits for it, which reads it
+//! submit ─▶ backlog ─┴─▶ the driver: ───┴─▶ the slot of its request, until somebody asks
+//! cancel ─▶ backlog ─┘   session
 //! ```
-//! One of the threads that wait is at the wheel: it sends what others want sent and files what comes, until it has its
-//! own answer; then the next one is woken to take over. Under load it finds much to do each time, so that
+//! One of the threads that wait is the driver: it sends what others have queued and hands out what comes, until it has
+//! its own answer; then the next one is told to drive. Under load it finds much to do each time, so that
 //! many requests share what waking up costs, on this side and at the server. Where nobody waits, whoever submits
 //! sends by itself.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use zmq::{Context, Socket, SocketType};
+use bytes::Bytes;
 
-use super::call::Limit;
-use super::line::make;
+use super::call::{Limit, gave_up};
+use super::encoded::Encoded;
 use super::response::Response;
-use super::session::{Event, Session};
-use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Request, RequestId};
-use crate::wire::server::ServerMessage;
+use super::session::{News, Session, check_size};
+use crate::error::{Error, Result};
+use crate::message::RequestId;
+use crate::waker::Waker;
+use crate::wire::client::{ClientMessage, write_message};
+use crate::wire::{id, server};
+use crate::zmtp::outgoing::Outgoing;
 
-/// Answers that are read before those that wait for them are woken.
-const TURN: usize = 64;
+/// How often those who submit look for answers where nobody waits for any: what nobody reads, the server has to hold.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A request in flight; [`Client::fetch`](super::Client::fetch) turns it into its answer. Dropping it takes the
 /// request back.
@@ -36,11 +39,18 @@ pub struct Ticket {
     id: RequestId,
     shared: Arc<Shared>,
     deadline: Option<Instant>,
+    /// Its answer was fetched: there is nothing to take back.
+    settled: bool,
 }
 
 impl Ticket {
-    pub(super) fn fetch(self) -> Result<Response> {
-        self.shared.fetch(self.id, self.deadline)
+    pub(super) fn fetch(mut self) -> Result<Response> {
+        let frames = self.shared.await_answer(self.id, self.deadline)?;
+        self.settled = true;
+        // Read here, and not by the driver, who has to go on.
+        let (_, message) = server::read(frames)
+            .map_err(|e| Error::internal(format!("the answer cannot be read: {}", e.message())))?;
+        Response::from_message(message)
     }
 
     pub(super) fn cancel(&self) {
@@ -50,15 +60,25 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.shared.abandon(self.id);
+        if !self.settled {
+            self.shared.abandon(self.id);
+        }
     }
+}
+
+/// What became of a request that was to be submitted.
+pub(super) enum Submitted {
+    Ticket(Ticket),
+    /// The session is lost; the request was not sent.
+    Lost(Encoded<'static>),
 }
 
 /// A session that several tickets belong to.
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// Calls the thread at the wheel.
-    bell: Mutex<Socket>,
+    /// Wakes the driver.
+    waker: Waker,
+    max_request_bytes: u64,
 }
 
 impl std::fmt::Debug for Shared {
@@ -67,53 +87,73 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-#[derive(Default)]
+/// An answer as it came.
+type Answer = Vec<Bytes>;
+
 struct State {
-    /// `None` while a thread is at the wheel.
-    wheel: Option<Wheel>,
+    /// `None` while a thread drives.
+    session: Option<Session>,
     last_id: u64,
-    slots: HashMap<RequestId, Slot>,
-    /// For the thread at the wheel: requests to send, in the order of their ids, and to take back.
-    outgoing: Vec<(RequestId, Request)>,
-    cancels: Vec<RequestId>,
-    /// The thread at the wheel sleeps, and has to be called.
+    /// Requests whose ticket is still there, and the answers of those that nobody was waiting for when they came.
+    slots: HashMap<RequestId, Option<Answer>>,
+    /// Those who wait. None of them is the driver, and none has its answer.
+    waiting: BTreeMap<RequestId, Arc<Seat>>,
+    /// For the driver to send: requests in the order of their ids, and cancels.
+    backlog: Outgoing,
+    /// The driver sleeps, and has to be woken.
     sleeping: bool,
+    looked: Instant,
     lost: Option<Error>,
 }
 
-/// Wakes one thread that waits with the state. (Not `Thread::unpark`: that would use up what the program's own code
-/// wants to be woken by.)
-type Waiter = Arc<Condvar>;
-
-/// A request that was not taken back.
+/// Where one thread waits, with nobody else. (Not `thread::park`: that would use up what the program's own code wants to
+/// be woken by.)
 #[derive(Default)]
-struct Slot {
-    answer: Option<Result<Response>>,
-    /// Who sleeps until the answer is there.
-    waiter: Option<Waiter>,
+struct Seat {
+    word: Mutex<Option<Word>>,
+    said: Condvar,
 }
 
-struct Wheel {
-    session: Session,
-    bell: Socket,
+enum Word {
+    Answer(Answer),
+    /// The session is over.
+    Lost(Error),
+    /// Nobody drives.
+    Drive,
 }
 
-/// What there is to do for whoever is at the wheel.
-type Duties = (Vec<(RequestId, Request)>, Vec<RequestId>);
+impl Seat {
+    fn lock(&self) -> MutexGuard<'_, Option<Word>> {
+        self.word.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl Wheel {
-    /// Gives the answers of those that could not be sent.
-    fn send(&mut self, (outgoing, cancels): Duties) -> Vec<(RequestId, Result<Response>)> {
-        let mut failed = Vec::new();
-        for (id, request) in outgoing {
-            if let Err(e) = self.session.send_infer_as(id, &request) {
-                failed.push((id, Err(e)));
-            }
+    /// Puts a word there. Its thread has to be notified then, once no lock is held that it would wait for.
+    fn put(&self, word: Word) {
+        *self.lock() = Some(word);
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> Option<Word> {
+        let mut word = self.lock();
+        while word.is_none() {
+            word = match left(deadline) {
+                None => self.said.wait(word).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => return None,
+                Some(left) => {
+                    let woken = self.said.wait_timeout(word, left);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
-        for id in cancels {
-            self.session.send_cancel(id);
-        }
-        failed
+        word.take()
+    }
+}
+
+/// Threads that have a word waiting for them.
+type Told = Vec<Arc<Seat>>;
+
+fn notify(told: &mut Told) {
+    for seat in told.drain(..) {
+        seat.said.notify_one();
     }
 }
 
@@ -123,104 +163,105 @@ impl State {
         RequestId(self.last_id)
     }
 
-    /// Files what came. Gives the thread that waits for it.
-    fn file(&mut self, event: Result<Event>) -> Option<Waiter> {
-        match event {
-            Ok(Event::Message(id, message)) => {
-                let answer = match message {
-                    ServerMessage::Error(e) => Err(e),
-                    message => Response::from_message(message),
-                };
-                self.answer(id, answer)
-            }
-            Ok(Event::TimedOut | Event::Woken) => None,
-            Err(e) => {
-                self.lost.get_or_insert(e);
-                None
-            }
-        }
-    }
-
-    fn answer(&mut self, id: RequestId, answer: Result<Response>) -> Option<Waiter> {
-        // What nobody waits for any more is dropped.
-        let slot = self.slots.get_mut(&id)?;
-        slot.answer = Some(answer);
-        slot.waiter.take()
-    }
-
-    fn is_over(&self, id: RequestId) -> bool {
-        self.lost.is_some() || self.slots.get(&id).is_none_or(|slot| slot.answer.is_some())
-    }
-
-    fn duties(&mut self) -> Duties {
-        (
-            std::mem::take(&mut self.outgoing),
-            std::mem::take(&mut self.cancels),
-        )
-    }
-
-    /// If nobody is at the wheel, one of those who wait has to take it. If the session is lost, all have to know.
-    fn pass_on(&self) {
-        let mut waiters = self.slots.values().filter(|slot| slot.answer.is_none());
-        if self.lost.is_some() {
-            waiters
-                .filter_map(|slot| slot.waiter.as_ref())
-                .for_each(wake);
-        } else if self.wheel.is_some()
-            && let Some(next) = waiters.find_map(|slot| slot.waiter.as_ref())
-        {
-            wake(next);
-        }
-    }
-}
-
-/// The wheel in one thread's hands. However that ends, the next finds it where it was.
-struct Lead<'a> {
-    shared: &'a Shared,
-    wheel: Option<Wheel>,
-}
-
-impl Drop for Lead<'_> {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.sleeping = false;
-        if let Some(mut wheel) = self.wheel.take() {
-            // What others wanted sent meanwhile: the next to send may do so by itself, and must not be before them.
-            let duties = state.duties();
-            let answered = wheel.send(duties);
-            for (id, answer) in answered {
-                if let Some(waiter) = state.answer(id, answer) {
-                    wake(&waiter);
+    /// Hands out what has come.
+    fn hand_out(&mut self, session: &mut Session, told: &mut Told) {
+        while let Some(frames) = session.take_message() {
+            let id = frames.first().and_then(|header| id::look(header));
+            // A header of another make is read in full here, and once more by whoever gets it.
+            let id = id.map_or_else(|| server::read(frames.clone()).map(|(id, _)| id), Ok);
+            match id {
+                Ok(id) => self.answer(id, frames, told),
+                Err(e) => {
+                    let error = session.lose_unreadable(&e);
+                    self.lose(error, told);
                 }
             }
-            state.wheel = Some(wheel);
         }
-        state.pass_on();
+    }
+
+    fn answer(&mut self, id: RequestId, answer: Answer, told: &mut Told) {
+        if let Some(seat) = self.waiting.remove(&id) {
+            self.slots.remove(&id);
+            seat.put(Word::Answer(answer));
+            told.push(seat);
+        } else if let Some(slot) = self.slots.get_mut(&id) {
+            *slot = Some(answer);
+        } // what nobody waits for any more is dropped
+    }
+
+    fn lose(&mut self, error: Error, told: &mut Told) {
+        let error = self.lost.get_or_insert(error);
+        for (_, seat) in std::mem::take(&mut self.waiting) {
+            seat.put(Word::Lost(error.clone()));
+            told.push(seat);
+        }
+    }
+
+    /// What came before the session's end, and the end.
+    fn hear_the_end(&mut self, session: &mut Session, told: &mut Told) {
+        while self.lost.is_none() {
+            match session.wait(None, None) {
+                Ok(_) => self.hand_out(session, told),
+                Err(e) => self.lose(e, told),
+            }
+        }
+    }
+
+    /// If nobody drives, one of those who wait has to. The one whose request is the newest may do so for longest.
+    fn pass_on(&mut self, told: &mut Told) {
+        if self.session.is_some()
+            && self.lost.is_none()
+            && let Some((_, seat)) = self.waiting.pop_last()
+        {
+            seat.put(Word::Drive);
+            told.push(seat);
+        }
+    }
+
+    fn has_answer(&self, id: RequestId) -> bool {
+        self.slots.get(&id).is_none_or(Option::is_some)
+    }
+}
+
+/// The session in the driver's hands. However the driver ends, the next finds it where it was.
+struct Driver<'a> {
+    shared: &'a Shared,
+    session: Option<Session>,
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        let mut told = Told::new();
+        let mut state = self.shared.lock();
+        state.sleeping = false;
+        if let Some(mut session) = self.session.take() {
+            // What others queued meanwhile: the next to send may do so by itself, and must not be before them.
+            if !state.backlog.is_empty() {
+                session.send_backlog(&mut state.backlog);
+            }
+            state.session = Some(session);
+        }
+        state.pass_on(&mut told);
+        drop(state);
+        notify(&mut told);
     }
 }
 
 impl Shared {
-    pub(super) fn new(context: &Context, mut session: Session) -> Result<Shared> {
-        static BELLS: AtomicU64 = AtomicU64::new(0);
-
-        let name = BELLS.fetch_add(1, Ordering::Relaxed);
-        let name = format!("inproc://mdm-client-bell-{name}");
-        let (heard, rung) = (
-            make(context, SocketType::PAIR)?,
-            make(context, SocketType::PAIR)?,
-        );
-        heard.bind(&name)?;
-        rung.connect(&name)?;
+    pub(super) fn new(mut session: Session) -> Result<Shared> {
         Ok(Shared {
+            waker: Waker::new()?,
+            max_request_bytes: session.max_request_bytes(),
             state: Mutex::new(State {
                 last_id: session.next_id().0,
-                wheel: Some(Wheel {
-                    session,
-                    bell: heard,
-                }),
-                ..State::default()
+                session: Some(session),
+                slots: HashMap::new(),
+                waiting: BTreeMap::new(),
+                backlog: Outgoing::default(),
+                sleeping: false,
+                looked: Instant::now(),
+                lost: None,
             }),
-            bell: Mutex::new(rung),
         })
     }
 
@@ -233,202 +274,197 @@ impl Shared {
         self.lock().lost.is_some()
     }
 
-    /// Requests that have no answer yet.
-    pub(super) fn in_flight(&self) -> usize {
-        self.lock().slots.len()
-    }
-
     /// Sends a request, or has it sent.
     ///
     /// # Errors
-    /// The request, if the session is lost; else what is wrong with it.
+    /// What is wrong with the request.
     pub(super) fn submit(
         self: &Arc<Shared>,
-        request: Request,
+        mut request: Encoded<'static>,
         limit: Limit,
-    ) -> std::result::Result<Result<Ticket>, Request> {
+    ) -> Result<Submitted> {
+        check_size(&request, self.max_request_bytes)?;
+        let now = Instant::now();
+        let mut told = Told::new();
         let mut state = self.lock();
-        if let Some(mut wheel) = state.wheel.take() {
-            // Files what has come since, and sees whether the session was lost.
-            let mut waiters = Vec::new();
-            while state.lost.is_none() {
-                match wheel.session.next(Some(Instant::now()), None) {
-                    Ok(Event::TimedOut) => break,
-                    event => waiters.extend(state.file(event)),
-                }
-            }
-            let sent = state.lost.is_none().then(|| {
-                let id = state.new_id();
-                wheel.session.send_infer_as(id, &request).map(|()| id)
-            });
-            state.wheel = Some(wheel);
-            waiters.iter().for_each(wake);
-            return match sent {
-                None => {
-                    state.pass_on();
-                    Err(request)
-                }
-                Some(Ok(id)) => Ok(Ok(self.ticket(state, id, limit))),
-                Some(Err(e)) => Ok(Err(e)),
-            };
+        if now.saturating_duration_since(state.looked) >= LOOK {
+            state.looked = now;
+            self.look(&mut state, &mut told);
         }
         if state.lost.is_some() {
-            return Err(request);
+            drop(state);
+            notify(&mut told);
+            return Ok(Submitted::Lost(request));
         }
         let id = state.new_id();
-        state.outgoing.push((id, request));
-        let asleep = std::mem::take(&mut state.sleeping);
-        let ticket = self.ticket(state, id, limit);
-        if asleep {
-            self.ring();
-        }
-        Ok(Ok(ticket))
-    }
-
-    fn ticket(
-        self: &Arc<Shared>,
-        mut state: MutexGuard<'_, State>,
-        id: RequestId,
-        limit: Limit,
-    ) -> Ticket {
-        state.slots.insert(id, Slot::default());
-        Ticket {
+        request.set_id(id);
+        request.push_to(&mut state.backlog);
+        state.slots.insert(id, None);
+        self.send(state, &mut told);
+        Ok(Submitted::Ticket(Ticket {
             id,
             shared: self.clone(),
             deadline: limit.deadline(),
+            settled: false,
+        }))
+    }
+
+    /// Where nobody drives: hands out what has come, and notices if the session is lost.
+    fn look(&self, state: &mut State, told: &mut Told) {
+        if let Some(mut session) = state.session.take() {
+            while session.look() {
+                state.hand_out(&mut session, told);
+            }
+            if session.loss().is_some() {
+                state.hear_the_end(&mut session, told);
+            }
+            state.session = Some(session);
         }
     }
 
-    fn fetch(&self, id: RequestId, deadline: Option<Instant>) -> Result<Response> {
-        let mut state = self.lock();
-        loop {
-            let answer = state.slots.get_mut(&id).and_then(|slot| {
-                slot.waiter = None;
-                slot.answer.take()
-            });
-            let over = match (answer, &state.lost) {
-                (Some(answer), _) => {
-                    state.slots.remove(&id);
-                    Some(answer)
-                }
-                (None, Some(lost)) => Some(Err(lost.clone())),
-                // The drop of its ticket takes the request back.
-                (None, None) if is_past(deadline) => Some(Err(gave_up())),
-                (None, None) => None,
-            };
-            if let Some(answer) = over {
-                // It may have been woken to take the wheel.
-                state.pass_on();
-                return answer;
+    /// Sends the backlog, or has the driver do so.
+    fn send(&self, mut state: MutexGuard<'_, State>, told: &mut Told) {
+        let mut wake = false;
+        if let Some(mut session) = state.session.take() {
+            session.send_backlog(&mut state.backlog);
+            if session.loss().is_some() {
+                state.hear_the_end(&mut session, told);
             }
-            if let Some(wheel) = state.wheel.take() {
+            state.session = Some(session);
+        } else {
+            wake = std::mem::take(&mut state.sleeping);
+        }
+        drop(state);
+        notify(told);
+        if wake {
+            self.waker.wake();
+        }
+    }
+
+    /// Waits for one answer, and forgets its request. An error leaves the request where it is.
+    fn await_answer(&self, id: RequestId, deadline: Option<Instant>) -> Result<Answer> {
+        let mut told = Told::new();
+        let mut state = self.lock();
+        let answer = loop {
+            if let Some(answer) = state.slots.get_mut(&id).and_then(Option::take) {
+                state.slots.remove(&id);
+                break Ok(answer);
+            }
+            if let Some(lost) = &state.lost {
+                break Err(lost.clone());
+            }
+            if is_past(deadline) {
+                // The drop of its ticket takes the request back.
+                break Err(gave_up());
+            }
+            if let Some(session) = state.session.take() {
                 drop(state);
-                self.drive(wheel, id, deadline);
+                self.drive(session, id, deadline);
                 state = self.lock();
                 continue;
             }
-            let waiter = Waiter::default();
-            if let Some(slot) = state.slots.get_mut(&id) {
-                slot.waiter = Some(waiter.clone());
+            let seat = Arc::<Seat>::default();
+            state.waiting.insert(id, seat.clone());
+            drop(state);
+            match seat.wait(deadline) {
+                Some(Word::Answer(answer)) => return Ok(answer),
+                Some(Word::Lost(error)) => return Err(error),
+                Some(Word::Drive) | None => {}
             }
-            state = match left(deadline) {
-                None => waiter.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(left) => {
-                    let woken = waiter.wait_timeout(state, left);
-                    woken.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
+            state = self.lock();
+            // A word is put there under the lock, so now it is there, or will never be.
+            if state.waiting.remove(&id).is_none()
+                && let Some(Word::Answer(answer)) = seat.lock().take()
+            {
+                break Ok(answer);
+            }
+        };
+        // It may have been told to drive.
+        state.pass_on(&mut told);
+        drop(state);
+        notify(&mut told);
+        answer
     }
 
-    /// Sends and files for all, until this request has its answer or no time left.
-    fn drive(&self, wheel: Wheel, id: RequestId, deadline: Option<Instant>) {
-        let mut lead = Lead {
+    /// Sends and hands out for all, until this request has its answer or no time left.
+    fn drive(&self, session: Session, id: RequestId, deadline: Option<Instant>) {
+        let mut driver = Driver {
             shared: self,
-            wheel: Some(wheel),
+            session: Some(session),
         };
-        let Some(wheel) = &mut lead.wheel else {
+        let Some(session) = &mut driver.session else {
             return;
         };
-        let mut nothing_came = false;
-        let mut events = Vec::new();
-        let mut failed = Vec::new();
-        let mut waiters = Vec::new();
+        let mut told = Told::new();
+        let mut backlog = Outgoing::default();
+        let mut end = None;
+        let mut wrote_last = false;
         loop {
             let mut state = self.lock();
             state.sleeping = false;
-            for event in events.drain(..) {
-                waiters.extend(state.file(event));
+            state.hand_out(session, &mut told);
+            if let Some(error) = end.take() {
+                state.lose(error, &mut told);
             }
-            for (id, answer) in failed.drain(..) {
-                waiters.extend(state.answer(id, answer));
-            }
-            if state.is_over(id) || is_past(deadline) {
+            if state.has_answer(id) || state.lost.is_some() || is_past(deadline) {
                 drop(state);
-                waiters.iter().for_each(wake);
+                notify(&mut told);
                 return;
             }
-            let duties = state.duties();
-            let idle = nothing_came && duties.0.is_empty() && duties.1.is_empty();
+            std::mem::swap(&mut backlog, &mut state.backlog);
+            let idle = backlog.is_empty() && told.is_empty();
             state.sleeping = idle;
             drop(state);
-            waiters.drain(..).for_each(|waiter| wake(&waiter));
-            if idle {
-                let Wheel { session, bell } = wheel;
-                events.push(session.next(deadline, Some(bell)));
-                nothing_came = false;
+            if !told.is_empty() {
+                notify(&mut told);
+                if backlog.is_empty() {
+                    // Who has its answer is likely to ask for the next: what they queue now leaves in one write.
+                    thread::yield_now();
+                    continue;
+                }
+            }
+            let until = if idle {
+                deadline
+            } else {
+                session.send_backlog(&mut backlog);
+                Some(Instant::now())
+            };
+            // Right after a request there is no answer; but whoever submits without end must not keep those that wait.
+            if !idle && !wrote_last && session.loss().is_none() {
+                wrote_last = true;
                 continue;
             }
-            failed = wheel.send(duties);
-            while events.len() < TURN
-                && let Some(event) = wheel.session.try_next().transpose()
-            {
-                events.push(event);
+            wrote_last = !idle;
+            match session.wait(until, Some(&self.waker)) {
+                Ok(News::Messages | News::TimedOut | News::Woken) => {}
+                Err(e) => end = Some(e),
             }
-            nothing_came = events.is_empty() && failed.is_empty();
         }
-    }
-
-    fn ring(&self) {
-        let bell = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
-        // It fails only where the context has ended, and the session with it.
-        let _ = bell.send(zmq::Message::new(), zmq::DONTWAIT);
     }
 
     fn cancel(&self, id: RequestId) {
         let mut state = self.lock();
-        match state.slots.get(&id) {
-            Some(slot) if slot.answer.is_none() => {}
-            // It has its answer, or was given up.
-            _ => return,
-        }
-        self.take_back(&mut state, id);
-    }
-
-    fn take_back(&self, state: &mut State, id: RequestId) {
-        if let Some(wheel) = &mut state.wheel {
-            wheel.session.send_cancel(id);
-            return;
-        }
-        state.cancels.push(id);
-        if std::mem::take(&mut state.sleeping) {
-            self.ring();
+        // Else it has its answer, or was given up.
+        if let Some(None) = state.slots.get(&id) {
+            push_cancel(&mut state, id);
+            self.send(state, &mut Told::new());
         }
     }
 
     fn abandon(&self, id: RequestId) {
         let mut state = self.lock();
-        if let Some(slot) = state.slots.remove(&id)
-            && slot.answer.is_none()
+        if let Some(None) = state.slots.remove(&id)
             && state.lost.is_none()
         {
-            self.take_back(&mut state, id);
+            push_cancel(&mut state, id);
+            self.send(state, &mut Told::new());
         }
     }
 }
 
-fn wake(waiter: &Waiter) {
-    waiter.notify_one();
+fn push_cancel(state: &mut State, id: RequestId) {
+    let cancel = write_message(&ClientMessage::Cancel(id));
+    state.backlog.push_message(cancel);
 }
 
 fn left(deadline: Option<Instant>) -> Option<Duration> {
@@ -437,12 +473,4 @@ fn left(deadline: Option<Instant>) -> Option<Duration> {
 
 fn is_past(deadline: Option<Instant>) -> bool {
     left(deadline).is_some_and(|left| left.is_zero())
-}
-
-/// The error of a client that waited longer than the server should have taken.
-pub(super) fn gave_up() -> Error {
-    Error::new(
-        ErrorCode::DeadlineExceeded,
-        "the server did not answer within the request's time; the request was taken back",
-    )
 }

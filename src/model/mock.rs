@@ -268,10 +268,10 @@ mod tests {
         })
         .unwrap();
         let named = |name| Arc::new(Lookup::of(Some(name), &Params::new()));
-        let client = bytes::Bytes::from_static(b"client");
-        loader.ask(client.clone(), 7, Job::Resolve(named("bad")));
-        loader.ask(client.clone(), 8, Job::Resolve(named("echo")));
-        loader.ask(client.clone(), 9, Job::Unload(named("echo")));
+        let client = crate::message::ReplyTo([1; 16]);
+        loader.ask(client, 7, Job::Resolve(named("bad")));
+        loader.ask(client, 8, Job::Resolve(named("echo")));
+        loader.ask(client, 9, Job::Unload(named("echo")));
         let order: Vec<u64> = tickets.iter().take(3).collect();
         assert_eq!(order, [7, 8, 9]);
         let Some(Answer::Described(Err(e))) = loader.take(7) else {

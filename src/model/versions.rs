@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+pub(super) use crate::message::MODEL_VERSION;
 
 /// What a version's folder may hold, in the order in which it is looked for.
 const FILES: [&str; 2] = ["model.proxy", "model.onnx"];
-/// The parameter that asks for a version.
-pub(super) const MODEL_VERSION: &str = "model_version";
 /// Versions that an error lists.
 const MOST_LISTED: usize = 20;
 

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::message::{ReplyTo, RequestId};
 use crate::waker::Waker;
 use crate::wire::client::ClientMessage;
+use crate::wire::params::RawParams;
 use crate::wire::server::ServerMessage;
 
 /// Messages of all doors that the ventilator has not taken yet.
@@ -28,7 +29,7 @@ const ANSWER_BYTES: u64 = 256;
 /// What doors say.
 #[derive(Debug)]
 pub(crate) enum Said {
-    Message(ReplyTo, ClientMessage),
+    Message(ReplyTo, ClientMessage<RawParams>),
     /// The door was dropped: its callers are gone.
     Closed(u32),
 }
@@ -109,7 +110,7 @@ impl Doors {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too much waits for it, `UNAVAILABLE` if it has stopped.
-    pub(crate) fn say(&self, from: ReplyTo, message: ClientMessage) -> Result<()> {
+    pub(crate) fn say(&self, from: ReplyTo, message: ClientMessage<RawParams>) -> Result<()> {
         if lock(&self.open).over {
             return Err(Error::unavailable("the server has stopped"));
         }

@@ -4,11 +4,15 @@
 //! port ─▶ ventilator ─ two lanes each ─▶ worker 0..N-1 ─▶ sink ─▶ port_out
 //!             ▲                             │              │
 //!             └───── up, credit, down ──────┘              │
-//!             └───── gone, abort, report ──────────────────┘
+//!             └── gone, abort, arrived, report ────────────┘
 //! ```
+//! What the ventilator and the sink decide is in pure state machines, `ventilator/requests.rs` and `sink/answers.rs`: the
+//! loops around them have the sockets and the clock, and `simulation.rs` runs them without.
 
 pub(crate) mod control;
 pub(crate) mod doors;
+#[cfg(test)]
+mod simulation;
 pub(crate) mod sink;
 pub(crate) mod ventilator;
 pub(crate) mod worker;

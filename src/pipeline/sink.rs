@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use zmq::Socket;
 
-use self::answers::{Action, Answers, Outlet};
+use self::answers::{Action, Answers, Bounds, Outlet};
 use super::control::StopOrder;
 use super::doors::Doors;
 use super::{Clock, tell};
@@ -33,6 +33,9 @@ const ERROR_BYTES: u64 = 1 << 20;
 /// How long a stop at once waits for answers that are leaving.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
+/// So many answered requests are remembered before the sink asks which of them may still be closed.
+const ANSWERED: usize = 1 << 14;
+
 /// What the sink is set up with.
 pub(crate) struct Setup {
     /// `port_out`, listening.
@@ -46,6 +49,8 @@ pub(crate) struct Setup {
     pub clock: Clock,
     pub waiter: Waiter,
     pub workers: usize,
+    /// Chunks that a worker can hold, running and waiting, in both lanes.
+    pub worker_chunks: usize,
     pub max_client_bytes: u64,
 }
 
@@ -160,7 +165,12 @@ impl Sink {
             stop: setup.stop,
             clock: setup.clock,
             waiter: setup.waiter,
-            answers: Answers::new(setup.workers, setup.max_client_bytes)?,
+            answers: Answers::new(&Bounds {
+                workers: setup.workers,
+                worker_chunks: setup.worker_chunks,
+                max_client_bytes: setup.max_client_bytes,
+                answered: ANSWERED,
+            })?,
             exit: Exit {
                 router,
                 doors: setup.doors,
@@ -176,7 +186,7 @@ impl Sink {
 
     fn serve(&mut self) -> Result<()> {
         loop {
-            let is_drained = self.hear_inside()?;
+            self.hear_inside()?;
             let now = Instant::now();
             for _ in 0..TURN {
                 let Some(incoming) = self.exit.router.next(now) else {
@@ -193,7 +203,8 @@ impl Sink {
             if self.answers.all_stopped() && self.leave(now)? {
                 return Ok(());
             }
-            if !is_drained || self.exit.router.has_input() {
+            if self.exit.router.has_news() {
+                self.exit.router.wait(Some(Duration::ZERO))?;
                 continue;
             }
             let look = self.leaving.as_ref().map(|_| now + LOOK);
@@ -204,16 +215,19 @@ impl Sink {
         }
     }
 
-    /// Takes what came from inside. `true` if nothing is left, which the inbox's descriptor needs to tell of what comes
-    /// next.
-    fn hear_inside(&mut self) -> Result<bool> {
+    /// Takes what came from inside, until nothing is left, which the inbox's descriptor needs to tell of what comes next.
+    fn hear_inside(&mut self) -> Result<()> {
+        if !self.exit.router.take_inner_news() {
+            return Ok(());
+        }
         for _ in 0..TURN {
             let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
-                return Ok(true);
+                return Ok(());
             };
             self.hear(inner::read_to_sink(message)?)?;
         }
-        Ok(false)
+        self.exit.router.keep_inner_news();
+        Ok(())
     }
 
     fn hear(&mut self, message: ToSink) -> Result<()> {

@@ -170,7 +170,7 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
 impl Ventilator {
     fn serve(&mut self) -> Result<()> {
         while self.phase != Phase::Stopped {
-            let is_drained = self.hear_inside()?;
+            self.hear_inside()?;
             let now = Instant::now();
             self.hear_clients(now)?;
             if let Some(mode) = self.stop.take() {
@@ -182,8 +182,7 @@ impl Ventilator {
             self.router.tick(now);
             self.router.flush(now);
             self.advance_stop()?;
-            let has_more = !is_drained || self.router.has_input() || self.doors.has_said();
-            if !has_more && self.phase != Phase::Stopped {
+            if self.phase != Phase::Stopped {
                 self.wait(now, now_us)?;
             }
         }
@@ -199,8 +198,12 @@ impl Ventilator {
         Ok(())
     }
 
-    /// Sleeps until there is something to do.
+    /// Looks for news, asleep until there is something to do.
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
+        if self.router.has_news() || self.doors.has_said() {
+            self.router.wait(Some(Duration::ZERO))?;
+            return Ok(());
+        }
         let due_us = [
             self.requests.scheduler.due_us(),
             self.intake.due_us(),
@@ -218,16 +221,19 @@ impl Ventilator {
         self.waiter.wait_with(pause, |left| router.wait(left))
     }
 
-    /// Takes what came from inside. `true` if nothing is left, which the inbox's descriptor needs to tell of what comes
-    /// next.
-    fn hear_inside(&mut self) -> Result<bool> {
+    /// Takes what came from inside, until nothing is left, which the inbox's descriptor needs to tell of what comes next.
+    fn hear_inside(&mut self) -> Result<()> {
+        if !self.router.take_inner_news() {
+            return Ok(());
+        }
         for _ in 0..TURN {
             let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
-                return Ok(true);
+                return Ok(());
             };
             self.take(inner::read_to_ventilator(message)?)?;
         }
-        Ok(false)
+        self.router.keep_inner_news();
+        Ok(())
     }
 
     fn new_serial(&mut self) -> Serial {
@@ -280,6 +286,14 @@ impl Ventilator {
             ToVentilator::Abort(serial) => {
                 let error = Error::internal("answered by the sink");
                 self.requests.close(serial, &error, Answered::BySink);
+                self.act()
+            }
+            ToVentilator::Arrived(arrived) => {
+                self.requests.arrived(arrived, self.clock.now_us());
+                self.act()
+            }
+            ToVentilator::WhatIsOut => {
+                self.requests.tell_what_is_out();
                 self.act()
             }
             ToVentilator::Report(token, report) => self.send_status(token, &report),

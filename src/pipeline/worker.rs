@@ -23,6 +23,7 @@ use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
 use crate::socket::{self, Vigil, Waiter};
 use crate::tensor::Batch;
+use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 
 /// What a worker is given: endpoints and a source of models, no reference into the server.
@@ -182,19 +183,22 @@ impl Worker {
                     return Ok((lane, inner::read_to_worker(message)?));
                 }
             }
-            self.waiter.wait(&[&self.small, &self.bulk], None)?;
+            self.waiter.wait([&self.small, &self.bulk], None)?;
         }
     }
 
-    fn run_chunk(&mut self, lane: Lane, chunk: Chunk) -> Result<()> {
-        if self.is_cancelled(&chunk.members) {
-            return self.skip(&chunk);
+    fn run_chunk(&mut self, lane: Lane, chunk: UncheckedChunk) -> Result<()> {
+        if self.is_cancelled(chunk.members()) {
+            return self.skip(&chunk.discard(), Vec::new());
         }
+        // Checked before the clock runs, as the model is opened: neither is the model's speed.
+        let (chunk, refused) = chunk.check();
         // Opened before the clock runs: how fast the model is must not count it.
         let opened =
             (chunk.leg..chunk.until).try_for_each(|leg| self.open(chunk.model, leg).map(drop));
         let (started_us, aside_us) = (self.seat.clock.now_us(), self.aside_us);
         let computed = match opened {
+            _ if chunk.members.is_empty() => Some(Computed::default()),
             Ok(()) => self.compute(lane, &chunk)?,
             Err(error) => Some(Computed::failed(&chunk.members, &error)),
         };
@@ -207,11 +211,12 @@ impl Worker {
         let Some(Computed {
             sent,
             mut done,
-            failed,
+            mut failed,
         }) = computed
         else {
-            return self.skip(&chunk);
+            return self.skip(&chunk, refused);
         };
+        failed.extend(refused);
         let rows = sent + rows_of(&done);
         let mut handed = Vec::new();
         // The parts go out before the credit: whoever sees the credit may forget the rows.
@@ -226,15 +231,7 @@ impl Worker {
         } else {
             self.send_done(&chunk, &mut done, compute_us)?;
         }
-        let mut errors = Vec::with_capacity(failed.len());
-        if !failed.is_empty() {
-            let mut members = Vec::with_capacity(failed.len());
-            for (member, error) in failed {
-                errors.push((member.serial, error));
-                members.push(member);
-            }
-            self.send_part(&chunk, members, compute_us, Outcome::Failed)?;
-        }
+        let errors = self.send_failed(&chunk, failed, compute_us)?;
         self.send_credit(&chunk, rows, compute_us, errors, handed)
     }
 
@@ -243,10 +240,11 @@ impl Worker {
         members.iter().all(|m| board.is_cancelled(m.serial))
     }
 
-    /// Nobody wants it any more.
-    fn skip(&mut self, chunk: &Chunk) -> Result<()> {
+    /// Nobody wants it any more. Members that were refused are not among the chunk's.
+    fn skip(&mut self, chunk: &Chunk, refused: Vec<(Member, Error)>) -> Result<()> {
         self.send_part(chunk, chunk.members.clone(), 0, Outcome::Skipped)?;
-        self.send_credit(chunk, 0, 0, Vec::new(), Vec::new())
+        let errors = self.send_failed(chunk, refused, 0)?;
+        self.send_credit(chunk, 0, 0, errors, Vec::new())
     }
 
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
@@ -280,6 +278,26 @@ impl Worker {
             self.send_part(chunk, members, compute_us, Outcome::Done(runs))?;
         }
         Ok(rows)
+    }
+
+    /// Sends that members have failed, and gives what the credit says of them.
+    fn send_failed(
+        &mut self,
+        chunk: &Chunk,
+        failed: Vec<(Member, Error)>,
+        compute_us: u64,
+    ) -> Result<Vec<(Serial, Error)>> {
+        if failed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut errors = Vec::with_capacity(failed.len());
+        let mut members = Vec::with_capacity(failed.len());
+        for (member, error) in failed {
+            errors.push((member.serial, error));
+            members.push(member);
+        }
+        self.send_part(chunk, members, compute_us, Outcome::Failed)?;
+        Ok(errors)
     }
 
     fn send_part(

@@ -4,62 +4,85 @@
 //! comes of it. A worker with a device that has nothing else to do takes such rows too, and runs every leg itself: so
 //! does a lone small request, which then has the fewest hops.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ops::Range;
 
-use super::groups::{Groups, MOST_CLOSED, compact};
+use super::groups::Groups;
 use super::pace::{Pace, Target};
-use super::{Assignment, Chosen, Entry, Lane, Limits, PaceKey, Piece, Scheduler, whole_run};
+use super::turns::{Rest, Turns};
+use super::{Assignment, Chosen, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, whole_run};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::Cut;
 
 /// After so many chunks of high priority in a row, normal bulk gets one.
 const HIGH_IN_A_ROW: u32 = 7;
+/// What a row is taken to cost before its model has run: the turns are then by rows.
+const UNKNOWN_ROW_US: f64 = 100.0;
 /// Chunks that may wait for each worker with a device before the extra workers begin no more.
 const WAITING_PER_WORKER: usize = 2;
 
 /// The requests that wait for workers of one role.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fresh {
     pub(super) groups: Groups,
-    high: VecDeque<Serial>,
-    normal: VecDeque<Serial>,
+    high: Turns,
+    normal: Turns,
     high_in_a_row: u32,
-    /// Of those in the rings, the closed.
-    closed: usize,
 }
 
 impl Fresh {
-    pub(super) fn push_bulk(&mut self, priority: Priority, serial: Serial) {
+    pub(super) fn new(limits: &Limits) -> Fresh {
+        Fresh {
+            groups: Groups::new(limits.batch_delay_us, limits.max_batch_rows),
+            high: Turns::default(),
+            normal: Turns::default(),
+            high_in_a_row: 0,
+        }
+    }
+
+    fn bulk(&mut self, priority: Priority) -> &mut Turns {
         match priority {
-            Priority::High => self.high.push_back(serial),
-            Priority::Normal => self.normal.push_back(serial),
+            Priority::High => &mut self.high,
+            Priority::Normal => &mut self.normal,
         }
     }
 
-    /// A bulk request that waited here was closed: it goes when its turn comes, or many others were closed too.
-    pub(super) fn close_bulk(&mut self, is_open: impl Fn(Serial) -> bool) {
-        self.closed += 1;
-        if self.closed > MOST_CLOSED.max((self.high.len() + self.normal.len()) / 2) {
-            compact(&mut self.high, &is_open);
-            compact(&mut self.normal, &is_open);
-            self.closed = 0;
+    pub(super) fn push(&mut self, job: &Job, small: bool) {
+        if small {
+            let request = (job.serial, job.rows);
+            self.groups
+                .push(job.group, job.client, request, job.arrived_us);
+        } else {
+            self.bulk(job.priority).add(job.client, job.serial.0);
         }
     }
 
-    /// Numbers that are kept, of open and of closed requests.
+    /// A request that waited here was closed.
+    pub(super) fn close(&mut self, job: &Job, small: bool) {
+        if small {
+            self.groups.close(job.group, job.client, job.serial);
+        } else {
+            self.bulk(job.priority).remove(job.client, job.serial.0);
+        }
+    }
+
+    /// The bulk request whose turn it is.
+    fn next_bulk(&mut self) -> Option<Serial> {
+        let normal_turn = self.high_in_a_row >= HIGH_IN_A_ROW && !self.normal.is_empty();
+        let (_, serial) = if self.high.is_empty() || normal_turn {
+            self.high_in_a_row = 0;
+            self.normal.next()?
+        } else {
+            self.high_in_a_row += 1;
+            self.high.next()?
+        };
+        Some(Serial(serial))
+    }
+
+    /// Numbers that are kept.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        self.groups.kept() + self.high.len() + self.normal.len()
-    }
-
-    /// The bulk request whose turn it is, and the ring that it came from.
-    fn pop_bulk(&mut self) -> Option<(Serial, Priority)> {
-        let normal_turn = self.high_in_a_row >= HIGH_IN_A_ROW && !self.normal.is_empty();
-        if !self.high.is_empty() && !normal_turn {
-            return Some((self.high.pop_front()?, Priority::High));
-        }
-        Some((self.normal.pop_front()?, Priority::Normal))
+        self.groups.kept() + self.high.kept() + self.normal.kept()
     }
 }
 
@@ -84,7 +107,7 @@ impl<C: Clone> Scheduler<C> {
 
     /// Who takes new rows that are for workers of this role, and whether it runs every leg of them.
     pub(super) fn taker(&self, role: Role, lane: Lane) -> Option<(WorkerId, bool)> {
-        let [main, extra] = &self.crews;
+        let [main, extra] = &self.pools;
         if role == Role::Main {
             return Some((main.best(lane)?, true));
         }
@@ -104,28 +127,26 @@ impl<C: Clone> Scheduler<C> {
     }
 
     fn next_small(&mut self, role: Role, alone: bool, now_us: u64) -> Option<(Chosen, Range<u32>)> {
-        // Groups behind the oldest are younger, but may be full.
-        let (head, group, waiting) = self.fresh[role as usize]
-            .groups
-            .oldest()
-            .find(|(head, _, rows)| self.is_ripe(*head, *rows, now_us))?;
-        let first = &self.entries.get(&head)?.job;
+        let turn = self.fresh[role as usize].groups.next(now_us)?;
+        let first = &self.entries.get(&turn.oldest)?.job;
         let (model, splittable, step) = (first.model, first.splittable, first.step.max(1));
         let legs = if alone { first.legs.len() as u32 } else { 1 };
+        let pace = PaceKey::of(model, &(0..legs));
         let target = if splittable {
-            let crew = if alone { Role::Main } else { role };
-            self.batch_rows(crew, PaceKey::of(model, &(0..legs)), waiting)
+            let pool = if alone { Role::Main } else { role };
+            self.batch_rows(pool, pace, turn.rows)
         } else {
             ONE_BY_ONE
         };
+        let row_us = self.row_us(pace, target.run);
         let groups = &mut self.fresh[role as usize].groups;
-        let taken = groups.take(group, target.rows, super::open_rows(&self.entries));
-        let mut pieces = Vec::with_capacity(taken.len());
-        for (serial, rows) in taken {
+        let taken = groups.take(turn, target.rows, row_us);
+        let mut pieces = Vec::with_capacity(taken.requests.len());
+        for (serial, rows) in taken.requests {
             if let Some(entry) = self.entries.get_mut(&serial) {
                 (entry.given, entry.chunks, entry.out) = (rows, 1, 1);
             }
-            self.waiting.rows -= rows;
+            self.waiting_rows -= rows;
             pieces.push(Piece {
                 serial,
                 offset: 0,
@@ -148,21 +169,17 @@ impl<C: Clone> Scheduler<C> {
         Some((chosen, 0..legs))
     }
 
-    /// Whether a group has waited for company as long as it should, or has all the company it can take.
-    fn is_ripe(&self, head: Serial, rows: usize, now_us: u64) -> bool {
-        let delay_us = self.limits.batch_delay_us;
-        delay_us == 0
-            || rows >= self.limits.max_batch_rows
-            || self
-                .entries
-                .get(&head)
-                .is_none_or(|entry| entry.job.arrived_us + delay_us <= now_us)
+    /// What a client is charged for a row.
+    fn row_us(&self, pace: PaceKey, run: usize) -> f64 {
+        let pace = self.paces.get(&pace);
+        pace.and_then(|pace| pace.us_per_row(run))
+            .unwrap_or(UNKNOWN_ROW_US)
     }
 
     /// How many of a group's waiting rows run as one batch: its share of the workers that are free, within the
     /// model's pace.
-    fn batch_rows(&mut self, crew: Role, pace: PaceKey, waiting: usize) -> Target {
-        let idle = self.crews[crew as usize].idle().max(1);
+    fn batch_rows(&mut self, pool: Role, pace: PaceKey, waiting: usize) -> Target {
+        let idle = self.pools[pool as usize].idle().max(1);
         let share = waiting.div_ceil(idle).max(self.limits.priority_rows);
         let paced = target(&self.limits, &mut self.paces, pace);
         Target {
@@ -172,42 +189,37 @@ impl<C: Clone> Scheduler<C> {
     }
 
     fn next_bulk(&mut self, role: Role, alone: bool) -> Option<(Chosen, Range<u32>)> {
-        loop {
-            let (serial, ring) = self.fresh[role as usize].pop_bulk()?;
-            let Some(entry) = self.entries.get_mut(&serial).filter(|e| !e.closed) else {
-                let fresh = &mut self.fresh[role as usize];
-                fresh.closed = fresh.closed.saturating_sub(1);
-                continue; // closed while it waited
-            };
-            let model = entry.job.model;
-            let legs = if alone { whole_run(&entry.job) } else { 0..1 };
-            let left = entry.job.rows - entry.given;
-            let Target { rows, run } = if entry.job.splittable {
-                cut(&self.limits, &mut self.paces, entry, &legs, left)
-            } else {
-                Target { rows: left, run: 0 }
-            };
-            let piece = Piece {
-                serial,
-                offset: entry.given,
-                rows,
-            };
-            entry.given += rows;
-            entry.chunks += 1;
-            entry.out += 1;
-            let more = entry.given < entry.job.rows;
-            self.waiting.rows -= rows;
-            let fresh = &mut self.fresh[role as usize];
-            fresh.high_in_a_row = match ring {
-                Priority::High => fresh.high_in_a_row + 1,
-                Priority::Normal => 0,
-            };
-            if more {
-                fresh.push_bulk(ring, serial);
-            }
-            let pieces = vec![piece];
-            return Some((Chosen { model, pieces, run }, legs));
-        }
+        let serial = self.fresh[role as usize].next_bulk()?;
+        // Only open requests with rows left are in the turns.
+        let entry = self.entries.get_mut(&serial)?;
+        let (model, client, priority) = (entry.job.model, entry.job.client, entry.job.priority);
+        let legs = if alone { whole_run(&entry.job) } else { 0..1 };
+        let left = entry.job.rows - entry.given;
+        let Target { rows, run } = if entry.job.splittable {
+            cut(&self.limits, &mut self.paces, entry, &legs, left)
+        } else {
+            Target { rows: left, run: 0 }
+        };
+        let piece = Piece {
+            serial,
+            offset: entry.given,
+            rows,
+        };
+        entry.given += rows;
+        entry.chunks += 1;
+        entry.out += 1;
+        self.waiting_rows -= rows;
+        let run_rows = if run == 0 { rows } else { run };
+        let us = rows as f64 * self.row_us(PaceKey::of(model, &legs), run_rows);
+        let turns = self.fresh[role as usize].bulk(priority);
+        let rest = if rows < left {
+            Rest::Waits
+        } else {
+            Rest::Nothing
+        };
+        turns.charge(client, serial.0, us as u64, rest);
+        let pieces = vec![piece];
+        Some((Chosen { model, pieces, run }, legs))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::message::{ChunkId, ModelId, Priority, Role, Serial, WorkerId};
+use crate::message::{ChunkId, ModelId, Priority, ReplyTo, Role, Serial, WorkerId};
 
 /// The bounds of the policy.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct Limits {
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub serial: Serial,
+    /// Whose it is: clients take turns, and share the queue.
+    pub client: ReplyTo,
     pub model: ModelId,
     /// Who runs the model's legs, one after another.
     pub legs: Arc<[Role]>,
@@ -76,13 +78,15 @@ pub(crate) struct Assignment<C = ()> {
     pub carry: Option<C>,
 }
 
-/// What a lost worker leaves behind.
+/// What a chunk leaves behind that was lost with its worker.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Losses {
     /// Closed requests, and how many of their parts will never come.
     pub lost: Vec<(Serial, u64)>,
     /// Requests whose chunk has now lost too many workers.
     pub abandoned: Vec<Serial>,
+    /// Requests whose last part had come before.
+    pub finished: Vec<Serial>,
 }
 
 /// What waits.

@@ -3,36 +3,44 @@
 //! It does no input or output and reads no clock, so that it can be simulated (`simulation.rs`).
 //!
 //! ```text
-//! submit    ─▶ small: groups that may run together, oldest first ─┐
-//!           ─▶ high:  bulk requests in turn                       ├─ next() ─▶ worker's small or bulk lane
-//!           ─▶ normal: bulk requests in turn                      │
-//! lost      ─▶ returned: chunks of a worker that is gone,         │
-//! hand_back ─▶           and those that have legs left: first ────┘
+//! submit    ─▶ small: clients in turn, from groups that may run together ─┐
+//!           ─▶ high:  bulk, clients in turn                               ├─ next() ─▶ worker's small or bulk lane
+//!           ─▶ normal: bulk, clients in turn                              │
+//! lost      ─▶ returned: chunks of a worker that is gone,                 │
+//! hand_back ─▶           and those that have legs left: first ────────────┘
 //! ```
-//! What is new waits in `fresh.rs`, once for each role of worker.
+//! What is new waits in `fresh.rs`, once for each role of worker. Clients take turns by time (`turns.rs`), and each has
+//! a share of the queue (`shares.rs`).
 //!
 //! Each worker has two lanes of one running and `prefetch` waiting chunks. The small lane has places of its own, so
 //! that a small request reaches a worker whose bulk places are full; the worker reads it first (`lane.rs`).
 //! What is absent: rows, frames, sockets, names. A request is a [`Job`] here: numbers.
 
+pub(crate) mod deadlines;
 mod fresh;
 mod groups;
 mod job;
 pub(crate) mod lane;
+mod lost;
 mod pace;
+mod returned;
+mod shares;
 #[cfg(test)]
 mod simulation;
+mod turns;
 mod workers;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
-use crate::error::{Error, Result};
-use crate::message::{ChunkId, ModelId, Role, Serial, WorkerId};
+use crate::error::Result;
+use crate::message::{ChunkId, ModelId, ReplyTo, Role, Serial, WorkerId};
+use deadlines::Deadlines;
 use fresh::Fresh;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
+use returned::Returned;
+pub(crate) use shares::{Share, Shares};
 use workers::Workers;
 
 /// A chunk that lost its worker is run again so many times: what kills workers must not kill them all for ever.
@@ -48,6 +56,8 @@ struct Entry {
     chunks: u64,
     /// Chunks that are out now.
     out: u32,
+    /// Of those given out, the chunks that wait once more.
+    returned: u64,
     /// Chunks that the rest will be cut into, once that is fixed.
     planned: usize,
     closed: bool,
@@ -61,16 +71,8 @@ struct Out<C> {
     attempt: u32,
     chosen: Chosen,
     carry: Option<C>,
-}
-
-/// A chunk that waits once more: its worker was lost, or it has legs left.
-#[derive(Debug)]
-struct Returned<C> {
-    lane: Lane,
-    legs: Range<u32>,
-    attempt: u32,
-    chosen: Chosen,
-    carry: Option<C>,
+    /// Its worker is gone.
+    lost: bool,
 }
 
 /// The rows of a chunk.
@@ -103,14 +105,16 @@ pub(crate) struct Scheduler<C = ()> {
     limits: Limits,
     entries: HashMap<Serial, Entry>,
     out: HashMap<ChunkId, Out<C>>,
-    /// By role, as are the two below.
+    /// By role, as are the two below it.
     fresh: [Fresh; 2],
     returned: [VecDeque<Returned<C>>; 2],
-    crews: [Workers; 2],
-    deadlines: BinaryHeap<Reverse<(u64, Serial)>>,
+    pools: [Workers; 2],
+    deadlines: Deadlines,
     paces: HashMap<PaceKey, Pace>,
     next_chunk: u64,
-    waiting: Waiting,
+    shares: Shares,
+    /// Rows that were not given out yet.
+    waiting_rows: usize,
     coalesced: u64,
 }
 
@@ -118,75 +122,65 @@ impl<C: Clone> Scheduler<C> {
     pub(crate) fn new(limits: Limits) -> Scheduler<C> {
         let places = 1 + limits.prefetch as u32;
         Scheduler {
-            crews: [
+            pools: [
                 Workers::new(0, limits.workers, places),
                 Workers::new(limits.workers as u32, limits.extra_workers, places),
             ],
+            fresh: [Fresh::new(&limits), Fresh::new(&limits)],
             limits,
             entries: HashMap::new(),
             out: HashMap::new(),
-            fresh: Default::default(),
             returned: Default::default(),
-            deadlines: BinaryHeap::new(),
+            deadlines: Deadlines::default(),
             paces: HashMap::new(),
             next_chunk: 0,
-            waiting: Waiting::default(),
+            shares: Shares::default(),
+            waiting_rows: 0,
             coalesced: 0,
         }
     }
 
-    fn crew(&mut self, worker: WorkerId) -> &mut Workers {
+    fn pool(&mut self, worker: WorkerId) -> &mut Workers {
         let extra = worker.0 as usize >= self.limits.workers;
-        &mut self.crews[usize::from(extra)]
+        &mut self.pools[usize::from(extra)]
     }
 
     /// A worker is ready, for the first time or again.
     pub(crate) fn worker_up(&mut self, worker: WorkerId, now_us: u64) {
-        self.crew(worker).up(worker, now_us);
+        self.pool(worker).up(worker, now_us);
     }
 
-    /// Whether a request of so many bytes may wait here, beside so many others with so many bytes that wait elsewhere.
+    /// Whether a client may add a request of so many bytes to what waits here, beside what is parked elsewhere, and what
+    /// else counts in the queue's bounds.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if the queue's bounds are reached, or the client's share of them.
+    pub(crate) fn check_room(
+        &self,
+        client: ReplyTo,
+        bytes: u64,
+        parked: &Shares,
+        beside: Share,
+    ) -> Result<()> {
+        let held = [&self.shares, parked];
+        shares::check_room(&self.limits, client, bytes, held, beside)
+    }
+
+    /// Takes a request into the queue. Its client's share was checked when it came ([`Scheduler::check_room`]): what
+    /// was parked since is not refused because others came meanwhile.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if the queue's bounds are reached.
-    pub(crate) fn check_room(&self, bytes: u64, others: usize, their_bytes: u64) -> Result<()> {
-        let requests = self.waiting.requests + others;
-        if requests >= self.limits.max_requests {
-            return Err(Error::exhausted(format!(
-                "{requests} requests are queued, the most that this server takes; try later"
-            )));
-        }
-        // A lone request is taken whatever its size: max_request_bytes bounds it.
-        let waiting = self.waiting.bytes + their_bytes;
-        if waiting > 0 && waiting + bytes > self.limits.max_bytes {
-            return Err(Error::exhausted(format!(
-                "{waiting} bytes are queued and the request has {bytes} more; the server holds at most {} (--max-queue-bytes); try later",
-                self.limits.max_bytes
-            )));
-        }
-        Ok(())
-    }
-
-    /// Takes a request into the queue.
-    ///
-    /// # Errors
-    /// As [`Scheduler::check_room`].
     pub(crate) fn submit(&mut self, job: Job) -> Result<()> {
-        self.check_room(job.bytes, 0, 0)?;
-        self.waiting.requests += 1;
-        self.waiting.rows += job.rows;
-        self.waiting.bytes += job.bytes;
-        if let Some(deadline) = job.deadline_us {
-            self.deadlines.push(Reverse((deadline, job.serial)));
+        shares::check_bounds(&self.limits, self.shares.all(), job.bytes)?;
+        self.shares.add(job.client, job.bytes);
+        self.waiting_rows += job.rows;
+        if let Some(deadline_us) = job.deadline_us {
+            self.deadlines.push(deadline_us, job.serial);
         }
         let serial = job.serial;
         let small = job.rows <= self.limits.priority_rows;
-        let fresh = &mut self.fresh[first_role(&job) as usize];
-        if small {
-            fresh.groups.push(job.group, serial, job.rows);
-        } else {
-            fresh.push_bulk(job.priority, serial);
-        }
+        self.fresh[first_role(&job) as usize].push(&job, small);
         self.entries.insert(
             serial,
             Entry {
@@ -195,6 +189,7 @@ impl<C: Clone> Scheduler<C> {
                 given: 0,
                 chunks: 0,
                 out: 0,
+                returned: 0,
                 planned: 0,
                 closed: false,
             },
@@ -209,48 +204,6 @@ impl<C: Clone> Scheduler<C> {
             .or_else(|| self.next_fresh(now_us))
     }
 
-    fn next_returned(&mut self, role: Role, now_us: u64) -> Option<Assignment<C>> {
-        loop {
-            // The first that somebody has a place for: small ones do not wait behind bulk.
-            let crew = &self.crews[role as usize];
-            let mut waiting = self.returned[role as usize].iter().enumerate();
-            let (place, worker) =
-                waiting.find_map(|(place, returned)| Some((place, crew.best(returned.lane)?)))?;
-            let Returned {
-                lane,
-                mut legs,
-                attempt,
-                mut chosen,
-                carry,
-            } = self.returned[role as usize].remove(place)?;
-            chosen
-                .pieces
-                .retain(|piece| self.entries.get(&piece.serial).is_some_and(|e| !e.closed));
-            let Some(first) = chosen.pieces.first() else {
-                continue;
-            };
-            // Nobody else waits for the device: a small request is spared the hops to the end.
-            if lane == Lane::Small
-                && role == Role::Main
-                && self.returned[role as usize].is_empty()
-                && let Some(entry) = self.entries.get(&first.serial)
-            {
-                legs.end = entry.job.legs.len() as u32;
-            }
-            for piece in &chosen.pieces {
-                if let Some(entry) = self.entries.get_mut(&piece.serial) {
-                    entry.out += 1;
-                }
-            }
-            let mut assignment = self.give(worker, lane, legs, attempt, chosen, now_us);
-            assignment.carry.clone_from(&carry);
-            if let Some(out) = self.out.get_mut(&assignment.chunk) {
-                out.carry = carry;
-            }
-            return Some(assignment);
-        }
-    }
-
     fn give(
         &mut self,
         worker: WorkerId,
@@ -263,10 +216,12 @@ impl<C: Clone> Scheduler<C> {
         self.next_chunk += 1;
         let chunk = ChunkId(self.next_chunk);
         let rows = chosen.pieces.iter().map(|p| p.rows).sum();
-        let pace = self.paces.get(&PaceKey::of(chosen.model, &legs));
+        // Made here and not when the chunk comes back: by then its model may be forgotten.
+        let key = PaceKey::of(chosen.model, &legs);
+        let pace = self.paces.entry(key).or_default();
         let run = if chosen.run == 0 { rows } else { chosen.run };
-        let expected = pace.map_or(0, |p| p.expect_us(run, rows));
-        self.crew(worker)
+        let expected = pace.expect_us(run, rows);
+        self.pool(worker)
             .give(worker, lane, chunk, expected, now_us);
         self.out.insert(
             chunk,
@@ -277,6 +232,7 @@ impl<C: Clone> Scheduler<C> {
                 attempt,
                 chosen: chosen.clone(),
                 carry: None,
+                lost: false,
             },
         );
         Assignment {
@@ -300,67 +256,20 @@ impl<C: Clone> Scheduler<C> {
         now_us: u64,
     ) -> Option<Out<C>> {
         let out = self.out.remove(&chunk)?;
-        self.crew(out.worker)
+        self.pool(out.worker)
             .credit(out.worker, out.lane, chunk, now_us);
-        if let Some((rows, us)) = ran {
-            let pace = PaceKey::of(out.chosen.model, &out.legs);
+        let pace = self
+            .paces
+            .get_mut(&PaceKey::of(out.chosen.model, &out.legs));
+        if let (Some((rows, us)), Some(pace)) = (ran, pace) {
             let run = if out.chosen.run == 0 {
                 rows
             } else {
                 out.chosen.run
             };
-            self.paces.entry(pace).or_default().observe(run, rows, us);
+            pace.observe(run, rows, us);
         }
         Some(out)
-    }
-
-    /// A chunk has run its legs and others are left: it waits for a worker of the next leg's role, with what was
-    /// handed back. Returns the requests that were closed meanwhile: their parts will never come.
-    pub(crate) fn hand_back(
-        &mut self,
-        chunk: ChunkId,
-        ran: Option<(usize, u64)>,
-        carry: C,
-        now_us: u64,
-    ) -> Vec<Serial> {
-        let Some(mut out) = self.take_back(chunk, ran, now_us) else {
-            return Vec::new();
-        };
-        let mut dropped = Vec::new();
-        let mut role = Role::Main;
-        out.chosen.pieces.retain(|piece| {
-            let Some(entry) = self.entries.get_mut(&piece.serial) else {
-                return false;
-            };
-            entry.out -= 1;
-            if let Some(next) = entry.job.legs.get(out.legs.end as usize) {
-                role = *next;
-            }
-            if entry.closed {
-                dropped.push(piece.serial);
-            }
-            !entry.closed
-        });
-        for serial in &dropped {
-            if self.entries.get(serial).is_some_and(|e| e.out == 0) {
-                self.remove(*serial);
-            }
-        }
-        if !out.chosen.pieces.is_empty() {
-            let next = out.legs.end..out.legs.end + 1;
-            if out.chosen.run > 0 {
-                let pace = PaceKey::of(out.chosen.model, &next);
-                out.chosen.run = fresh::target(&self.limits, &mut self.paces, pace).run;
-            }
-            self.returned[role as usize].push_back(Returned {
-                lane: out.lane,
-                legs: next,
-                attempt: 0,
-                chosen: out.chosen,
-                carry: Some(carry),
-            });
-        }
-        dropped
     }
 
     /// A chunk has ended; `ran` is its rows and microseconds if the model ran. Returns the requests that are
@@ -374,152 +283,71 @@ impl<C: Clone> Scheduler<C> {
         let Some(out) = self.take_back(chunk, ran, now_us) else {
             return Vec::new();
         };
-        let pieces = out.chosen.pieces;
-        let mut finished = Vec::with_capacity(pieces.len());
-        for piece in &pieces {
-            let Some(entry) = self.entries.get_mut(&piece.serial) else {
-                continue;
-            };
-            entry.out -= 1;
-            if entry.out > 0 {
-                continue;
-            }
-            if entry.closed {
-                self.remove(piece.serial);
-            } else if entry.given == entry.job.rows && !self.waits_again(piece.serial) {
-                self.remove(piece.serial);
+        let mut finished = Vec::with_capacity(out.chosen.pieces.len());
+        for piece in &out.chosen.pieces {
+            if self.piece_ended(piece.serial) {
                 finished.push(piece.serial);
             }
         }
         finished
     }
 
-    fn waits_again(&self, serial: Serial) -> bool {
-        self.pieces_again(serial) > 0
-    }
-
-    fn pieces_again(&self, serial: Serial) -> u64 {
-        let returned = self.returned.iter().flatten();
-        let pieces = returned.flat_map(|returned| &returned.chosen.pieces);
-        pieces.filter(|piece| piece.serial == serial).count() as u64
-    }
-
     fn remove(&mut self, serial: Serial) {
         if let Some(entry) = self.entries.remove(&serial) {
-            self.waiting.requests -= usize::from(!entry.closed);
-            self.waiting.bytes -= entry.job.bytes;
+            let (client, bytes) = (entry.job.client, entry.job.bytes);
+            match entry.closed {
+                true => self.shares.free(client, bytes),
+                false => self.shares.remove(client, bytes),
+            }
         }
     }
 
     /// Ends a request: none of its rows is given out any more. Returns the number of its chunks whose parts have
     /// come or may still come; `None` if it is not known (any more).
     pub(crate) fn close(&mut self, serial: Serial) -> Option<u64> {
-        let again = self.pieces_again(serial);
         let entry = self.entries.get_mut(&serial).filter(|e| !e.closed)?;
-        let chunks = entry.chunks - again;
+        let chunks = entry.chunks - entry.returned;
         let left = entry.job.rows - entry.given;
-        self.waiting.rows -= left;
-        let role = first_role(&entry.job);
-        let queued = (entry.small && entry.given == 0).then_some((entry.job.group, entry.job.rows));
         entry.closed = true;
-        if let Some((group, rows)) = queued {
-            let rows_of = open_rows(&self.entries);
-            let groups = &mut self.fresh[role as usize].groups;
-            groups.close(group, serial, rows, rows_of);
-        } else if left > 0 {
-            let rows_of = open_rows(&self.entries);
-            self.fresh[role as usize].close_bulk(|serial| rows_of(serial).is_some());
+        self.waiting_rows -= left;
+        self.shares.end(entry.job.client);
+        if left > 0 {
+            self.fresh[first_role(&entry.job) as usize].close(&entry.job, entry.small);
         }
-        let entry = self.entries.get_mut(&serial)?;
-        self.waiting.requests -= 1;
         if entry.out == 0 {
             self.remove(serial);
         }
         Some(chunks)
     }
 
-    /// A worker is gone with all that it held: its chunks run again elsewhere.
-    pub(crate) fn worker_down(&mut self, worker: WorkerId) -> Losses {
-        let mut losses = Losses::default();
-        for chunk in self.crew(worker).down(worker) {
-            let Some(out) = self.out.remove(&chunk) else {
-                continue;
-            };
-            let mut pieces = Vec::with_capacity(out.chosen.pieces.len());
-            for piece in out.chosen.pieces {
-                let Some(entry) = self.entries.get_mut(&piece.serial) else {
-                    continue;
-                };
-                entry.out -= 1;
-                if entry.closed {
-                    losses.lost.push((piece.serial, 1));
-                    if entry.out == 0 {
-                        self.remove(piece.serial);
-                    }
-                    continue;
-                }
-                if out.attempt >= MAX_ATTEMPTS {
-                    losses.abandoned.push(piece.serial);
-                }
-                pieces.push(piece);
-            }
-            // Also what is given up goes through here: close() then knows that its part will not come.
-            let role = usize::from(worker.0 as usize >= self.limits.workers);
-            self.returned[role].push_back(Returned {
-                lane: out.lane,
-                legs: out.legs,
-                attempt: out.attempt + 1,
-                chosen: Chosen {
-                    pieces,
-                    ..out.chosen
-                },
-                carry: out.carry,
-            });
-        }
-        losses
-    }
-
     /// The requests whose deadline has passed. The caller closes them.
     pub(crate) fn expired(&mut self, now_us: u64) -> Vec<Serial> {
-        if self.deadlines.len() > 2 * self.entries.len() + 1024 {
-            // Behind one that runs long, the deadlines of those that have ended would stay.
-            let entries = &self.entries;
-            self.deadlines
-                .retain(|Reverse((_, serial))| entries.contains_key(serial));
-        }
-        let mut expired = Vec::new();
-        while let Some(Reverse((deadline, serial))) = self.deadlines.peek().copied() {
-            let open = self.entries.get(&serial).is_some_and(|e| !e.closed);
-            if open && deadline > now_us {
-                break;
-            }
-            self.deadlines.pop();
-            if open {
-                expired.push(serial);
-            }
-        }
-        expired
+        let entries = &self.entries;
+        let is_open = |serial| entries.get(&serial).is_some_and(|e| !e.closed);
+        self.deadlines.expired(now_us, entries.len(), is_open)
     }
 
     /// When something will be due without any event: a deadline, or the end of waiting for company.
     pub(crate) fn due_us(&self) -> Option<u64> {
-        let deadline = self.deadlines.peek().map(|Reverse((us, _))| *us);
         let company = self
             .fresh
             .iter()
             .zip([Role::Main, Role::Extra])
-            .filter(|_| self.limits.batch_delay_us > 0)
+            .filter_map(|(fresh, role)| Some((fresh.groups.due_us()?, role)))
             // Where nobody could take it, an end of waiting is no event.
             .filter(|(_, role)| self.taker(*role, Lane::Small).is_some())
-            .filter_map(|(fresh, _)| fresh.groups.oldest().next())
-            .filter_map(|(head, _, _)| self.entries.get(&head))
-            .map(|entry| entry.job.arrived_us + self.limits.batch_delay_us);
-        deadline.into_iter().chain(company).min()
+            .map(|(due_us, _)| due_us);
+        self.deadlines.due_us().into_iter().chain(company).min()
     }
 
     /// What waits and what is held for it.
     pub(crate) fn waiting(&self) -> Waiting {
-        self.waiting
+        let held = self.shares.all();
+        Waiting {
+            requests: held.requests,
+            rows: self.waiting_rows,
+            bytes: held.bytes,
+        }
     }
 
     /// Small requests that shared a chunk so far.
@@ -545,12 +373,22 @@ impl<C: Clone> Scheduler<C> {
 
     /// The chunks that a worker holds.
     pub(crate) fn held(&self, worker: WorkerId) -> usize {
-        self.crews.iter().map(|crew| crew.held(worker)).sum()
+        self.pools.iter().map(|pool| pool.held(worker)).sum()
     }
 
-    /// Whether that chunk is out.
+    /// Whether that chunk is out, on a worker that is not lost.
     pub(crate) fn is_out(&self, chunk: ChunkId) -> bool {
-        self.out.contains_key(&chunk)
+        self.out.get(&chunk).is_some_and(|out| !out.lost)
+    }
+
+    /// The chunks that are out, on lost workers too.
+    pub(crate) fn out(&self) -> Vec<ChunkId> {
+        self.out.keys().copied().collect()
+    }
+
+    /// The last chunk that was given out.
+    pub(crate) fn last_chunk(&self) -> ChunkId {
+        ChunkId(self.next_chunk)
     }
 
     /// A model is forgotten: so is its pace.
@@ -562,12 +400,4 @@ impl<C: Clone> Scheduler<C> {
 /// Who runs a request's first leg.
 fn first_role(job: &Job) -> Role {
     job.legs.first().copied().unwrap_or(Role::Main)
-}
-
-/// The rows of a request, if it is not closed.
-fn open_rows(entries: &HashMap<Serial, Entry>) -> impl Fn(Serial) -> Option<usize> + '_ {
-    |serial| {
-        let entry = entries.get(&serial).filter(|entry| !entry.closed)?;
-        Some(entry.job.rows)
-    }
 }

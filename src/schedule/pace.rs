@@ -100,7 +100,7 @@ impl Pace {
     }
 
     /// Microseconds per row in runs of about so many rows, from the nearest size that was seen.
-    fn us_per_row(&self, run: usize) -> Option<f64> {
+    pub(crate) fn us_per_row(&self, run: usize) -> Option<f64> {
         let size = size_of(run);
         (0..SIZES)
             .flat_map(|d| [size.checked_sub(d), Some(size + d)])

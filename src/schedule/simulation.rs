@@ -1,5 +1,6 @@
 //! The policy under thousands of workers and a million requests, in simulated time.
 
+mod clients;
 mod legs;
 
 use std::cmp::Reverse;
@@ -87,6 +88,7 @@ impl World {
         self.serial += 1;
         Job {
             serial: Serial(self.serial),
+            client: ReplyTo::default(),
             model: ModelId(1),
             legs: self.legs.iter().map(|(role, _)| *role).collect(),
             group: 1,
@@ -133,10 +135,11 @@ impl World {
             assert!(worker.bulk.len() + running(Lane::Bulk) <= self.places);
             self.start(index);
         }
-        let main = &self.workers[..self.scheduler.limits.workers];
-        let idle = main.iter().any(|w| w.running.is_none() && !w.lost);
+        let limits = &self.scheduler.limits;
+        let mut main = self.workers[..limits.workers].iter();
+        let idle = main.any(|w| w.running.is_none() && !w.lost);
         assert!(
-            !idle || self.scheduler.waiting().rows == 0,
+            !idle || limits.batch_delay_us > 0 || self.scheduler.waiting().rows == 0,
             "a worker idles while {:?} waits",
             self.scheduler.waiting()
         );
@@ -382,6 +385,38 @@ fn a_batch_delay_waits_for_company_but_not_for_ever() {
     assert_eq!(world.scheduler.next(500).unwrap().pieces.len(), 2);
 }
 
+/// A worker is lost, and none of its parts has come.
+fn lose(scheduler: &mut Scheduler, worker: WorkerId) -> Losses {
+    let mut all = Losses::default();
+    for chunk in scheduler.worker_down(worker) {
+        let losses = scheduler.lost(chunk, &[]);
+        all.lost.extend(losses.lost);
+        all.abandoned.extend(losses.abandoned);
+        all.finished.extend(losses.finished);
+    }
+    all
+}
+
+#[test]
+fn what_had_arrived_of_a_lost_chunk_does_not_run_again() {
+    let mut world = World::new(limits(1), 100);
+    let all: Vec<_> = (0..3).map(|_| world.job(1)).collect();
+    let serials: Vec<Serial> = all.into_iter().map(|job| world.submit(job)).collect();
+    let scheduler = &mut world.scheduler;
+    let chunk = scheduler.next(0).unwrap().chunk;
+    assert_eq!(scheduler.worker_down(WorkerId(0)), [chunk]);
+    assert!(!scheduler.is_out(chunk), "its credit would come too late");
+    scheduler.worker_up(WorkerId(0), 0);
+    assert!(scheduler.next(0).is_none(), "it may have arrived");
+    let losses = scheduler.lost(chunk, &serials[..2]);
+    assert_eq!(losses.finished, serials[..2]);
+    let again = scheduler.next(0).unwrap();
+    assert_eq!((again.pieces.len(), again.attempt), (1, 1));
+    assert_eq!(again.pieces[0].serial, serials[2]);
+    assert_eq!(scheduler.credit(again.chunk, None, 1), serials[2..]);
+    assert!(scheduler.is_idle());
+}
+
 #[test]
 fn a_lost_worker_costs_a_second_run_and_no_row() {
     let mut world = World::new(limits(2), 100);
@@ -393,7 +428,7 @@ fn a_lost_worker_costs_a_second_run_and_no_row() {
         .cloned()
         .collect();
     assert_eq!(first.len(), 2);
-    assert_eq!(world.scheduler.worker_down(WorkerId(0)), Losses::default());
+    assert_eq!(lose(&mut world.scheduler, WorkerId(0)), Losses::default());
     let dead = std::mem::take(&mut world.workers[0]);
     assert!(dead.running.is_some());
     world.workers[0].lost = true;
@@ -420,7 +455,7 @@ fn what_kills_every_worker_is_given_up() {
     for attempt in 0..=MAX_ATTEMPTS {
         scheduler.worker_up(WorkerId(0), 0);
         assert_eq!(scheduler.next(0).unwrap().attempt, attempt);
-        let losses = scheduler.worker_down(WorkerId(0));
+        let losses = lose(&mut scheduler, WorkerId(0));
         let abandoned = attempt == MAX_ATTEMPTS;
         assert_eq!(losses.abandoned.len(), usize::from(abandoned));
     }
@@ -449,7 +484,7 @@ fn a_closed_worker_loss_is_reported() {
     let mut world = World::new(limits(1), 100);
     let serial = world.ask(8000);
     world.scheduler.close(serial);
-    let losses = world.scheduler.worker_down(WorkerId(0));
+    let losses = lose(&mut world.scheduler, WorkerId(0));
     assert_eq!(losses.lost, [(serial, 1), (serial, 1)]);
     assert!(world.scheduler.is_idle());
 }
@@ -504,12 +539,37 @@ fn the_queue_is_bounded_in_requests_and_bytes() {
     world.run_dry();
     // What waits elsewhere counts as well.
     let scheduler = &world.scheduler;
-    assert!(scheduler.check_room(1, 1, 99).is_ok());
-    assert!(scheduler.check_room(1, 2, 0).is_err());
-    assert!(scheduler.check_room(2, 1, 99).is_err());
+    let (own, other) = (ReplyTo::default(), ReplyTo([1; 16]));
+    let parked = |bytes: &[u64]| {
+        let mut parked = Shares::default();
+        for bytes in bytes {
+            parked.add(other, *bytes);
+        }
+        parked
+    };
+    assert!(
+        scheduler
+            .check_room(own, 1, &parked(&[99]), Share::default())
+            .is_ok()
+    );
+    assert!(
+        scheduler
+            .check_room(own, 1, &parked(&[0, 0]), Share::default())
+            .is_err()
+    );
+    assert!(
+        scheduler
+            .check_room(own, 2, &parked(&[99]), Share::default())
+            .is_err()
+    );
     let (a, b, c) = (world.job(1), world.job(1), world.job(1));
     world.submit(a);
-    assert!(world.scheduler.check_room(1, 1, 0).is_err());
+    assert!(
+        world
+            .scheduler
+            .check_room(own, 1, &parked(&[0]), Share::default())
+            .is_err()
+    );
     world.submit(b);
     let error = world.scheduler.submit(c).unwrap_err();
     assert!(error.message().contains("2 requests"), "{error}");

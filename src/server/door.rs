@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::message::{Params, ReplyTo, Request, RequestId};
 use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN};
 use crate::wire::client::ClientMessage;
+use crate::wire::params::RawParams;
 use crate::wire::server::ServerMessage;
 
 /// Requests and questions to a server in this process, for many callers; tensors cross as they are, uncopied.
@@ -90,9 +91,18 @@ impl Door {
     /// error.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` if too much waits or is open, or too many callers have something open; `UNAVAILABLE` if the server
-    /// has stopped. What is wrong with the request itself comes as its answer.
+    /// `RESOURCE_EXHAUSTED` if too much waits or is open, or too many callers have something open; `UNAVAILABLE` if the
+    /// server has stopped; `INVALID_ARGUMENT` for parameters that no request can have. What else is wrong comes as its
+    /// answer.
     pub fn submit(&mut self, caller: u64, request: Request) -> Result<RequestId> {
+        let request = Request {
+            params: RawParams::of(&request.params)?,
+            model: request.model,
+            inputs: request.inputs,
+            timeout_ms: request.timeout_ms,
+            priority: request.priority,
+            stream: request.stream,
+        };
         self.say(caller, |id| ClientMessage::Infer(id, Box::new(request)))
     }
 
@@ -130,8 +140,9 @@ impl Door {
         &mut self,
         caller: u64,
         model: Option<String>,
-        params: Params,
+        params: &Params,
     ) -> Result<RequestId> {
+        let params = RawParams::of(params)?;
         self.say(caller, |id| ClientMessage::Describe(id, model, params))
     }
 
@@ -177,7 +188,7 @@ impl Door {
     fn say(
         &mut self,
         caller: u64,
-        message: impl FnOnce(RequestId) -> ClientMessage,
+        message: impl FnOnce(RequestId) -> ClientMessage<RawParams>,
     ) -> Result<RequestId> {
         if self.callers.len() >= MAX_CALLERS && !self.callers.contains_key(&caller) {
             return Err(Error::exhausted(format!(

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zmq::Socket;
 
-use super::{descriptors, milliseconds};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frames;
 
 /// What the loops of one server share: how long each may stay awake, and how many at once.
@@ -60,26 +60,41 @@ impl Waiter {
         self.vigil.in_hand.store(count, Ordering::Relaxed);
     }
 
-    /// As [`super::wait`], with the same rule for the sockets: each was received from until it had nothing, and was not
-    /// used since.
-    pub(crate) fn wait(&mut self, sockets: &[&Socket], timeout: Option<Duration>) -> Result<()> {
-        let descriptors = descriptors(sockets)?;
+    /// Waits until there is news for one of the sockets, or the time is over; `None` waits for ever. A signal ends it
+    /// early.
+    ///
+    /// Each socket must have been received from until it had nothing, and not been used since: only then does its
+    /// descriptor tell of whatever comes next. (zmq_poll has no such rule, and asks every socket twice, at a system call
+    /// each: half the time of a loop that handles small requests.)
+    pub(crate) fn wait(&mut self, sockets: [&Socket; 2], timeout: Option<Duration>) -> Result<()> {
+        let [first, second] = [
+            frames::descriptor(sockets[0])?,
+            frames::descriptor(sockets[1])?,
+        ];
         self.wait_with(timeout, |left| {
-            Ok(frames::wait_readable(descriptors, milliseconds(left)).contains(&true))
+            let mut fds = [&first, &second].map(|fd| PollFd::new(fd, PollFlags::IN));
+            // Rounded up: a wait that ends just before its time would be followed by another of 0.
+            let millis = left.map(|left| left.as_micros().div_ceil(1000) as u64);
+            let timeout = millis.and_then(|ms| Timespec::try_from(Duration::from_millis(ms)).ok());
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(count) => Ok(count > 0),
+                Err(rustix::io::Errno::INTR) => Ok(false),
+                Err(e) => Err(Error::internal(format!("poll: {e}"))),
+            }
         })
     }
 
-    /// Waits by `poll`, which is told for how long and says whether something came: a few times without waiting, if the
+    /// Waits by `poll_once`, which is told for how long and says whether something came: a few times without waiting, if the
     /// last message came soon, and then asleep.
     pub(crate) fn wait_with(
         &mut self,
         timeout: Option<Duration>,
-        mut poll: impl FnMut(Option<Duration>) -> Result<bool>,
+        mut poll_once: impl FnMut(Option<Duration>) -> Result<bool>,
     ) -> Result<()> {
         let start = Instant::now();
-        let news = self.watch(start, timeout, &mut poll)? || {
+        let news = self.watch(start, timeout, &mut poll_once)? || {
             let left = timeout.map(|t| t.saturating_sub(start.elapsed()));
-            poll(left)?
+            poll_once(left)?
         };
         // Asleep the same wait takes longer, by the waking.
         self.soon = news && start.elapsed() < 2 * self.vigil.limit;
@@ -92,7 +107,7 @@ impl Waiter {
         &self,
         start: Instant,
         timeout: Option<Duration>,
-        poll: &mut impl FnMut(Option<Duration>) -> Result<bool>,
+        poll_once: &mut impl FnMut(Option<Duration>) -> Result<bool>,
     ) -> Result<bool> {
         let limit = timeout.map_or(self.vigil.limit, |t| t.min(self.vigil.limit));
         if !self.soon || limit.is_zero() {
@@ -103,7 +118,7 @@ impl Waiter {
         let mut news = Ok(false);
         let quiet = || self.vigil.in_hand.load(Ordering::Relaxed) <= self.vigil.cores;
         while admitted && matches!(news, Ok(false)) && quiet() && start.elapsed() < limit {
-            news = poll(Some(Duration::ZERO));
+            news = poll_once(Some(Duration::ZERO));
             if matches!(news, Ok(false)) {
                 thread::yield_now();
             }

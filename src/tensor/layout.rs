@@ -27,13 +27,14 @@ pub(super) fn variable<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Data {
     }
 }
 
-/// Offset `index` of checked offsets.
+/// Offset `index`, where there are so many.
 pub(super) fn offset_at(offsets: &[u8], index: usize) -> usize {
     let mut bytes = [0u8; 8];
     bytes.copy_from_slice(&offsets[index * 8..index * 8 + 8]);
     u64::from_le_bytes(bytes) as usize
 }
 
+/// The number of bytes.
 pub(super) fn check_fixed(
     name: &str,
     datatype: DataType,
@@ -53,18 +54,11 @@ pub(super) fn check_fixed(
             bytes.len()
         )));
     }
-    if datatype == DataType::Bool
-        && let Some(at) = bytes.iter().position(|&b| b > 1)
-    {
-        return Err(Error::invalid(format!(
-            "tensor {name:?}: a BOOL byte is 0 or 1, element {at} is {}",
-            bytes[at]
-        )));
-    }
     Ok(())
 }
 
-pub(super) fn check_offsets(
+/// The number of offsets, the first and the last.
+pub(super) fn check_offset_ends(
     name: &str,
     elements: usize,
     offsets: &Bytes,
@@ -77,19 +71,13 @@ pub(super) fn check_offsets(
             offsets.len()
         )));
     }
-    let mut last = 0u64;
-    for (index, bytes) in offsets.chunks_exact(8).enumerate() {
-        let mut le = [0u8; 8];
-        le.copy_from_slice(bytes);
-        let offset = u64::from_le_bytes(le);
-        if (index == 0 && offset != 0) || offset < last {
-            return Err(Error::invalid(format!(
-                "tensor {name:?}: offsets must ascend from 0, offset {index} is {offset} after {last}"
-            )));
-        }
-        last = offset;
+    let (first, last) = (offset_at(offsets, 0), offset_at(offsets, elements));
+    if first != 0 {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: offsets must ascend from 0, offset 0 is {first}"
+        )));
     }
-    if last != values.len() as u64 {
+    if last != values.len() {
         return Err(Error::invalid(format!(
             "tensor {name:?}: the last offset is {last}, the values have {} bytes",
             values.len()

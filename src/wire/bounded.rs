@@ -1,7 +1,7 @@
-//! What of a client's header has no natural end, read within bounds: parameters, inputs, names and paths.
+//! What of a client's header has no natural end, and how much of it there may be: parameters, names and paths.
 //!
-//! A header is read, kept while its request waits, and read again for the worker. A value of one byte takes up to 700
-//! when it is kept, so that a bound on the header's bytes alone is not enough.
+//! A value of one byte takes up to 700 when a worker has read it, so that a bound on the header's bytes alone is not
+//! enough.
 
 use std::fmt;
 
@@ -9,12 +9,14 @@ use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{MAX_TENSORS, TensorHeader};
+use super::TensorHeader;
 use crate::error::{Error, Result};
 use crate::message::Params;
 
 /// Most values in one request's parameters: a map's and an array's entries count, and so do they themselves.
 pub const MAX_PARAM_VALUES: usize = 10_000;
+/// Most parameters that are paths. The front keeps them, and the loader looks at each.
+pub const MAX_PATHS: usize = 256;
 /// Most bytes of a model's name and of a parameter that is a path; no file system takes longer paths.
 pub const MAX_PATH_BYTES: usize = 4096;
 /// Most bytes of a tensor's name.
@@ -120,38 +122,6 @@ impl<'de> Visitor<'de> for Entries<'_> {
     }
 }
 
-/// No more than `MAX_TENSORS` inputs.
-pub(super) struct BoundedInputs<'a>(pub(super) Vec<TensorHeader<'a>>);
-
-impl<'de> Deserialize<'de> for BoundedInputs<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Inputs;
-
-        impl<'de> Visitor<'de> for Inputs {
-            type Value = Vec<TensorHeader<'de>>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array of inputs")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut inputs = Vec::new();
-                while let Some(input) = seq.next_element()? {
-                    if inputs.len() == MAX_TENSORS {
-                        return Err(A::Error::custom(format_args!(
-                            "more than {MAX_TENSORS} tensors, which is the most"
-                        )));
-                    }
-                    inputs.push(input);
-                }
-                Ok(inputs)
-            }
-        }
-
-        deserializer.deserialize_seq(Inputs).map(BoundedInputs)
-    }
-}
-
 /// # Errors
 /// `INVALID_ARGUMENT` if a model's name is longer than any path can be.
 pub(super) fn model_name(name: &str) -> Result<String> {
@@ -194,7 +164,7 @@ fn too_long(place: &str, text: &str, most: usize) -> Error {
     ))
 }
 
-fn start_of(text: &str) -> String {
+pub(super) fn start_of(text: &str) -> String {
     format!("{:?}", text.chars().take(32).collect::<String>())
 }
 

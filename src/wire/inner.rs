@@ -3,13 +3,15 @@
 //! path of every row.
 //!
 //! ```text
-//! ventilator -> worker      chunk (with payload) | open | forget | resume | stop
+//! ventilator -> worker      chunk (with payload; chunk.rs) | open | forget | resume | stop
 //! worker     -> sink        part (with payload) | stopped
 //! worker     -> ventilator  up | credit | opened | down
-//! ventilator -> sink        close | lost | report | gone | finish
-//! sink       -> ventilator  gone | silent | abort | report | stopped
+//! ventilator -> sink        close | lost | worker lost | out | report | gone | finish
+//! sink       -> ventilator  gone | silent | abort | arrived | what is out | report | stopped
 //! loader     -> ventilator  loaded
 //! ```
+
+mod settle;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,11 +20,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use settle::{Arrived, LostWorker, Out};
+
+use super::chunk::{ChunkHeader, UncheckedChunk, write_chunk_with};
 use super::{push_payload, take_payload};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, ChunkId, Credit, Handed, Member, ModelId, Outcome, Params, Part, ReplyTo, RequestId,
-    Serial, WorkerId,
+    Chunk, ChunkId, Credit, Handed, Member, ModelId, Outcome, Part, ReplyTo, RequestId, Serial,
+    WorkerId,
 };
 use crate::tensor::{Batch, DataType, Tensor};
 use crate::wire::server::LatencyInfo;
@@ -30,8 +35,8 @@ use crate::wire::server::LatencyInfo;
 /// What a worker is told.
 #[derive(Debug)]
 pub(crate) enum ToWorker {
-    /// Run this.
-    Chunk(Box<Chunk>),
+    /// Run this, once its values are checked.
+    Chunk(Box<UncheckedChunk>),
     /// Open a model before its first chunk, and say when.
     Open(ModelId),
     /// Forget a model: it was unloaded.
@@ -53,6 +58,11 @@ pub(crate) enum ToSink {
     Close(Close),
     /// So many chunks of a closed request were on a worker that is gone.
     Lost(Serial, u64),
+    /// A worker is gone. Say what has arrived of the chunks that it held; what comes of them after this does not count,
+    /// for they run again.
+    WorkerLost(LostWorker),
+    /// What is out: the answer to [`ToVentilator::WhatIsOut`].
+    Out(Out),
     /// Say what has been answered; the number comes back with the report.
     Report(u64),
     /// A client's session is over: nothing more is for it.
@@ -124,6 +134,10 @@ pub(crate) enum ToVentilator {
     Silent(ReplyTo),
     /// The sink has answered a request with an error of its own: give out no more of it.
     Abort(Serial),
+    /// What had arrived of a lost worker's chunks: the answer to [`ToSink::WorkerLost`].
+    Arrived(Arrived),
+    /// Say which chunks are out, so that the sink may forget what it answered: see [`Out`].
+    WhatIsOut,
     /// What the sink has answered so far.
     Report(u64, Box<SinkReport>),
     /// The sink has given out everything and is about to end.
@@ -147,14 +161,14 @@ pub(crate) struct SinkReport {
 
 /// A tensor of a member: its name, datatype and every dimension; the first is the member's rows unless whole.
 #[derive(Serialize, Deserialize)]
-struct Column<'a>(
+pub(super) struct Column<'a>(
     #[serde(borrow)] Cow<'a, str>,
     #[serde(borrow)] Cow<'a, str>,
     Vec<u64>,
 );
 
 /// The tensors of one member for all of them if they are alike, else of each.
-type Columns<'a> = Vec<Vec<Column<'a>>>;
+pub(super) type Columns<'a> = Vec<Vec<Column<'a>>>;
 
 impl<'a> Column<'a> {
     fn of(tensor: &'a Tensor) -> Column<'a> {
@@ -177,28 +191,14 @@ enum WorkerHeader<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct ChunkHeader<'a> {
-    id: ChunkId,
-    leg: u32,
-    until: u32,
-    goes_on: bool,
-    spent_us: u64,
-    attempt: u32,
-    model: ModelId,
-    run: u64,
-    params: Cow<'a, Params>,
-    members: Cow<'a, [Member]>,
-    #[serde(borrow)]
-    columns: Columns<'a>,
-}
-
-#[derive(Serialize, Deserialize)]
 enum SinkHeader<'a> {
     #[serde(borrow)]
     Part(PartHeader<'a>),
     Stopped(WorkerId),
     Close(Close),
     Lost(Serial, u64),
+    WorkerLost(LostWorker),
+    Out(Out),
     Report(u64),
     Gone(ReplyTo),
     Finish,
@@ -247,6 +247,8 @@ enum VentilatorHeader<'a> {
     Gone(ReplyTo),
     Silent(ReplyTo),
     Abort(Serial),
+    Arrived(Arrived),
+    WhatIsOut,
     Report(u64, Box<SinkReport>),
     SinkStopped,
 }
@@ -285,7 +287,7 @@ fn split(frames: Vec<Bytes>) -> Result<(Bytes, std::vec::IntoIter<Bytes>)> {
     Ok((first, frames))
 }
 
-fn columns<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Columns<'a> {
+pub(super) fn columns<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Columns<'a> {
     let Some(first) = batches.clone().next() else {
         return Vec::new();
     };
@@ -296,14 +298,14 @@ fn columns<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Columns<'a> 
         .collect()
 }
 
-fn push_batches<'a>(frames: &mut Vec<Bytes>, batches: impl Iterator<Item = &'a Batch>) {
+pub(super) fn push_batches<'a>(frames: &mut Vec<Bytes>, batches: impl Iterator<Item = &'a Batch>) {
     for tensor in batches.flat_map(|b| &b.tensors) {
         push_payload(frames, tensor);
     }
 }
 
 /// The batches of members, each of which says its rows, and whether its tensors are whole.
-fn take_batches(
+pub(super) fn take_batches(
     members: impl Iterator<Item = (u64, bool)>,
     columns: &Columns<'_>,
     mut frames: std::vec::IntoIter<Bytes>,
@@ -341,7 +343,7 @@ fn take_batches(
         .collect()
 }
 
-fn rows_of(members: &[Member]) -> impl Iterator<Item = (u64, bool)> {
+pub(super) fn rows_of(members: &[Member]) -> impl Iterator<Item = (u64, bool)> {
     members.iter().map(|member| (member.rows, member.whole))
 }
 
@@ -351,31 +353,15 @@ fn rows_of_runs(runs: &[Batch]) -> Vec<u64> {
     runs.iter().map(|batch| rows(batch) as u64).collect()
 }
 
-/// Writes a chunk: the header, then for each member its inputs. The payload is shared, not copied.
-pub(crate) fn write_chunk(chunk: &Chunk) -> Vec<Bytes> {
-    let columns = columns(chunk.inputs.iter());
-    let tensors = columns.first().map_or(0, Vec::len);
-    let mut frames = Vec::with_capacity(1 + chunk.members.len() * tensors);
-    frames.push(header(&WorkerHeader::Chunk(ChunkHeader {
-        id: chunk.id,
-        leg: chunk.leg,
-        until: chunk.until,
-        goes_on: chunk.goes_on,
-        spent_us: chunk.spent_us,
-        attempt: chunk.attempt,
-        model: chunk.model,
-        run: chunk.run,
-        params: Cow::Borrowed(&chunk.params),
-        members: Cow::Borrowed(&chunk.members),
-        columns,
-    })));
-    push_batches(&mut frames, chunk.inputs.iter());
-    frames
+/// Writes a chunk: the header, the parameters if there are any, then for each member its inputs. All but the header is
+/// shared, not copied.
+pub(crate) fn write_chunk(chunk: &Chunk<Bytes>) -> Vec<Bytes> {
+    write_chunk_with(chunk, |chunk| header(&WorkerHeader::Chunk(chunk)))
 }
 
 pub(crate) fn write_to_worker(message: &ToWorker) -> Vec<Bytes> {
     vec![header(&match message {
-        ToWorker::Chunk(chunk) => return write_chunk(chunk),
+        ToWorker::Chunk(chunk) => return write_chunk(chunk.as_written()),
         ToWorker::Open(model) => WorkerHeader::Open(*model),
         ToWorker::Forget(model) => WorkerHeader::Forget(*model),
         ToWorker::Resume => WorkerHeader::Resume,
@@ -390,21 +376,8 @@ pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
         WorkerHeader::Stop => ToWorker::Stop,
         WorkerHeader::Open(model) => ToWorker::Open(model),
         WorkerHeader::Forget(model) => ToWorker::Forget(model),
-        WorkerHeader::Chunk(h) => {
-            let inputs = take_batches(rows_of(&h.members), &h.columns, rest)?;
-            ToWorker::Chunk(Box::new(Chunk {
-                id: h.id,
-                leg: h.leg,
-                until: h.until,
-                goes_on: h.goes_on,
-                spent_us: h.spent_us,
-                attempt: h.attempt,
-                model: h.model,
-                run: h.run,
-                params: h.params.into_owned(),
-                members: h.members.into_owned(),
-                inputs,
-            }))
+        WorkerHeader::Chunk(header) => {
+            ToWorker::Chunk(Box::new(UncheckedChunk::read(header, rest)?))
         }
     })
 }
@@ -439,6 +412,8 @@ pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
         ToSink::Stopped(worker) => SinkHeader::Stopped(*worker),
         ToSink::Close(close) => SinkHeader::Close(close.clone()),
         ToSink::Lost(serial, chunks) => SinkHeader::Lost(*serial, *chunks),
+        ToSink::WorkerLost(lost) => SinkHeader::WorkerLost(lost.clone()),
+        ToSink::Out(out) => SinkHeader::Out(out.clone()),
         ToSink::Report(token) => SinkHeader::Report(*token),
         ToSink::Gone(reply) => SinkHeader::Gone(*reply),
         ToSink::Finish => SinkHeader::Finish,
@@ -476,6 +451,8 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
         SinkHeader::Stopped(worker) => ToSink::Stopped(worker),
         SinkHeader::Close(close) => ToSink::Close(close),
         SinkHeader::Lost(serial, chunks) => ToSink::Lost(serial, chunks),
+        SinkHeader::WorkerLost(lost) => ToSink::WorkerLost(lost),
+        SinkHeader::Out(out) => ToSink::Out(out),
         SinkHeader::Report(token) => ToSink::Report(token),
         SinkHeader::Gone(reply) => ToSink::Gone(reply),
         SinkHeader::Finish => ToSink::Finish,
@@ -513,6 +490,8 @@ pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
         ToVentilator::Gone(reply) => VentilatorHeader::Gone(reply),
         ToVentilator::Silent(reply) => VentilatorHeader::Silent(reply),
         ToVentilator::Abort(serial) => VentilatorHeader::Abort(serial),
+        ToVentilator::Arrived(arrived) => VentilatorHeader::Arrived(arrived),
+        ToVentilator::WhatIsOut => VentilatorHeader::WhatIsOut,
         ToVentilator::Report(token, report) => VentilatorHeader::Report(token, report),
         ToVentilator::SinkStopped => VentilatorHeader::SinkStopped,
     })]
@@ -564,6 +543,8 @@ pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
         VentilatorHeader::Gone(reply) => ToVentilator::Gone(reply),
         VentilatorHeader::Silent(reply) => ToVentilator::Silent(reply),
         VentilatorHeader::Abort(serial) => ToVentilator::Abort(serial),
+        VentilatorHeader::Arrived(arrived) => ToVentilator::Arrived(arrived),
+        VentilatorHeader::WhatIsOut => ToVentilator::WhatIsOut,
         VentilatorHeader::Report(token, report) => ToVentilator::Report(token, report),
         VentilatorHeader::SinkStopped => ToVentilator::SinkStopped,
     })

@@ -16,14 +16,27 @@
 //! parts: it answers a stream with one `result`.
 //!
 //! `client.rs` is what clients say, `server.rs` what they are told; both ends of each direction are in one file,
-//! so that the writer and the reader of a frame cannot drift apart. `bounded.rs` reads what clients could make endless.
+//! so that the writer and the reader of a frame cannot drift apart.
+//!
+//! What a client says is read in two steps, for the thread that reads it has all clients to serve. The front looks at the
+//! header, at datatypes, counts and lengths (`header.rs`, `params.rs`, `bounded.rs`, over `msgpack.rs`); the worker that
+//! gets the rows looks at their values and reads the parameters (`chunk.rs`), and what is wrong there ends that request
+//! alone.
 
 pub(crate) mod bounded;
+#[cfg(feature = "server")]
+pub(crate) mod chunk;
 pub mod client;
+mod header;
+#[cfg(feature = "client")]
+pub(crate) mod id;
 #[cfg(feature = "server")]
 pub(crate) mod inner;
+mod msgpack;
+pub(crate) mod params;
 pub mod server;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -37,6 +50,8 @@ pub const VERSION: u64 = 1;
 
 /// Most tensors in one message.
 const MAX_TENSORS: usize = 1024;
+/// So many names are faster compared than hashed.
+const FEW_TENSORS: usize = 16;
 /// Most dimensions of one tensor.
 const MAX_RANK: usize = 64;
 
@@ -98,11 +113,16 @@ pub(crate) fn from_document<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T
 /// Writes a header: a map with string keys.
 fn write<T: Serialize>(header: &T) -> Bytes {
     let mut buffer = Vec::with_capacity(192);
-    let mut serializer = rmp_serde::Serializer::new(&mut buffer).with_struct_map();
+    append(&mut buffer, header);
+    buffer.into()
+}
+
+/// Appends a header.
+pub(crate) fn append<T: Serialize>(buffer: &mut Vec<u8>, header: &T) {
+    let mut serializer = rmp_serde::Serializer::new(buffer).with_struct_map();
     header
         .serialize(&mut serializer)
         .expect("headers hold numbers, strings and maps of them, which msgpack always takes");
-    buffer.into()
 }
 
 /// Appends a tensor's payload frames.
@@ -140,16 +160,14 @@ pub(crate) fn take_payload(
     })
 }
 
-/// Reads the tensors that headers describe off the frames, checking frame counts, lengths, shapes and names.
+/// Reads the tensors that headers describe off the frames, checking frame counts, lengths, shapes and names, but not yet
+/// the values.
 pub(crate) fn read_tensors(
     headers: &[TensorHeader<'_>],
     frames: impl ExactSizeIterator<Item = Bytes>,
 ) -> Result<Batch> {
-    if headers.len() > MAX_TENSORS {
-        return Err(Error::invalid(format!(
-            "{} tensors in `inputs`, and {MAX_TENSORS} is the most",
-            headers.len()
-        )));
+    if let Some(name) = given_twice(headers) {
+        return Err(Error::invalid(format!("tensor {name:?} is given twice")));
     }
     let got = frames.len();
     let mut frames = frames;
@@ -166,14 +184,8 @@ pub(crate) fn read_tensors(
                 headers.len()
             )));
         }
-        if tensors.iter().any(|t| t.name() == header.name) {
-            return Err(Error::invalid(format!(
-                "tensor {:?} is given twice",
-                header.name
-            )));
-        }
         let data = take_payload(&header.name, datatype, &mut frames)?;
-        tensors.push(Tensor::new(
+        tensors.push(Tensor::unchecked(
             Arc::<str>::from(&*header.name),
             datatype,
             header.dims()?,
@@ -187,4 +199,18 @@ pub(crate) fn read_tensors(
         )));
     }
     Ok(Batch { tensors })
+}
+
+/// A name that is there more than once. A thousand long names are not held against each other one by one.
+fn given_twice<'a>(headers: &'a [TensorHeader<'_>]) -> Option<&'a str> {
+    if headers.len() <= FEW_TENSORS {
+        let mut rest = headers.iter().enumerate();
+        let twice = rest.find(|(i, header)| headers[..*i].iter().any(|h| h.name == header.name));
+        return twice.map(|(_, header)| &*header.name);
+    }
+    let mut seen = HashSet::with_capacity(headers.len());
+    headers
+        .iter()
+        .map(|header| &*header.name)
+        .find(|name| !seen.insert(*name))
 }

@@ -80,8 +80,12 @@ const COMMAND: u8 = 4;
 
 /// Longest command: a handshake's has a socket's type and an id, a PING some bytes.
 const MAX_COMMAND_BYTES: u64 = 4096;
-/// Memory for a frame is taken in full only once so much of it has come.
+/// Memory for a frame is taken in full only once so much of it has come,
 const FIRST_BYTES: usize = 64 * 1024;
+/// but for frames up to this: growing would copy too much of them, and what no byte was written to is no memory yet.
+const AT_ONCE_BYTES: usize = 1024 * 1024;
+/// The most that a frame's head takes.
+const HEAD_BYTES: usize = 9;
 /// What a frame costs besides its bytes.
 const FRAME_COST: u64 = 64;
 /// Frames of more than this are worth a read of their own.
@@ -459,12 +463,18 @@ fn read_head(input: &[u8]) -> Result<Option<(u8, u64, usize)>, Violation> {
 }
 
 /// How many bytes of a frame there is room for; makes some if there is none: little at first, all of it once the frame
-/// has proved that it comes.
+/// has proved that it comes. Where another frame follows, there is room for its head too: so it comes with the same read,
+/// and the next read goes straight into the next frame.
 fn reserve(body: &mut Body) -> Result<usize, Violation> {
     let have = body.data.len();
     if body.data.capacity() == have {
-        let first = have < FIRST_BYTES && body.bytes > FIRST_BYTES;
-        let wanted = if first { FIRST_BYTES } else { body.bytes };
+        let first = have < FIRST_BYTES && body.bytes > AT_ONCE_BYTES;
+        let more = body.flags & MORE != 0 && body.bytes >= DIRECT_BYTES;
+        let wanted = match (first, more) {
+            (true, _) => FIRST_BYTES,
+            (false, true) => body.bytes.saturating_add(HEAD_BYTES),
+            (false, false) => body.bytes,
+        };
         body.data
             .try_reserve_exact(wanted - have)
             .map_err(|_| Violation::NoMemory)?;

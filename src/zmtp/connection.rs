@@ -1,14 +1,14 @@
 //! One connection: a stream, the reader of its bytes, what waits to be written, and when it last gave a sign of life.
 
-use std::io;
+use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::codec::{self, Decoder, Event, Limits, Violation};
 use super::mechanism::Mechanism;
-use super::outgoing::Outgoing;
+use super::outgoing::{MOST_SLICES, Outgoing};
 use super::stream::Stream;
 use super::unsent::unsent;
 use super::{HEARTBEAT, SILENCE};
@@ -44,6 +44,16 @@ pub(crate) enum Announce {
     V31,
 }
 
+/// How far a message is whose memory its owner lends for one call after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LentMessage {
+    None,
+    /// There was no room for its first byte.
+    Waits,
+    /// Some of it is out: nothing else may be written before its end.
+    Begun,
+}
+
 pub(crate) struct Connection {
     stream: Stream,
     decoder: Decoder,
@@ -65,6 +75,7 @@ pub(crate) struct Connection {
     pong_waits: bool,
     /// The owner has stopped reading: what comes then is not heard, and silence says nothing.
     paused: bool,
+    lent: LentMessage,
 }
 
 impl Connection {
@@ -100,6 +111,7 @@ impl Connection {
             ping_waits: false,
             pong_waits: false,
             paused: false,
+            lent: LentMessage::None,
         }
     }
 
@@ -136,6 +148,17 @@ impl Connection {
     /// Queues a message; [`Connection::write`] sends it.
     pub(crate) fn push(&mut self, frames: impl IntoIterator<Item = Bytes>) {
         self.outgoing.push_message(frames);
+    }
+
+    /// What waits to be written, to append to.
+    #[cfg(feature = "client")]
+    pub(crate) fn outgoing(&mut self) -> &mut Outgoing {
+        &mut self.outgoing
+    }
+
+    /// Whether it is to be told when the system takes more.
+    pub(crate) fn wants_room(&self) -> bool {
+        self.lent != LentMessage::None || !self.outgoing.is_empty()
     }
 
     /// Reads what is there, at most a large frame's share or [`READ_BYTES`] at once. `false`: nothing was there.
@@ -207,6 +230,9 @@ impl Connection {
     /// # Errors
     /// The connection is over.
     pub(crate) fn write(&mut self, now: Instant) -> Result<bool, End> {
+        if self.lent == LentMessage::Begun {
+            return Ok(false);
+        }
         let before = self.outgoing.bytes();
         let done = self.outgoing.write_to(&mut self.stream)?;
         let taken = before - self.outgoing.bytes();
@@ -224,6 +250,64 @@ impl Connection {
     /// Its owner did not listen for a while, so that silence says nothing.
     pub(crate) fn excuse(&mut self, now: Instant) {
         self.alive = now;
+    }
+
+    /// Writes what waits, and then a message from memory that is lent for this call only. What was written is taken off
+    /// the front of `rest`. `true` if nothing is left; otherwise the next call has to bring the rest, or
+    /// [`Connection::give_up_lent`] to follow.
+    ///
+    /// # Errors
+    /// The connection is over.
+    #[cfg(feature = "client")]
+    pub(crate) fn write_lent(
+        &mut self,
+        rest: &mut &mut [IoSlice<'_>],
+        now: Instant,
+    ) -> Result<bool, End> {
+        if self.lent != LentMessage::Begun && !self.write(now)? {
+            self.lent = LentMessage::Waits;
+            return Ok(false);
+        }
+        while !rest.is_empty() {
+            let count = rest.len().min(MOST_SLICES);
+            match self.stream.write_vectored(&rest[..count]) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(bytes) => {
+                    self.written += bytes as i64;
+                    if std::mem::take(&mut self.is_full) {
+                        self.alive = now;
+                    }
+                    self.lent = LentMessage::Begun;
+                    IoSlice::advance_slices(rest, bytes);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.is_full = true;
+                    if self.lent == LentMessage::None {
+                        self.lent = LentMessage::Waits;
+                    }
+                    return Ok(false);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.lent = LentMessage::None;
+        Ok(true)
+    }
+
+    /// The rest of a lent message will not come. `true` if some of it is out: then the connection is of no more use.
+    #[cfg(feature = "client")]
+    pub(crate) fn give_up_lent(&mut self) -> bool {
+        if self.lent == LentMessage::Waits {
+            self.lent = LentMessage::None;
+        }
+        self.lent == LentMessage::Begun
+    }
+
+    /// For so long nobody read: that does not count as the peer's silence.
+    #[cfg(feature = "client")]
+    pub(crate) fn not_heard(&mut self, time: Duration, now: Instant) {
+        self.alive = (self.alive + time).min(now);
     }
 
     /// Whether its owner reads from it. While it does not, nothing can be heard.

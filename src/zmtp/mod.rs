@@ -18,9 +18,14 @@
 //! message types of its own, which would be one more step for each frame on the path of every row. CURVE would be the
 //! reason to look again.
 
+// The client alone uses about half of what is below.
+#![cfg_attr(not(feature = "server"), allow(dead_code))]
+
 pub(crate) mod codec;
 #[cfg(feature = "client")]
 pub(crate) mod connection;
+#[cfg(feature = "client")]
+pub(crate) mod dealer;
 pub(crate) mod mechanism;
 pub(crate) mod outgoing;
 #[cfg(feature = "server")]

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use super::codec::push_head;
 
 /// Frames of up to so many bytes are copied behind what waits already; more of them leave in one piece.
-const COPY_BYTES: usize = 4096;
+pub(crate) const COPY_BYTES: usize = 4096;
 /// A piece that gathers frames is not made longer than this.
 const PIECE_BYTES: usize = 64 * 1024;
 /// Pieces in one write; systems take no more than 1,024.
-const MOST_SLICES: usize = 64;
+pub(crate) const MOST_SLICES: usize = 64;
 /// Memory that an idle connection may keep for its next small answers.
 const KEPT_BYTES: usize = 512;
 /// Pieces that an idle connection keeps room for.
@@ -68,9 +68,38 @@ impl Outgoing {
                 }
             });
             if !small {
-                self.bytes += frame.len() as u64;
-                self.pieces.push_back(Piece::Lent(frame));
+                self.push_lent(frame);
             }
+        }
+    }
+
+    /// Appends bytes as they are: whole frames and heads, as their maker laid them out.
+    pub(crate) fn push_laid_out(&mut self, bytes: Vec<u8>) {
+        if bytes.len() <= COPY_BYTES {
+            self.push_small(|piece| piece.extend_from_slice(&bytes));
+        } else {
+            self.bytes += bytes.len() as u64;
+            self.pieces.push_back(Piece::Gathered(bytes));
+        }
+    }
+
+    /// Appends the body of a frame whose head was appended before.
+    pub(crate) fn push_lent(&mut self, body: Bytes) {
+        // An empty piece would look like a writer that takes nothing.
+        if !body.is_empty() {
+            self.bytes += body.len() as u64;
+            self.pieces.push_back(Piece::Lent(body));
+        }
+    }
+
+    /// Appends all that waits in another, which is empty afterwards.
+    pub(crate) fn append(&mut self, other: &mut Outgoing) {
+        if self.is_empty() {
+            // Their memory goes round with them.
+            std::mem::swap(self, other);
+        } else if other.written == 0 {
+            self.bytes += std::mem::take(&mut other.bytes);
+            self.pieces.append(&mut other.pieces);
         }
     }
 
@@ -230,5 +259,25 @@ mod tests {
             assert!(slow.taken == expected, "most {most}");
             assert!(outgoing.is_empty() && outgoing.pieces.is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_appended_leaves_behind_what_was_there() {
+        let mut first = Outgoing::default();
+        for round in 0..3u8 {
+            let mut second = Outgoing::default();
+            second.push_laid_out(vec![round; 3]);
+            second.push_laid_out(vec![round; COPY_BYTES + 1]);
+            second.push_lent(Bytes::new());
+            second.push_lent(Bytes::from(vec![round; 5]));
+            first.append(&mut second);
+            assert!(second.is_empty());
+        }
+        let mut taken = Vec::new();
+        assert!(first.write_to(&mut taken).unwrap());
+        let expected: Vec<u8> = (0..3)
+            .flat_map(|round| vec![round; COPY_BYTES + 9])
+            .collect();
+        assert!(taken == expected);
     }
 }

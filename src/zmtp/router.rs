@@ -67,7 +67,7 @@ const TICK: Duration = Duration::from_secs(1);
 const ABSENCE: Duration = Duration::from_secs(3);
 /// Messages of fewer bytes are given up only if there are no larger ones.
 const WORTH_BYTES: u64 = 64 * 1024;
-/// Reads of a connection that is closed from this side: complete messages that have come still count.
+/// Reads of a connection that is about to be forgotten: complete messages that have come still count.
 const LAST_READS: usize = 64;
 
 /// What a token of the poller stands for besides connections.
@@ -89,6 +89,8 @@ pub(crate) struct Router {
     /// What was read and not taken yet.
     inbox: VecDeque<Incoming>,
     scratch: Vec<u8>,
+    /// One of the owner's descriptors could be read.
+    inner_news: bool,
     unfinished_bytes: u64,
     accept_again: Option<Instant>,
     last_tick: Instant,
@@ -113,6 +115,7 @@ impl Router {
             unwritten: Vec::new(),
             inbox: VecDeque::new(),
             scratch: Vec::with_capacity(READ_BYTES),
+            inner_news: true,
             unfinished_bytes: 0,
             accept_again: None,
             last_tick: Instant::now(),
@@ -140,22 +143,42 @@ impl Router {
         self.poller.add(source, INNER, Interest::Read)
     }
 
+    /// Whether one of the owner's descriptors could be read since the last question, or at the start. A look at a socket
+    /// of libzmq's is a system call, which is saved where nothing can have come.
+    pub(crate) fn take_inner_news(&mut self) -> bool {
+        std::mem::take(&mut self.inner_news)
+    }
+
+    /// Whether there is something to do without waiting.
+    pub(crate) fn has_news(&self) -> bool {
+        self.inner_news || self.has_input()
+    }
+
+    /// The owner has left something unread.
+    pub(crate) fn keep_inner_news(&mut self) {
+        self.inner_news = true;
+    }
+
     /// Whether something was read, or can be read, that nobody has taken yet.
     pub(crate) fn has_input(&self) -> bool {
         !self.inbox.is_empty() || !self.readable.is_empty()
     }
 
-    /// Waits until there is something to do, or the time is over. `false`: nothing came.
+    /// Waits until there is something to do, or the time is over; not at all while [`Router::has_input`]. `false`:
+    /// nothing came.
     ///
     /// # Errors
     /// The poller's.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
-        let (mut news, mut accepts) = (false, 0u64);
+        let (mut news, mut accepts) = (self.has_input(), 0u64);
+        let timeout = if news { Some(Duration::ZERO) } else { timeout };
         let (peers, readable, unwritten) =
             (&mut self.peers, &mut self.readable, &mut self.unwritten);
+        let inner_news = &mut self.inner_news;
         self.poller.wait(timeout, |ready: Ready| {
             news = true;
             if ready.token & INNER != 0 {
+                *inner_news = true;
                 return;
             }
             if ready.token & LISTENER != 0 {
@@ -443,7 +466,11 @@ impl Router {
                     self.drop_peer(token);
                 }
             }
-            Err(end) => self.end(token, &end),
+            Err(end) => {
+                // The other end has left; what it said before counts.
+                self.read_rest(token, now);
+                self.end(token, &end);
+            }
         }
     }
 
@@ -453,12 +480,17 @@ impl Router {
         let Some(token) = self.peers.token(of) else {
             return;
         };
+        self.read_rest(token, now);
+        self.drop_peer(token);
+    }
+
+    /// Takes the messages that have come to a connection which is about to be forgotten.
+    fn read_rest(&mut self, token: u64, now: Instant) {
         for _ in 0..LAST_READS {
             if !self.read(token, now) {
                 break;
             }
         }
-        self.drop_peer(token);
     }
 
     /// When [`Router::tick`] has something to do.

@@ -61,12 +61,18 @@ impl Stream {
         Stream::tcp(TcpStream::from(socket))
     }
 
-    /// Connects to a local socket.
+    /// Connects to a local socket, which is done at once or not at all.
     ///
     /// # Errors
-    /// The system's: nobody is there, or the path is none of a socket's.
+    /// The system's: nobody is there, or the path is none of a socket's. "Would block": too many wait to be accepted.
     pub(crate) fn connect_local(path: &Path) -> io::Result<Stream> {
-        Stream::local(UnixStream::connect(path)?)
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let kind = SocketType::STREAM;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Stream::Local(UnixStream::from(socket)))
     }
 
     /// What became of a connection that was begun.

@@ -89,6 +89,7 @@ impl Fake {
         let router = |endpoint: &str| {
             let socket = context.socket(zmq::ROUTER).unwrap();
             socket.set_linger(500).unwrap();
+            socket.set_ipv6(endpoint.starts_with("tcp://[")).unwrap();
             socket.bind(endpoint).unwrap();
             socket
         };

@@ -113,6 +113,8 @@ fn a_queue_full_of_bytes() {
     within(LIMIT, || {
         let server = server(&["--max-queue-bytes", "10MiB", "--max-request-bytes", "10MiB"]);
         let mut raw = Raw::open(&server);
+        let mut other = Raw::open(&server);
+        other.round(&[[1.0; 4]]);
         send(&raw.port, &slow(100, 1));
         assert_eq!(receive(&raw.out).kind(), "result");
         idle(&mut raw);
@@ -126,10 +128,10 @@ fn a_queue_full_of_bytes() {
             "{}",
             answer.message()
         );
-        // A small one still fits, and overtakes.
-        send(&raw.port, &slow(103, 1));
-        let answer = receive(&raw.out);
-        assert_eq!((answer.id(), answer.kind()), (103, "result"));
+        // A small one of another client still fits, and overtakes: one client has not all of the queue.
+        let id = other.submit(&[[1.0; 4]]);
+        let answer = receive(&other.out);
+        assert_eq!((answer.id(), answer.kind()), (id, "result"));
         cancel(&raw, 101);
         assert_eq!(receive(&raw.out).code(), "CANCELLED");
         idle(&mut raw);

@@ -4,22 +4,28 @@
 //! Every accepted request gets exactly one final answer here: its result when the last row has come, or the error
 //! that the ventilator closes it with, whichever is first. What was answered is remembered for as long as something
 //! about it may still arrive, and no longer.
+//!
+//! Each piece of a request that is given out brings exactly one part that counts, so parts can be counted. Only a lost
+//! worker could break that: its parts may have come, and its rows run again. So the ventilator asks what has come of its
+//! chunks before it gives them to others, and what comes of them later is refused (`recent.rs`).
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+mod answered;
+mod recent;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
 
 use hdrhistogram::Histogram;
 
-use crate::error::{Error, Result};
-use crate::message::{Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats};
+use self::answered::{Answered, Span};
+use self::recent::{Recent, Standing};
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{ChunkId, Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats};
 use crate::split::Gather;
 use crate::tensor::{Batch, Tensor};
-use crate::wire::inner::{Close, SinkReport, ToSink, ToVentilator};
+use crate::wire::inner::{Arrived, Close, LostWorker, SinkReport, ToSink, ToVentilator};
 use crate::wire::server::{LatencyInfo, Outputs, ServerMessage};
-
-/// So many requests are remembered as answered. The ventilator may close a request that the sink has just answered: it
-/// has not read the credit yet. Its order then lies in the sink's inbox, behind no more than other orders and the parts
-/// of chunks that were out; the queue's bound (`--max-queue-requests`) is of this size.
-const ANSWERED: usize = 1 << 17;
 
 /// What is to be done, at once.
 #[derive(Debug)]
@@ -41,50 +47,77 @@ pub(crate) trait Outlet {
     fn perform(&mut self, action: Action);
 }
 
+/// What bounds the answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    pub workers: usize,
+    /// Chunks that a worker can hold, running and waiting, in both lanes.
+    pub worker_chunks: usize,
+    /// Bytes gathered for one client, or on their way to it.
+    pub max_client_bytes: u64,
+    /// Answered requests that are remembered before the ventilator is asked which of them it may still close.
+    pub answered: usize,
+}
+
 /// A request whose parts are coming.
 #[derive(Default)]
 struct Gathering {
-    /// Streams have sent their parts already: theirs are empty here.
+    /// Rows that have come. Streams have sent their parts already: theirs are empty here.
     gather: Gather,
-    /// A part failed or was skipped: the ventilator's close is on its way.
-    broken: bool,
+    /// Parts that have come, those that failed or were skipped too.
+    parts: u64,
     /// Bytes of it that the client's account has.
     counted: u64,
+    /// Of what has come and did not fail.
     stats: Stats,
+    span: Option<Span>,
 }
 
 /// A request that was answered although parts of it may still come.
-#[derive(Default)]
 struct Ended {
     /// Parts that have come.
     parts: u64,
-    /// Rows that have come.
-    rows: u64,
-    /// Parts that were given out, once the ventilator has said so.
-    expected: Option<u64>,
+    until: Until,
 }
 
-/// The requests that were answered last.
-#[derive(Default)]
-struct Answered {
-    serials: HashSet<Serial>,
-    order: VecDeque<Serial>,
+/// How it is known that nothing more comes of a request.
+#[derive(Clone, Copy)]
+enum Until {
+    /// The ventilator has closed it, and so many parts were given out.
+    Parts(u64),
+    /// The sink has ended it by itself: so many rows are missing. If they do not come, the ventilator closes it.
+    Rows { missing: u64, span: Span },
 }
 
-impl Answered {
-    fn push(&mut self, serial: Serial) {
-        if self.order.len() == ANSWERED
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.serials.remove(&oldest);
+/// Who gets an answer.
+#[derive(Clone, Copy)]
+struct Asker {
+    reply: ReplyTo,
+    request: RequestId,
+    arrived_us: u64,
+}
+
+impl From<&Member> for Asker {
+    fn from(member: &Member) -> Asker {
+        Asker {
+            reply: member.reply,
+            request: member.request,
+            arrived_us: member.arrived_us,
         }
-        self.serials.insert(serial);
-        self.order.push_back(serial);
     }
+}
 
-    fn has(&self, serial: Serial) -> bool {
-        self.serials.contains(&serial)
-    }
+/// Rows of a request that a chunk has brought.
+struct Piece<'a> {
+    member: &'a Member,
+    chunk: ChunkId,
+    compute_us: u64,
+}
+
+/// The time, and the way out.
+struct Turn<'a, O> {
+    now_us: u64,
+    outlet: &'a mut O,
 }
 
 /// The requests of which parts are coming, and what was answered.
@@ -95,40 +128,54 @@ pub(crate) struct Answers {
     gathered: HashMap<ReplyTo, u64>,
     ended: HashMap<Serial, Ended>,
     answered: Answered,
+    recent: Vec<Recent>,
     stopped: Vec<bool>,
     latency: Histogram<u64>,
     report: SinkReport,
 }
 
 impl Answers {
-    pub(crate) fn new(workers: usize, max_client_bytes: u64) -> Result<Answers> {
+    pub(crate) fn new(bounds: &Bounds) -> Result<Answers> {
         let latency = Histogram::new_with_bounds(1, 3_600_000_000, 2)
             .map_err(|e| Error::internal(format!("the latency histogram: {e}")))?;
+        let recent = (0..bounds.workers).map(|_| Recent::new(bounds.worker_chunks));
         Ok(Answers {
-            max_client_bytes,
+            max_client_bytes: bounds.max_client_bytes,
             gathering: HashMap::new(),
             gathered: HashMap::new(),
             ended: HashMap::new(),
-            answered: Answered::default(),
-            stopped: vec![false; workers],
+            answered: Answered::new(bounds.answered),
+            recent: recent.collect(),
+            stopped: vec![false; bounds.workers],
             latency,
             report: SinkReport::default(),
         })
     }
 
+    /// Takes a message, and has done what comes of it.
     pub(crate) fn hear(&mut self, message: ToSink, now_us: u64, outlet: &mut impl Outlet) {
+        let turn = &mut Turn { now_us, outlet };
         match message {
-            ToSink::Part(part) => self.take_part(*part, now_us, outlet),
-            ToSink::Close(close) => self.close(&close, now_us, outlet),
-            ToSink::Lost(serial, parts) => {
-                if let Some(ended) = self.ended.get_mut(&serial) {
-                    ended.expected = ended.expected.map(|n| n.saturating_sub(parts));
-                    self.forget_if_complete(serial, u64::MAX);
+            ToSink::Part(part) => {
+                self.take_part(*part, turn);
+                if self.answered.ask() {
+                    turn.tell_ventilator(ToVentilator::WhatIsOut);
                 }
             }
+            ToSink::Close(close) => self.close(&close, turn),
+            ToSink::Lost(serial, parts) => {
+                if let Some(ended) = self.ended.get_mut(&serial) {
+                    if let Until::Parts(expected) = &mut ended.until {
+                        *expected = expected.saturating_sub(parts);
+                    }
+                    self.forget_if_complete(serial);
+                }
+            }
+            ToSink::WorkerLost(lost) => self.lose_worker(&lost, turn),
+            ToSink::Out(out) => self.answered.settle(&out),
             ToSink::Report(token) => {
                 let report = Box::new(self.make_report());
-                outlet.perform(Action::TellVentilator(ToVentilator::Report(token, report)));
+                turn.tell_ventilator(ToVentilator::Report(token, report));
             }
             // What is gathered for it goes when the ventilator closes its requests.
             ToSink::Gone(_) => {}
@@ -146,62 +193,52 @@ impl Answers {
         self.stopped.iter().all(|stopped| *stopped)
     }
 
-    /// Bytes gathered for a client.
-    #[cfg(test)]
-    pub(crate) fn gathered_bytes(&self, reply: ReplyTo) -> u64 {
-        self.gathered.get(&reply).copied().unwrap_or(0)
-    }
+    // ---- parts ---------------------------------------------------------------------------------------------------
 
-    /// What is remembered of requests that are not answered, or of which something is to come.
-    #[cfg(test)]
-    pub(crate) fn left(&self) -> String {
-        let mut left = String::new();
-        for (serial, _) in &self.gathering {
-            left += &format!("{serial} gathering, ");
+    fn take_part(&mut self, part: Part, turn: &mut Turn<'_, impl Outlet>) {
+        let Some(recent) = self.recent.get_mut(part.worker.0 as usize) else {
+            return; // nobody's
+        };
+        if recent.take(&part) == Standing::Refused {
+            return;
         }
-        for (serial, _) in &self.ended {
-            left += &format!("{serial} ended, ");
-        }
-        for (_, bytes) in &self.gathered {
-            left += &format!("{bytes} bytes, ");
-        }
-        left
-    }
-
-    fn take_part(&mut self, part: Part, now_us: u64, outlet: &mut impl Outlet) {
         let done = match part.outcome {
             Outcome::Done(done) => done.into_iter().map(Some).collect(),
             // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
             Outcome::Skipped | Outcome::Failed => vec![None; part.members.len()],
         };
-        for (member, runs) in part.members.into_iter().zip(done) {
-            if part.attempt > 0 && self.answered.has(member.serial) {
-                continue; // the worker was lost after the part and before the credit: it came twice
-            }
+        for (member, runs) in part.members.iter().zip(done) {
             if self.ended.contains_key(&member.serial) {
-                self.count_ended(&member);
-                continue;
-            }
-            let serial = member.serial;
-            if self.take_rows(member, runs, part.compute_us, now_us, outlet) {
-                self.answered.push(serial);
+                self.count_ended(member, runs.is_some(), part.chunk);
+            } else if let Some(runs) = runs {
+                let piece = Piece {
+                    member,
+                    chunk: part.chunk,
+                    compute_us: part.compute_us,
+                };
+                if let Some(span) = self.take_rows(&piece, runs, turn) {
+                    self.answered.insert(member.serial, span);
+                }
+            } else {
+                self.gathering.entry(member.serial).or_default().parts += 1;
             }
         }
     }
 
-    /// Takes what the runs of a member's rows gave, if they did. True if that completed the request.
+    /// Takes what the runs of a member's rows gave. If those were the last of the request's rows, returns the chunks
+    /// that brought them.
     fn take_rows(
         &mut self,
-        member: Member,
-        runs: Option<Vec<Batch>>,
-        compute_us: u64,
-        now_us: u64,
-        outlet: &mut impl Outlet,
-    ) -> bool {
-        let broken = runs.is_none();
-        let runs = runs.unwrap_or_default();
-        let whole_request = member.rows == member.total && !member.stream;
-        if whole_request && !broken {
+        piece: &Piece<'_>,
+        runs: Vec<Batch>,
+        turn: &mut Turn<'_, impl Outlet>,
+    ) -> Option<Span> {
+        let Piece {
+            member,
+            chunk,
+            compute_us,
+        } = *piece;
+        if member.rows == member.total && !member.stream {
             // Nothing to gather: most small requests end here.
             let stats = Stats {
                 queue_us: member.queue_us,
@@ -212,83 +249,72 @@ impl Answers {
                 batched: !member.whole,
                 parts: runs,
             };
-            self.answer_result(&member, outputs, stats, now_us, outlet);
-            return true;
+            self.answer_result(member, outputs, stats, turn);
+            return Some(Span::of(chunk));
         }
-        let entry = self.gathering.entry(member.serial).or_default();
-        let first = entry.stats.chunks == 0;
-        entry.stats.queue_us = if first {
-            member.queue_us
-        } else {
-            entry.stats.queue_us.min(member.queue_us)
-        };
         let bytes = runs.iter().map(|run| run.payload_bytes() as u64).sum();
-        let (kept, sent) = if member.stream {
+        let fits = self.has_room(member.reply, bytes, turn);
+        let (kept, sent) = if member.stream || !fits {
             (Vec::new(), runs)
         } else {
             (runs, Vec::new())
         };
+        let entry = self.gathering.entry(member.serial).or_default();
+        entry.parts += 1;
         if !entry.gather.add(member.offset, member.rows, kept) {
-            return false;
+            return None; // cannot be: each piece brings one part that counts
         }
-        entry.stats.chunks += 1;
-        entry.stats.compute_us += compute_us;
-        let rows = entry.gather.rows();
-        entry.broken |= broken;
-        if entry.broken {
-            return false;
+        let span = entry.span.map_or(Span::of(chunk), |span| span.with(chunk));
+        entry.span = Some(span);
+        let stats = &mut entry.stats;
+        stats.queue_us = match stats.chunks {
+            0 => member.queue_us,
+            _ => stats.queue_us.min(member.queue_us),
+        };
+        stats.chunks += 1;
+        stats.compute_us += compute_us;
+        let missing = member.total.saturating_sub(entry.gather.rows());
+        if !fits {
+            self.overflow(member, missing, span, turn);
+            return (missing == 0).then_some(span);
         }
-        if !self.has_room(member.reply, bytes, outlet) {
-            return self.overflow(&member, now_us, outlet);
-        }
-        if !member.stream
-            && let Some(entry) = self.gathering.get_mut(&member.serial)
-        {
+        if member.stream {
+            send_parts(member, sent, turn);
+        } else {
             entry.counted += bytes;
             *self.gathered.entry(member.reply).or_default() += bytes;
         }
-        let mut offset = member.offset;
-        for run in sent {
-            let rows = run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
-            let outputs = Outputs {
-                parts: vec![run],
-                batched: true,
-            };
-            outlet.perform(Action::Answer {
-                reply: member.reply,
-                request: member.request,
-                message: ServerMessage::Part(offset, outputs),
-            });
-            offset += rows;
+        if missing > 0 {
+            return None;
         }
-        if rows < member.total {
-            return false;
+        if let Some(done) = self.gathering.remove(&member.serial) {
+            self.complete(member, done, turn);
         }
-        let Some(done) = self.gathering.remove(&member.serial) else {
-            return true;
-        };
-        if member.stream {
-            self.count_answer(member.arrived_us, member.total, None, now_us);
-            outlet.perform(Action::Answer {
-                reply: member.reply,
-                request: member.request,
-                message: ServerMessage::End(member.total, done.stats),
-            });
-        } else {
-            self.release(member.reply, done.counted);
-            let outputs = Outputs {
-                batched: true,
-                parts: done.gather.into_parts(),
-            };
-            self.answer_result(&member, outputs, done.stats, now_us, outlet);
-        }
-        true
+        Some(span)
     }
 
+    fn complete(&mut self, member: &Member, done: Gathering, turn: &mut Turn<'_, impl Outlet>) {
+        if member.stream {
+            let asker = Asker::from(member);
+            self.count_answer(asker, member.total, None, turn.now_us);
+            turn.answer(asker, ServerMessage::End(member.total, done.stats));
+            return;
+        }
+        self.release(member.reply, done.counted);
+        let outputs = Outputs {
+            batched: true,
+            parts: done.gather.into_parts(),
+        };
+        self.answer_result(member, outputs, done.stats, turn);
+    }
+
+    // ---- bytes ---------------------------------------------------------------------------------------------------
+
     /// Whether so many more bytes may be held for a client.
-    fn has_room(&self, reply: ReplyTo, bytes: u64, outlet: &impl Outlet) -> bool {
+    fn has_room(&self, reply: ReplyTo, bytes: u64, turn: &Turn<'_, impl Outlet>) -> bool {
         let gathered = self.gathered.get(&reply).copied().unwrap_or(0);
-        gathered + outlet.unsent_bytes(reply) + bytes <= self.max_client_bytes
+        let held = gathered + turn.outlet.unsent_bytes(reply);
+        held + bytes <= self.max_client_bytes
     }
 
     /// Gathered bytes are about to be sent, or were dropped.
@@ -302,145 +328,149 @@ impl Answers {
     }
 
     /// The client's bytes are used up: this request ends with an error, others go on.
-    fn overflow(&mut self, member: &Member, now_us: u64, outlet: &mut impl Outlet) -> bool {
+    fn overflow(
+        &mut self,
+        member: &Member,
+        missing: u64,
+        span: Span,
+        turn: &mut Turn<'_, impl Outlet>,
+    ) {
         let error = Error::exhausted(format!(
             "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows at once, or stream",
             self.max_client_bytes
         ));
-        self.end_gathering(member.serial, member.reply, None, member.total);
-        self.answer_error(
-            member.reply,
-            member.request,
-            member.arrived_us,
-            error,
-            now_us,
-            outlet,
-        );
-        outlet.perform(Action::TellVentilator(ToVentilator::Abort(member.serial)));
-        // The ventilator may be closing it for a reason of its own: that must find that it was answered.
-        !self.ended.contains_key(&member.serial)
+        let gathered = self.drop_gathered(member.serial, member.reply);
+        if missing > 0 {
+            let ended = Ended {
+                parts: gathered.parts,
+                until: Until::Rows { missing, span },
+            };
+            self.ended.insert(member.serial, ended);
+        }
+        self.answer_error(member.into(), error, turn);
+        turn.tell_ventilator(ToVentilator::Abort(member.serial));
     }
 
-    /// What was gathered is dropped; what is still to come of it will be counted.
-    fn end_gathering(&mut self, serial: Serial, reply: ReplyTo, expected: Option<u64>, total: u64) {
-        let mut ended = Ended {
-            expected,
-            ..Ended::default()
+    // ---- ends before their time ----------------------------------------------------------------------------------
+
+    /// The ventilator ends a request, which it does at most once: with an error, unless it was answered.
+    fn close(&mut self, close: &Close, turn: &mut Turn<'_, impl Outlet>) {
+        if self.answered.remove(close.serial) {
+            return; // the result was faster
+        }
+        if let Some(ended) = self.ended.get_mut(&close.serial) {
+            // So was an error of the sink's own. Now it is known how much is still to come.
+            ended.until = Until::Parts(close.chunks);
+        } else if !close.answered {
+            let gathered = self.drop_gathered(close.serial, close.reply);
+            if gathered.parts < close.chunks {
+                let ended = Ended {
+                    parts: gathered.parts,
+                    until: Until::Parts(close.chunks),
+                };
+                self.ended.insert(close.serial, ended);
+            }
+            let asker = Asker {
+                reply: close.reply,
+                request: close.request,
+                arrived_us: close.arrived_us,
+            };
+            self.answer_error(asker, close.error(), turn);
+        }
+        self.forget_if_complete(close.serial);
+    }
+
+    /// What has come of a request is dropped.
+    fn drop_gathered(&mut self, serial: Serial, reply: ReplyTo) -> Gathering {
+        let gathered = self.gathering.remove(&serial).unwrap_or_default();
+        self.release(reply, gathered.counted);
+        gathered
+    }
+
+    /// A part of a request that was answered before.
+    fn count_ended(&mut self, member: &Member, good: bool, chunk: ChunkId) {
+        let Some(ended) = self.ended.get_mut(&member.serial) else {
+            return;
         };
-        if let Some(gathering) = self.gathering.remove(&serial) {
-            self.release(reply, gathering.counted);
-            ended.parts = gathering.stats.chunks;
-            ended.rows = gathering.gather.rows();
+        ended.parts += 1;
+        if let Until::Rows { missing, span } = &mut ended.until
+            && good
+        {
+            *missing = missing.saturating_sub(member.rows);
+            *span = span.with(chunk);
+            if *missing == 0 {
+                // The ventilator may be closing it for a reason of its own: that must find that it was answered.
+                self.answered.insert(member.serial, *span);
+                self.ended.remove(&member.serial);
+                return;
+            }
         }
-        self.ended.insert(serial, ended);
-        self.forget_if_complete(serial, total);
+        self.forget_if_complete(member.serial);
     }
 
-    fn count_ended(&mut self, member: &Member) {
-        if let Some(ended) = self.ended.get_mut(&member.serial) {
-            ended.parts += 1;
-            ended.rows += member.rows;
-        }
-        self.forget_if_complete(member.serial, member.total);
-    }
-
-    fn forget_if_complete(&mut self, serial: Serial, total: u64) {
-        let complete = |e: &Ended| e.rows >= total || e.expected.is_some_and(|n| e.parts >= n);
+    fn forget_if_complete(&mut self, serial: Serial) {
+        let complete = |ended: &Ended| matches!(ended.until, Until::Parts(expected) if ended.parts >= expected);
         if self.ended.get(&serial).is_some_and(complete) {
             self.ended.remove(&serial);
         }
     }
 
-    fn close(&mut self, close: &Close, now_us: u64, outlet: &mut impl Outlet) {
-        if close.answered {
-            // The sink itself had ended it; now it knows how much is still to come.
-            if let Some(ended) = self.ended.get_mut(&close.serial) {
-                ended.expected = Some(close.chunks);
-                self.forget_if_complete(close.serial, u64::MAX);
+    /// A worker is gone: what has come of its chunks stands, and what failed of them is tried again.
+    fn lose_worker(&mut self, lost: &LostWorker, turn: &mut Turn<'_, impl Outlet>) {
+        let Some(recent) = self.recent.get_mut(lost.worker.0 as usize) else {
+            return; // nobody's
+        };
+        let mut chunks = Vec::with_capacity(lost.chunks.len());
+        for settled in recent.lose(lost) {
+            for serial in settled.bad {
+                if let Some(ended) = self.ended.get_mut(&serial) {
+                    ended.parts = ended.parts.saturating_sub(1);
+                } else if let Some(gathering) = self.gathering.get_mut(&serial) {
+                    gathering.parts = gathering.parts.saturating_sub(1);
+                    if gathering.parts == 0 {
+                        self.gathering.remove(&serial);
+                    }
+                }
             }
-            return;
+            chunks.push((settled.chunk, settled.good));
         }
-        if close.chunks > 0 {
-            if self.answered.has(close.serial) {
-                return; // the result was faster
-            }
-            if let Some(ended) = self.ended.get_mut(&close.serial) {
-                // So was an error of the sink's own.
-                ended.expected = Some(close.chunks);
-                self.forget_if_complete(close.serial, u64::MAX);
-                return;
-            }
-            self.end_gathering(close.serial, close.reply, Some(close.chunks), u64::MAX);
-        }
-        self.answer_error(
-            close.reply,
-            close.request,
-            close.arrived_us,
-            close.error(),
-            now_us,
-            outlet,
-        );
+        turn.tell_ventilator(ToVentilator::Arrived(Arrived {
+            worker: lost.worker,
+            chunks,
+        }));
     }
+
+    // ---- answers -------------------------------------------------------------------------------------------------
 
     fn answer_result(
         &mut self,
         member: &Member,
         outputs: Outputs,
         stats: Stats,
-        now_us: u64,
-        outlet: &mut impl Outlet,
+        turn: &mut Turn<'_, impl Outlet>,
     ) {
+        let asker = Asker::from(member);
         if let Err(error) = check_alike(&outputs.parts) {
-            return self.answer_error(
-                member.reply,
-                member.request,
-                member.arrived_us,
-                error,
-                now_us,
-                outlet,
-            );
+            return self.answer_error(asker, error, turn);
         }
         let bytes: u64 = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
-        if !self.has_room(member.reply, bytes, outlet) {
+        if !self.has_room(member.reply, bytes, turn) {
             let error = Error::exhausted(format!(
                 "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, --max-client-bytes)",
                 self.max_client_bytes
             ));
-            return self.answer_error(
-                member.reply,
-                member.request,
-                member.arrived_us,
-                error,
-                now_us,
-                outlet,
-            );
+            return self.answer_error(asker, error, turn);
         }
-        self.count_answer(member.arrived_us, member.total, None, now_us);
-        outlet.perform(Action::Answer {
-            reply: member.reply,
-            request: member.request,
-            message: ServerMessage::Result(outputs, stats),
-        });
+        self.count_answer(asker, member.total, None, turn.now_us);
+        turn.answer(asker, ServerMessage::Result(outputs, stats));
     }
 
-    fn answer_error(
-        &mut self,
-        reply: ReplyTo,
-        request: RequestId,
-        arrived_us: u64,
-        error: Error,
-        now_us: u64,
-        outlet: &mut impl Outlet,
-    ) {
-        self.count_answer(arrived_us, 0, Some(&error), now_us);
-        outlet.perform(Action::Answer {
-            reply,
-            request,
-            message: ServerMessage::Error(error),
-        });
+    fn answer_error(&mut self, asker: Asker, error: Error, turn: &mut Turn<'_, impl Outlet>) {
+        self.count_answer(asker, 0, Some(&error), turn.now_us);
+        turn.answer(asker, ServerMessage::Error(error));
     }
 
-    fn count_answer(&mut self, arrived_us: u64, rows: u64, error: Option<&Error>, now_us: u64) {
+    fn count_answer(&mut self, asker: Asker, rows: u64, error: Option<&Error>, now_us: u64) {
         self.report.requests += 1;
         self.report.rows += rows;
         match error {
@@ -449,7 +479,7 @@ impl Answers {
                 *count.or_default() += 1;
             }
             None => {
-                let us = now_us.saturating_sub(arrived_us);
+                let us = now_us.saturating_sub(asker.arrived_us);
                 self.latency.saturating_record(us.max(1));
             }
         }
@@ -466,12 +496,61 @@ impl Answers {
             };
         }
         // Every code, so that a reader need not know which have happened.
-        let all: BTreeMap<_, _> = crate::ErrorCode::ALL
+        let all: BTreeMap<_, _> = ErrorCode::ALL
             .iter()
             .map(|code| (code.as_str().to_owned(), 0))
             .collect();
         report.errors = all.into_iter().chain(report.errors).collect();
         report
+    }
+}
+
+#[cfg(test)]
+impl Answers {
+    /// Bytes gathered for a client.
+    pub(crate) fn gathered_bytes(&self, reply: ReplyTo) -> u64 {
+        self.gathered.get(&reply).copied().unwrap_or(0)
+    }
+
+    /// Answered requests that are remembered.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered.len()
+    }
+
+    /// What is remembered of requests that are not answered, or of which something is to come.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let gathering = self.gathering.keys().map(|s| format!("{s} gathering"));
+        let ended = self.ended.keys().map(|s| format!("{s} ended"));
+        let bytes = self.gathered.values().map(|bytes| format!("{bytes} bytes"));
+        gathering.chain(ended).chain(bytes).collect()
+    }
+}
+
+impl<O: Outlet> Turn<'_, O> {
+    fn answer(&mut self, asker: Asker, message: ServerMessage) {
+        self.outlet.perform(Action::Answer {
+            reply: asker.reply,
+            request: asker.request,
+            message,
+        });
+    }
+
+    fn tell_ventilator(&mut self, message: ToVentilator) {
+        self.outlet.perform(Action::TellVentilator(message));
+    }
+}
+
+/// Sends the runs of a stream's member, one part each.
+fn send_parts(member: &Member, runs: Vec<Batch>, turn: &mut Turn<'_, impl Outlet>) {
+    let mut offset = member.offset;
+    for run in runs {
+        let rows = run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
+        let outputs = Outputs {
+            parts: vec![run],
+            batched: true,
+        };
+        turn.answer(member.into(), ServerMessage::Part(offset, outputs));
+        offset += rows;
     }
 }
 

@@ -13,11 +13,12 @@ use super::{Phase, Ventilator};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, ReplyTo, Request, RequestId, Serial};
+use crate::message::{ModelId, ReplyTo, Request, RequestId, Serial};
 use crate::model::Lookup;
 use crate::model::check::{check_inputs, check_padding};
 use crate::model::{BatchKind, Description};
-use crate::schedule::Job;
+use crate::schedule::{Job, Share, Shares as QueueShares};
+use crate::wire::params::RawParams;
 
 /// Questions about models that are not described yet. What they name counts with what the loader is asked.
 const QUESTIONS: Bounds = Bounds {
@@ -35,10 +36,8 @@ pub(super) const QUESTION_BYTES: u64 = 256;
 /// Different groups that have numbers. When they are forgotten, requests of before and after do not share a batch.
 const MAX_GROUPS: usize = 4096;
 
-/// A value of a parameter, or an entry's place in a map.
+/// A value of a parameter.
 const VALUE_BYTES: u64 = 64;
-/// A map with an entry takes room for eleven.
-const MAP_BYTES: u64 = 700;
 /// An input besides its bytes.
 const TENSOR_BYTES: u64 = 256;
 /// Of each lookup besides its texts.
@@ -53,7 +52,7 @@ const MIN_ENDED: usize = 1024;
 pub(super) struct Parked {
     pub reply: ReplyTo,
     pub request: RequestId,
-    body: Request,
+    body: Request<RawParams>,
     arrived_us: u64,
     deadline_us: Option<u64>,
     bytes: u64,
@@ -64,7 +63,7 @@ pub(super) struct Parked {
 struct GroupKey {
     model: ModelId,
     dims: Vec<usize>,
-    params: String,
+    params: Box<[u8]>,
 }
 
 /// Those who wait for what a lookup leads to.
@@ -82,7 +81,8 @@ pub(super) struct Intake {
     known: LookupCache,
     waiting: HashMap<Arc<Lookup>, Waiting>,
     parked: HashMap<Serial, Parked>,
-    parked_shares: Shares<ReplyTo>,
+    /// What is held of `parked`, by client.
+    parked_shares: QueueShares,
     questions: HashMap<Serial, Asker>,
     question_shares: Shares<ReplyTo>,
     /// Numbers in `waiting` of requests and questions that have ended.
@@ -138,7 +138,7 @@ impl Intake {
 
     pub(super) fn unpark(&mut self, serial: Serial) -> Option<Parked> {
         let parked = self.parked.remove(&serial)?;
-        self.parked_shares.remove(&parked.reply, parked.bytes);
+        self.parked_shares.remove(parked.reply, parked.bytes);
         Some(parked)
     }
 
@@ -205,6 +205,11 @@ impl Intake {
         waiting.tickets.insert(client.clone(), ticket);
     }
 
+    /// What is held of parked requests, by client.
+    pub(super) fn parked_shares(&self) -> &QueueShares {
+        &self.parked_shares
+    }
+
     /// A request or a question of a client for which the loader was asked.
     pub(super) fn wait(&mut self, lookup: Arc<Lookup>, serial: Serial) {
         self.waiting.entry(lookup).or_default().serials.push(serial);
@@ -212,15 +217,6 @@ impl Intake {
 
     pub(super) fn is_waited_for(&self, lookup: &Lookup) -> bool {
         self.waiting.contains_key(lookup)
-    }
-
-    /// How many wait here and not in the queue, and their bytes besides what they name.
-    fn held(&self) -> Amount {
-        let (parked, questions) = (self.parked_shares.all(), self.question_shares.all());
-        Amount {
-            count: parked.count + questions.count,
-            bytes: parked.bytes + questions.bytes,
-        }
     }
 
     pub(super) fn due_us(&self) -> Option<u64> {
@@ -269,12 +265,8 @@ impl Intake {
         self.known.get(lookup)
     }
 
-    fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &Params) -> u64 {
-        let params = if params.is_empty() {
-            String::new()
-        } else {
-            serde_json::to_string(params).unwrap_or_default()
-        };
+    /// Parameters are the same if their bytes are.
+    fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &[u8]) -> u64 {
         if params.len() + size_of_val(&*dims) > MAX_GROUP_BYTES {
             // Too long to be kept in case it comes again: it runs alone.
             self.next_group += 1;
@@ -286,7 +278,7 @@ impl Intake {
         let key = GroupKey {
             model,
             dims,
-            params,
+            params: params.into(),
         };
         let next = &mut self.next_group;
         *self.groups.entry(key).or_insert_with(|| {
@@ -296,22 +288,13 @@ impl Intake {
     }
 }
 
-/// Roughly the memory that parameters take.
-fn params_bytes(params: &Params) -> u64 {
-    if params.is_empty() {
-        return 0;
-    }
-    let entry =
-        |(name, value): (&String, &Value)| VALUE_BYTES + name.len() as u64 + value_bytes(value);
-    MAP_BYTES + params.iter().map(entry).sum::<u64>()
-}
-
+/// Roughly the memory that a value takes.
 fn value_bytes(value: &Value) -> u64 {
     let inner = match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
         Value::String(text) => text.len() as u64,
-        Value::Array(values) => values.iter().map(value_bytes).sum(),
-        Value::Object(values) => params_bytes(values),
+        // Of arrays and maps nothing but that they are is kept: wire/params.rs.
+        Value::Array(_) | Value::Object(_) => 0,
     };
     VALUE_BYTES + inner
 }
@@ -330,7 +313,7 @@ impl Ventilator {
         &mut self,
         reply: ReplyTo,
         request: RequestId,
-        body: Request,
+        body: Request<RawParams>,
         header_bytes: usize,
     ) -> Result<()> {
         let serial = self.new_serial();
@@ -344,14 +327,14 @@ impl Ventilator {
         &mut self,
         serial: Serial,
         (reply, request): (ReplyTo, RequestId),
-        body: Request,
+        body: Request<RawParams>,
         header_bytes: usize,
     ) -> Result<()> {
         let arrived_us = self.clock.now_us();
         if self.phase != Phase::Serving {
             return Err(Error::unavailable("the server is shutting down"));
         }
-        let own_bytes = body.inputs.payload_bytes() as u64 + params_bytes(&body.params);
+        let own_bytes = body.inputs.payload_bytes() as u64 + body.params.read_bytes();
         let most = self.facts.welcome.max_request_bytes;
         if own_bytes > most {
             return Err(Error::exhausted(format!(
@@ -363,16 +346,15 @@ impl Ventilator {
         let deadline_us = own_us
             .or(default_us)
             .map(|timeout| arrived_us.saturating_add(timeout));
-        let lookup = Lookup::of(body.model.as_deref(), &body.params);
+        let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
         // What its header made is held as long as its rows are.
         let bytes =
             own_bytes + header_bytes as u64 + TENSOR_BYTES * body.inputs.tensors.len() as u64;
         let known = self.intake.known(&lookup).cloned();
         let named = known.as_ref().map_or_else(|| load_bytes(&lookup), |_| 0);
-        let beside = self.beside();
-        self.requests
-            .scheduler
-            .check_room(bytes + named, beside.count, beside.bytes)?;
+        let parked = &self.intake.parked_shares;
+        let scheduler = &self.requests.scheduler;
+        scheduler.check_room(reply, bytes + named, parked, self.beside())?;
         let parked = Parked {
             reply,
             request,
@@ -387,13 +369,13 @@ impl Ventilator {
         }
     }
 
-    /// What waits in the bounds of the queue, and is not in it: requests and questions whose models are to be read, and
-    /// what they name.
-    pub(super) fn beside(&self) -> Amount {
-        let held = self.intake.held();
-        Amount {
-            bytes: held.bytes + self.loads.all().bytes,
-            ..held
+    /// What counts in the bounds of the queue besides requests: questions whose models are to be read, and what is named
+    /// to the loader.
+    pub(super) fn beside(&self) -> Share {
+        let questions = self.intake.question_shares.all();
+        Share {
+            requests: questions.count,
+            bytes: questions.bytes + self.loads.all().bytes,
         }
     }
 
@@ -404,7 +386,7 @@ impl Ventilator {
             self.intake.deadlines.push(Reverse((deadline, serial)));
         }
         self.clients.open(parked.reply, parked.request, serial);
-        self.intake.parked_shares.add(&parked.reply, parked.bytes);
+        self.intake.parked_shares.add(parked.reply, parked.bytes);
         self.intake.parked.insert(serial, parked);
         Ok(())
     }
@@ -428,9 +410,10 @@ impl Ventilator {
         let stream = stream && model.kind != BatchKind::Whole;
         let job = Job {
             serial,
+            client: parked.reply,
             model: model.id,
             legs: model.legs.clone(),
-            group: self.intake.group(model.id, checked.dims, &params),
+            group: self.intake.group(model.id, checked.dims, params.bytes()),
             rows: checked.rows,
             splittable: model.kind != BatchKind::Whole,
             step: match model.kind {
@@ -446,7 +429,7 @@ impl Ventilator {
             reply: parked.reply,
             request: parked.request,
             inputs: checked.inputs,
-            params,
+            params: params.bytes().clone(),
             rows: checked.rows,
             stream,
             arrived_us: parked.arrived_us,
@@ -463,6 +446,16 @@ impl Ventilator {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How many wait here, and their bytes besides what they name.
+    fn held(intake: &Intake) -> (usize, u64) {
+        let (parked, questions) = (intake.parked_shares.all(), intake.question_shares.all());
+        (
+            parked.requests + questions.count,
+            parked.bytes + questions.bytes,
+        )
+    }
+    use crate::message::Params;
 
     fn client(number: u8) -> ReplyTo {
         ReplyTo([number; 16])
@@ -481,25 +474,25 @@ mod tests {
             deadline_us: None,
             bytes: 1,
         };
-        intake.parked_shares.add(&reply, parked.bytes);
+        intake.parked_shares.add(reply, parked.bytes);
         intake.parked.insert(Serial(serial), parked);
-        wait(intake, reply.into(), lookup, serial);
+        wait(intake, reply, lookup, serial);
     }
 
     fn ask(intake: &mut Intake, reply: ReplyTo, lookup: &Lookup, serial: u64) {
         let asker = Asker {
-            client: reply.into(),
+            client: reply,
             id: RequestId(serial),
         };
         intake.park_question(Serial(serial), asker);
-        wait(intake, reply.into(), lookup, serial);
+        wait(intake, reply, lookup, serial);
     }
 
     /// The ticket of a client is its first byte.
     fn wait(intake: &mut Intake, client: ReplyTo, lookup: &Lookup, serial: u64) {
         let (lookup, asked) = intake.waited_for(&client, lookup.clone());
         if !asked {
-            intake.asked(&client, &lookup, client[0].into());
+            intake.asked(&client, &lookup, client.0[0].into());
         }
         intake.wait(lookup, Serial(serial));
     }
@@ -517,7 +510,7 @@ mod tests {
         let (serials, _) = intake.take_waiting(&lookup);
         assert_eq!((serials, intake.ended), (vec![Serial(0)], 0));
         assert!(intake.unpark(Serial(0)).is_some());
-        assert_eq!(intake.held(), Amount::default());
+        assert_eq!(held(&intake), (0, 0));
     }
 
     #[test]
@@ -528,12 +521,12 @@ mod tests {
         }
         ask(&mut intake, client(2), &named("0"), 100);
         park(&mut intake, client(2), &named("1"), 101);
-        assert_eq!(intake.held().bytes, 101 * QUESTION_BYTES + 1);
+        assert_eq!(held(&intake).1, 101 * QUESTION_BYTES + 1);
         intake.forget_questions(&client(1).into());
         for name in 0..100 {
             intake.not_asked(&client(1).into(), 1, &named(&format!("{name}")));
         }
-        assert_eq!(intake.held().bytes, QUESTION_BYTES + 1);
+        assert_eq!(held(&intake).1, QUESTION_BYTES + 1);
         assert_eq!((intake.waiting.len(), intake.ended), (2, 2));
         for (name, serial) in [("0", 100), ("1", 101)] {
             let (serials, tickets) = intake.take_waiting(&named(name));
@@ -546,15 +539,8 @@ mod tests {
     #[test]
     fn long_names_are_not_kept_with_groups() {
         let mut intake = Intake::default();
-        let ids = [0, 1].map(|_| intake.group(ModelId(1), vec![7; 100_000], &Params::new()));
+        let ids = [0, 1].map(|_| intake.group(ModelId(1), vec![7; 100_000], &[]));
         assert_ne!(ids[0], ids[1]);
         assert!(intake.groups.is_empty());
-    }
-
-    #[test]
-    fn a_map_is_charged_what_it_takes() {
-        let text = format!(r#"{{"a":[{}]}}"#, vec![r#"{"b":null}"#; 1000].join(","));
-        let params: Params = serde_json::from_str(&text).unwrap_or_default();
-        assert!(params_bytes(&params) > 700_000);
     }
 }

@@ -186,11 +186,10 @@ impl Ventilator {
 
     /// The model is not described yet: the question waits as a request does.
     fn park_question(&mut self, asker: Asker, lookup: Lookup) -> Result<()> {
-        let beside = self.beside();
         let bytes = QUESTION_BYTES + load_bytes(&lookup);
-        self.requests
-            .scheduler
-            .check_room(bytes, beside.count, beside.bytes)?;
+        let parked = self.intake.parked_shares();
+        let scheduler = &self.requests.scheduler;
+        scheduler.check_room(asker.client, bytes, parked, self.beside())?;
         self.intake.check_question(&asker.client)?;
         let serial = self.new_serial();
         self.await_lookup(&asker.client, serial, lookup)?;

@@ -209,7 +209,10 @@ mod tests {
     use crate::message::RequestId;
 
     fn asker(client: u8, id: u64) -> Asker {
-        Asker::new(&vec![client; 16].into(), RequestId(id))
+        Asker {
+            client: ReplyTo([client; 16]),
+            id: RequestId(id),
+        }
     }
 
     fn ids(askers: &[Asker]) -> Vec<u64> {

@@ -4,21 +4,24 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, Credit, Handed, Member, ModelId, Params, ReplyTo, RequestId, Serial, WorkerId,
+    Chunk, Credit, Handed, Member, ModelId, ReplyTo, RequestId, Serial, WorkerId,
 };
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler};
 use crate::tensor::Batch;
-use crate::wire::inner::{Close, ToSink};
+use crate::wire::inner::{Arrived, Close, LostWorker, Out, ToSink};
 
 /// A request in the queue, with its rows: they are kept until its last chunk's credit is back.
 pub(crate) struct Held {
     pub(crate) reply: ReplyTo,
     pub(crate) request: RequestId,
     pub(crate) inputs: Batch,
-    pub(crate) params: Params,
+    /// As msgpack, part of the request's header.
+    pub(crate) params: Bytes,
     pub(crate) rows: usize,
     pub(crate) stream: bool,
     pub(crate) arrived_us: u64,
@@ -51,7 +54,7 @@ pub(crate) enum Action {
 pub(crate) struct Given {
     pub(crate) worker: WorkerId,
     pub(crate) lane: Lane,
-    pub(crate) chunk: Chunk,
+    pub(crate) chunk: Chunk<Bytes>,
 }
 
 /// Whether the sink is to answer a request that is closed.
@@ -62,10 +65,20 @@ pub(crate) enum Answered {
     BySink,
 }
 
+/// What a lost worker does while it is settled what it has left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meanwhile {
+    Down,
+    /// It is up again, and waits for chunks.
+    Up,
+}
+
 /// The queue, with what is held for its requests.
 pub(crate) struct Requests {
     pub(in crate::pipeline) scheduler: Scheduler<Arc<Carry>>,
     held: HashMap<Serial, Held>,
+    /// Lost workers of which the sink has not said yet what had arrived, and how they are meanwhile.
+    settling: HashMap<WorkerId, Meanwhile>,
     actions: Vec<Action>,
 }
 
@@ -74,6 +87,7 @@ impl Requests {
         Requests {
             scheduler: Scheduler::new(limits),
             held: HashMap::new(),
+            settling: HashMap::new(),
             actions: Vec::new(),
         }
     }
@@ -94,8 +108,13 @@ impl Requests {
         Ok(())
     }
 
+    /// A worker is ready, for the first time or again.
     pub(crate) fn worker_up(&mut self, worker: WorkerId, now_us: u64) {
-        self.scheduler.worker_up(worker, now_us);
+        match self.settling.get_mut(&worker) {
+            // What it was given before and what it gets now must not be mixed up in the sink.
+            Some(meanwhile) => *meanwhile = Meanwhile::Up,
+            None => self.scheduler.worker_up(worker, now_us),
+        }
     }
 
     /// A chunk has ended. False if it was given up before: its worker had been counted as lost.
@@ -129,16 +148,46 @@ impl Requests {
         true
     }
 
-    /// A worker is gone with all that it held.
+    /// A worker is gone. What it held may have reached the sink all the same: the sink is asked.
     pub(crate) fn worker_down(&mut self, worker: WorkerId) {
-        let losses = self.scheduler.worker_down(worker);
-        for (serial, parts) in losses.lost {
-            self.tell_sink(ToSink::Lost(serial, parts));
+        let chunks = self.scheduler.worker_down(worker);
+        if let Some(meanwhile) = self.settling.get_mut(&worker) {
+            *meanwhile = Meanwhile::Down; // once more: it was given nothing since
+        } else if !chunks.is_empty() {
+            self.settling.insert(worker, Meanwhile::Down);
+            let last = self.scheduler.last_chunk();
+            self.tell_sink(ToSink::WorkerLost(LostWorker {
+                worker,
+                chunks,
+                last,
+            }));
         }
-        for serial in losses.abandoned {
-            let error = Error::unavailable("each worker that ran it was lost");
-            self.close(serial, &error, Answered::Not);
+    }
+
+    /// The sink has said what had arrived of a lost worker's chunks: the rest runs again.
+    pub(crate) fn arrived(&mut self, arrived: Arrived, now_us: u64) {
+        for (chunk, serials) in arrived.chunks {
+            let losses = self.scheduler.lost(chunk, &serials);
+            for serial in losses.finished {
+                self.finish(serial);
+            }
+            for (serial, parts) in losses.lost {
+                self.tell_sink(ToSink::Lost(serial, parts));
+            }
+            for serial in losses.abandoned {
+                let error = Error::unavailable("each worker that ran it was lost");
+                self.close(serial, &error, Answered::Not);
+            }
         }
+        if self.settling.remove(&arrived.worker) == Some(Meanwhile::Up) {
+            self.scheduler.worker_up(arrived.worker, now_us);
+        }
+    }
+
+    /// The sink wants to know which chunks are out.
+    pub(crate) fn tell_what_is_out(&mut self) {
+        let (chunks, last) = (self.scheduler.out(), self.scheduler.last_chunk());
+        self.tell_sink(ToSink::Out(Out { chunks, last }));
     }
 
     /// Ends a request with an error, if it has not ended: then its answer is on its way.
@@ -196,7 +245,7 @@ impl Requests {
     }
 
     /// A chunk with the rows of an assignment, shared and not copied.
-    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk {
+    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk<Bytes> {
         let carry = assignment.carry.as_deref();
         // In the order of the pieces, of which some may have been closed since.
         let mut handed = carry.map_or(&[][..], |carry| &carry.handed).iter();
@@ -209,7 +258,7 @@ impl Requests {
             attempt: assignment.attempt,
             model: assignment.model,
             run: assignment.run as u64,
-            params: Params::new(),
+            params: Bytes::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
             inputs: Vec::with_capacity(assignment.pieces.len()),
         };
@@ -243,7 +292,7 @@ impl Requests {
                 }
             });
             if chunk.params.is_empty() && !held.params.is_empty() {
-                chunk.params.clone_from(&held.params); // alike in all members of a group
+                chunk.params = held.params.clone(); // alike in all members of a group
             }
         }
         chunk

@@ -13,6 +13,7 @@ use crate::model::Lookup;
 use crate::pipeline::doors::Said;
 use crate::wire::client::{self, ClientMessage, Malformed};
 use crate::wire::inner::{Close, ToSink};
+use crate::wire::params::RawParams;
 use crate::wire::server::{self, ServerMessage};
 use crate::zmtp::router::Incoming;
 
@@ -53,13 +54,18 @@ impl Ventilator {
 
     fn hear_frames(&mut self, reply: ReplyTo, frames: Vec<Bytes>) -> Result<()> {
         let header_bytes = frames.first().map_or(0, Bytes::len);
-        match client::read(frames) {
+        match client::read_unchecked(frames) {
             Ok(message) => self.hear(reply, message, header_bytes),
             Err(malformed) => self.hear_malformed(reply, malformed),
         }
     }
 
-    fn hear(&mut self, reply: ReplyTo, message: ClientMessage, header_bytes: usize) -> Result<()> {
+    fn hear(
+        &mut self,
+        reply: ReplyTo,
+        message: ClientMessage<RawParams>,
+        header_bytes: usize,
+    ) -> Result<()> {
         let asker = Asker {
             client: reply,
             id: message.id(),
@@ -98,7 +104,7 @@ impl Ventilator {
                 Ok(())
             }
             ClientMessage::Describe(_, model, params) => {
-                self.take_question(asker, Lookup::of(model.as_deref(), &params));
+                self.take_question(asker, Lookup::of(model.as_deref(), params.paths()));
                 Ok(())
             }
             ClientMessage::Terminate(_, mode) => self.take_terminate(&asker, mode),

@@ -173,6 +173,8 @@ impl Worker {
 
     /// Runs a chunk's legs one after another.
     fn infer(&mut self, chunk: &Chunk, members: &[Member], batch: &Batch) -> Result<Batch> {
+        // Models follow offsets wherever they lead.
+        batch.must_be_checked()?;
         let mut outputs = self.infer_leg(chunk, chunk.leg, members, batch)?;
         for leg in chunk.leg + 1..chunk.until {
             outputs = self.infer_leg(chunk, leg, members, &outputs)?;

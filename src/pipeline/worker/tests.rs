@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::message::{ChunkId, Params, ReplyTo, RequestId};
+use bytes::Bytes;
+
+use crate::message::{ChunkId, ReplyTo, RequestId};
 use crate::model::BatchKind;
 use crate::model::mock::{Behaviour, Gate, MockSource};
-use crate::tensor::{Batch, Tensor};
+use crate::tensor::{Batch, Data, DataType, Tensor};
 
 /// The neighbours' ends.
 struct Bench {
@@ -52,7 +54,7 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
 
 impl Bench {
     /// A chunk of one row for each number; each row is a request of its own.
-    fn chunk(&mut self, model: ModelId, rows: &[f32]) -> Chunk {
+    fn chunk(&mut self, model: ModelId, rows: &[f32]) -> Chunk<Bytes> {
         let members = rows.iter().map(|_| {
             self.next += 1;
             Member {
@@ -81,13 +83,13 @@ impl Bench {
             attempt: 0,
             model,
             run: 0,
-            params: Params::new(),
+            params: Bytes::new(),
             members,
             inputs: rows.iter().map(row).collect(),
         }
     }
 
-    fn give(&mut self, lane: Lane, chunk: &Chunk) {
+    fn give(&mut self, lane: Lane, chunk: &Chunk<Bytes>) {
         let socket = match lane {
             Lane::Small => &mut self.small,
             Lane::Bulk => &mut self.bulk,
@@ -304,7 +306,7 @@ fn a_leg_that_is_not_the_last_is_handed_back_with_the_credit() {
 }
 
 /// A chunk of one request, `run` rows at a time.
-fn bulk(bench: &mut Bench, model: ModelId, rows: &[f32], run: u64) -> Chunk {
+fn bulk(bench: &mut Bench, model: ModelId, rows: &[f32], run: u64) -> Chunk<Bytes> {
     let mut chunk = bench.chunk(model, &rows[..1]);
     let member = &mut chunk.members[0];
     (member.offset, member.rows, member.total) = (10, rows.len() as u64, 100);
@@ -428,5 +430,155 @@ fn what_goes_on_to_another_leg_is_in_one_piece() {
     let credit = bench.credit();
     assert_eq!(credit.handed.len(), 1);
     assert_eq!(numbers(&credit.handed[0].batch), [2., 3., 4.]);
+    bench.stop();
+}
+
+/// A chunk of one request for each tensor, as the ventilator gives it out: nobody has looked at the values.
+fn unchecked(bench: &mut Bench, model: ModelId, tensors: Vec<Tensor>) -> Chunk<Bytes> {
+    let mut chunk = bench.chunk(model, &vec![0.0; tensors.len()]);
+    for (place, tensor) in tensors.into_iter().enumerate() {
+        let member = &mut chunk.members[place];
+        member.rows = tensor.rows().unwrap() as u64;
+        member.total = member.offset + member.rows;
+        chunk.inputs[place] = tensor.into();
+    }
+    chunk
+}
+
+fn flags(bytes: &[u8]) -> Tensor {
+    let data = Data::Fixed(Bytes::copy_from_slice(bytes));
+    Tensor::unchecked("x", DataType::Bool, vec![bytes.len()], data).unwrap()
+}
+
+fn texts(offsets: &[u64]) -> Tensor {
+    let le: Vec<u8> = offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
+    let data = Data::Variable {
+        offsets: le.into(),
+        values: Bytes::from_static(b"abcdef"),
+    };
+    Tensor::unchecked("x", DataType::Bytes, vec![offsets.len() - 1], data).unwrap()
+}
+
+/// What each request that got through has, and what the others are told.
+fn ends(bench: &mut Bench, chunk: &Chunk<Bytes>, lane: Lane) -> (Vec<Batch>, Vec<(Serial, Error)>) {
+    bench.give(lane, chunk);
+    let mut good = Vec::new();
+    let mut failed = Vec::new();
+    while good.len() + failed.len() < chunk.members.len() {
+        let part = bench.part();
+        match part.outcome {
+            Outcome::Done(done) => good.extend(done.into_iter().flatten()),
+            Outcome::Failed => failed.extend(part.members.iter().map(|m| m.serial)),
+            Outcome::Skipped => panic!("{part:?}"),
+        }
+    }
+    let credit = bench.credit();
+    assert_eq!(credit.chunk, chunk.id);
+    let told: Vec<Serial> = credit.failed.iter().map(|(serial, _)| *serial).collect();
+    assert_eq!(told, failed);
+    (good, credit.failed)
+}
+
+#[test]
+fn a_bool_byte_of_2_and_descending_offsets_end_that_request_alone() {
+    let source = Arc::new(MockSource::default());
+    let model = source.add("echo", Behaviour::Echo).id;
+    let mut bench = bench(source);
+    let cases = [
+        (
+            vec![flags(&[0, 1]), flags(&[1, 2, 0]), flags(&[1])],
+            vec![flags(&[0, 1]), flags(&[1])],
+            "tensor \"x\": a BOOL byte is 0 or 1, element 1 is 2",
+        ),
+        (
+            vec![texts(&[0, 6]), texts(&[0, 2, 2, 6]), texts(&[0, 5, 3, 6])],
+            vec![texts(&[0, 6]), texts(&[0, 2, 2, 6])],
+            "tensor \"x\": offsets must ascend from 0, offset 2 is 3 after 5",
+        ),
+        (
+            vec![texts(&[0, u64::MAX, 6]), texts(&[0, 1, 6])],
+            vec![texts(&[0, 1, 6])],
+            "tensor \"x\": offsets must ascend from 0, offset 2 is 6 after 18446744073709551615",
+        ),
+        (
+            vec![flags(&[7])],
+            vec![],
+            "tensor \"x\": a BOOL byte is 0 or 1, element 0 is 7",
+        ),
+    ];
+    for (tensors, expected, words) in cases {
+        let bad = |t: &Tensor| t.clone().check_values(0).is_err();
+        let guilty = tensors.iter().position(bad).unwrap();
+        let chunk = unchecked(&mut bench, model, tensors);
+        let (good, failed) = ends(&mut bench, &chunk, Lane::Small);
+        let expected = expected.into_iter().map(|t| t.check_values(0).unwrap());
+        let expected: Vec<Batch> = expected.map(Batch::from).collect();
+        assert_eq!(good, expected);
+        let serial = chunk.members[guilty].serial;
+        assert_eq!(failed, [(serial, Error::invalid(words))]);
+    }
+    bench.stop();
+}
+
+#[test]
+fn a_bad_element_of_a_chunk_has_its_number_in_the_whole_request() {
+    let source = Arc::new(MockSource::default());
+    let model = source.add("echo", Behaviour::Echo).id;
+    let mut bench = bench(source);
+    let whole = texts(&[0, 1, 2, 3, 9, 4, 6]);
+    for (rows, words) in [
+        (0..3, None),
+        (3..6, Some("offset 5 is 4 after 9")),
+        (5..6, None),
+    ] {
+        let piece = whole.slice_rows(rows.start, rows.len());
+        let mut chunk = unchecked(&mut bench, model, vec![piece]);
+        (chunk.members[0].offset, chunk.members[0].total) = (rows.start as u64, 6);
+        chunk.run = 2;
+        let (good, failed) = ends_of_runs(&mut bench, &chunk);
+        match words {
+            None => assert_eq!((good, failed), (rows.len(), vec![])),
+            Some(words) => {
+                assert_eq!((good, failed.len()), (0, 1));
+                assert!(failed[0].1.message().ends_with(words), "{failed:?}");
+            }
+        }
+    }
+    bench.stop();
+}
+
+/// How many strings came back of a chunk of one request.
+fn ends_of_runs(bench: &mut Bench, chunk: &Chunk<Bytes>) -> (usize, Vec<(Serial, Error)>) {
+    bench.give(Lane::Bulk, chunk);
+    let strings = match bench.part().outcome {
+        Outcome::Done(done) => {
+            let tensors = done.iter().flatten().map(|batch| &batch.tensors[0]);
+            tensors.map(|t| t.strings().unwrap().len()).sum()
+        }
+        _ => 0,
+    };
+    (strings, bench.credit().failed)
+}
+
+#[test]
+fn parameters_come_to_the_model_as_they_were_sent() {
+    let params = serde_json::json!({"k": [1, {"a": null}], "t": "x"});
+    let mut bench = bench(Arc::new(MockSource::default()));
+    let mut chunk = bench.chunk(ModelId(1), &[1.0]);
+    chunk.params = crate::wire::to_document(&params).unwrap().into();
+    let frames = inner::write_chunk(&chunk);
+    assert_eq!(frames[1], chunk.params);
+    let read = |frames| match inner::read_to_worker(frames).unwrap() {
+        ToWorker::Chunk(chunk) => chunk.check(),
+        other => panic!("{other:?}"),
+    };
+    let (checked, refused) = read(frames);
+    assert_eq!(serde_json::Value::Object(checked.params), params);
+    assert_eq!((checked.inputs, refused), (chunk.inputs.clone(), vec![]));
+    // Not what the front let pass: a bug of ours, which ends the request and not the worker.
+    chunk.params = Bytes::from_static(b"\xc1");
+    let (checked, refused) = read(inner::write_chunk(&chunk));
+    assert!(checked.members.is_empty());
+    assert_eq!(refused[0].1.code(), crate::ErrorCode::Internal);
     bench.stop();
 }

@@ -218,7 +218,10 @@ impl Instance {
                 plugin.label
             ))));
         };
-        let shown = Shown::of(inputs);
+        let shown = Shown::of(inputs).map_err(|e| Broken {
+            error: e.context(&plugin.label),
+            instance_lost: false,
+        })?;
         let mut context = plugin.context(Phase::Infer, services);
         context.run = Some(run);
         context.outputs = Outputs::expected(&plugin.library, &shown, signature, rows);

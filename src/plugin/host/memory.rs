@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Library;
+use crate::error::{Error, Result};
 use crate::plugin::abi;
 use crate::tensor::{Batch, Data, Tensor};
 
@@ -32,6 +33,9 @@ pub(super) enum Buffer {
     /// What a plugin asked for, and may still write to.
     Block { start: NonNull<u8>, bytes: usize },
 }
+
+/// A new [`Buffer::Block`], and where it begins.
+pub(super) type Block = (Arc<Buffer>, *mut c_void);
 
 // SAFETY: a block is plain memory that this value owns; whoever writes to it keeps to the interface's rules.
 unsafe impl Send for Buffer {}
@@ -56,7 +60,7 @@ fn layout(bytes: usize) -> Option<Layout> {
 
 impl Buffer {
     /// A block of zeros. `None` if there is no memory.
-    pub(super) fn block(bytes: u64) -> Option<(Arc<Buffer>, *mut c_void)> {
+    pub(super) fn block(bytes: u64) -> Option<Block> {
         let bytes = usize::try_from(bytes).ok()?;
         let layout = layout(bytes)?;
         // SAFETY: the layout's size is not 0.
@@ -224,26 +228,37 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    pub(super) fn of(batch: &Batch) -> Shown {
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if there is no memory for a tensor that has to be moved.
+    pub(super) fn of(batch: &Batch) -> Result<Shown> {
+        Shown::with(batch, Buffer::block)
+    }
+
+    /// As [`Shown::of`], with memory from there.
+    pub(super) fn with(batch: &Batch, block: impl Fn(u64) -> Option<Block>) -> Result<Shown> {
         let mut shown = Shown {
             views: Vec::with_capacity(batch.tensors.len()),
             buffers: Vec::with_capacity(batch.tensors.len()),
             batch: batch.clone(),
         };
         for tensor in &shown.batch.tensors {
+            let aligned = |bytes: &Bytes, size: usize| {
+                aligned(bytes, size, &block)
+                    .map_err(|e| e.context(format_args!("tensor {:?}", tensor.name())))
+            };
             let (data, offsets) = match tensor.data() {
                 Data::Fixed(bytes) => {
                     let size = tensor.datatype().size().unwrap_or(1);
-                    (aligned(bytes, size), Bytes::new())
+                    (aligned(bytes, size)?, Bytes::new())
                 }
-                Data::Variable { offsets, values } => (values.clone(), aligned(offsets, 8)),
+                Data::Variable { offsets, values } => (values.clone(), aligned(offsets, 8)?),
             };
             let buffer = Arc::new(Buffer::Tensor { data, offsets });
             let view = view(tensor, &buffer);
             shown.views.push(view);
             shown.buffers.push(buffer);
         }
-        shown
+        Ok(shown)
     }
 
     /// For a plugin, for as long as this lives.
@@ -261,20 +276,23 @@ impl Shown {
 
 /// Plugins are promised aligned elements. Small received frames and slices of rows can be at odd addresses: those are
 /// copied, for there is no other way to move them.
-fn aligned(bytes: &Bytes, size: usize) -> Bytes {
+///
+/// # Errors
+/// `RESOURCE_EXHAUSTED` if there is no memory to copy them to.
+fn aligned(bytes: &Bytes, size: usize, block: impl Fn(u64) -> Option<Block>) -> Result<Bytes> {
     if bytes.as_ptr().addr().is_multiple_of(size) || bytes.is_empty() {
-        return bytes.clone();
+        return Ok(bytes.clone());
     }
-    match Buffer::block(bytes.len() as u64) {
-        Some((buffer, start)) => {
-            // SAFETY: the block was just made, with room for as many bytes.
-            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start.cast(), bytes.len()) };
-            buffer
-                .part(start.addr(), bytes.len())
-                .unwrap_or_else(|| bytes.clone())
-        }
-        None => bytes.clone(),
-    }
+    let no_memory = || {
+        let bytes = bytes.len();
+        Error::exhausted(format!("no memory to align its {bytes} bytes for a plugin"))
+    };
+    let (buffer, start) = block(bytes.len() as u64).ok_or_else(no_memory)?;
+    // SAFETY: the block was just made, with room for as many bytes.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start.cast(), bytes.len()) };
+    buffer
+        .part(start.addr(), bytes.len())
+        .ok_or_else(|| Error::internal("a block that is not where it begins"))
 }
 
 fn view(tensor: &Tensor, buffer: &Arc<Buffer>) -> abi::Tensor {

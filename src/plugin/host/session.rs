@@ -59,7 +59,7 @@ impl PluginSession {
         }
         self.outputs = Shown::default();
         let outputs = self.session.run(batch)?;
-        self.outputs = Shown::of(&outputs);
+        self.outputs = Shown::of(&outputs).map_err(|e| e.context("session_run"))?;
         Ok(self.outputs.views())
     }
 }

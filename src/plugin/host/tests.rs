@@ -228,9 +228,30 @@ fn an_input_can_be_kept_for_a_later_call() {
 fn inputs_at_odd_addresses_are_aligned_for_plugins() {
     let bytes = bytes::Bytes::from(vec![0u8; 17]).slice(1..);
     let odd = Tensor::new("x", DataType::Int32, vec![4], Data::Fixed(bytes)).unwrap();
-    let shown = super::memory::Shown::of(&odd.into());
+    let shown = super::memory::Shown::of(&odd.into()).unwrap();
     assert_eq!(shown.views()[0].data.addr() % 4, 0);
     assert_eq!(load("copy").numbers(&[0; 4]).unwrap(), [0; 4]);
+}
+
+/// The bug: without memory for a copy, plugins were shown the odd address.
+#[test]
+fn what_cannot_be_aligned_for_want_of_memory_is_an_error() {
+    let buffer = bytes::Bytes::from(vec![0u8; 32]);
+    let odd = 1 + (8 - buffer.as_ptr().addr() % 8) % 8;
+    let bytes = buffer.slice(odd..odd + 16);
+    let fixed = Tensor::new("x", DataType::Int32, vec![4], Data::Fixed(bytes.clone())).unwrap();
+    let data = Data::Variable {
+        offsets: bytes,
+        values: bytes::Bytes::new(),
+    };
+    let variable = Tensor::new("x", DataType::Bytes, vec![1], data).unwrap();
+    for tensor in [fixed, variable] {
+        let shown = super::memory::Shown::with(&tensor.into(), |_| None);
+        let error = shown.err().expect("no memory, no tensor");
+        assert_eq!(error.code(), ErrorCode::ResourceExhausted);
+        let words = "tensor \"x\": no memory to align its 16 bytes";
+        assert!(error.message().starts_with(words), "{error}");
+    }
 }
 
 #[test]

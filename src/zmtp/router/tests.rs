@@ -9,6 +9,7 @@ mod talk;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use super::peers::Peer;
 use super::*;
 use crate::zmtp::codec::{self, Decoder, Event};
 use crate::zmtp::mechanism::Mechanism;

@@ -327,7 +327,11 @@ proptest! {
                     buffer.extend_from_slice(&now[..room]);
                     now = &now[room..];
                     let Ok((_, behind)) = decoder.filled() else { break };
-                    prop_assert!(behind.is_empty(), "{state}");
+                    // The head of the next frame may come with the end of this one.
+                    prop_assert!(behind.len() <= HEAD_BYTES, "{state}");
+                    if feed_all(&mut decoder, &behind).is_err() {
+                        break;
+                    }
                 }
                 if feed_all(&mut decoder, now).is_err() {
                     break;
@@ -335,7 +339,7 @@ proptest! {
                 let most = before + bytes.len() as u64 + FRAME_COST * LIMITS.frames as u64;
                 prop_assert!(decoder.unfinished_bytes() <= most, "{state}");
                 let body = decoder.body.as_ref().map_or(0, |body| body.data.capacity());
-                prop_assert!(body <= 2 * FIRST_BYTES, "{state}: {body}");
+                prop_assert!(body <= AT_ONCE_BYTES + HEAD_BYTES, "{state}: {body}");
             }
         }
     }

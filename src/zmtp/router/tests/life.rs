@@ -161,6 +161,7 @@ fn a_peer_that_is_not_read_from_is_not_silent() {
 fn nobody_is_silent_after_the_owner_was_away() {
     let mut server = Server::new(BOUNDS);
     let (mut raw, reply) = server.join(1, &ID);
+    server.seconds(3);
     server.added += Duration::from_secs(60);
     let now = server.now();
     // Before anything is read.

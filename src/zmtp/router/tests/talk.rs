@@ -216,3 +216,47 @@ fn complete_messages_that_had_come_are_given_when_a_connection_is_closed() {
     server.wait_until_closed(&mut raw);
     assert_eq!(server.router.unfinished_bytes, 0);
 }
+
+#[test]
+fn what_a_peer_said_counts_when_it_leaves_without_reading_its_answers() {
+    // Read from when it left, or not.
+    for unread_bytes in [u64::MAX, 1000] {
+        let bounds = Bounds {
+            unread_bytes,
+            ..BOUNDS
+        };
+        let mut server = Server::new(bounds);
+        let (mut raw, reply) = server.join(1, &ID);
+        let large = Bytes::from(vec![1; 24 * MIB]);
+        server.router.send(reply, [large]).unwrap();
+        let now = server.now();
+        server.router.flush(now);
+        assert!(server.router.waiting_bytes(reply) > 0);
+        let mut bytes = Vec::new();
+        for number in 0..40u8 {
+            bytes.extend(message(&[&[number], &[7; 1000]]));
+        }
+        assert_eq!(raw.say(&bytes), bytes.len());
+        drop(raw);
+        for number in 0..40u8 {
+            let (from, frames) = server.message();
+            assert!(from == reply);
+            assert_eq!(frames[0], [number][..]);
+        }
+        assert!(server.closed() == reply);
+    }
+}
+
+#[test]
+fn nobody_waits_while_something_was_read_that_nobody_has_taken() {
+    let mut server = Server::new(BOUNDS);
+    let (mut raw, reply) = server.join(1, &ID);
+    raw.say(&message(&[b"one"]).repeat(2));
+    let now = server.now();
+    while server.router.next(now).is_none() {
+        server.router.wait(None).unwrap();
+    }
+    assert!(server.router.has_input());
+    assert!(server.router.wait(None).unwrap());
+    assert!(server.message().0 == reply);
+}

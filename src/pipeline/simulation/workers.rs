@@ -1,0 +1,246 @@
+//! Simulated workers: as `worker.rs`, but each message that one sends is a step of its own, and it may die between any
+//! two.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::Random;
+use crate::error::Error;
+use crate::message::{Chunk, Credit, Handed, Member, Outcome, Part, Serial, WorkerId};
+use crate::schedule::Lane;
+use crate::tensor::Batch;
+use crate::wire::inner::{ToSink, ToVentilator, ToWorker};
+
+/// A message on its way out.
+pub(super) enum Sent {
+    ToSink(ToSink),
+    ToVentilator(ToVentilator),
+}
+
+/// What a worker knows of the world.
+pub(super) struct Place<'a> {
+    pub(super) id: WorkerId,
+    /// A member fails one time in so many; 0: never.
+    pub(super) failures: u64,
+    pub(super) cancelled: &'a HashSet<Serial>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+enum State {
+    #[default]
+    Starting,
+    Up,
+    /// Drops what comes by this lane until it is told to resume.
+    Down(Lane),
+    Ended,
+}
+
+/// A chunk that runs, or what is still to be sent of it.
+struct Task {
+    lane: Lane,
+    chunk: Chunk,
+    to_send: Option<VecDeque<Sent>>,
+}
+
+#[derive(Default)]
+pub(super) struct SimWorker {
+    pub(super) small: VecDeque<ToWorker>,
+    pub(super) bulk: VecDeque<ToWorker>,
+    pub(super) to_sink: VecDeque<ToSink>,
+    pub(super) to_ventilator: VecDeque<ToVentilator>,
+    state: State,
+    /// A small chunk runs on top of the bulk chunk that has stepped aside for it.
+    tasks: Vec<Task>,
+}
+
+impl SimWorker {
+    pub(super) fn can_work(&self) -> bool {
+        match self.state {
+            State::Starting => true,
+            State::Up => !self.tasks.is_empty() || !self.small.is_empty() || !self.bulk.is_empty(),
+            State::Down(Lane::Small) => !self.small.is_empty(),
+            State::Down(Lane::Bulk) => !self.bulk.is_empty(),
+            State::Ended => false,
+        }
+    }
+
+    pub(super) fn can_die(&self) -> bool {
+        self.state == State::Up
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
+    /// Whatever it was about to say is never said. `lanes_too`: what it had not read is lost as well.
+    pub(super) fn die(&mut self, lanes_too: bool) {
+        self.tasks.clear();
+        self.state = State::Down(Lane::Small);
+        if lanes_too {
+            for lane in [&mut self.small, &mut self.bulk] {
+                lane.retain(|message| !matches!(message, ToWorker::Chunk(_)));
+            }
+        }
+    }
+
+    /// Does the next thing. Returns the members that failed.
+    pub(super) fn work(&mut self, place: &Place<'_>, random: &mut Random) -> Vec<Serial> {
+        match self.state {
+            State::Starting => {
+                self.to_ventilator.push_back(ToVentilator::Up(place.id));
+                self.state = State::Up;
+            }
+            State::Down(lane) => {
+                let message = match lane {
+                    Lane::Small => self.small.pop_front(),
+                    Lane::Bulk => self.bulk.pop_front(),
+                };
+                match (message, lane) {
+                    (Some(ToWorker::Resume), Lane::Small) => self.state = State::Down(Lane::Bulk),
+                    (Some(ToWorker::Resume), Lane::Bulk) => self.state = State::Starting,
+                    (Some(ToWorker::Stop), _) => self.end(place),
+                    _ => {} // given to others
+                }
+            }
+            State::Up => return self.go_on(place, random),
+            State::Ended => {}
+        }
+        Vec::new()
+    }
+
+    fn end(&mut self, place: &Place<'_>) {
+        self.to_sink.push_back(ToSink::Stopped(place.id));
+        self.state = State::Ended;
+    }
+
+    fn go_on(&mut self, place: &Place<'_>, random: &mut Random) -> Vec<Serial> {
+        let deep = self.tasks.len();
+        let Some(task) = self.tasks.last_mut() else {
+            self.take_up(place, random);
+            return Vec::new();
+        };
+        if let Some(to_send) = &mut task.to_send {
+            match to_send.pop_front() {
+                Some(Sent::ToSink(message)) => self.to_sink.push_back(message),
+                Some(Sent::ToVentilator(message)) => self.to_ventilator.push_back(message),
+                None => {}
+            }
+            if to_send.is_empty() {
+                self.tasks.pop();
+            }
+            return Vec::new();
+        }
+        let small_waits = matches!(self.small.front(), Some(ToWorker::Chunk(_)));
+        if task.lane == Lane::Bulk && deep == 1 && small_waits && random.one_in(2) {
+            if let Some(ToWorker::Chunk(chunk)) = self.small.pop_front() {
+                self.tasks.push(Task {
+                    lane: Lane::Small,
+                    chunk: chunk.check().0,
+                    to_send: None,
+                });
+            }
+            return Vec::new();
+        }
+        let (sent, failed) = compute(&task.chunk, place, random);
+        task.to_send = Some(sent);
+        failed
+    }
+
+    fn take_up(&mut self, place: &Place<'_>, random: &mut Random) {
+        let bulk_first = self.small.is_empty() || !self.bulk.is_empty() && random.one_in(4);
+        let (lane, message) = match bulk_first {
+            true => (Lane::Bulk, self.bulk.pop_front()),
+            false => (Lane::Small, self.small.pop_front()),
+        };
+        match message {
+            Some(ToWorker::Chunk(chunk)) => self.tasks.push(Task {
+                lane,
+                chunk: chunk.check().0,
+                to_send: None,
+            }),
+            Some(ToWorker::Stop) => self.end(place),
+            _ => {}
+        }
+    }
+}
+
+/// What a worker says of a chunk, in its order, and which members failed.
+fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<Sent>, Vec<Serial>) {
+    let mut sent = VecDeque::new();
+    let mut part = |members: Vec<Member>, outcome: Outcome| {
+        sent.push_back(Sent::ToSink(ToSink::Part(Box::new(Part {
+            chunk: chunk.id,
+            worker: place.id,
+            attempt: chunk.attempt,
+            compute_us: 1,
+            members,
+            outcome,
+        }))));
+    };
+    let mut credit = Credit {
+        worker: place.id,
+        chunk: chunk.id,
+        model: chunk.model,
+        rows: 0,
+        compute_us: 0,
+        spent_us: chunk.spent_us,
+        failed: Vec::new(),
+        handed: Vec::new(),
+    };
+    let cancelled = |member: &Member| place.cancelled.contains(&member.serial);
+    if chunk.members.iter().all(cancelled) {
+        part(chunk.members.clone(), Outcome::Skipped);
+        sent.push_back(Sent::ToVentilator(ToVentilator::Credit(credit)));
+        return (sent, Vec::new());
+    }
+    let mut done: Vec<(Member, Vec<Batch>)> = Vec::new();
+    let mut failed = Vec::new();
+    for (member, inputs) in chunk.members.iter().zip(&chunk.inputs) {
+        if place.failures > 0 && random.one_in(place.failures) {
+            credit
+                .failed
+                .push((member.serial, Error::internal("it failed")));
+            failed.push(member.clone());
+            continue;
+        }
+        credit.rows += member.rows;
+        credit.compute_us += member.rows;
+        if chunk.goes_on {
+            credit.handed.push(Handed {
+                serial: member.serial,
+                rows: member.rows,
+                batch: inputs.clone(),
+            });
+        } else {
+            done.push((member.clone(), runs_of(member, inputs, random)));
+        }
+    }
+    while !done.is_empty() {
+        // Those that were done first may go ahead of the others.
+        let some = 1 + random.below(done.len() as u64) as usize;
+        let (members, runs) = done.drain(..some).unzip();
+        part(members, Outcome::Done(runs));
+    }
+    let serials = failed.iter().map(|member| member.serial).collect();
+    if !failed.is_empty() {
+        part(failed, Outcome::Failed);
+    }
+    sent.push_back(Sent::ToVentilator(ToVentilator::Credit(credit)));
+    (sent, serials)
+}
+
+/// The rows of a member as they came, in one run or in two.
+fn runs_of(member: &Member, inputs: &Batch, random: &mut Random) -> Vec<Batch> {
+    if member.whole || member.rows < 2 || random.one_in(2) {
+        return vec![inputs.clone()];
+    }
+    let rows = member.rows as usize;
+    let first = 1 + random.below(member.rows - 1) as usize;
+    let run = |from: usize, rows: usize| Batch {
+        tensors: inputs
+            .tensors
+            .iter()
+            .map(|t| t.slice_rows(from, rows))
+            .collect(),
+    };
+    vec![run(0, first), run(first, rows - first)]
+}

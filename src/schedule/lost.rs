@@ -1,0 +1,91 @@
+//! Workers that are gone: their chunks stay out until it is known which of their parts have come all the same.
+
+use std::collections::HashSet;
+
+use super::returned::Returned;
+use super::{Chosen, Losses, MAX_ATTEMPTS, Scheduler};
+use crate::message::{ChunkId, Serial, WorkerId};
+
+impl<C: Clone> Scheduler<C> {
+    /// A worker is gone: it gets nothing more until it is up again. Returns the chunks that it held. Each stays out until
+    /// [`Scheduler::lost`] is told of it; a credit for it no longer counts.
+    pub(crate) fn worker_down(&mut self, worker: WorkerId) -> Vec<ChunkId> {
+        let mut held = self.pool(worker).down(worker);
+        held.retain(|chunk| match self.out.get_mut(chunk) {
+            Some(out) => {
+                out.lost = true;
+                true
+            }
+            None => false,
+        });
+        held
+    }
+
+    /// A chunk was lost with its worker, but for the parts of the requests in `arrived`: the rows of the others run
+    /// again elsewhere.
+    pub(crate) fn lost(&mut self, chunk: ChunkId, arrived: &[Serial]) -> Losses {
+        let mut losses = Losses::default();
+        let Some(out) = self.out.remove(&chunk) else {
+            return losses;
+        };
+        let arrived: HashSet<Serial> = arrived.iter().copied().collect();
+        let mut pieces = Vec::with_capacity(out.chosen.pieces.len());
+        for piece in out.chosen.pieces {
+            if arrived.contains(&piece.serial) {
+                if self.piece_ended(piece.serial) {
+                    losses.finished.push(piece.serial);
+                }
+                continue;
+            }
+            let Some(entry) = self.entries.get_mut(&piece.serial) else {
+                continue;
+            };
+            entry.out -= 1;
+            if entry.closed {
+                losses.lost.push((piece.serial, 1));
+                if entry.out == 0 {
+                    self.remove(piece.serial);
+                }
+                continue;
+            }
+            entry.returned += 1;
+            if out.attempt >= MAX_ATTEMPTS {
+                losses.abandoned.push(piece.serial);
+            }
+            pieces.push(piece);
+        }
+        if !pieces.is_empty() {
+            // Also what is given up goes through here: close() then knows that its part will not come.
+            let extra = out.worker.0 as usize >= self.limits.workers;
+            self.returned[usize::from(extra)].push_back(Returned {
+                lane: out.lane,
+                legs: out.legs,
+                attempt: out.attempt + 1,
+                chosen: Chosen {
+                    pieces,
+                    ..out.chosen
+                },
+                carry: out.carry,
+            });
+        }
+        losses
+    }
+
+    /// One chunk less is out of a request. True if the request is finished with it: all its rows were given out, and
+    /// all its chunks have ended.
+    pub(super) fn piece_ended(&mut self, serial: Serial) -> bool {
+        let Some(entry) = self.entries.get_mut(&serial) else {
+            return false;
+        };
+        entry.out -= 1;
+        if entry.out > 0 {
+            return false;
+        }
+        let all_given = entry.given == entry.job.rows && entry.returned == 0;
+        let (closed, finished) = (entry.closed, !entry.closed && all_given);
+        if closed || finished {
+            self.remove(serial);
+        }
+        finished
+    }
+}

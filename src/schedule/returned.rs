@@ -1,0 +1,113 @@
+//! Chunks that wait once more: their worker was lost (`lost.rs`), or they have legs left. They go ahead of all that is
+//! new.
+
+use std::ops::Range;
+
+use super::{Assignment, Chosen, Lane, PaceKey, Scheduler, fresh};
+use crate::message::{ChunkId, Role, Serial};
+
+/// A chunk that waits once more: its worker was lost, or it has legs left.
+#[derive(Debug)]
+pub(super) struct Returned<C> {
+    pub(super) lane: Lane,
+    pub(super) legs: Range<u32>,
+    pub(super) attempt: u32,
+    pub(super) chosen: Chosen,
+    pub(super) carry: Option<C>,
+}
+
+impl<C: Clone> Scheduler<C> {
+    pub(super) fn next_returned(&mut self, role: Role, now_us: u64) -> Option<Assignment<C>> {
+        loop {
+            // The first that somebody has a place for: small ones do not wait behind bulk.
+            let pool = &self.pools[role as usize];
+            let mut waiting = self.returned[role as usize].iter().enumerate();
+            let (place, worker) =
+                waiting.find_map(|(place, returned)| Some((place, pool.best(returned.lane)?)))?;
+            let Returned {
+                lane,
+                mut legs,
+                attempt,
+                mut chosen,
+                carry,
+            } = self.returned[role as usize].remove(place)?;
+            chosen
+                .pieces
+                .retain(|piece| self.entries.get(&piece.serial).is_some_and(|e| !e.closed));
+            let Some(first) = chosen.pieces.first() else {
+                continue;
+            };
+            // Nobody else waits for the device: a small request is spared the hops to the end.
+            if lane == Lane::Small
+                && role == Role::Main
+                && self.returned[role as usize].is_empty()
+                && let Some(entry) = self.entries.get(&first.serial)
+            {
+                legs.end = entry.job.legs.len() as u32;
+            }
+            for piece in &chosen.pieces {
+                if let Some(entry) = self.entries.get_mut(&piece.serial) {
+                    entry.out += 1;
+                    entry.returned -= 1;
+                }
+            }
+            let mut assignment = self.give(worker, lane, legs, attempt, chosen, now_us);
+            assignment.carry.clone_from(&carry);
+            if let Some(out) = self.out.get_mut(&assignment.chunk) {
+                out.carry = carry;
+            }
+            return Some(assignment);
+        }
+    }
+
+    /// A chunk has run its legs and others are left: it waits for a worker of the next leg's role, with what was
+    /// handed back. Returns the requests that were closed meanwhile: their parts will never come.
+    pub(crate) fn hand_back(
+        &mut self,
+        chunk: ChunkId,
+        ran: Option<(usize, u64)>,
+        carry: C,
+        now_us: u64,
+    ) -> Vec<Serial> {
+        let Some(mut out) = self.take_back(chunk, ran, now_us) else {
+            return Vec::new();
+        };
+        let mut dropped = Vec::new();
+        let mut role = Role::Main;
+        out.chosen.pieces.retain(|piece| {
+            let Some(entry) = self.entries.get_mut(&piece.serial) else {
+                return false;
+            };
+            entry.out -= 1;
+            if let Some(next) = entry.job.legs.get(out.legs.end as usize) {
+                role = *next;
+            }
+            if entry.closed {
+                dropped.push(piece.serial);
+            } else {
+                entry.returned += 1;
+            }
+            !entry.closed
+        });
+        for serial in &dropped {
+            if self.entries.get(serial).is_some_and(|e| e.out == 0) {
+                self.remove(*serial);
+            }
+        }
+        if !out.chosen.pieces.is_empty() {
+            let next = out.legs.end..out.legs.end + 1;
+            if out.chosen.run > 0 {
+                let pace = PaceKey::of(out.chosen.model, &next);
+                out.chosen.run = fresh::target(&self.limits, &mut self.paces, pace).run;
+            }
+            self.returned[role as usize].push_back(Returned {
+                lane: out.lane,
+                legs: next,
+                attempt: 0,
+                chosen: out.chosen,
+                carry: Some(carry),
+            });
+        }
+        dropped
+    }
+}

@@ -1,0 +1,102 @@
+//! Batches: rows in named columns.
+
+use super::{DataType, Tensor};
+use crate::error::{Error, Result};
+
+/// Named columns. Where a model has a batch dimension they have the same number of rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// The columns, in the order of the model's inputs or outputs.
+    pub tensors: Vec<Tensor>,
+}
+
+impl Batch {
+    /// Whether the tensors are alike but for their rows: names, datatypes and further dimensions, in the same order.
+    pub fn is_like(&self, other: &Batch) -> bool {
+        fn kind(tensor: &Tensor) -> (&str, DataType, &[usize]) {
+            let inner = tensor.shape().get(1..).unwrap_or_default();
+            (tensor.name(), tensor.datatype(), inner)
+        }
+        self.tensors
+            .iter()
+            .map(kind)
+            .eq(other.tensors.iter().map(kind))
+    }
+
+    /// The tensors in words, for errors: names, datatypes and shapes.
+    pub fn kinds(&self) -> String {
+        let words = self.tensors.iter().map(|tensor| {
+            let (name, datatype) = (tensor.name(), tensor.datatype());
+            format!("{name:?} {datatype} {:?}", tensor.shape())
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The number of rows that all columns share.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, naming the two columns that differ, or the one that is a scalar.
+    pub fn rows(&self) -> Result<usize> {
+        let mut rows: Option<(usize, &str)> = None;
+        for tensor in &self.tensors {
+            let Some(own) = tensor.rows() else {
+                return Err(Error::invalid(format!(
+                    "tensor {:?} is a scalar, expected a first dimension of rows",
+                    tensor.name()
+                )));
+            };
+            match rows {
+                Some((others, name)) if others != own => {
+                    return Err(Error::invalid(format!(
+                        "tensor {name:?} has {others} rows, {:?} has {own}: every input needs the same number",
+                        tensor.name()
+                    )));
+                }
+                _ => rows = Some((own, tensor.name())),
+            }
+        }
+        rows.map(|(rows, _)| rows)
+            .ok_or_else(|| Error::invalid("a batch without tensors"))
+    }
+
+    /// The column of that name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.iter().find(|tensor| tensor.name() == name)
+    }
+
+    /// The column of that name, or the only one if it has no name.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, naming the columns that there are.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        if let [only] = self.tensors.as_slice()
+            && only.name().is_empty()
+        {
+            return Ok(only);
+        }
+        self.get(name).ok_or_else(|| {
+            let names: Vec<&str> = self.tensors.iter().map(Tensor::name).collect();
+            Error::invalid(format!("tensor {name:?} is missing, got {names:?}"))
+        })
+    }
+
+    /// The bytes of payload.
+    pub fn payload_bytes(&self) -> usize {
+        self.tensors.iter().map(Tensor::payload_bytes).sum()
+    }
+}
+
+/// One column.
+impl From<Tensor> for Batch {
+    fn from(tensor: Tensor) -> Batch {
+        Batch {
+            tensors: vec![tensor],
+        }
+    }
+}
+
+impl From<Vec<Tensor>> for Batch {
+    fn from(tensors: Vec<Tensor>) -> Batch {
+        Batch { tensors }
+    }
+}

@@ -1,0 +1,234 @@
+//! The header of what a client says: its fields, read by hand and within bounds.
+//!
+//! By hand and not by serde, because a derived reader takes arrays for maps and numbers for keys, does not say which field
+//! it stumbled over, and builds what is then refused. Here a header takes a look at each of its bytes and little more.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::bounded::start_of;
+use super::client::{MAX_HEADER_BYTES, Malformed};
+use super::msgpack::{Item, ReadResult, Reader};
+use super::params::RawParams;
+use super::{MAX_RANK, MAX_TENSORS, TensorHeader, VERSION};
+use crate::error::Error;
+use crate::message::RequestId;
+
+/// The header, as it is read: every field that any kind may have.
+#[derive(Default)]
+pub(super) struct Header<'a> {
+    pub(super) v: Option<u64>,
+    pub(super) kind: Option<&'a str>,
+    pub(super) id: Option<u64>,
+    pub(super) model: Option<&'a str>,
+    pub(super) params: Option<RawParams>,
+    pub(super) inputs: Option<Vec<TensorHeader<'a>>>,
+    pub(super) timeout_ms: Option<u64>,
+    pub(super) priority: Option<&'a str>,
+    pub(super) stream: Option<bool>,
+    pub(super) mode: Option<&'a str>,
+}
+
+/// Reads one field's value, names it in the error, and refuses a second one.
+fn field<'a, T>(
+    place: &mut Option<T>,
+    name: &str,
+    source: &mut Reader<'a>,
+    read: impl FnOnce(&mut Reader<'a>) -> ReadResult<T>,
+) -> ReadResult<()> {
+    let value = if source.skip_nil() {
+        None
+    } else {
+        Some(read(source).map_err(|e| format!("`{name}`: {e}"))?)
+    };
+    if place.is_some() {
+        return Err(format!("`{name}` is given twice"));
+    }
+    *place = value;
+    Ok(())
+}
+
+/// The whole header and nothing but the header, or what is wrong with it.
+pub(super) fn read_header(bytes: &Bytes) -> ReadResult<Header<'_>> {
+    if bytes.len() > MAX_HEADER_BYTES {
+        return Err(format!(
+            "it has {} bytes, and {MAX_HEADER_BYTES} is the most",
+            bytes.len()
+        ));
+    }
+    let source = &mut Reader::new(bytes);
+    let mut header = Header::default();
+    for _ in 0..source.map()? {
+        let key = source.text().map_err(|e| format!("a key: {e}"))?;
+        match key {
+            "v" => field(&mut header.v, key, source, Reader::unsigned)?,
+            "type" => field(&mut header.kind, key, source, Reader::text)?,
+            "id" => field(&mut header.id, key, source, Reader::unsigned)?,
+            "model" => field(&mut header.model, key, source, Reader::text)?,
+            "params" => field(&mut header.params, key, source, |source| {
+                RawParams::read(source, bytes)
+            })?,
+            "inputs" => field(&mut header.inputs, key, source, inputs)?,
+            "timeout_ms" => field(&mut header.timeout_ms, key, source, Reader::unsigned)?,
+            "priority" => field(&mut header.priority, key, source, Reader::text)?,
+            "stream" => field(&mut header.stream, key, source, Reader::boolean)?,
+            "mode" => field(&mut header.mode, key, source, Reader::text)?,
+            _ => source.skip()?,
+        }
+    }
+    if source.rest().is_empty() {
+        Ok(header)
+    } else {
+        Err("something follows behind its end".to_owned())
+    }
+}
+
+fn inputs<'a>(source: &mut Reader<'a>) -> ReadResult<Vec<TensorHeader<'a>>> {
+    // Not sized by what the header promises.
+    let mut inputs = Vec::new();
+    for _ in 0..source.array()? {
+        if inputs.len() == MAX_TENSORS {
+            return Err(format!(
+                "more than {MAX_TENSORS} tensors, which is the most"
+            ));
+        }
+        inputs.push(input(source)?);
+    }
+    Ok(inputs)
+}
+
+fn input<'a>(source: &mut Reader<'a>) -> ReadResult<TensorHeader<'a>> {
+    let (mut name, mut dtype, mut shape) = (None, None, None);
+    for _ in 0..source.map()? {
+        match source.text()? {
+            key @ "name" => once(&mut name, key, source.text())?,
+            key @ "dtype" => once(&mut dtype, key, source.text())?,
+            key @ "shape" => once(&mut shape, key, dimensions(source))?,
+            _ => source.skip()?,
+        }
+    }
+    let missing = |name: &str| format!("missing field `{name}`");
+    let name = name.ok_or_else(|| missing("name"))?;
+    let in_tensor = |e: String| format!("tensor {}: {e}", start_of(name));
+    Ok(TensorHeader {
+        name: Cow::Borrowed(name),
+        dtype: Cow::Borrowed(dtype.ok_or_else(|| missing("dtype"))?),
+        shape: shape.ok_or_else(|| missing("shape"))?.map_err(in_tensor)?,
+    })
+}
+
+fn once<T>(place: &mut Option<T>, name: &str, value: ReadResult<T>) -> ReadResult<()> {
+    let value = value.map_err(|e| format!("`{name}`: {e}"))?;
+    if place.replace(value).is_some() {
+        return Err(format!("`{name}` is given twice"));
+    }
+    Ok(())
+}
+
+/// A shape, or in place of one of too many dimensions what to say when the tensor's name is known.
+fn dimensions(source: &mut Reader<'_>) -> ReadResult<ReadResult<Vec<u64>>> {
+    let rank = source.array()?;
+    if rank as usize > MAX_RANK {
+        source.skip_inside(Item::Array(rank))?;
+        return Ok(Err(format!(
+            "{rank} dimensions, and {MAX_RANK} is the most"
+        )));
+    }
+    Ok(Ok((0..rank)
+        .map(|_| source.unsigned())
+        .collect::<ReadResult<_>>()?))
+}
+
+/// The header as it is read when the strict reading fails: what is needed to answer, as far as it can be read.
+#[derive(Default)]
+struct Loose<'a> {
+    v: Option<Scalar<'a>>,
+    kind: Option<Scalar<'a>>,
+    id: Option<Scalar<'a>>,
+}
+
+/// A value of which only numbers and strings are of interest.
+#[derive(Clone, Copy)]
+enum Scalar<'a> {
+    Number(u64),
+    Text(&'a str),
+    Other,
+}
+
+impl<'a> Scalar<'a> {
+    fn read(source: &mut Reader<'a>) -> ReadResult<Scalar<'a>> {
+        let item = source.item()?;
+        source.skip_inside(item)?;
+        Ok(match item {
+            Item::Unsigned(number) => Scalar::Number(number),
+            Item::Text(bytes) => std::str::from_utf8(bytes).map_or(Scalar::Other, Scalar::Text),
+            _ => Scalar::Other,
+        })
+    }
+}
+
+impl<'a> Loose<'a> {
+    /// # Errors
+    /// What comes behind cannot be read.
+    fn read(&mut self, source: &mut Reader<'a>) -> ReadResult<()> {
+        for _ in 0..source.map()? {
+            if self.v.is_some() && self.kind.is_some() && self.id.is_some() {
+                break;
+            }
+            let place = match Scalar::read(source)? {
+                Scalar::Text("v") => &mut self.v,
+                Scalar::Text("type") => &mut self.kind,
+                Scalar::Text("id") => &mut self.id,
+                _ => {
+                    source.skip()?;
+                    continue;
+                }
+            };
+            *place = Some(Scalar::read(source)?);
+        }
+        Ok(())
+    }
+}
+
+/// What can still be said of a header that cannot be read.
+pub(super) fn read_loosely(header: &[u8], cause: &str) -> Malformed {
+    let mut loose = Loose::default();
+    let start = &header[..header.len().min(MAX_HEADER_BYTES)];
+    // What was read before an error is what counts.
+    let complete = loose.read(&mut Reader::new(start)).is_ok();
+    let Some(Scalar::Number(id)) = loose.id else {
+        return Malformed {
+            id: None,
+            infer: false,
+            error: Error::invalid(format!(
+                "the header is not a message of this protocol: {cause}"
+            )),
+        };
+    };
+    let infer = matches!(loose.kind, Some(Scalar::Text("infer")));
+    let error = match (loose.v, loose.kind) {
+        (Some(Scalar::Number(v)), _) if v != VERSION => wrong_version(v),
+        (Some(Scalar::Number(_)), Some(Scalar::Text(_))) => {
+            Error::invalid(format!("the header cannot be read: {cause}"))
+        }
+        (Some(Scalar::Number(_)), kind) if complete || kind.is_some() => {
+            Error::invalid("the header's `type` is missing or not a string")
+        }
+        (v, _) if complete || v.is_some_and(|v| !matches!(v, Scalar::Number(_))) => {
+            Error::invalid("the header's `v` (protocol version) is missing or not a number")
+        }
+        _ => Error::invalid(format!("the header cannot be read: {cause}")),
+    };
+    Malformed {
+        id: Some(RequestId(id)),
+        infer,
+        error,
+    }
+}
+
+pub(super) fn wrong_version(v: u64) -> Error {
+    Error::invalid(format!(
+        "protocol version {v} is not spoken here; this server speaks {VERSION}"
+    ))
+}
