@@ -62,7 +62,31 @@ impl Server {
 
     /// As [`Server::start`], on these ports.
     pub fn start_on(dir: TempDir, port: u16, port_out: u16, flags: &[&str]) -> Server {
-        let mut child = command("mdm-server-start")
+        Server::start_by(command("mdm-server-start"), dir, port, port_out, flags)
+    }
+
+    /// As [`Server::start`], with no more than so many descriptors.
+    pub fn start_limited(descriptors: usize, dir: TempDir, flags: &[&str]) -> Server {
+        let own = command("mdm-server-start");
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-c", "ulimit -n \"$0\" && exec \"$@\""])
+            .arg(descriptors.to_string())
+            .arg(own.get_program());
+        for (name, _) in own.get_envs() {
+            limited.env_remove(name);
+        }
+        Server::start_by(limited, dir, 0, 0, flags)
+    }
+
+    fn start_by(
+        mut command: Command,
+        dir: TempDir,
+        port: u16,
+        port_out: u16,
+        flags: &[&str],
+    ) -> Server {
+        let mut child = command
             .args(["--port", &port.to_string()])
             .args(["--port-out", &port_out.to_string()])
             .arg("--run-script-dir")
