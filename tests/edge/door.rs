@@ -327,7 +327,7 @@ fn questions_are_answered_at_a_door_as_on_port() {
             matches!(&answer.message, ServerMessage::ModelsOk(models) if models.len() == 1),
             "{answer:?}"
         );
-        let described = door.describe(3, Some("echo".to_owned()), Params::new());
+        let described = door.describe(3, Some("echo".to_owned()), &Params::new());
         described.expect("a question");
         let answer = next(&mut door);
         assert!(

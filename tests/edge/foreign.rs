@@ -30,7 +30,7 @@ out.send(hello); show(out.recv_multipart())
 front.send(hello); show(front.recv_multipart())
 front.send_multipart([header, small]); front.send_multipart([header2, large])
 show(out.recv_multipart()); show(out.recv_multipart())
-# Longer than a peer that says nothing would be left alone.
+# Its own signs of life, and the server's, go to and fro meanwhile.
 import time; time.sleep(8)
 front.send(hello); show(front.recv_multipart())
 print(zmq.zmq_version(), zmq.pyzmq_version(), file=sys.stderr)

@@ -15,7 +15,6 @@ mod foreign;
 mod line;
 mod memory;
 #[path = "../serve/models.rs"]
-#[allow(dead_code)] // the slow model's rows are what is used here
 mod models;
 mod peer;
 #[path = "../wire/raw.rs"]

@@ -28,13 +28,13 @@ fn is_whole(raw: &Raw, id: u64, mib: usize) {
 
 /// Signs of life were looked for between frames: one of more than 6 s was the end.
 #[test]
-fn a_frame_that_takes_ten_seconds_arrives_each_way() {
+fn a_frame_that_takes_seven_seconds_arrives_each_way() {
     within(LIMIT, || {
         let server = server(&["--preload", "wide"]);
         let mut raw = session(&server, 4 * MIB);
         let id = raw.id();
-        send(&raw.port, &wide(id, rows_of(40)));
-        is_whole(&raw, id, 40);
+        send(&raw.port, &wide(id, rows_of(28)));
+        is_whole(&raw, id, 28);
         raw.greet();
     });
 }
@@ -46,11 +46,11 @@ fn a_line_of_a_megabyte_a_second_serves_and_drains() {
         let mut bystander = Raw::open(&server);
         let mut raw = session(&server, 1_000_000);
         let first = raw.id();
-        send(&raw.port, &wide(first, rows_of(6)));
-        // Read while the second one comes, so that both ways are in use.
+        send(&raw.port, &wide(first, rows_of(2)));
+        // Its result comes while the second request goes, so that both ways are in use.
         let second = raw.id();
         send(&raw.port, &wide(second, rows_of(6)));
-        is_whole(&raw, first, 6);
+        is_whole(&raw, first, 2);
         eventually("the second is given out", || answered(&mut bystander) == 2);
         server.signal("TERM");
         is_whole(&raw, second, 6);
@@ -91,7 +91,7 @@ fn a_quiet_peer_that_answers_pings_stays() {
         let Pair {
             mut port, mut out, ..
         } = Pair::at(server.port, server.port_out, Version::V31).expect("a session");
-        let patience = Some(Duration::from_secs(9));
+        let patience = Some(Duration::from_secs(8));
         let threads = [&mut port, &mut out].map(|peer| {
             peer.stream.set_read_timeout(patience).expect("a timeout");
             let stream = peer.stream.try_clone().expect("a descriptor");
@@ -110,9 +110,9 @@ fn a_quiet_peer_that_answers_pings_stays() {
     });
 }
 
-/// Answers PINGs for nine seconds, and gives their number.
+/// Answers PINGs for eight seconds, and gives their number.
 fn pong_until_quiet(mut stream: std::net::TcpStream) -> usize {
-    let until = std::time::Instant::now() + Duration::from_secs(9);
+    let until = std::time::Instant::now() + Duration::from_secs(8);
     let step = Some(Duration::from_millis(200));
     stream.set_read_timeout(step).expect("a timeout");
     let mut pings = 0;
@@ -150,7 +150,7 @@ fn a_byte_a_second_is_a_sign_of_life() {
         port.greet(1);
         port.ignore_pings();
         let bytes = message(&echo(2, &[[5.0; 4]]));
-        let (now, rest) = bytes.split_at(bytes.len() - 10);
+        let (now, rest) = bytes.split_at(bytes.len() - 8);
         port.stream.write_all(now).expect("sent");
         for byte in rest {
             // Its line is as slow as that.
