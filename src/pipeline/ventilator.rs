@@ -200,6 +200,9 @@ impl Ventilator {
 
     /// Looks for news, asleep until there is something to do.
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
+        let scheduler = &self.requests.scheduler;
+        let in_hand = scheduler.waiting().requests.max(scheduler.chunks_out());
+        self.waiter.in_hand(in_hand);
         if self.router.has_news() || self.doors.has_said() {
             self.router.wait(Some(Duration::ZERO))?;
             return Ok(());
@@ -213,9 +216,6 @@ impl Ventilator {
         let due = due_us.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
         let tick = self.router.due();
         let tick = tick.map(|at| at.saturating_duration_since(now));
-        let scheduler = &self.requests.scheduler;
-        let in_hand = scheduler.waiting().requests.max(scheduler.chunks_out());
-        self.waiter.in_hand(in_hand);
         let router = &mut self.router;
         let pause = due.into_iter().chain(tick).min();
         self.waiter.wait_with(pause, |left| router.wait(left))
