@@ -538,38 +538,21 @@ fn the_queue_is_bounded_in_requests_and_bytes() {
     world.give_out();
     world.run_dry();
     // What waits elsewhere counts as well.
-    let scheduler = &world.scheduler;
-    let (own, other) = (ReplyTo::default(), ReplyTo([1; 16]));
-    let parked = |bytes: &[u64]| {
+    let fits = |world: &World, bytes, others: &[u64]| {
         let mut parked = Shares::default();
-        for bytes in bytes {
-            parked.add(other, *bytes);
+        for bytes in others {
+            parked.add(ReplyTo([1; 16]), *bytes);
         }
-        parked
+        let (own, none) = (ReplyTo::default(), Share::default());
+        let room = world.scheduler.check_room(own, bytes, &parked, none);
+        room.is_ok()
     };
-    assert!(
-        scheduler
-            .check_room(own, 1, &parked(&[99]), Share::default())
-            .is_ok()
-    );
-    assert!(
-        scheduler
-            .check_room(own, 1, &parked(&[0, 0]), Share::default())
-            .is_err()
-    );
-    assert!(
-        scheduler
-            .check_room(own, 2, &parked(&[99]), Share::default())
-            .is_err()
-    );
+    assert!(fits(&world, 1, &[99]));
+    assert!(!fits(&world, 1, &[0, 0]));
+    assert!(!fits(&world, 2, &[99]));
     let (a, b, c) = (world.job(1), world.job(1), world.job(1));
     world.submit(a);
-    assert!(
-        world
-            .scheduler
-            .check_room(own, 1, &parked(&[0]), Share::default())
-            .is_err()
-    );
+    assert!(!fits(&world, 1, &[0]));
     world.submit(b);
     let error = world.scheduler.submit(c).unwrap_err();
     assert!(error.message().contains("2 requests"), "{error}");

@@ -15,6 +15,20 @@
 //! `stream: true` has parts come as they finish, and then the end. A model that is served whole has no rows to send in
 //! parts: it answers a stream with one `result`.
 //!
+//! # Sessions
+//!
+//! A session is a DEALER at `port` and one at `port_out` (ZMTP 3.0 or 3.1, mechanism NULL), both with the same routing id: 16
+//! random bytes, the first not 0. It says `hello` on both and has the answers before its first infer. A second connection
+//! that claims an id in use is closed. A connection that ends ends the session: the complete messages that had come are
+//! heard, the other connection is closed, and what is open is cancelled.
+//!
+//! Six seconds of silence end a connection; bytes are no silence, in either direction, however slowly they move. The server sends PINGs, of
+//! time to live 0, to peers that announce 3.1 and to those that have sent a PING with a time to live. It answers every
+//! PING. A message beyond `max_request_bytes` and 64 KiB, or of more than 16,384 frames, ends its connection; `port_out`
+//! takes messages of up to 4 KiB. A client that lets more than 256 KiB of answers wait on `port` is not heard until it reads.
+//!
+//! # Two steps
+//!
 //! `client.rs` is what clients say, `server.rs` what they are told; both ends of each direction are in one file,
 //! so that the writer and the reader of a frame cannot drift apart.
 //!
