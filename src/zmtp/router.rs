@@ -359,10 +359,11 @@ impl Router {
 
     fn end(&mut self, token: u64, end: &End) {
         match end {
-            End::Violation(violation) => {
+            // Whoever scans ports makes many of these: one a second is enough.
+            End::Violation(violation) if self.may_say(Instant::now()) => {
                 tracing::warn!(port = self.name, %violation, "a connection was closed");
             }
-            End::Closed | End::Io(_) => {
+            End::Violation(_) | End::Closed | End::Io(_) => {
                 tracing::debug!(port = self.name, %end, "a connection ended")
             }
         }
