@@ -122,6 +122,11 @@ pub(super) enum Answer {
 pub(super) struct Limit(Option<Duration>);
 
 impl Limit {
+    /// When the request's own time is over, if it is sent now.
+    pub(super) fn end(self) -> Option<Instant> {
+        Instant::now().checked_add(self.0?)
+    }
+
     /// When a client gives up a request that it sends now: a little after the server should have.
     pub(super) fn deadline(self) -> Option<Instant> {
         // A time beyond what a clock can hold is no limit.

@@ -309,12 +309,11 @@ impl Shared {
         request.set_id(id);
         request.push_to(&mut state.backlog);
         state.slots.insert(id, None);
-        let deadline = limit.deadline();
-        self.send(state, &mut told, deadline);
+        self.send(state, &mut told, limit.end());
         Ok(Submitted::Ticket(Ticket {
             id,
             shared: self.clone(),
-            deadline,
+            deadline: limit.deadline(),
             settled: false,
         }))
     }
@@ -333,7 +332,8 @@ impl Shared {
     }
 
     /// Sends the backlog, or has the driver do so. What there is no room for yet is written before this returns: nothing
-    /// would write it while nobody waits for an answer.
+    /// would write it while nobody waits for an answer. Where there is no room until the deadline, whoever waits or submits
+    /// next goes on.
     fn send(&self, mut state: MutexGuard<'_, State>, told: &mut Told, deadline: Option<Instant>) {
         let mut wake = false;
         if let Some(mut session) = state.session.take() {
