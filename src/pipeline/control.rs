@@ -2,6 +2,7 @@
 //! works when no descriptor is left.
 
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::Result;
 use crate::waker::Waker;
@@ -12,6 +13,8 @@ use crate::wire::client::StopMode;
 pub(crate) struct StopOrder {
     waker: Waker,
     wanted: AtomicU8,
+    /// Held while an order is given or taken: one that is woken for after it was taken would wake the loop for ever.
+    turn: Mutex<()>,
 }
 
 const NOTHING: u8 = 0;
@@ -25,6 +28,7 @@ impl StopOrder {
         Ok(StopOrder {
             waker: Waker::new()?,
             wanted: AtomicU8::new(NOTHING),
+            turn: Mutex::default(),
         })
     }
 
@@ -39,6 +43,7 @@ impl StopOrder {
             StopMode::Drain => DRAIN,
             StopMode::Now => NOW,
         };
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.wanted.fetch_max(wanted, Ordering::Relaxed);
         self.waker.wake();
     }
@@ -48,6 +53,7 @@ impl StopOrder {
         if self.wanted.load(Ordering::Relaxed) == NOTHING {
             return None;
         }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.waker.clear();
         match self.wanted.swap(NOTHING, Ordering::Relaxed) {
             DRAIN => Some(StopMode::Drain),
