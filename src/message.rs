@@ -186,7 +186,7 @@ pub struct Stats {
 ///
 /// A chunk of a bulk request has one member; a chunk of coalesced small requests has one for each. A member
 /// carries all that the worker and the sink need, so that neither looks anything up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// The server's number for the request.
     pub serial: Serial,
@@ -234,19 +234,75 @@ pub struct Chunk<P = Params> {
     pub params: P,
     /// Whose rows these are, in row order.
     pub members: Vec<Member>,
-    /// For each member its inputs, in the model's order.
-    pub inputs: Vec<Batch>,
+    /// Their inputs.
+    pub rows: Rows,
+}
+
+/// The inputs of a chunk's members, in the model's order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rows {
+    /// Of each member by itself.
+    Each(Vec<Batch>),
+    /// Of all members, one after the other in one piece of memory: small requests that share a chunk.
+    Joined(Batch),
+}
+
+impl Rows {
+    /// As they lie in memory.
+    pub fn batches(&self) -> &[Batch] {
+        match self {
+            Rows::Each(batches) => batches,
+            Rows::Joined(batch) => std::slice::from_ref(batch),
+        }
+    }
+
+    /// Of some of the members, shared and not copied.
+    pub fn of(&self, members: &[Member], some: std::ops::Range<usize>) -> Rows {
+        match self {
+            Rows::Each(batches) => Rows::Each(batches[some].to_vec()),
+            Rows::Joined(batch) => {
+                let rows = |members: &[Member]| members.iter().map(|m| m.rows as usize).sum();
+                let start: usize = rows(&members[..some.start]);
+                Rows::Joined(batch.slice_rows(start, rows(&members[some])))
+            }
+        }
+    }
+
+    /// Of each member by itself; what is joined is shared and not copied.
+    pub fn into_each(self, members: &[Member]) -> Vec<Batch> {
+        match self {
+            Rows::Each(batches) => batches,
+            Rows::Joined(batch) => {
+                let mut start = 0;
+                let each = members.iter().map(|member| {
+                    let rows = member.rows as usize;
+                    start += rows;
+                    batch.slice_rows(start - rows, rows)
+                });
+                each.collect()
+            }
+        }
+    }
 }
 
 /// How a chunk ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// For each member what each run of its rows gave: the outputs, in the model's order.
-    Done(Vec<Vec<Batch>>),
+    /// What the runs gave, for the members in their order.
+    Done(Vec<Ran>),
     /// Every member had been cancelled before it ran.
     Skipped,
     /// The model failed; the credit says how.
     Failed,
+}
+
+/// What running the rows of some members gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ran {
+    /// The number of members, which follow each other.
+    pub members: usize,
+    /// The outputs of each run, in the model's order. The rows of several members are one run.
+    pub runs: Vec<Batch>,
 }
 
 /// A chunk's results on their way to the sink.

@@ -188,6 +188,27 @@ impl Tensor {
         }
     }
 
+    /// Where rows `start..start + rows` of fixed-size elements lie in its bytes.
+    #[cfg(feature = "server")]
+    pub(crate) fn fixed_range(&self, start: usize, rows: usize) -> std::ops::Range<usize> {
+        let row_bytes = self.row_elements() * self.datatype.size().unwrap_or(0);
+        start * row_bytes..(start + rows) * row_bytes
+    }
+
+    /// The bytes of payload of rows `start..start + rows`, offsets included.
+    #[cfg(feature = "server")]
+    pub(crate) fn bytes_of_rows(&self, start: usize, rows: usize) -> usize {
+        match &self.data {
+            Data::Fixed(_) => self.fixed_range(start, rows).len(),
+            Data::Variable { offsets, .. } => {
+                let per_row = self.row_elements();
+                let (first, last) = (start * per_row, (start + rows) * per_row);
+                let values = offset_at(offsets, last) - offset_at(offsets, first);
+                (last - first + 1) * 8 + values
+            }
+        }
+    }
+
     /// Rows `start..start + rows`. Fixed-size elements and values are shared, offsets are rewritten from 0 (those that
     /// nobody has checked yet are shared too).
     ///
@@ -284,6 +305,46 @@ impl Tensor {
             shape,
             data,
             values: Values::Checked,
+        })
+    }
+
+    /// The rows of fixed-size elements one after the other, in one piece of memory; whether their values were looked at
+    /// does not matter. `None` if they are not alike, or their elements differ in length.
+    #[cfg(feature = "server")]
+    fn joined<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone) -> Option<Tensor> {
+        let first = tensors.clone().next()?;
+        let (mut rows, mut bytes) = (0, 0);
+        let mut values = Values::Checked;
+        for tensor in tensors.clone() {
+            let is_like = tensor.datatype == first.datatype
+                && tensor.name == first.name
+                && tensor.shape.get(1..)? == first.shape.get(1..)?;
+            if !is_like {
+                return None;
+            }
+            let Data::Fixed(own) = &tensor.data else {
+                return None;
+            };
+            rows += tensor.shape[0];
+            bytes += own.len();
+            if tensor.values == Values::Unchecked {
+                values = Values::Unchecked;
+            }
+        }
+        let mut joined = Vec::with_capacity(bytes);
+        for tensor in tensors {
+            if let Data::Fixed(own) = &tensor.data {
+                joined.extend_from_slice(own);
+            }
+        }
+        let mut shape = first.shape.clone();
+        shape[0] = rows;
+        Some(Tensor {
+            name: first.name.clone(),
+            datatype: first.datatype,
+            shape,
+            data: Data::Fixed(joined.into()),
+            values,
         })
     }
 

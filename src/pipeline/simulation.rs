@@ -89,19 +89,23 @@ impl Outlet for Exit {
         self.clients.unsent_bytes(reply)
     }
 
-    fn perform(&mut self, action: Answering) {
-        match action {
+    fn perform(&mut self, action: Answering<'_>) {
+        let (reply, request, message) = match action {
+            Answering::Result {
+                reply,
+                request,
+                rows,
+            } => (reply, request, rows.to_message()),
             Answering::Answer {
                 reply,
                 request,
                 message,
-            } => {
-                self.ledger.answered(reply, request, &message);
-                if !self.clients.send(reply, &message) {
-                    self.to_ventilator.push_back(ToVentilator::Gone(reply));
-                }
-            }
-            Answering::TellVentilator(message) => self.to_ventilator.push_back(message),
+            } => (reply, request, message),
+            Answering::TellVentilator(message) => return self.to_ventilator.push_back(message),
+        };
+        self.ledger.answered(reply, request, &message);
+        if !self.clients.send(reply, &message) {
+            self.to_ventilator.push_back(ToVentilator::Gone(reply));
         }
     }
 }

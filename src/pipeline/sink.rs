@@ -23,8 +23,9 @@ use crate::message::{ReplyTo, RequestId};
 use crate::socket::Waiter;
 use crate::wire::client::{self, ClientMessage};
 use crate::wire::inner::{self, ToSink, ToVentilator};
+use crate::wire::rows::{ResultRows, ResultWriter};
 use crate::wire::server::{self, ServerMessage};
-use crate::zmtp::router::{Incoming, LOOK, Leaving, Router};
+use crate::zmtp::router::{Gone, Incoming, LOOK, Leaving, Router};
 
 /// Messages taken from one side before the other gets its turn.
 const TURN: usize = 256;
@@ -57,6 +58,7 @@ pub(crate) struct Setup {
 /// Where everything leaves.
 struct Exit {
     router: Router,
+    writer: ResultWriter,
     doors: Arc<Doors>,
     ventilator: Socket,
     max_client_bytes: u64,
@@ -74,8 +76,13 @@ impl Outlet for Exit {
         }
     }
 
-    fn perform(&mut self, action: Action) {
+    fn perform(&mut self, action: Action<'_>) {
         match action {
+            Action::Result {
+                reply,
+                request,
+                rows,
+            } => self.give(reply, request, &rows),
             Action::Answer {
                 reply,
                 request,
@@ -91,16 +98,34 @@ impl Outlet for Exit {
 }
 
 impl Exit {
-    fn answer(&mut self, reply: ReplyTo, request: RequestId, message: ServerMessage) {
+    fn give(&mut self, reply: ReplyTo, request: RequestId, rows: &ResultRows<'_>) {
         if reply.caller().is_some() {
-            if !self.doors.tell(reply, request, message) {
-                self.undelivered += 1; // its door is gone, and the ventilator knows
-            }
-            return;
+            return self.tell_caller(reply, request, rows.to_message());
         }
+        let writer = &mut self.writer;
         let sent = self
             .router
-            .send(reply, server::write_message(request, &message));
+            .send_with(reply, |outgoing| writer.write(request, rows, outgoing));
+        self.look_after(reply, sent);
+    }
+
+    fn answer(&mut self, reply: ReplyTo, request: RequestId, message: ServerMessage) {
+        if reply.caller().is_some() {
+            return self.tell_caller(reply, request, message);
+        }
+        let frames = server::write_message(request, &message);
+        let sent = self.router.send(reply, frames);
+        self.look_after(reply, sent);
+    }
+
+    fn tell_caller(&mut self, caller: ReplyTo, request: RequestId, message: ServerMessage) {
+        if !self.doors.tell(caller, request, message) {
+            self.undelivered += 1; // its door is gone, and the ventilator knows
+        }
+    }
+
+    /// An answer was sent, or could not be.
+    fn look_after(&mut self, reply: ReplyTo, sent: Result<(), Gone>) {
         if sent.is_err() {
             // Its connection ended while this was on its way here, or it never said hello.
             self.undelivered += 1;
@@ -173,6 +198,7 @@ impl Sink {
             })?,
             exit: Exit {
                 router,
+                writer: ResultWriter::default(),
                 doors: setup.doors,
                 ventilator: setup.ventilator,
                 max_client_bytes: setup.max_client_bytes,

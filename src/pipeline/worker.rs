@@ -10,19 +10,18 @@ use std::sync::Arc;
 
 use zmq::{Context, Socket};
 
-use self::run::Computed;
+use self::run::{Computed, Done};
 use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
 use crate::error::{Error, Result};
 use crate::frames;
 use crate::message::{
-    Chunk, Credit, Handed, Member, ModelId, Outcome, Part, Role, Serial, WorkerId,
+    Chunk, Credit, Handed, Member, ModelId, Outcome, Part, Ran, Role, Serial, WorkerId,
 };
 use crate::model::loader::panic_message;
 use crate::model::{Model, ModelSource};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
 use crate::socket::{self, Vigil, Waiter};
-use crate::tensor::Batch;
 use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 
@@ -221,13 +220,12 @@ impl Worker {
         let mut handed = Vec::new();
         // The parts go out before the credit: whoever sees the credit may forget the rows.
         if chunk.goes_on {
-            for (member, mut runs) in done {
-                handed.extend(runs.pop().map(|batch| Handed {
-                    serial: member.serial,
-                    rows: member.rows,
-                    batch,
-                }));
-            }
+            let each = done.into_iter().flat_map(Done::into_each);
+            handed.extend(each.map(|(member, batch)| Handed {
+                serial: member.serial,
+                rows: member.rows,
+                batch,
+            }));
         } else {
             self.send_done(&chunk, &mut done, compute_us)?;
         }
@@ -266,16 +264,19 @@ impl Worker {
     }
 
     /// Sends what members have got, and gives the number of their rows.
-    fn send_done(
-        &mut self,
-        chunk: &Chunk,
-        done: &mut Vec<(Member, Vec<Batch>)>,
-        compute_us: u64,
-    ) -> Result<u64> {
+    fn send_done(&mut self, chunk: &Chunk, done: &mut Vec<Done>, compute_us: u64) -> Result<u64> {
         let rows = rows_of(done);
         if !done.is_empty() {
-            let (members, runs) = done.drain(..).unzip();
-            self.send_part(chunk, members, compute_us, Outcome::Done(runs))?;
+            let mut members = Vec::with_capacity(chunk.members.len());
+            let mut all = Vec::with_capacity(done.len());
+            for Done { members: of, runs } in done.drain(..) {
+                all.push(Ran {
+                    members: of.len(),
+                    runs,
+                });
+                members.extend(of);
+            }
+            self.send_part(chunk, members, compute_us, Outcome::Done(all))?;
         }
         Ok(rows)
     }
@@ -350,6 +351,7 @@ impl Worker {
     }
 }
 
-fn rows_of(done: &[(Member, Vec<Batch>)]) -> u64 {
-    done.iter().map(|(member, _)| member.rows).sum()
+fn rows_of(done: &[Done]) -> u64 {
+    let members = done.iter().flat_map(|done| &done.members);
+    members.map(|member| member.rows).sum()
 }

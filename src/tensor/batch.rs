@@ -1,5 +1,10 @@
 //! Batches: rows in named columns.
 
+#[cfg(feature = "server")]
+use bytes::Bytes;
+
+#[cfg(feature = "server")]
+use super::Data;
 use super::{DataType, Tensor};
 use crate::error::{Error, Result};
 
@@ -21,6 +26,60 @@ impl Batch {
             .iter()
             .map(kind)
             .eq(other.tensors.iter().map(kind))
+    }
+
+    /// Rows `start..start + rows` of each column, as [`Tensor::slice_rows`] cuts them.
+    ///
+    /// # Panics
+    /// If a column has fewer rows: callers cut what they have counted.
+    #[must_use]
+    pub fn slice_rows(&self, start: usize, rows: usize) -> Batch {
+        let tensors = self.tensors.iter();
+        Batch {
+            tensors: tensors
+                .map(|tensor| tensor.slice_rows(start, rows))
+                .collect(),
+        }
+    }
+
+    /// The same in memory of its own.
+    #[cfg(feature = "server")]
+    pub(crate) fn detached(&self) -> Batch {
+        Batch {
+            tensors: self.tensors.iter().map(Tensor::detached).collect(),
+        }
+    }
+
+    /// What it is like, without its rows: they are let go.
+    #[cfg(feature = "server")]
+    pub(crate) fn without_rows(&self) -> Batch {
+        let without = |tensor: &Tensor| {
+            let mut shape = tensor.shape().to_vec();
+            if let Some(rows) = shape.first_mut() {
+                *rows = 0;
+            }
+            let none = Data::Fixed(Bytes::new());
+            Tensor::trusted(tensor.name().into(), tensor.datatype(), shape, none)
+        };
+        Batch {
+            tensors: self.tensors.iter().map(without).collect(),
+        }
+    }
+
+    /// The rows of several batches in one piece of memory for each column. `None` where that is not worth a copy: for one
+    /// batch, for batches of more than so many bytes, for elements that differ in length; and for columns that are not alike.
+    #[cfg(feature = "server")]
+    pub(crate) fn joined(batches: &[Batch], most_bytes: usize) -> Option<Batch> {
+        let (first, rest) = batches.split_first()?;
+        let columns = first.tensors.len();
+        let fits =
+            |batch: &Batch| batch.tensors.len() == columns && batch.payload_bytes() <= most_bytes;
+        if rest.is_empty() || !batches.iter().all(fits) {
+            return None;
+        }
+        let column = |index: usize| Tensor::joined(batches.iter().map(move |b| &b.tensors[index]));
+        let tensors = (0..columns).map(column).collect::<Option<_>>()?;
+        Some(Batch { tensors })
     }
 
     /// The tensors in words, for errors: names, datatypes and shapes.

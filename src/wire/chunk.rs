@@ -1,7 +1,7 @@
 //! Chunks between ventilator and worker: shared bytes on the way, checked values where they are run.
 //!
 //! ```text
-//! [header] [parameters, if there are any] [for each member its inputs]
+//! [header] [parameters, if there are any] [for each member its inputs, or those of all members joined]
 //! ```
 //! The ventilator has looked at lengths alone. What a worker receives is an [`UncheckedChunk`], and the only way to its
 //! rows is [`UncheckedChunk::check`], which takes out the members whose values are not what they should be.
@@ -12,9 +12,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::inner::{Columns, columns, push_batches, rows_of, take_batches};
-use super::params;
+use super::{members, params};
 use crate::error::{Error, Result};
-use crate::message::{Chunk, ChunkId, Member, ModelId, Params};
+use crate::message::{Chunk, ChunkId, Member, ModelId, Params, Rows};
 use crate::tensor::{Batch, Tensor};
 
 #[derive(Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub(super) struct ChunkHeader<'a> {
     has_params: bool,
     /// Nobody has looked at the values of the inputs.
     unchecked: bool,
+    /// The inputs are those of all members in one piece.
+    joined: bool,
+    #[serde(with = "members")]
     members: Cow<'a, [Member]>,
     #[serde(borrow)]
     columns: Columns<'a>,
@@ -41,9 +44,10 @@ pub(super) fn write_chunk_with(
     chunk: &Chunk<Bytes>,
     header: impl FnOnce(ChunkHeader<'_>) -> Bytes,
 ) -> Vec<Bytes> {
-    let columns = columns(chunk.inputs.iter());
+    let batches = chunk.rows.batches();
+    let columns = columns(batches.iter());
     let tensors = columns.first().map_or(0, Vec::len);
-    let mut frames = Vec::with_capacity(2 + chunk.members.len() * tensors);
+    let mut frames = Vec::with_capacity(2 + batches.len() * tensors);
     frames.push(header(ChunkHeader {
         id: chunk.id,
         leg: chunk.leg,
@@ -54,14 +58,15 @@ pub(super) fn write_chunk_with(
         model: chunk.model,
         run: chunk.run,
         has_params: !chunk.params.is_empty(),
-        unchecked: !chunk.inputs.iter().all(Batch::is_checked),
+        unchecked: !batches.iter().all(Batch::is_checked),
+        joined: matches!(chunk.rows, Rows::Joined(_)),
         members: Cow::Borrowed(&chunk.members),
         columns,
     }));
     if !chunk.params.is_empty() {
         frames.push(chunk.params.clone());
     }
-    push_batches(&mut frames, chunk.inputs.iter());
+    push_batches(&mut frames, batches.iter());
     frames
 }
 
@@ -80,9 +85,14 @@ impl UncheckedChunk {
         } else {
             Bytes::new()
         };
-        let mut inputs = take_batches(rows_of(&header.members), &header.columns, frames)?;
+        let mut batches = if header.joined {
+            let rows = header.members.iter().map(|member| member.rows).sum();
+            take_batches(std::iter::once((rows, false)), &header.columns, frames)?
+        } else {
+            take_batches(rows_of(&header.members), &header.columns, frames)?
+        };
         if header.unchecked {
-            for batch in &mut inputs {
+            for batch in &mut batches {
                 let tensors = std::mem::take(&mut batch.tensors).into_iter();
                 batch.tensors = tensors.map(Tensor::distrusted).collect();
             }
@@ -98,7 +108,13 @@ impl UncheckedChunk {
             run: header.run,
             params,
             members: header.members.into_owned(),
-            inputs,
+            rows: match batches.pop() {
+                Some(batch) if header.joined => Rows::Joined(batch),
+                last => {
+                    batches.extend(last);
+                    Rows::Each(batches)
+                }
+            },
         }))
     }
 
@@ -123,11 +139,22 @@ impl UncheckedChunk {
         let chunk = self.0;
         let params = params::parse(&chunk.params);
         let mut refused = Vec::new();
-        let (members, inputs) = if params.is_ok() && chunk.inputs.iter().all(Batch::is_checked) {
-            (chunk.members, chunk.inputs)
+        let rows = match chunk.rows {
+            // Where all is well, a look at all is enough.
+            Rows::Joined(batch) if params.is_ok() && !batch.is_checked() => {
+                match batch.clone().check_values(0) {
+                    Ok(checked) => Rows::Joined(checked),
+                    Err(_) => Rows::Joined(batch),
+                }
+            }
+            rows => rows,
+        };
+        let (members, rows) = if params.is_ok() && rows.batches().iter().all(Batch::is_checked) {
+            (chunk.members, rows)
         } else {
             let mut good = (Vec::new(), Vec::new());
-            for (member, inputs) in std::iter::zip(chunk.members, chunk.inputs) {
+            let each = rows.into_each(&chunk.members);
+            for (member, inputs) in std::iter::zip(chunk.members, each) {
                 let first_row = if member.whole { 0 } else { member.offset };
                 let checked = match &params {
                     Ok(_) => inputs.check_values(first_row as usize),
@@ -141,7 +168,7 @@ impl UncheckedChunk {
                     Err(error) => refused.push((member, error)),
                 }
             }
-            good
+            (good.0, Rows::Each(good.1))
         };
         let params = params.unwrap_or_default();
         (
@@ -156,7 +183,7 @@ impl UncheckedChunk {
                 run: chunk.run,
                 params,
                 members,
-                inputs,
+                rows,
             },
             refused,
         )
@@ -176,7 +203,7 @@ impl UncheckedChunk {
             run: chunk.run,
             params: Params::new(),
             members: chunk.members,
-            inputs: Vec::new(),
+            rows: Rows::Each(Vec::new()),
         }
     }
 }

@@ -23,11 +23,11 @@ use serde::{Deserialize, Serialize};
 pub(crate) use settle::{Arrived, LostWorker, Out};
 
 use super::chunk::{ChunkHeader, UncheckedChunk, write_chunk_with};
-use super::{push_payload, take_payload};
+use super::{members, push_payload, take_payload};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, ChunkId, Credit, Handed, Member, ModelId, Outcome, Part, ReplyTo, RequestId, Serial,
-    WorkerId,
+    Chunk, ChunkId, Credit, Handed, Member, ModelId, Outcome, Part, Ran, ReplyTo, RequestId,
+    Serial, WorkerId,
 };
 use crate::tensor::{Batch, DataType, Tensor};
 use crate::wire::server::LatencyInfo;
@@ -211,9 +211,10 @@ struct PartHeader<'a> {
     attempt: u32,
     compute_us: u64,
     outcome: Ending,
+    #[serde(with = "members")]
     members: Cow<'a, [Member]>,
-    /// For each member the rows of each of its runs; empty if all have one.
-    runs: Vec<Vec<u64>>,
+    /// For some members at a time how many they are, and the rows of each of their runs.
+    runs: Vec<(u32, Vec<u64>)>,
     #[serde(borrow)]
     columns: Columns<'a>,
 }
@@ -385,17 +386,13 @@ pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
 pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
     let plain = match message {
         ToSink::Part(part) => {
-            let (outcome, done): (_, &[Vec<Batch>]) = match &part.outcome {
+            let (outcome, done): (_, &[Ran]) = match &part.outcome {
                 Outcome::Done(done) => (Ending::Done, done),
                 Outcome::Skipped => (Ending::Skipped, &[]),
                 Outcome::Failed => (Ending::Failed, &[]),
             };
-            let batches = done.iter().flatten();
-            let runs = if done.iter().all(|runs| runs.len() == 1) {
-                Vec::new()
-            } else {
-                done.iter().map(|runs| rows_of_runs(runs)).collect()
-            };
+            let batches = done.iter().flat_map(|ran| &ran.runs);
+            let of = |ran: &Ran| (ran.members as u32, rows_of_runs(&ran.runs));
             let mut frames = vec![header(&SinkHeader::Part(PartHeader {
                 chunk: part.chunk,
                 worker: part.worker,
@@ -403,7 +400,7 @@ pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
                 compute_us: part.compute_us,
                 outcome,
                 members: Cow::Borrowed(&part.members),
-                runs,
+                runs: done.iter().map(of).collect(),
                 columns: columns(batches.clone()),
             }))];
             push_batches(&mut frames, batches);
@@ -426,15 +423,17 @@ pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
     Ok(match parse(&first)? {
         SinkHeader::Part(h) => {
             let outcome = match h.outcome {
-                Ending::Done if h.runs.is_empty() => {
-                    let done = take_batches(rows_of(&h.members), &h.columns, rest)?;
-                    Outcome::Done(done.into_iter().map(|batch| vec![batch]).collect())
-                }
                 Ending::Done => {
-                    let rows = h.runs.iter().flatten().map(|rows| (*rows, false));
+                    // What is run whole is one run of one member.
+                    let is_whole = h.members.iter().any(|member| member.whole);
+                    let rows = h.runs.iter().flat_map(|(_, rows)| rows);
+                    let rows = rows.map(|rows| (*rows, is_whole));
                     let mut done = take_batches(rows, &h.columns, rest)?.into_iter();
-                    let of_member = |runs: &Vec<u64>| done.by_ref().take(runs.len()).collect();
-                    Outcome::Done(h.runs.iter().map(of_member).collect())
+                    let of = |(members, rows): &(u32, Vec<u64>)| Ran {
+                        members: *members as usize,
+                        runs: done.by_ref().take(rows.len()).collect(),
+                    };
+                    Outcome::Done(h.runs.iter().map(of).collect())
                 }
                 Ending::Skipped => Outcome::Skipped,
                 Ending::Failed => Outcome::Failed,

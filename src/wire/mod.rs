@@ -46,8 +46,12 @@ mod header;
 pub(crate) mod id;
 #[cfg(feature = "server")]
 pub(crate) mod inner;
+#[cfg(feature = "server")]
+mod members;
 mod msgpack;
 pub(crate) mod params;
+#[cfg(feature = "server")]
+pub(crate) mod rows;
 pub mod server;
 
 use std::collections::HashSet;

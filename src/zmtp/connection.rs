@@ -145,13 +145,7 @@ impl Connection {
         self.alive
     }
 
-    /// Queues a message; [`Connection::write`] sends it.
-    pub(crate) fn push(&mut self, frames: impl IntoIterator<Item = Bytes>) {
-        self.outgoing.push_message(frames);
-    }
-
-    /// What waits to be written, to append to.
-    #[cfg(feature = "client")]
+    /// What waits to be written, to append to; [`Connection::write`] sends it.
     pub(crate) fn outgoing(&mut self) -> &mut Outgoing {
         &mut self.outgoing
     }

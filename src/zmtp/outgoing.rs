@@ -168,6 +168,14 @@ impl Outgoing {
         }
     }
 
+    /// Whether memory that begins there is to be written from where it lies.
+    #[cfg(test)]
+    pub(crate) fn lends(&self, memory: *const u8) -> bool {
+        let is_there =
+            |piece: &Piece| matches!(piece, Piece::Lent(body) if body.as_ptr() == memory);
+        self.pieces.iter().any(is_there)
+    }
+
     /// Memory that is held besides what waits.
     #[cfg(test)]
     pub(crate) fn kept_bytes(&self) -> usize {

@@ -24,6 +24,7 @@ use self::peers::Peers;
 use super::codec::Limits;
 use super::connection::{Announce, Connection, End, News, READ_BYTES};
 use super::mechanism::{Null, SocketType};
+use super::outgoing::Outgoing;
 use super::poller::{Interest, Poller, Ready};
 use super::stream::{Listener, Stream};
 use super::{HANDSHAKE, SILENCE};
@@ -414,10 +415,24 @@ impl Router {
         to: ReplyTo,
         frames: impl IntoIterator<Item = Bytes>,
     ) -> Result<(), Gone> {
+        self.send_with(to, |outgoing| outgoing.push_message(frames))
+    }
+
+    /// As [`Router::send`], of a message that the caller lays out by itself.
+    ///
+    /// # Errors
+    /// The peer is not connected.
+    pub(crate) fn send_with(
+        &mut self,
+        to: ReplyTo,
+        push: impl FnOnce(&mut Outgoing),
+    ) -> Result<(), Gone> {
         let token = self.peers.token(to).ok_or(Gone)?;
         let peer = self.peers.get_mut(token).ok_or(Gone)?;
-        peer.connection.push(frames);
-        self.mark_unwritten(token);
+        push(peer.connection.outgoing());
+        if !std::mem::replace(&mut peer.is_unwritten, true) {
+            self.unwritten.push(token);
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 
 use super::Random;
 use crate::error::Error;
-use crate::message::{Chunk, Credit, Handed, Member, Outcome, Part, Serial, WorkerId};
+use crate::message::{Chunk, Credit, Handed, Member, Outcome, Part, Ran, Rows, Serial, WorkerId};
 use crate::schedule::Lane;
 use crate::tensor::Batch;
 use crate::wire::inner::{ToSink, ToVentilator, ToWorker};
@@ -192,9 +192,25 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
         sent.push_back(Sent::ToVentilator(ToVentilator::Credit(credit)));
         return (sent, Vec::new());
     }
-    let mut done: Vec<(Member, Vec<Batch>)> = Vec::new();
+    let mut done: Vec<(Vec<Member>, Vec<Batch>)> = Vec::new();
     let mut failed = Vec::new();
-    for (member, inputs) in chunk.members.iter().zip(&chunk.inputs) {
+    let mut alone = &chunk.members[..];
+    if let Rows::Joined(batch) = &chunk.rows
+        && random.one_in(2)
+    {
+        // Some of the first run together, and well.
+        let some = 2 + random.below(alone.len() as u64 - 1) as usize;
+        let (together, rest) = alone.split_at(some);
+        let rows: u64 = together.iter().map(|member| member.rows).sum();
+        credit.rows += rows;
+        credit.compute_us += rows;
+        let run = batch.slice_rows(0, rows as usize);
+        done.push((together.to_vec(), vec![run]));
+        alone = rest;
+    }
+    let first = chunk.members.len() - alone.len();
+    let rows = chunk.rows.of(&chunk.members, first..chunk.members.len());
+    for (member, inputs) in std::iter::zip(alone, rows.into_each(alone)) {
         if place.failures > 0 && random.one_in(place.failures) {
             credit
                 .failed
@@ -208,17 +224,24 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
             credit.handed.push(Handed {
                 serial: member.serial,
                 rows: member.rows,
-                batch: inputs.clone(),
+                batch: inputs,
             });
         } else {
-            done.push((member.clone(), runs_of(member, inputs, random)));
+            done.push((vec![member.clone()], runs_of(member, &inputs, random)));
         }
     }
     while !done.is_empty() {
         // Those that were done first may go ahead of the others.
         let some = 1 + random.below(done.len() as u64) as usize;
-        let (members, runs) = done.drain(..some).unzip();
-        part(members, Outcome::Done(runs));
+        let (mut members, mut all) = (Vec::new(), Vec::new());
+        for (of, runs) in done.drain(..some) {
+            all.push(Ran {
+                members: of.len(),
+                runs,
+            });
+            members.extend(of);
+        }
+        part(members, Outcome::Done(all));
     }
     let serials = failed.iter().map(|member| member.serial).collect();
     if !failed.is_empty() {
@@ -235,12 +258,8 @@ fn runs_of(member: &Member, inputs: &Batch, random: &mut Random) -> Vec<Batch> {
     }
     let rows = member.rows as usize;
     let first = 1 + random.below(member.rows - 1) as usize;
-    let run = |from: usize, rows: usize| Batch {
-        tensors: inputs
-            .tensors
-            .iter()
-            .map(|t| t.slice_rows(from, rows))
-            .collect(),
-    };
-    vec![run(0, first), run(first, rows - first)]
+    vec![
+        inputs.slice_rows(0, first),
+        inputs.slice_rows(first, rows - first),
+    ]
 }

@@ -15,21 +15,29 @@ mod recent;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use hdrhistogram::Histogram;
 
 use self::answered::{Answered, Span};
 use self::recent::{Recent, Standing};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{ChunkId, Member, Outcome, Part, ReplyTo, RequestId, Serial, Stats};
+use crate::message::{ChunkId, Member, Outcome, Part, Ran, ReplyTo, RequestId, Serial, Stats};
 use crate::split::Gather;
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{Arrived, Close, LostWorker, SinkReport, ToSink, ToVentilator};
+use crate::wire::rows::ResultRows;
 use crate::wire::server::{LatencyInfo, Outputs, ServerMessage};
 
 /// What is to be done, at once.
 #[derive(Debug)]
-pub(crate) enum Action {
+pub(crate) enum Action<'a> {
+    /// Give a client its result.
+    Result {
+        reply: ReplyTo,
+        request: RequestId,
+        rows: ResultRows<'a>,
+    },
     /// Tell a client.
     Answer {
         reply: ReplyTo,
@@ -44,7 +52,7 @@ pub(crate) trait Outlet {
     /// Bytes that were given to [`Outlet::perform`] for a client and have not left yet.
     fn unsent_bytes(&self, reply: ReplyTo) -> u64;
 
-    fn perform(&mut self, action: Action);
+    fn perform(&mut self, action: Action<'_>);
 }
 
 /// What bounds the answers.
@@ -112,6 +120,35 @@ struct Piece<'a> {
     member: &'a Member,
     chunk: ChunkId,
     compute_us: u64,
+}
+
+/// What a member's rows gave.
+enum Given<'a> {
+    /// In runs that are nobody else's.
+    Runs(Vec<Batch>),
+    /// In a run with others': which of its rows.
+    Some(&'a Batch, Range<usize>),
+}
+
+impl Given<'_> {
+    /// Where they are in one piece, the outputs and which of their rows.
+    fn as_rows(&self, member: &Member) -> Option<(&Batch, Range<usize>)> {
+        match self {
+            Given::Runs(runs) => match &runs[..] {
+                [run] if !member.whole => Some((run, 0..member.rows as usize)),
+                _ => None,
+            },
+            Given::Some(run, rows) => Some((run, rows.clone())),
+        }
+    }
+
+    fn into_runs(self) -> Vec<Batch> {
+        match self {
+            Given::Runs(runs) => runs,
+            // Copied: one that does not read its answer would hold those of all the others.
+            Given::Some(run, rows) => vec![run.slice_rows(rows.start, rows.len()).detached()],
+        }
+    }
 }
 
 /// The time, and the way out.
@@ -202,35 +239,65 @@ impl Answers {
         if recent.take(&part) == Standing::Refused {
             return;
         }
-        let done = match part.outcome {
-            Outcome::Done(done) => done.into_iter().map(Some).collect(),
+        let Outcome::Done(done) = part.outcome else {
             // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
-            Outcome::Skipped | Outcome::Failed => vec![None; part.members.len()],
-        };
-        for (member, runs) in part.members.iter().zip(done) {
-            if self.ended.contains_key(&member.serial) {
-                self.count_ended(member, runs.is_some(), part.chunk);
-            } else if let Some(runs) = runs {
-                let piece = Piece {
-                    member,
-                    chunk: part.chunk,
-                    compute_us: part.compute_us,
-                };
-                if let Some(span) = self.take_rows(&piece, runs, turn) {
-                    self.answered.insert(member.serial, span);
+            for member in &part.members {
+                if self.ended.contains_key(&member.serial) {
+                    self.count_ended(member, false, part.chunk);
+                } else {
+                    self.gathering.entry(member.serial).or_default().parts += 1;
                 }
-            } else {
-                self.gathering.entry(member.serial).or_default().parts += 1;
+            }
+            return;
+        };
+        let mut rest = &part.members[..];
+        for Ran { members, runs } in done {
+            let Some((own, others)) = rest.split_at_checked(members) else {
+                return; // cannot be: a worker counts its members
+            };
+            rest = others;
+            let piece = |member| Piece {
+                member,
+                chunk: part.chunk,
+                compute_us: part.compute_us,
+            };
+            match own {
+                [member] => self.take_piece(&piece(member), Given::Runs(runs), turn),
+                own => {
+                    let Some(run) = runs.first() else {
+                        return; // cannot be either: what ran has outputs
+                    };
+                    let mut start = 0;
+                    for member in own {
+                        let end = start + member.rows as usize;
+                        self.take_piece(&piece(member), Given::Some(run, start..end), turn);
+                        start = end;
+                    }
+                }
             }
         }
     }
 
-    /// Takes what the runs of a member's rows gave. If those were the last of the request's rows, returns the chunks
+    fn take_piece(
+        &mut self,
+        piece: &Piece<'_>,
+        given: Given<'_>,
+        turn: &mut Turn<'_, impl Outlet>,
+    ) {
+        let Piece { member, chunk, .. } = *piece;
+        if self.ended.contains_key(&member.serial) {
+            self.count_ended(member, true, chunk);
+        } else if let Some(span) = self.take_rows(piece, given, turn) {
+            self.answered.insert(member.serial, span);
+        }
+    }
+
+    /// Takes what a member's rows gave. If those were the last of the request's rows, returns the chunks
     /// that brought them.
     fn take_rows(
         &mut self,
         piece: &Piece<'_>,
-        runs: Vec<Batch>,
+        given: Given<'_>,
         turn: &mut Turn<'_, impl Outlet>,
     ) -> Option<Span> {
         let Piece {
@@ -245,13 +312,21 @@ impl Answers {
                 compute_us,
                 chunks: 1,
             };
-            let outputs = Outputs {
-                batched: !member.whole,
-                parts: runs,
-            };
-            self.answer_result(member, outputs, stats, turn);
+            match given.as_rows(member) {
+                Some((outputs, rows)) => {
+                    self.answer_rows(member, ResultRows::new(outputs, rows, stats), turn);
+                }
+                None => {
+                    let outputs = Outputs {
+                        batched: !member.whole,
+                        parts: given.into_runs(),
+                    };
+                    self.answer_result(member, outputs, stats, turn);
+                }
+            }
             return Some(Span::of(chunk));
         }
+        let runs = given.into_runs();
         let bytes = runs.iter().map(|run| run.payload_bytes() as u64).sum();
         let fits = self.has_room(member.reply, bytes, turn);
         let (kept, sent) = if member.stream || !fits {
@@ -453,16 +528,45 @@ impl Answers {
         if let Err(error) = check_alike(&outputs.parts) {
             return self.answer_error(asker, error, turn);
         }
-        let bytes: u64 = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
+        let bytes = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
+        if self.count_result(member, bytes, turn) {
+            turn.answer(asker, ServerMessage::Result(outputs, stats));
+        }
+    }
+
+    fn answer_rows(
+        &mut self,
+        member: &Member,
+        rows: ResultRows<'_>,
+        turn: &mut Turn<'_, impl Outlet>,
+    ) {
+        if self.count_result(member, rows.payload_bytes(), turn) {
+            turn.outlet.perform(Action::Result {
+                reply: member.reply,
+                request: member.request,
+                rows,
+            });
+        }
+    }
+
+    /// Counts a result that is about to leave. False if there is no room for it: then its error has left.
+    fn count_result(
+        &mut self,
+        member: &Member,
+        bytes: u64,
+        turn: &mut Turn<'_, impl Outlet>,
+    ) -> bool {
+        let asker = Asker::from(member);
         if !self.has_room(member.reply, bytes, turn) {
             let error = Error::exhausted(format!(
                 "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, --max-client-bytes)",
                 self.max_client_bytes
             ));
-            return self.answer_error(asker, error, turn);
+            self.answer_error(asker, error, turn);
+            return false;
         }
         self.count_answer(asker, member.total, None, turn.now_us);
-        turn.answer(asker, ServerMessage::Result(outputs, stats));
+        true
     }
 
     fn answer_error(&mut self, asker: Asker, error: Error, turn: &mut Turn<'_, impl Outlet>) {

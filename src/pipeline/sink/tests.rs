@@ -4,7 +4,7 @@ use zmq::Context;
 
 use super::*;
 use crate::error::ErrorCode;
-use crate::message::{ChunkId, Member, Outcome, Part, RequestId, Serial, WorkerId};
+use crate::message::{ChunkId, Member, Outcome, Part, Ran, RequestId, Serial, WorkerId};
 use crate::pipeline::{TO_SINK, TO_VENTILATOR};
 use crate::socket::{self, Vigil};
 use crate::tensor::{Batch, Tensor};
@@ -81,6 +81,14 @@ fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member {
     }
 }
 
+/// What a run gave for the rows of one member.
+fn alone(batch: Batch) -> Outcome {
+    Outcome::Done(vec![Ran {
+        members: 1,
+        runs: vec![batch],
+    }])
+}
+
 /// Rows that say where they belong.
 fn rows(member: &Member) -> Batch {
     let values: Vec<f32> = (member.offset..member.offset + member.rows)
@@ -99,7 +107,7 @@ fn part(member: &Member, outcome: Option<Outcome>, attempt: u32) -> ToSink {
         attempt,
         compute_us: 10,
         members: vec![member.clone()],
-        outcome: outcome.unwrap_or_else(|| Outcome::Done(vec![vec![rows(member)]])),
+        outcome: outcome.unwrap_or_else(|| alone(rows(member))),
     }))
 }
 

@@ -8,12 +8,16 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, Credit, Handed, Member, ModelId, ReplyTo, RequestId, Serial, WorkerId,
+    Chunk, Credit, Handed, Member, ModelId, ReplyTo, RequestId, Rows, Serial, WorkerId,
 };
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler};
 use crate::tensor::Batch;
 use crate::wire::inner::{Arrived, Close, LostWorker, Out, ToSink};
+
+/// A request of at most so many bytes is copied beside the others of its chunk: as one message they are cheaper to send
+/// and to run than each by itself. The copying of larger ones is the worker's, who has no clients to serve.
+const JOINED_BYTES: usize = 4096;
 
 /// A request in the queue, with its rows: they are kept until its last chunk's credit is back.
 pub(crate) struct Held {
@@ -244,7 +248,7 @@ impl Requests {
         self.actions.push(Action::TellSink(message));
     }
 
-    /// A chunk with the rows of an assignment, shared and not copied.
+    /// A chunk with the rows of an assignment: those of small requests in one piece, others shared and not copied.
     fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk<Bytes> {
         let carry = assignment.carry.as_deref();
         // In the order of the pieces, of which some may have been closed since.
@@ -260,8 +264,9 @@ impl Requests {
             run: assignment.run as u64,
             params: Bytes::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
-            inputs: Vec::with_capacity(assignment.pieces.len()),
+            rows: Rows::Each(Vec::new()),
         };
+        let mut each = Vec::with_capacity(assignment.pieces.len());
         for piece in &assignment.pieces {
             let Some(held) = self.held.get(&piece.serial) else {
                 continue; // closed requests are not given out: every piece is held
@@ -280,21 +285,22 @@ impl Requests {
                 arrived_us: held.arrived_us,
                 queue_us: now_us.saturating_sub(held.arrived_us),
             });
-            let slice = |t: &crate::Tensor| t.slice_rows(piece.offset, piece.rows);
             let earlier = handed.find(|handed| handed.serial == piece.serial);
-            chunk.inputs.push(if let Some(earlier) = earlier {
+            each.push(if let Some(earlier) = earlier {
                 earlier.batch.clone()
             } else if whole || piece.rows == held.rows {
                 held.inputs.clone()
             } else {
-                Batch {
-                    tensors: held.inputs.tensors.iter().map(slice).collect(),
-                }
+                held.inputs.slice_rows(piece.offset, piece.rows)
             });
             if chunk.params.is_empty() && !held.params.is_empty() {
                 chunk.params = held.params.clone(); // alike in all members of a group
             }
         }
+        // Rows that have legs left part again before the next.
+        let is_last = !chunk.goes_on && carry.is_none();
+        let joined = is_last.then(|| Batch::joined(&each, JOINED_BYTES));
+        chunk.rows = joined.flatten().map_or(Rows::Each(each), Rows::Joined);
         chunk
     }
 }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Worker;
 use crate::error::{Error, Result};
-use crate::message::{Chunk, Member, ModelId};
+use crate::message::{Chunk, Member, ModelId, Rows};
 use crate::model::loader::panic_message;
 use crate::model::{Model, Run};
 use crate::schedule::Lane;
@@ -20,9 +20,33 @@ const TOGETHER_US: u64 = 1_000;
 pub(super) struct Computed {
     /// Rows whose results are on their way already.
     pub(super) sent: u64,
-    /// Members, and what each run of their rows gave.
-    pub(super) done: Vec<(Member, Vec<Batch>)>,
+    pub(super) done: Vec<Done>,
     pub(super) failed: Vec<(Member, Error)>,
+}
+
+/// Members in a row, and what the runs of their rows gave: several members have one run.
+pub(super) struct Done {
+    pub(super) members: Vec<Member>,
+    pub(super) runs: Vec<Batch>,
+}
+
+impl Done {
+    /// What each member has got.
+    pub(super) fn into_each(self) -> impl Iterator<Item = (Member, Batch)> {
+        let joined = self.members.len() > 1;
+        let (mut runs, mut start) = (self.runs, 0);
+        let last = runs.pop().unwrap_or_default();
+        self.members.into_iter().map(move |member| {
+            let rows = member.rows as usize;
+            start += rows;
+            let batch = if joined {
+                last.slice_rows(start - rows, rows)
+            } else {
+                last.clone()
+            };
+            (member, batch)
+        })
+    }
 }
 
 impl Computed {
@@ -41,7 +65,7 @@ impl Worker {
     /// # Errors
     /// If the other loops are gone.
     pub(super) fn compute(&mut self, lane: Lane, chunk: &Chunk) -> Result<Option<Computed>> {
-        if let ([member], [inputs]) = (&chunk.members[..], &chunk.inputs[..]) {
+        if let ([member], [inputs]) = (&chunk.members[..], chunk.rows.batches()) {
             return self.compute_alone(lane, chunk, member, inputs);
         }
         let mut computed = Computed::default();
@@ -87,14 +111,13 @@ impl Worker {
                         return Ok(None);
                     }
                 }
-                let slice = |t: &Tensor| t.slice_rows(start as usize, rows as usize);
-                let tensors = inputs.tensors.iter().map(slice).collect();
+                let some = inputs.slice_rows(start as usize, rows as usize);
                 let piece = Member {
                     offset: member.offset + start,
                     rows,
                     ..member.clone()
                 };
-                self.run(chunk, &piece, &Batch { tensors })
+                self.run(chunk, &piece, &some)
             };
             match result {
                 Ok(outputs) => runs.push(outputs),
@@ -115,7 +138,10 @@ impl Worker {
                 }
             }
         }
-        computed.done.push((member.clone(), runs));
+        computed.done.push(Done {
+            members: vec![member.clone()],
+            runs,
+        });
         Ok(Some(computed))
     }
 
@@ -123,15 +149,21 @@ impl Worker {
     fn compute_together(&mut self, chunk: &Chunk, range: Range<usize>, computed: &mut Computed) {
         let members = &chunk.members[range.clone()];
         if members.len() > 1
-            && let Ok(batches) = self.run_together(chunk, range.clone())
+            && let Ok(outputs) = self.run_together(chunk, range.clone())
         {
-            let runs = batches.into_iter().map(|batch| vec![batch]);
-            computed.done.extend(members.iter().cloned().zip(runs));
+            computed.done.push(Done {
+                members: members.to_vec(),
+                runs: vec![outputs],
+            });
             return;
         }
-        for (member, inputs) in members.iter().zip(&chunk.inputs[range]) {
-            match self.run(chunk, member, inputs) {
-                Ok(batch) => computed.done.push((member.clone(), vec![batch])),
+        let rows = chunk.rows.of(&chunk.members, range);
+        for (member, inputs) in std::iter::zip(members, rows.into_each(members)) {
+            match self.run(chunk, member, &inputs) {
+                Ok(outputs) => computed.done.push(Done {
+                    members: vec![member.clone()],
+                    runs: vec![outputs],
+                }),
                 Err(error) => computed.failed.push((member.clone(), error)),
             }
         }
@@ -146,29 +178,18 @@ impl Worker {
     }
 
     /// One run for several members.
-    fn run_together(&mut self, chunk: &Chunk, range: Range<usize>) -> Result<Vec<Batch>> {
+    fn run_together(&mut self, chunk: &Chunk, range: Range<usize>) -> Result<Batch> {
         let members = &chunk.members[range.clone()];
-        // The engine wants one piece of memory: the rows of several requests have to be copied into one.
-        let joined = join(&chunk.inputs[range])?;
+        let joined = match chunk.rows.of(&chunk.members, range) {
+            Rows::Joined(batch) => batch,
+            // The engine wants one piece of memory: the rows of several requests have to be copied into one.
+            Rows::Each(batches) => join(&batches)?,
+        };
         let outputs = self.infer(chunk, members, &joined)?;
-        let mut offset = 0;
         let rows: u64 = members.iter().map(|m| m.rows).sum();
-        members
-            .iter()
-            .map(|member| {
-                let tensors = outputs
-                    .tensors
-                    .iter()
-                    .map(|tensor| {
-                        check_output_rows(tensor, rows)?;
-                        // Copied: one that does not read its answer would hold those of all the others.
-                        Ok(tensor.slice_rows(offset, member.rows as usize).detached())
-                    })
-                    .collect::<Result<Vec<_>>>()?;
-                offset += member.rows as usize;
-                Ok(Batch { tensors })
-            })
-            .collect()
+        let mut tensors = outputs.tensors.iter();
+        tensors.try_for_each(|tensor| check_output_rows(tensor, rows))?;
+        Ok(outputs)
     }
 
     /// Runs a chunk's legs one after another.

@@ -20,18 +20,22 @@ impl Outlet for Told {
         0
     }
 
-    fn perform(&mut self, action: Action) {
-        match action {
+    fn perform(&mut self, action: Action<'_>) {
+        let (reply, request, message) = match action {
+            Action::Result {
+                reply,
+                request,
+                rows,
+            } => (reply, request, rows.to_message()),
             Action::Answer {
                 reply,
                 request,
                 message,
-            } => {
-                assert_eq!(reply, REPLY);
-                self.answers.push_back((request, message));
-            }
-            Action::TellVentilator(message) => self.ventilator.push_back(message),
-        }
+            } => (reply, request, message),
+            Action::TellVentilator(message) => return self.ventilator.push_back(message),
+        };
+        assert_eq!(reply, REPLY);
+        self.answers.push_back((request, message));
     }
 }
 
@@ -68,6 +72,14 @@ fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member {
     }
 }
 
+/// What a run gave for the rows of one member.
+fn alone(batch: Batch) -> Outcome {
+    Outcome::Done(vec![Ran {
+        members: 1,
+        runs: vec![batch],
+    }])
+}
+
 /// Rows that say where they belong.
 fn rows(member: &Member) -> Batch {
     let values: Vec<f32> = (member.offset..member.offset + member.rows)
@@ -90,7 +102,7 @@ fn part_of(chunk: u64, member: &Member, outcome: Option<Outcome>) -> ToSink {
         attempt: 0,
         compute_us: 10,
         members: vec![member.clone()],
-        outcome: outcome.unwrap_or_else(|| Outcome::Done(vec![vec![rows(member)]])),
+        outcome: outcome.unwrap_or_else(|| alone(rows(member))),
     }))
 }
 
@@ -368,7 +380,7 @@ fn parts_that_make_no_result_are_an_error_of_that_request() {
     let wide = |member: &Member, name: &str, width: usize| {
         let values = vec![0f32; member.rows as usize * width];
         let tensor = Tensor::from_vec(name, vec![member.rows as usize, width], values).unwrap();
-        Outcome::Done(vec![vec![tensor.into()]])
+        alone(tensor.into())
     };
     let odd = [
         ("y", 3, "[10, 2]"),
@@ -380,7 +392,7 @@ fn parts_that_make_no_result_are_an_error_of_that_request() {
         let (a, b) = (member(serial, 0, 10, 20), member(serial, 10, 10, 20));
         bench.tell(part(&a, Some(wide(&a, "y", 2))));
         let other = match name {
-            "" => Outcome::Done(vec![vec![Batch::default()]]),
+            "" => alone(Batch::default()),
             name => wide(&b, name, width),
         };
         bench.tell(part(&b, Some(other)));
@@ -415,5 +427,53 @@ fn a_stream_sends_parts_as_they_come_and_then_its_end() {
         panic!("{message:?}")
     };
     assert_eq!((rows, stats.chunks, stats.compute_us), (4, 2, 20));
+    bench.remembers_nothing();
+}
+
+#[test]
+fn members_of_one_run_get_their_own_rows_of_it() {
+    let mut bench = bench(1 << 20);
+    let mut members: Vec<Member> = (1..=4u64).map(|i| member(i, 0, i, i)).collect();
+    members[2].stream = true;
+    // One more row of a request whose other rows are elsewhere.
+    members.push(member(5, 1, 1, 2));
+    bench.done(&member(5, 0, 1, 2));
+    bench.close(&members[1], 1);
+    bench.hear();
+    let values: Vec<f32> = (0..11).map(|value| value as f32).collect();
+    let run = Tensor::from_slice("y", vec![11], &values).unwrap();
+    bench.tell(ToSink::Part(Box::new(Part {
+        chunk: ChunkId(9),
+        worker: WorkerId(0),
+        attempt: 0,
+        compute_us: 10,
+        members,
+        outcome: Outcome::Done(vec![Ran {
+            members: 5,
+            runs: vec![run.into()],
+        }]),
+    })));
+    let numbers = |outputs: &Outputs| {
+        let all = outputs.parts.iter();
+        all.flat_map(|part| part.tensors[0].to_vec::<f32>().unwrap())
+            .collect::<Vec<f32>>()
+    };
+    let mut heard = Vec::new();
+    while let Some((request, message)) = bench.told.answers.pop_front() {
+        heard.push(match &message {
+            ServerMessage::Result(outputs, _) => (request.0 - 100, numbers(outputs)),
+            ServerMessage::Part(0, outputs) => (request.0 - 100, numbers(outputs)),
+            ServerMessage::End(rows, _) => (request.0 - 100, vec![*rows as f32]),
+            other => panic!("{other:?}"),
+        });
+    }
+    let expected = [
+        (1, vec![0.]),
+        (3, vec![3., 4., 5.]),
+        (3, vec![3.]),
+        (4, vec![6., 7., 8., 9.]),
+        (5, vec![0., 10.]),
+    ];
+    assert_eq!(heard, expected);
     bench.remembers_nothing();
 }
