@@ -10,12 +10,13 @@
 //! many requests share what waking up costs, on this side and at the server. Where nobody waits, whoever submits
 //! sends by itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use foldhash::HashMap;
 
 use super::call::{Limit, gave_up};
 use super::encoded::Encoded;
@@ -264,7 +265,7 @@ impl Shared {
             state: Mutex::new(State {
                 last_id: session.next_id().0,
                 session: Some(session),
-                slots: HashMap::new(),
+                slots: HashMap::default(),
                 waiting: BTreeMap::new(),
                 backlog: Outgoing::default(),
                 sleeping: false,

@@ -6,7 +6,7 @@
 //! Both kinds of queue have a descriptor that wakes who polls, and bounds: a caller's answers are bounded by
 //! `--max-client-bytes` as a session's are, what a door says by [`MAX_SAID`], what it has open by [`MAX_OPEN`], and callers by [`MAX_CALLERS`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
@@ -15,6 +15,7 @@ use crate::waker::Waker;
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
 use crate::wire::server::ServerMessage;
+use foldhash::HashMap;
 
 /// Messages of all doors that the ventilator has not taken yet.
 const MAX_SAID: usize = 65_536;

@@ -1,14 +1,17 @@
 //! The ventilator: reads requests, checks and queues them, cuts chunks when workers are free, and owns deadlines,
 //! cancels and the order of stopping. It never touches a file and never waits for anyone but in its poll.
 //!
-//! `clients.rs` knows sessions, `intake.rs` what may enter the queue, `requests.rs` what becomes of it, `loads.rs` what
-//! the loader is asked, `lookup_cache.rs` what it need not be asked again, `shares.rs` how much of it each client may
+//! `clients.rs` knows sessions, `admission.rs` what may enter the queue, `known_headers.rs` what need not be read again,
+//! `intake.rs` who waits for a model, `requests.rs` what becomes of what is queued, `loads.rs` what the loader is asked,
+//! `lookup_cache.rs` what it need not be asked again, `shares.rs` how much of it each client may
 //! have, `openings.rs` which models are served and which leave, `in_use.rs` which are used, `life.rs` how it starts and
 //! stops, `says.rs` what clients say and are told, `report.rs` what status says.
 
+mod admission;
 mod clients;
 mod in_use;
 mod intake;
+mod known_headers;
 mod life;
 mod loads;
 mod lookup_cache;
@@ -26,7 +29,7 @@ use zmq::Socket;
 
 use self::clients::Clients;
 use self::in_use::{InUse, Last};
-use self::intake::Intake;
+use self::intake::{Arrival, Intake};
 use self::life::{Phase, Starting, Stoppers};
 use self::loads::Loads;
 use self::openings::Openings;
@@ -348,7 +351,8 @@ impl Ventilator {
     /// Ends a request with an error, wherever it is.
     fn close(&mut self, serial: Serial, error: &Error) -> Result<()> {
         if let Some(parked) = self.intake.give_up(serial) {
-            return self.refuse(serial, parked.reply, parked.request, error);
+            let Arrival { reply, request, .. } = parked.arrival;
+            return self.refuse(reply, request, error);
         }
         self.requests.close(serial, error, Answered::Not);
         self.act()

@@ -4,10 +4,10 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use zmq::{Context, Socket};
 
 use self::run::{Computed, Done};
@@ -95,7 +95,7 @@ impl Worker {
             bulk: pull(Lane::Bulk)?,
             sink: socket::inner_connected(context, zmq::PUSH, TO_SINK)?,
             ventilator: socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?,
-            models: HashMap::new(),
+            models: HashMap::default(),
             choice: LaneChoice::default(),
             in_bulk: false,
             aside_us: 0,

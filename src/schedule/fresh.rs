@@ -4,7 +4,6 @@
 //! comes of it. A worker with a device that has nothing else to do takes such rows too, and runs every leg itself: so
 //! does a lone small request, which then has the fewest hops.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use super::groups::Groups;
@@ -13,6 +12,7 @@ use super::turns::{Rest, Turns};
 use super::{Assignment, Chosen, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, whole_run};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::Cut;
+use foldhash::HashMap;
 
 /// After so many chunks of high priority in a row, normal bulk gets one.
 const HIGH_IN_A_ROW: u32 = 7;

@@ -7,11 +7,12 @@
 //! A group takes part once it has company enough, or has waited for it as long as it should. What is left of it then
 //! does not wait again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use super::turns::{Rest, Turns};
 use crate::message::{ReplyTo, Serial};
+use foldhash::HashMap;
 
 /// A request that waits: whose it is, and which.
 type Key = (ReplyTo, Serial);
@@ -158,7 +159,7 @@ impl Groups {
         Groups {
             delay_us,
             full_rows,
-            groups: HashMap::new(),
+            groups: HashMap::default(),
             turns: Turns::default(),
             due: BTreeSet::new(),
         }

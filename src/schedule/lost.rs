@@ -1,10 +1,9 @@
 //! Workers that are gone: their chunks stay out until it is known which of their parts have come all the same.
 
-use std::collections::HashSet;
-
 use super::returned::Returned;
 use super::{Chosen, Losses, MAX_ATTEMPTS, Scheduler};
 use crate::message::{ChunkId, Serial, WorkerId};
+use foldhash::HashSet;
 
 impl<C: Clone> Scheduler<C> {
     /// A worker is gone: it gets nothing more until it is up again. Returns the chunks that it held. Each stays out until

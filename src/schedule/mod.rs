@@ -30,12 +30,13 @@ mod simulation;
 mod turns;
 mod workers;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::error::Result;
 use crate::message::{ChunkId, ModelId, ReplyTo, Role, Serial, WorkerId};
 use deadlines::Deadlines;
+use foldhash::HashMap;
 use fresh::Fresh;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
@@ -128,11 +129,11 @@ impl<C: Clone> Scheduler<C> {
             ],
             fresh: [Fresh::new(&limits), Fresh::new(&limits)],
             limits,
-            entries: HashMap::new(),
-            out: HashMap::new(),
+            entries: HashMap::default(),
+            out: HashMap::default(),
             returned: Default::default(),
             deadlines: Deadlines::default(),
-            paces: HashMap::new(),
+            paces: HashMap::default(),
             next_chunk: 0,
             shares: Shares::default(),
             waiting_rows: 0,

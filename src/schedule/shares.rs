@@ -5,12 +5,12 @@
 //! shares, and some room always stays for one that is new. Nobody counts clients for that. A client that holds nothing
 //! is refused only where a bound itself is reached.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::Limits;
 use crate::error::{Error, Result};
 use crate::message::ReplyTo;
+use foldhash::HashMap;
 
 /// Requests of a client to those that still fit: alone it may have 7/8 of the queue, and each of k has 7/(7k+1).
 const REQUESTS_TO_FREE: usize = 7;

@@ -10,10 +10,11 @@
 //!
 //! Every operation takes the logarithm of the number of clients at most.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::message::ReplyTo;
+use foldhash::HashMap;
 
 /// Accounts are alike within this: then who has waited longest goes first, so that groups have the time to gather.
 const ROUND_US: u64 = 4_000;

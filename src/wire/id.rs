@@ -36,19 +36,25 @@ fn position(header: &[u8]) -> Option<usize> {
 
 /// The id of an answer.
 pub(crate) fn look(header: &[u8]) -> Option<RequestId> {
-    let (first, rest) = header.get(position(header)?..)?.split_first()?;
+    split(header).map(|(_, id, _)| id)
+}
+
+/// What stands before the id, the id, and what stands behind it.
+pub(crate) fn split(header: &[u8]) -> Option<(&[u8], RequestId, &[u8])> {
+    let (before, id) = header.split_at_checked(position(header)?)?;
+    let (first, rest) = id.split_first()?;
     let bytes = match first {
-        0..=0x7f => return Some(RequestId(u64::from(*first))),
+        0..=0x7f => return Some((before, RequestId(u64::from(*first)), rest)),
         0xcc => 1,
         0xcd => 2,
         0xce => 4,
         &U64 => 8,
         _ => return None,
     };
-    let number = rest.get(..bytes)?.iter();
-    Some(RequestId(
-        number.fold(0, |id, byte| id << 8 | u64::from(*byte)),
-    ))
+    let (number, behind) = rest.split_at_checked(bytes)?;
+    let number = number.iter();
+    let id = number.fold(0, |id, byte| id << 8 | u64::from(*byte));
+    Some((before, RequestId(id), behind))
 }
 
 /// Where the eight bytes of an id begin that was [`UNKNOWN`] when the header was written.

@@ -14,9 +14,10 @@ mod recent;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
+use foldhash::HashMap;
 use hdrhistogram::Histogram;
 
 use self::answered::{Answered, Span};
@@ -178,9 +179,9 @@ impl Answers {
         let recent = (0..bounds.workers).map(|_| Recent::new(bounds.worker_chunks));
         Ok(Answers {
             max_client_bytes: bounds.max_client_bytes,
-            gathering: HashMap::new(),
-            gathered: HashMap::new(),
-            ended: HashMap::new(),
+            gathering: HashMap::default(),
+            gathered: HashMap::default(),
+            ended: HashMap::default(),
             answered: Answered::new(bounds.answered),
             recent: recent.collect(),
             stopped: vec![false; bounds.workers],

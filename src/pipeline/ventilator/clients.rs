@@ -1,9 +1,8 @@
 //! Sessions, as far as requests need them: ids ascend, and what is open can be found.
 
-use std::collections::HashMap;
-
 use crate::error::{Error, Result};
 use crate::message::{ReplyTo, RequestId, Serial};
+use foldhash::HashMap;
 
 /// Sessions that are remembered before those are looked for that have nothing open. There are
 /// never more than connections, so that this is for the unforeseen; all that is lost is the check that ids ascend.
@@ -74,7 +73,7 @@ impl Clients {
                 return;
             }
             if session.open.is_empty() && session.open.capacity() > KEPT_PLACES {
-                session.open = HashMap::new();
+                session.open = HashMap::default();
             }
         }
     }

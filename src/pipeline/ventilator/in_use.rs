@@ -1,8 +1,7 @@
 //! Which models requests use: how many are held for each, which was used last, and which go with the last of theirs.
 
-use std::collections::{HashMap, HashSet};
-
 use crate::message::ModelId;
+use foldhash::{HashMap, HashSet};
 
 /// Told of every request, so it is one look into a map.
 #[derive(Default)]

@@ -1,23 +1,21 @@
-//! What may enter the queue: the model is found or waited for, the inputs are checked, the bounds are kept.
+//! Who waits for a model to be described, within bounds, and what was learnt: lookups, headers, groups.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use super::clients::Asker;
-use super::loads::load_bytes;
+use super::known_headers::KnownHeaders;
 use super::lookup_cache::LookupCache;
-use super::requests::Held;
 use super::shares::{Amount, Bounds, Shares};
-use super::{Phase, Ventilator};
+use foldhash::HashMap;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::message::{ModelId, ReplyTo, Request, RequestId, Serial};
+use crate::model::Description;
 use crate::model::Lookup;
-use crate::model::check::{check_inputs, check_padding};
-use crate::model::{BatchKind, Description};
-use crate::schedule::{Job, Share, Shares as QueueShares};
+use crate::schedule::Shares as QueueShares;
 use crate::wire::params::RawParams;
 
 /// Questions about models that are not described yet. What they name counts with what the loader is asked.
@@ -39,7 +37,7 @@ const MAX_GROUPS: usize = 4096;
 /// A value of a parameter.
 const VALUE_BYTES: u64 = 64;
 /// An input besides its bytes.
-const TENSOR_BYTES: u64 = 256;
+pub(super) const TENSOR_BYTES: u64 = 256;
 /// Of each lookup besides its texts.
 const LOOKUP_BYTES: u64 = 128;
 /// Longest parameters and dimensions of a group that has a number.
@@ -50,12 +48,20 @@ const MIN_ENDED: usize = 1024;
 
 /// A request that waits for its model to be described.
 pub(super) struct Parked {
-    pub reply: ReplyTo,
-    pub request: RequestId,
-    body: Request<RawParams>,
-    arrived_us: u64,
-    deadline_us: Option<u64>,
-    bytes: u64,
+    pub(super) arrival: Arrival,
+    pub(super) body: Request<RawParams>,
+}
+
+/// A request that there is room for.
+#[derive(Clone, Copy)]
+pub(super) struct Arrival {
+    pub(super) serial: Serial,
+    pub(super) reply: ReplyTo,
+    pub(super) request: RequestId,
+    pub(super) arrived_us: u64,
+    pub(super) deadline_us: Option<u64>,
+    /// What is held for it.
+    pub(super) bytes: u64,
 }
 
 /// Requests of one group may run in one batch: the same model, parameters and dimensions.
@@ -79,6 +85,7 @@ struct Waiting {
 #[derive(Default)]
 pub(super) struct Intake {
     known: LookupCache,
+    pub(super) headers: KnownHeaders,
     waiting: HashMap<Arc<Lookup>, Waiting>,
     parked: HashMap<Serial, Parked>,
     /// What is held of `parked`, by client.
@@ -138,7 +145,8 @@ impl Intake {
 
     pub(super) fn unpark(&mut self, serial: Serial) -> Option<Parked> {
         let parked = self.parked.remove(&serial)?;
-        self.parked_shares.remove(parked.reply, parked.bytes);
+        let Arrival { reply, bytes, .. } = parked.arrival;
+        self.parked_shares.remove(reply, bytes);
         Some(parked)
     }
 
@@ -210,6 +218,27 @@ impl Intake {
         &self.parked_shares
     }
 
+    /// What is held of all questions.
+    pub(super) fn questions_held(&self) -> Amount {
+        self.question_shares.all()
+    }
+
+    /// A request waits for what a lookup leads to; [`Intake::wait`] says for which.
+    pub(super) fn park(&mut self, parked: Parked) {
+        let Arrival {
+            serial,
+            reply,
+            deadline_us,
+            bytes,
+            ..
+        } = parked.arrival;
+        if let Some(deadline) = deadline_us {
+            self.deadlines.push(Reverse((deadline, serial)));
+        }
+        self.parked_shares.add(reply, bytes);
+        self.parked.insert(serial, parked);
+    }
+
     /// A request or a question of a client for which the loader was asked.
     pub(super) fn wait(&mut self, lookup: Arc<Lookup>, serial: Serial) {
         self.waiting.entry(lookup).or_default().serials.push(serial);
@@ -253,11 +282,13 @@ impl Intake {
         description: &Arc<Description>,
     ) {
         self.known.insert(client, lookup, description);
+        self.headers.learn(lookup, description.id);
     }
 
     /// A model was unloaded: the next request asks the loader again.
     pub(super) fn forget(&mut self, model: ModelId) {
         self.known.forget(model);
+        self.headers.forget(model);
     }
 
     /// What is known of the model that a lookup leads to, if that was learnt.
@@ -266,7 +297,7 @@ impl Intake {
     }
 
     /// Parameters are the same if their bytes are.
-    fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &[u8]) -> u64 {
+    pub(super) fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &[u8]) -> u64 {
         if params.len() + size_of_val(&*dims) > MAX_GROUP_BYTES {
             // Too long to be kept in case it comes again: it runs alone.
             self.next_group += 1;
@@ -274,6 +305,7 @@ impl Intake {
         }
         if self.groups.len() >= MAX_GROUPS {
             self.groups.clear();
+            self.headers.clear();
         }
         let key = GroupKey {
             model,
@@ -307,142 +339,6 @@ pub(super) fn lookup_bytes(lookup: &Lookup) -> u64 {
         + values.map(|v| VALUE_BYTES + value_bytes(v)).sum::<u64>()
 }
 
-impl Ventilator {
-    /// An infer has arrived.
-    pub(super) fn take_infer(
-        &mut self,
-        reply: ReplyTo,
-        request: RequestId,
-        body: Request<RawParams>,
-        header_bytes: usize,
-    ) -> Result<()> {
-        let serial = self.new_serial();
-        match self.admit(serial, (reply, request), body, header_bytes) {
-            Ok(()) => Ok(()),
-            Err(error) => self.refuse(serial, reply, request, &error),
-        }
-    }
-
-    fn admit(
-        &mut self,
-        serial: Serial,
-        (reply, request): (ReplyTo, RequestId),
-        body: Request<RawParams>,
-        header_bytes: usize,
-    ) -> Result<()> {
-        let arrived_us = self.clock.now_us();
-        if self.phase != Phase::Serving {
-            return Err(Error::unavailable("the server is shutting down"));
-        }
-        let own_bytes = body.inputs.payload_bytes() as u64 + body.params.read_bytes();
-        let most = self.facts.welcome.max_request_bytes;
-        if own_bytes > most {
-            return Err(Error::exhausted(format!(
-                "the request has {own_bytes} bytes, this server takes {most} (--max-request-bytes)"
-            )));
-        }
-        let own_us = body.timeout_ms.map(|ms| ms.saturating_mul(1000));
-        let default_us = self.facts.default_timeout.map(|t| t.as_micros() as u64);
-        let deadline_us = own_us
-            .or(default_us)
-            .map(|timeout| arrived_us.saturating_add(timeout));
-        let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
-        // What its header made is held as long as its rows are.
-        let bytes =
-            own_bytes + header_bytes as u64 + TENSOR_BYTES * body.inputs.tensors.len() as u64;
-        let known = self.intake.known(&lookup).cloned();
-        let named = known.as_ref().map_or_else(|| load_bytes(&lookup), |_| 0);
-        let parked = &self.intake.parked_shares;
-        let scheduler = &self.requests.scheduler;
-        scheduler.check_room(reply, bytes + named, parked, self.beside())?;
-        let parked = Parked {
-            reply,
-            request,
-            body,
-            arrived_us,
-            deadline_us,
-            bytes,
-        };
-        match known {
-            Some(description) => self.enqueue(serial, parked, description),
-            None => self.park(serial, parked, lookup),
-        }
-    }
-
-    /// What counts in the bounds of the queue besides requests: questions whose models are to be read, and what is named
-    /// to the loader.
-    pub(super) fn beside(&self) -> Share {
-        let questions = self.intake.question_shares.all();
-        Share {
-            requests: questions.count,
-            bytes: questions.bytes + self.loads.all().bytes,
-        }
-    }
-
-    /// The model is not described yet: the request waits while the loader reads the file.
-    fn park(&mut self, serial: Serial, parked: Parked, lookup: Lookup) -> Result<()> {
-        self.await_lookup(&parked.reply, serial, lookup)?;
-        if let Some(deadline) = parked.deadline_us {
-            self.intake.deadlines.push(Reverse((deadline, serial)));
-        }
-        self.clients.open(parked.reply, parked.request, serial);
-        self.intake.parked_shares.add(parked.reply, parked.bytes);
-        self.intake.parked.insert(serial, parked);
-        Ok(())
-    }
-
-    pub(super) fn enqueue(
-        &mut self,
-        serial: Serial,
-        parked: Parked,
-        model: Arc<Description>,
-    ) -> Result<()> {
-        let Request {
-            inputs,
-            params,
-            priority,
-            stream,
-            ..
-        } = parked.body;
-        let checked = check_inputs(&model, inputs)?;
-        check_padding(&model, &checked, self.facts.welcome.max_request_bytes)?;
-        // What is given whole has no rows to send in parts: the one result is its stream.
-        let stream = stream && model.kind != BatchKind::Whole;
-        let job = Job {
-            serial,
-            client: parked.reply,
-            model: model.id,
-            legs: model.legs.clone(),
-            group: self.intake.group(model.id, checked.dims, params.bytes()),
-            rows: checked.rows,
-            splittable: model.kind != BatchKind::Whole,
-            step: match model.kind {
-                BatchKind::Fixed(rows) => rows,
-                BatchKind::Batched | BatchKind::Whole => 1,
-            },
-            priority,
-            bytes: parked.bytes,
-            deadline_us: parked.deadline_us,
-            arrived_us: parked.arrived_us,
-        };
-        let held = Held {
-            reply: parked.reply,
-            request: parked.request,
-            inputs: checked.inputs,
-            params: params.bytes().clone(),
-            rows: checked.rows,
-            stream,
-            arrived_us: parked.arrived_us,
-            model,
-        };
-        let model = held.model.id;
-        self.requests.submit(job, held)?;
-        self.clients.open(parked.reply, parked.request, serial);
-        self.in_use.hold(model);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -466,16 +362,17 @@ mod tests {
     }
 
     fn park(intake: &mut Intake, reply: ReplyTo, lookup: &Lookup, serial: u64) {
-        let parked = Parked {
-            reply,
-            request: RequestId(serial),
+        intake.park(Parked {
+            arrival: Arrival {
+                serial: Serial(serial),
+                reply,
+                request: RequestId(serial),
+                arrived_us: 0,
+                deadline_us: None,
+                bytes: 1,
+            },
             body: Request::default(),
-            arrived_us: 0,
-            deadline_us: None,
-            bytes: 1,
-        };
-        intake.parked_shares.add(reply, parked.bytes);
-        intake.parked.insert(Serial(serial), parked);
+        });
         wait(intake, reply, lookup, serial);
     }
 

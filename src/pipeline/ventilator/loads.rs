@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::clients::Asker;
 use super::in_use::Last;
+use super::intake::Arrival;
 use super::intake::{QUESTION_BYTES, lookup_bytes};
 use super::openings::LoadedFor;
 use super::shares::{Amount, Bounds, Shares};
@@ -271,13 +272,13 @@ impl Ventilator {
         }
         for serial in serials {
             if let Some(parked) = self.intake.unpark(serial) {
-                let (reply, request) = (parked.reply, parked.request);
+                let Arrival { reply, request, .. } = parked.arrival;
                 let entered = match &result {
-                    Ok(description) => self.enqueue(serial, parked, description.clone()),
+                    Ok(description) => self.enqueue(parked, description.clone()),
                     Err(error) => Err(error.clone()),
                 };
                 if let Err(error) = entered {
-                    self.refuse(serial, reply, request, &error)?;
+                    self.refuse(reply, request, &error)?;
                 }
             } else if let Some(asker) = self.intake.take_question(serial) {
                 match &result {

@@ -3,13 +3,14 @@
 //! Names of models and lookups with other paths are kept apart: a client may vary its `_path` parameters without end. In
 //! each, least used entries leave one by one, and a client that has its share gives way to itself.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::intake::lookup_bytes;
 use crate::message::ModelId;
 use crate::message::ReplyTo;
 use crate::model::{Description, Lookup};
+use foldhash::HashMap;
 
 /// Most bytes of names, and of lookups with other paths.
 const MAX_NAMES_BYTES: u64 = 4 << 20;
@@ -96,9 +97,9 @@ impl Part {
         Part {
             most_bytes,
             bytes: 0,
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             order: BTreeMap::new(),
-            owners: HashMap::new(),
+            owners: HashMap::default(),
             last_stamp: 0,
         }
     }

@@ -1,10 +1,10 @@
 //! The requests in the queue and the chunks that are out: a pure state machine. It knows no socket and no clock; what it
 //! wants done comes out as [`Action`]s, to be done in their order.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
@@ -90,8 +90,8 @@ impl Requests {
     pub(crate) fn new(limits: Limits) -> Requests {
         Requests {
             scheduler: Scheduler::new(limits),
-            held: HashMap::new(),
-            settling: HashMap::new(),
+            held: HashMap::default(),
+            settling: HashMap::default(),
             actions: Vec::new(),
         }
     }

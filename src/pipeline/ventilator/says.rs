@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::Ventilator;
+use super::admission::Origin;
 use super::clients::Asker;
+use super::known_headers::Sight;
 use super::loads::Order;
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{ReplyTo, RequestId, Serial};
+use crate::message::{ReplyTo, RequestId};
 use crate::model::Lookup;
 use crate::pipeline::doors::Said;
 use crate::wire::client::{self, ClientMessage, Malformed};
@@ -38,7 +40,7 @@ impl Ventilator {
         let end = Instant::now() + TURN;
         while let Some(said) = self.doors.next() {
             match said {
-                Said::Message(reply, message) => self.hear(reply, message, 0)?,
+                Said::Message(reply, message) => self.hear(reply, message, Origin::default())?,
                 Said::Closed(door) => {
                     for reply in self.clients.of_door(door) {
                         self.forget_client(reply)?;
@@ -53,9 +55,17 @@ impl Ventilator {
     }
 
     fn hear_frames(&mut self, reply: ReplyTo, frames: Vec<Bytes>) -> Result<()> {
-        let header_bytes = frames.first().map_or(0, Bytes::len);
+        let header = frames.first().cloned().unwrap_or_default();
+        let sight = self.intake.headers.find(&header);
+        if let Sight::Known(request, known) = &sight
+            && reply.is_session()
+            && let Some(inputs) = known.inputs(&frames)
+        {
+            return self.take_known(reply, *request, known, inputs);
+        }
+        let again = matches!(sight, Sight::Again);
         match client::read_unchecked(frames) {
-            Ok(message) => self.hear(reply, message, header_bytes),
+            Ok(message) => self.hear(reply, message, Origin { header, again }),
             Err(malformed) => self.hear_malformed(reply, malformed),
         }
     }
@@ -64,7 +74,7 @@ impl Ventilator {
         &mut self,
         reply: ReplyTo,
         message: ClientMessage<RawParams>,
-        header_bytes: usize,
+        origin: Origin,
     ) -> Result<()> {
         let asker = Asker {
             client: reply,
@@ -83,7 +93,7 @@ impl Ventilator {
                     self.refuse_on_port(reply, id, error);
                     return Ok(());
                 }
-                self.take_infer(reply, id, *request, header_bytes)
+                self.take_infer(reply, id, *request, origin)
             }
             ClientMessage::Cancel(id) => match self.clients.serial(reply, id) {
                 Some(serial) => {
@@ -128,8 +138,7 @@ impl Ventilator {
                     return Ok(());
                 }
                 // Answered where its result would have come.
-                let serial = self.new_serial();
-                self.refuse(serial, reply, id, &malformed.error)
+                self.refuse(reply, id, &malformed.error)
             }
             Some(id) => {
                 self.refuse_on_port(reply, id, malformed.error);
@@ -166,11 +175,12 @@ impl Ventilator {
     /// Has the sink answer a request that never entered the queue.
     pub(super) fn refuse(
         &mut self,
-        serial: Serial,
         reply: ReplyTo,
         request: RequestId,
         error: &Error,
     ) -> Result<()> {
+        // The sink has not heard of it, by whatever number.
+        let serial = self.new_serial();
         tracing::debug!(serial = serial.0, request_id = request.0, %error, "refused");
         let now_us = self.clock.now_us();
         self.clients.end(reply, request);

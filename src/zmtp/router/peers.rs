@@ -1,8 +1,8 @@
 //! The connections of a router, by token and by routing id.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
+use foldhash::HashMap;
 use slab::Slab;
 
 use super::super::connection::Connection;

@@ -1,9 +1,10 @@
 //! The requests that were answered last. The ventilator may close one of them: it has not read the last credit yet.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use crate::message::{ChunkId, Serial};
 use crate::wire::inner::Out;
+use foldhash::HashMap;
 
 /// The numbers of the first and the last chunk that brought rows of a request.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +43,7 @@ pub(super) struct Answered {
 impl Answered {
     pub(super) fn new(keeps: usize) -> Answered {
         Answered {
-            spans: HashMap::new(),
+            spans: HashMap::default(),
             keeps,
             ask_at: keeps,
             asked: false,

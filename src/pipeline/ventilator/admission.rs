@@ -1,0 +1,319 @@
+//! How an infer enters the queue: the model is found or waited for, the inputs are checked, the bounds are kept.
+//!
+//! ```text
+//! a header that came before ─▶ the payload's lengths ───────────────────────────────────────┐
+//! any other ─▶ its fields ─▶ the model, if it is known ─▶ inputs ─▶ group ─▶ remembered ────┴─▶ the queue
+//!                            else parked until the loader has an answer ─┘
+//! ```
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::intake::{Arrival, Parked, TENSOR_BYTES};
+use super::known_headers::{KnownInfer, KnownInput};
+use super::loads::load_bytes;
+use super::requests::Held;
+use super::{Phase, Ventilator};
+use crate::error::{Error, Result};
+use crate::message::{Priority, ReplyTo, Request, RequestId};
+use crate::model::check::{Checked, check_inputs, check_padding};
+use crate::model::{BatchKind, Description, Lookup};
+use crate::schedule::{Job, Share};
+use crate::tensor::{Batch, Tensor};
+use crate::wire::params::RawParams;
+
+/// The header of an infer, as far as it matters once it is read.
+#[derive(Default)]
+pub(super) struct Origin {
+    /// Empty if it came through a door.
+    pub(super) header: Bytes,
+    /// It has come before, so what it leads to is worth keeping.
+    pub(super) again: bool,
+}
+
+/// What an infer asks room for.
+struct Weight {
+    /// What `max_request_bytes` bounds.
+    own_bytes: u64,
+    header_bytes: usize,
+    tensors: usize,
+    /// Of a lookup that the loader has to be asked.
+    named_bytes: u64,
+}
+
+/// A request that fits its model.
+struct Fitting {
+    model: Arc<Description>,
+    inputs: Batch,
+    rows: usize,
+    group: u64,
+    params: Bytes,
+    priority: Priority,
+    stream: bool,
+}
+
+impl Ventilator {
+    /// An infer has arrived whose header came before.
+    pub(super) fn take_known(
+        &mut self,
+        reply: ReplyTo,
+        request: RequestId,
+        known: &KnownInfer,
+        inputs: Batch,
+    ) -> Result<()> {
+        if let Err(error) = self.clients.begin(reply, request) {
+            self.refuse_on_port(reply, request, error);
+            return Ok(());
+        }
+        let weight = Weight {
+            own_bytes: inputs.payload_bytes() as u64 + known.params_bytes,
+            header_bytes: known.header_bytes,
+            tensors: inputs.tensors.len(),
+            named_bytes: 0,
+        };
+        let arrival = self.arrive((reply, request), known.timeout_ms, &weight);
+        let queued = arrival.and_then(|arrival| {
+            let checked = Checked {
+                inputs,
+                rows: known.rows,
+                dims: Vec::new(),
+            };
+            check_padding(&known.model, &checked, self.facts.welcome.max_request_bytes)?;
+            let fitting = Fitting {
+                model: known.model.clone(),
+                inputs: checked.inputs,
+                rows: known.rows,
+                group: known.group,
+                params: known.params.clone(),
+                priority: known.priority,
+                stream: known.stream,
+            };
+            self.queue(arrival, fitting)
+        });
+        match queued {
+            Ok(()) => Ok(()),
+            Err(error) => self.refuse(reply, request, &error),
+        }
+    }
+
+    /// An infer has arrived.
+    pub(super) fn take_infer(
+        &mut self,
+        reply: ReplyTo,
+        request: RequestId,
+        body: Request<RawParams>,
+        origin: Origin,
+    ) -> Result<()> {
+        match self.admit((reply, request), body, origin) {
+            Ok(()) => Ok(()),
+            Err(error) => self.refuse(reply, request, &error),
+        }
+    }
+
+    fn admit(
+        &mut self,
+        from: (ReplyTo, RequestId),
+        body: Request<RawParams>,
+        origin: Origin,
+    ) -> Result<()> {
+        let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
+        let known = self.intake.known(&lookup).cloned();
+        let weight = Weight {
+            own_bytes: body.inputs.payload_bytes() as u64 + body.params.read_bytes(),
+            header_bytes: origin.header.len(),
+            tensors: body.inputs.tensors.len(),
+            named_bytes: known.as_ref().map_or_else(|| load_bytes(&lookup), |_| 0),
+        };
+        let arrival = self.arrive(from, body.timeout_ms, &weight)?;
+        match known {
+            Some(model) if origin.again => {
+                self.remember(&origin.header, lookup, &model, &body);
+                self.enqueue(Parked { arrival, body }, model)
+            }
+            Some(model) => self.enqueue(Parked { arrival, body }, model),
+            None => self.park(Parked { arrival, body }, lookup),
+        }
+    }
+
+    /// Whether there is room for a request, and until when it may wait.
+    fn arrive(
+        &mut self,
+        (reply, request): (ReplyTo, RequestId),
+        timeout_ms: Option<u64>,
+        weight: &Weight,
+    ) -> Result<Arrival> {
+        if self.phase != Phase::Serving {
+            return Err(Error::unavailable("the server is shutting down"));
+        }
+        let (own_bytes, most) = (weight.own_bytes, self.facts.welcome.max_request_bytes);
+        if own_bytes > most {
+            return Err(Error::exhausted(format!(
+                "the request has {own_bytes} bytes, this server takes {most} (--max-request-bytes)"
+            )));
+        }
+        let arrived_us = self.clock.now_us();
+        let own_us = timeout_ms.map(|ms| ms.saturating_mul(1000));
+        let default_us = self.facts.default_timeout.map(|t| t.as_micros() as u64);
+        let timeout = own_us.or(default_us);
+        // What its header made is held as long as its rows are.
+        let bytes = own_bytes + weight.header_bytes as u64 + TENSOR_BYTES * weight.tensors as u64;
+        let parked = self.intake.parked_shares();
+        let scheduler = &self.requests.scheduler;
+        scheduler.check_room(reply, bytes + weight.named_bytes, parked, self.beside())?;
+        Ok(Arrival {
+            serial: self.new_serial(),
+            reply,
+            request,
+            arrived_us,
+            deadline_us: timeout.map(|timeout| arrived_us.saturating_add(timeout)),
+            bytes,
+        })
+    }
+
+    /// What counts in the bounds of the queue besides requests: questions whose models are to be read, and what is named
+    /// to the loader.
+    pub(super) fn beside(&self) -> Share {
+        let questions = self.intake.questions_held();
+        Share {
+            requests: questions.count,
+            bytes: questions.bytes + self.loads.all().bytes,
+        }
+    }
+
+    /// The model is not described yet: the request waits while the loader reads the file.
+    fn park(&mut self, parked: Parked, lookup: Lookup) -> Result<()> {
+        let Arrival {
+            serial,
+            reply,
+            request,
+            ..
+        } = parked.arrival;
+        self.await_lookup(&reply, serial, lookup)?;
+        self.clients.open(reply, request, serial);
+        self.intake.park(parked);
+        Ok(())
+    }
+
+    /// Takes a request into the queue whose model is described.
+    pub(super) fn enqueue(&mut self, parked: Parked, model: Arc<Description>) -> Result<()> {
+        let Parked { arrival, body } = parked;
+        let checked = check_inputs(&model, body.inputs)?;
+        check_padding(&model, &checked, self.facts.welcome.max_request_bytes)?;
+        let params = body.params.bytes();
+        let fitting = Fitting {
+            group: self.intake.group(model.id, checked.dims, params),
+            params: params.clone(),
+            inputs: checked.inputs,
+            rows: checked.rows,
+            priority: body.priority,
+            stream: body.stream,
+            model,
+        };
+        self.queue(arrival, fitting)
+    }
+
+    fn queue(&mut self, arrival: Arrival, fitting: Fitting) -> Result<()> {
+        let Arrival {
+            serial,
+            reply,
+            request,
+            arrived_us,
+            deadline_us,
+            bytes,
+        } = arrival;
+        let model = fitting.model;
+        let job = Job {
+            serial,
+            client: reply,
+            model: model.id,
+            legs: model.legs.clone(),
+            group: fitting.group,
+            rows: fitting.rows,
+            splittable: model.kind != BatchKind::Whole,
+            step: match model.kind {
+                BatchKind::Fixed(rows) => rows,
+                BatchKind::Batched | BatchKind::Whole => 1,
+            },
+            priority: fitting.priority,
+            bytes,
+            deadline_us,
+            arrived_us,
+        };
+        let held = Held {
+            reply,
+            request,
+            inputs: fitting.inputs,
+            params: fitting.params,
+            rows: fitting.rows,
+            // What is given whole has no rows to send in parts: the one result is its stream.
+            stream: fitting.stream && model.kind != BatchKind::Whole,
+            arrived_us,
+            model,
+        };
+        let model = held.model.id;
+        self.requests.submit(job, held)?;
+        self.clients.open(reply, request, serial);
+        self.in_use.hold(model);
+        Ok(())
+    }
+
+    /// Keeps what a header leads to, if the request fits its model.
+    fn remember(
+        &mut self,
+        header: &Bytes,
+        lookup: Lookup,
+        model: &Arc<Description>,
+        body: &Request<RawParams>,
+    ) {
+        // What cannot be told from the header alone is judged each time.
+        let Ok(checked) = check_inputs(model, body.inputs.clone()) else {
+            return;
+        };
+        let Some(inputs) = places(&body.inputs, &checked.inputs) else {
+            return;
+        };
+        let params = body.params.bytes();
+        let known = KnownInfer {
+            lookup: Arc::new(lookup),
+            model: model.clone(),
+            group: self.intake.group(model.id, checked.dims, params),
+            rows: checked.rows,
+            // A copy: it was part of a message, all of which it would keep.
+            params: Bytes::copy_from_slice(params),
+            params_bytes: body.params.read_bytes(),
+            priority: body.priority,
+            stream: body.stream,
+            timeout_ms: body.timeout_ms,
+            header_bytes: header.len(),
+            frames: body.inputs.tensors.iter().map(frames).sum(),
+            inputs,
+        };
+        self.intake.headers.keep(header, known);
+    }
+}
+
+fn frames(tensor: &Tensor) -> usize {
+    tensor.datatype().frames()
+}
+
+/// For each of the model's inputs the frame that a message brings it in. A name that is left out is that of the only input.
+fn places(sent: &Batch, ordered: &Batch) -> Option<Vec<KnownInput>> {
+    let is_only = sent.tensors.len() == 1;
+    let place = |input: &Tensor| {
+        let mut frame = 0;
+        for tensor in &sent.tensors {
+            if tensor.name() == input.name() || is_only {
+                return Some(KnownInput {
+                    frame,
+                    name: input.name().into(),
+                    datatype: input.datatype(),
+                    shape: input.shape().to_vec(),
+                });
+            }
+            frame += frames(tensor);
+        }
+        None
+    };
+    ordered.tensors.iter().map(place).collect()
+}
