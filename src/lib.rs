@@ -50,7 +50,7 @@
 //! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
-//! 8. `unsafe` is in `frames.rs`, in `zmtp/unsent.rs` (two system calls that no crate wraps), and for the C interface of
+//! 8. `unsafe` is in `frames.rs`, in `zmtp/unsent.rs` and `priority.rs` (system calls that no crate wraps), and for the C interface of
 //!    plugins in `plugin/glue.rs` (the author's side) and `plugin/host/` (the server's side), each block with its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
@@ -128,6 +128,8 @@ pub mod model;
 pub(crate) mod pipeline;
 #[cfg(any(feature = "plugin", feature = "server"))]
 pub mod plugin;
+#[cfg(feature = "server")]
+mod priority;
 #[cfg(feature = "server")]
 pub(crate) mod schedule;
 #[cfg(feature = "server")]

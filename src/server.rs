@@ -32,6 +32,7 @@ use crate::pipeline::worker::Seat;
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,
 };
+use crate::priority;
 use crate::schedule::{Lane, Limits};
 use crate::socket::{self, Vigil, Waiter};
 use crate::wire::client::StopMode;
@@ -185,6 +186,7 @@ impl Server {
             let (context, config) = (context.clone(), config.clone());
             let (shared, front, made) = (shared.clone(), fronts.out, made.clone());
             spawn("sink".to_owned(), move || {
+                priority::ask_for_short_slices();
                 run_sink(&context, &config, shared, front, &made)
             })?
         };
@@ -198,6 +200,7 @@ impl Server {
                 ready: ready_sender,
             };
             spawn("ventilator".to_owned(), move || {
+                priority::ask_for_short_slices();
                 run_ventilator(&context, &config, shared, own, &made)
             })
         };
@@ -229,7 +232,9 @@ impl Server {
                 vigil: shared.vigil.clone(),
             };
             let (context, ended) = (context.clone(), ended.clone());
+            let nice = config.worker_nice;
             workers.push(spawn(format!("worker-{number}"), move || {
+                priority::be_nice(nice);
                 if let Err(error) = worker::run(&context, seat) {
                     tracing::debug!(worker_id = number, %error, "a worker ended");
                 }

@@ -172,6 +172,11 @@ pub struct Args {
     #[arg(value_parser = whole::<u64>(0..=1_000_000))]
     pub busy_poll_us: u64,
 
+    /// How much workers let everything else on this machine go first: niceness, 0 to 19 (Linux)
+    #[arg(long, value_name = "N", default_value_t = 5, help_heading = "Batches")]
+    #[arg(value_parser = whole::<u8>(0..=19))]
+    pub worker_nice: u8,
+
     /// A bulk chunk is cut so that it runs about so long, in milliseconds; 0: only --max-batch-size limits it
     #[arg(
         long,

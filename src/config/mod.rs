@@ -90,6 +90,8 @@ pub struct Config {
     pub max_chunk: Option<Duration>,
     /// How long a loop that is used a lot stays awake for its next message.
     pub busy_poll: Duration,
+    /// Niceness of workers.
+    pub worker_nice: u8,
     /// Most bytes of requests that wait or run; at least `max_request_bytes`.
     pub max_queue_bytes: u64,
     /// Most requests that wait or run.
@@ -234,6 +236,7 @@ impl Config {
             prefetch_size: args.prefetch_size,
             max_batch_delay: Duration::from_micros(args.max_batch_delay_us),
             busy_poll: Duration::from_micros(args.busy_poll_us),
+            worker_nice: args.worker_nice,
             max_chunk: (args.max_chunk_ms > 0).then(|| Duration::from_millis(args.max_chunk_ms)),
             max_queue_bytes: args.max_queue_bytes.0,
             max_queue_requests: args.max_queue_requests,
@@ -331,6 +334,7 @@ impl Config {
                 self.max_batch_delay.as_micros().to_string(),
             ),
             ("busy_poll_us", self.busy_poll.as_micros().to_string()),
+            ("worker_nice", self.worker_nice.to_string()),
             ("max_chunk_ms", millis(self.max_chunk)),
             ("max_queue_bytes", Size(self.max_queue_bytes).to_string()),
             ("max_queue_requests", self.max_queue_requests.to_string()),

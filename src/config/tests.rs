@@ -32,6 +32,7 @@ fn sample(id: &str, dir: &str) -> String {
         "priority_batch_size" => "8",
         "max_batch_delay_us" => "250",
         "busy_poll_us" => "50",
+        "worker_nice" => "3",
         "max_chunk_ms" => "30",
         "max_queue_bytes" => "3GiB",
         "max_queue_requests" => "77",

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::groups::Groups;
-use super::pace::{Pace, Target};
+use super::pace::{Pace, Runs, Target};
 use super::turns::{Rest, Turns};
 use super::{Assignment, Chosen, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, whole_run};
 use crate::message::{Priority, Role, Serial, WorkerId};
@@ -18,6 +18,8 @@ use foldhash::HashMap;
 const HIGH_IN_A_ROW: u32 = 7;
 /// What a row is taken to cost before its model has run: the turns are then by rows.
 const UNKNOWN_ROW_US: f64 = 100.0;
+/// After a small request others are expected for so long.
+const SMALL_COME_US: u64 = 1_000_000;
 /// Chunks that may wait for each worker with a device before the extra workers begin no more.
 const WAITING_PER_WORKER: usize = 2;
 
@@ -95,7 +97,7 @@ impl<C: Clone> Scheduler<C> {
                 };
                 let chosen = match lane {
                     Lane::Small => self.next_small(role, alone, now_us),
-                    Lane::Bulk => self.next_bulk(role, alone),
+                    Lane::Bulk => self.next_bulk(role, alone, now_us),
                 };
                 if let Some((chosen, legs)) = chosen {
                     return Some(self.give(worker, lane, legs, 0, chosen, now_us));
@@ -181,14 +183,19 @@ impl<C: Clone> Scheduler<C> {
     fn batch_rows(&mut self, pool: Role, pace: PaceKey, waiting: usize) -> Target {
         let idle = self.pools[pool as usize].idle().max(1);
         let share = waiting.div_ceil(idle).max(self.limits.priority_rows);
-        let paced = target(&self.limits, &mut self.paces, pace);
+        let paced = target(&self.limits, &mut self.paces, pace, Runs::Cheapest);
         Target {
             rows: share.min(paced.rows),
             ..paced
         }
     }
 
-    fn next_bulk(&mut self, role: Role, alone: bool) -> Option<(Chosen, Range<u32>)> {
+    fn next_bulk(&mut self, role: Role, alone: bool, now_us: u64) -> Option<(Chosen, Range<u32>)> {
+        let since_small = self.small_us.map(|at| now_us.saturating_sub(at));
+        let runs = match since_small {
+            Some(us) if us < SMALL_COME_US => Runs::Short,
+            _ => Runs::Cheapest,
+        };
         let serial = self.fresh[role as usize].next_bulk()?;
         // Only open requests with rows left are in the turns.
         let entry = self.entries.get_mut(&serial)?;
@@ -196,7 +203,7 @@ impl<C: Clone> Scheduler<C> {
         let legs = if alone { whole_run(&entry.job) } else { 0..1 };
         let left = entry.job.rows - entry.given;
         let Target { rows, run } = if entry.job.splittable {
-            cut(&self.limits, &mut self.paces, entry, &legs, left)
+            cut(&self.limits, &mut self.paces, entry, &legs, left, runs)
         } else {
             Target { rows: left, run: 0 }
         };
@@ -227,10 +234,18 @@ impl<C: Clone> Scheduler<C> {
 const ONE_BY_ONE: Target = Target { rows: 0, run: 0 };
 
 /// What a model's pace says of its next chunk.
-pub(super) fn target(limits: &Limits, paces: &mut HashMap<PaceKey, Pace>, key: PaceKey) -> Target {
+pub(super) fn target(
+    limits: &Limits,
+    paces: &mut HashMap<PaceKey, Pace>,
+    key: PaceKey,
+    runs: Runs,
+) -> Target {
     let most_rows = limits.max_batch_rows;
     match limits.max_chunk_us {
-        Some(most_us) => paces.entry(key).or_default().target(most_us, most_rows),
+        Some(most_us) => paces
+            .entry(key)
+            .or_default()
+            .target(most_us, most_rows, runs),
         None => Target {
             rows: most_rows,
             run: 0,
@@ -245,11 +260,12 @@ fn cut(
     entry: &mut Entry,
     legs: &Range<u32>,
     left: usize,
+    runs: Runs,
 ) -> Target {
     let job = &entry.job;
     let mut of = |legs: &Range<u32>| {
         let key = PaceKey::of(job.model, legs);
-        target(limits, paces, key)
+        target(limits, paces, key, runs)
     };
     let Target { mut rows, run } = of(legs);
     // A chunk keeps its rows through all its legs: the slowest of them decides.

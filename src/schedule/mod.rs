@@ -117,6 +117,8 @@ pub(crate) struct Scheduler<C = ()> {
     /// Rows that were not given out yet.
     waiting_rows: usize,
     coalesced: u64,
+    /// When a small request came last.
+    small_us: Option<u64>,
 }
 
 impl<C: Clone> Scheduler<C> {
@@ -138,6 +140,7 @@ impl<C: Clone> Scheduler<C> {
             shares: Shares::default(),
             waiting_rows: 0,
             coalesced: 0,
+            small_us: None,
         }
     }
 
@@ -181,6 +184,9 @@ impl<C: Clone> Scheduler<C> {
         }
         let serial = job.serial;
         let small = job.rows <= self.limits.priority_rows;
+        if small {
+            self.small_us = Some(job.arrived_us);
+        }
         self.fresh[first_role(&job) as usize].push(&job, small);
         self.entries.insert(
             serial,

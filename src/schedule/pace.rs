@@ -19,8 +19,14 @@ const BETTER: f64 = 0.98;
 const BELIEVED: u32 = 3;
 /// A neighbour that is cheaper by this is believed at once: a cheap model is soon run many rows at a time.
 const CLEARLY_BETTER: f64 = 0.8;
+/// While small requests come between, a run is made shorter down to this, which a small request can well wait for ...
+const SHORT_US: f64 = 300.0;
+/// ... as long as its rows cost no more than this many times what they cost at best.
+const SHORT_COSTS: f64 = 1.0 / 0.9;
 /// After so many cuts a neighbour is tried once more.
 const RETRY_CUTS: u32 = 256;
+/// The same while small requests come, when a shorter run is worth more than what it costs to find it.
+const RETRY_SHORT_CUTS: u32 = 16;
 const SIZES: usize = 24;
 
 /// The time per row at one size.
@@ -31,6 +37,9 @@ struct Seen {
     us_per_row: f64,
     /// What it takes when nothing gets in its way, to tell sizes apart: down quickly, up slowly.
     best_us_per_row: f64,
+    /// What it takes as a rule: slow to move, and one bad chunk hardly counts. Unlike the best it does not depend on how
+    /// often a size was seen, so that sizes that are hardly used can be held against the one in use.
+    usual_us_per_row: f64,
 }
 
 impl Seen {
@@ -41,6 +50,14 @@ impl Seen {
         self.us_per_row = match self.chunks {
             1 | 2 => us_per_row,
             _ => towards(self.us_per_row, 0.25),
+        };
+        self.usual_us_per_row = match self.chunks {
+            1 | 2 => us_per_row,
+            _ => {
+                let usual = self.usual_us_per_row;
+                let share = if us_per_row < usual { 0.3 } else { 0.1 };
+                usual + share * (us_per_row.min(1.5 * usual) - usual)
+            }
         };
         self.best_us_per_row = match (self.chunks, us_per_row < self.best_us_per_row) {
             (1, _) => us_per_row,
@@ -59,6 +76,15 @@ pub(crate) struct Target {
     pub rows: usize,
     /// Rows that run at once.
     pub run: usize,
+}
+
+/// How long runs should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runs {
+    /// As long as is cheapest.
+    Cheapest,
+    /// Short, for small requests that pass between two of them, as far as that costs little.
+    Short,
 }
 
 /// What is known about one model's speed.
@@ -95,8 +121,7 @@ impl Pace {
     /// What a row costs at a size of which so many chunks were seen.
     fn cost(&self, size: usize, chunks: u32) -> Option<f64> {
         let seen = self.seen.get(size)?;
-        let overhead = RUN_OVERHEAD_US / (1u64 << size) as f64;
-        (seen.chunks >= chunks).then_some(seen.best_us_per_row + overhead)
+        (seen.chunks >= chunks).then_some(seen.best_us_per_row + run_overhead(size))
     }
 
     /// Microseconds per row in runs of about so many rows, from the nearest size that was seen.
@@ -129,9 +154,9 @@ impl Pace {
         rows
     }
 
-    /// The rows of the next chunk, and of its runs: the cheapest size known that takes no longer than `most_us`, and
-    /// as many runs as make a chunk worth its way.
-    pub(crate) fn target(&mut self, most_us: u64, most_rows: usize) -> Target {
+    /// The rows of the next chunk, and of its runs: the cheapest size known that takes no longer than `most_us`, or a
+    /// shorter one, and as many runs as make a chunk worth its way.
+    pub(crate) fn target(&mut self, most_us: u64, most_rows: usize, runs: Runs) -> Target {
         let limit = self.most_rows(most_us).min(most_rows).max(1);
         self.cuts = self.cuts.wrapping_add(1);
         self.climb();
@@ -149,6 +174,9 @@ impl Pace {
         if size == self.current && !unknown(size) && (unknown(down) || retry) {
             size = down;
         }
+        if runs == Runs::Short {
+            size = size.min(self.shortest());
+        }
         let run = (1usize << size).min(limit);
         let rows = match self.us_per_row(run) {
             None => FIRST_ROWS,
@@ -160,6 +188,34 @@ impl Pace {
             rows: rows.min(most_rows.max(1)),
             run,
         }
+    }
+
+    /// The smallest size, of those no larger than the one in use, that costs little more than the cheapest of them. One
+    /// that is not known is tried, and each once in a while: what was measured beside something else may have looked too
+    /// dear.
+    fn shortest(&self) -> usize {
+        let long_enough = |size: usize| {
+            let rows = 1usize << size;
+            let us = self.us_per_row(rows).unwrap_or(0.0) * rows as f64;
+            us >= SHORT_US
+        };
+        let least = (0..self.current)
+            .rev()
+            .take_while(|size| long_enough(*size));
+        let least = least.last().unwrap_or(self.current);
+        let sizes = least..=self.current;
+        if self.cuts.is_multiple_of(RETRY_SHORT_CUTS) {
+            let turn = (self.cuts / RETRY_SHORT_CUTS) as usize;
+            return least + turn % sizes.count();
+        }
+        let known = |size: &usize| self.seen[*size].chunks >= BELIEVED;
+        if let Some(unknown) = sizes.clone().rev().find(|size| !known(size)) {
+            return unknown;
+        }
+        let cost = |size: usize| self.seen[size].usual_us_per_row + run_overhead(size);
+        let best = sizes.clone().map(cost).fold(f64::MAX, f64::min);
+        let cheap = |size: &usize| cost(*size) <= best * SHORT_COSTS;
+        sizes.into_iter().find(cheap).unwrap_or(self.current)
     }
 
     fn climb(&mut self) {
@@ -180,6 +236,11 @@ impl Pace {
     }
 }
 
+/// What a run costs beyond the model, for each of its rows.
+fn run_overhead(size: usize) -> f64 {
+    RUN_OVERHEAD_US / (1u64 << size) as f64
+}
+
 fn rows_in(us: u64, us_per_row: f64) -> usize {
     ((us as f64 / us_per_row.max(0.001)) as usize).clamp(1, 1 << 22)
 }
@@ -193,17 +254,17 @@ mod tests {
     fn settle(us_per_row: impl Fn(usize) -> f64, most_us: u64) -> Target {
         let mut pace = Pace::default();
         for _ in 0..60 {
-            let Target { rows, run } = pace.target(most_us, 1024);
+            let Target { rows, run } = pace.target(most_us, 1024, Runs::Cheapest);
             pace.observe(run, rows, (us_per_row(run) * rows as f64) as u64);
         }
-        pace.target(most_us, 1024)
+        pace.target(most_us, 1024, Runs::Cheapest)
     }
 
     #[test]
     fn nothing_known_means_64_rows_and_few_at_once() {
-        let target = Pace::default().target(MOST_US, 1024);
+        let target = Pace::default().target(MOST_US, 1024, Runs::Cheapest);
         assert_eq!(target, Target { rows: 64, run: 8 });
-        let target = Pace::default().target(MOST_US, 5);
+        let target = Pace::default().target(MOST_US, 5, Runs::Cheapest);
         assert_eq!(target, Target { rows: 5, run: 5 });
     }
 
@@ -219,7 +280,7 @@ mod tests {
     fn what_gets_in_the_way_now_and_then_does_not_move_it() {
         let mut pace = Pace::default();
         for turn in 0..2000 {
-            let Target { rows, run } = pace.target(MOST_US, 1024);
+            let Target { rows, run } = pace.target(MOST_US, 1024, Runs::Cheapest);
             // Every seventh chunk, which is one of the size in use, takes three times as long.
             let slow = if turn % 7 == 0 { 3.0 } else { 1.0 };
             let us_per_row = 180.0 + 12.0 * (run as f64 / 4.0).log2().abs();
@@ -241,7 +302,7 @@ mod tests {
     fn a_cheap_model_soon_runs_many_rows_at_once() {
         let (mut pace, mut rows_before) = (Pace::default(), 0);
         loop {
-            let Target { rows, run } = pace.target(MOST_US, 1024);
+            let Target { rows, run } = pace.target(MOST_US, 1024, Runs::Cheapest);
             if run == 128 {
                 break;
             }
@@ -252,11 +313,59 @@ mod tests {
         assert!(rows_before < 6000, "{rows_before}");
     }
 
+    /// What a model that takes so long per row settles at while small requests come.
+    fn settle_short(us_per_row: impl Fn(usize) -> f64) -> Target {
+        let mut pace = Pace::default();
+        for turn in 0..600 {
+            let runs = if turn < 100 {
+                Runs::Cheapest
+            } else {
+                Runs::Short
+            };
+            let Target { rows, run } = pace.target(MOST_US, 1024, runs);
+            pace.observe(run, rows, (us_per_row(run) * rows as f64) as u64);
+        }
+        while pace.cuts % RETRY_SHORT_CUTS == RETRY_SHORT_CUTS - 1 {
+            pace.cuts += 1;
+        }
+        pace.target(MOST_US, 1024, Runs::Short)
+    }
+
+    #[test]
+    fn runs_are_as_short_as_costs_little_while_small_requests_come() {
+        // Hardly dearer at 4 rows than at 16, but at 2.
+        let heavy = |run: usize| 500.0 + 400.0 / (run * run) as f64;
+        assert_eq!(settle_short(heavy).run, 4);
+        // A dear size between two cheap ones keeps nobody from the shorter.
+        let uneven = |run: usize| if run == 8 { 700.0 } else { heavy(run) };
+        assert_eq!(settle_short(uneven).run, 4);
+        // 300 us are short enough.
+        let light = |run: usize| 1.0 + 2.0 / run as f64;
+        assert_eq!(settle_short(light).run, 512);
+        // One row at a time cannot be made shorter.
+        assert_eq!(settle_short(|_| 50_000.0).run, 1);
+    }
+
+    #[test]
+    fn what_looked_dear_once_is_tried_again_while_small_requests_come() {
+        let mut pace = Pace::default();
+        for turn in 0..1000 {
+            let Target { rows, run } = pace.target(MOST_US, 1024, Runs::Short);
+            // Something else ran at first.
+            let slow = if turn < 20 && run < 8 { 3.0 } else { 1.0 };
+            pace.observe(run, rows, (slow * 500.0 * rows as f64) as u64);
+        }
+        assert!(pace.shortest() <= 1, "{pace:?}");
+    }
+
     #[test]
     fn a_slow_row_is_a_chunk_of_its_own() {
         let mut pace = Pace::default();
         pace.observe(8, 64, 64 * 50_000);
-        assert_eq!(pace.target(MOST_US, 1024), Target { rows: 1, run: 1 });
+        assert_eq!(
+            pace.target(MOST_US, 1024, Runs::Cheapest),
+            Target { rows: 1, run: 1 }
+        );
         assert_eq!(pace.expect_us(1, 2), 100_000);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::pace::Runs;
 use super::{Assignment, Chosen, Lane, PaceKey, Scheduler, fresh};
 use crate::message::{ChunkId, Role, Serial};
 
@@ -98,7 +99,8 @@ impl<C: Clone> Scheduler<C> {
             let next = out.legs.end..out.legs.end + 1;
             if out.chosen.run > 0 {
                 let pace = PaceKey::of(out.chosen.model, &next);
-                out.chosen.run = fresh::target(&self.limits, &mut self.paces, pace).run;
+                out.chosen.run =
+                    fresh::target(&self.limits, &mut self.paces, pace, Runs::Cheapest).run;
             }
             self.returned[role as usize].push_back(Returned {
                 lane: out.lane,
