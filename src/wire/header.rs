@@ -31,7 +31,7 @@ pub(super) struct Header<'a> {
 }
 
 /// Reads one field's value, names it in the error, and refuses a second one.
-fn field<'a, T>(
+pub(super) fn field<'a, T>(
     place: &mut Option<T>,
     name: &str,
     source: &mut Reader<'a>,
@@ -69,7 +69,9 @@ pub(super) fn read_header(bytes: &Bytes) -> ReadResult<Header<'_>> {
             "params" => field(&mut header.params, key, source, |source| {
                 RawParams::read(source, bytes)
             })?,
-            "inputs" => field(&mut header.inputs, key, source, inputs)?,
+            "inputs" => field(&mut header.inputs, key, source, |source| {
+                tensors(source, MAX_TENSORS)
+            })?,
             "timeout_ms" => field(&mut header.timeout_ms, key, source, Reader::unsigned)?,
             "priority" => field(&mut header.priority, key, source, Reader::text)?,
             "stream" => field(&mut header.stream, key, source, Reader::boolean)?,
@@ -84,21 +86,23 @@ pub(super) fn read_header(bytes: &Bytes) -> ReadResult<Header<'_>> {
     }
 }
 
-fn inputs<'a>(source: &mut Reader<'a>) -> ReadResult<Vec<TensorHeader<'a>>> {
+/// What is said of tensors, of `most` at most.
+pub(super) fn tensors<'a>(
+    source: &mut Reader<'a>,
+    most: usize,
+) -> ReadResult<Vec<TensorHeader<'a>>> {
     // Not sized by what the header promises.
-    let mut inputs = Vec::new();
+    let mut tensors = Vec::new();
     for _ in 0..source.array()? {
-        if inputs.len() == MAX_TENSORS {
-            return Err(format!(
-                "more than {MAX_TENSORS} tensors, which is the most"
-            ));
+        if tensors.len() == most {
+            return Err(format!("more than {most} tensors, which is the most"));
         }
-        inputs.push(input(source)?);
+        tensors.push(tensor(source)?);
     }
-    Ok(inputs)
+    Ok(tensors)
 }
 
-fn input<'a>(source: &mut Reader<'a>) -> ReadResult<TensorHeader<'a>> {
+fn tensor<'a>(source: &mut Reader<'a>) -> ReadResult<TensorHeader<'a>> {
     let (mut name, mut dtype, mut shape) = (None, None, None);
     for _ in 0..source.map()? {
         match source.text()? {
@@ -118,7 +122,7 @@ fn input<'a>(source: &mut Reader<'a>) -> ReadResult<TensorHeader<'a>> {
     })
 }
 
-fn once<T>(place: &mut Option<T>, name: &str, value: ReadResult<T>) -> ReadResult<()> {
+pub(super) fn once<T>(place: &mut Option<T>, name: &str, value: ReadResult<T>) -> ReadResult<()> {
     let value = value.map_err(|e| format!("`{name}`: {e}"))?;
     if place.replace(value).is_some() {
         return Err(format!("`{name}` is given twice"));

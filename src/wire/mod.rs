@@ -37,6 +37,7 @@
 //! gets the rows looks at their values and reads the parameters (`chunk.rs`), and what is wrong there ends that request
 //! alone.
 
+mod answer;
 pub(crate) mod bounded;
 #[cfg(feature = "server")]
 pub(crate) mod chunk;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::answer::read_header;
 use super::{TensorHeader, VERSION, take_payload, write};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{RequestId, Stats};
@@ -201,33 +202,6 @@ pub enum ServerMessage {
     Error(Error),
 }
 
-/// The header, as it is read: every field that any kind may have.
-#[derive(Deserialize)]
-struct Header<'a> {
-    v: u64,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    id: u64,
-    #[serde(default, borrow)]
-    outputs: Option<Vec<TensorHeader<'a>>>,
-    #[serde(default)]
-    parts: Option<Vec<u64>>,
-    #[serde(default)]
-    stats: Option<Stats>,
-    #[serde(default)]
-    offset: Option<u64>,
-    #[serde(default)]
-    rows: Option<u64>,
-    #[serde(default)]
-    code: Option<&'a str>,
-    #[serde(default)]
-    message: Option<&'a str>,
-    #[serde(default)]
-    state: Option<&'a str>,
-    #[serde(default)]
-    pending: Option<u64>,
-}
-
 #[derive(Serialize, Deserialize)]
 struct Answer<T> {
     v: u64,
@@ -257,16 +231,21 @@ pub fn read(frames: Vec<Bytes>) -> Result<(RequestId, ServerMessage)> {
     let first = frames
         .next()
         .ok_or_else(|| Error::invalid("an answer without a header frame"))?;
-    let header: Header<'_> = rmp_serde::from_slice(&first)
+    let header = read_header(&first)
         .map_err(|e| Error::invalid(format!("the answer is not of this protocol: {e}")))?;
-    if header.v != VERSION {
+    let missing = |name: &str| {
+        Error::invalid(format!(
+            "the answer is not of this protocol: missing field `{name}`"
+        ))
+    };
+    let v = header.v.ok_or_else(|| missing("v"))?;
+    if v != VERSION {
         return Err(Error::invalid(format!(
-            "the server speaks protocol version {}, this client speaks {VERSION}",
-            header.v
+            "the server speaks protocol version {v}, this client speaks {VERSION}"
         )));
     }
-    let id = RequestId(header.id);
-    let message = match header.kind {
+    let id = RequestId(header.id.ok_or_else(|| missing("id"))?);
+    let message = match header.kind.ok_or_else(|| missing("type"))? {
         "welcome" => ServerMessage::Welcome,
         "hello_ok" => ServerMessage::HelloOk(body(&first)?),
         "status_ok" => ServerMessage::StatusOk(Box::new(body(&first)?)),

@@ -58,6 +58,21 @@ impl Session {
         id
     }
 
+    /// The same with a payload that was changed.
+    pub fn infer_with(
+        &mut self,
+        request: &Request,
+        change: impl FnOnce(&mut Vec<Bytes>),
+    ) -> RequestId {
+        let id = self.id();
+        let mut frames = write_infer(id, request);
+        let mut payload = frames.split_off(1);
+        change(&mut payload);
+        frames.extend(payload);
+        send(&self.port, frames);
+        id
+    }
+
     pub fn cancel(&mut self, id: RequestId) {
         send(&self.port, write_message(&ClientMessage::Cancel(id)));
     }

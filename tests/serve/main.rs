@@ -19,6 +19,7 @@ mod models;
 mod order;
 mod policy;
 mod readme;
+mod repeated;
 mod start;
 mod stop;
 mod types;
