@@ -103,6 +103,8 @@ struct State {
     backlog: Outgoing,
     /// The driver sleeps, and has to be woken.
     sleeping: bool,
+    /// Somebody was told to drive, and is about to.
+    told_to_drive: bool,
     looked: Instant,
     lost: Option<Error>,
 }
@@ -212,8 +214,10 @@ impl State {
     fn pass_on(&mut self, told: &mut Told) {
         if self.session.is_some()
             && self.lost.is_none()
+            && !self.told_to_drive
             && let Some((_, seat)) = self.waiting.pop_last()
         {
+            self.told_to_drive = true;
             seat.put(Word::Drive);
             told.push(seat);
         }
@@ -269,6 +273,7 @@ impl Shared {
                 waiting: BTreeMap::new(),
                 backlog: Outgoing::default(),
                 sleeping: false,
+                told_to_drive: false,
                 looked: Instant::now(),
                 lost: None,
             }),
@@ -336,25 +341,31 @@ impl Shared {
     /// would write it while nobody waits for an answer. Where there is no room until the deadline, whoever waits or submits
     /// next goes on.
     fn send(&self, mut state: MutexGuard<'_, State>, told: &mut Told, deadline: Option<Instant>) {
-        let mut wake = false;
-        if let Some(mut session) = state.session.take() {
-            session.send_backlog(&mut state.backlog);
-            if session.loss().is_some() {
-                state.hear_the_end(&mut session, told);
+        let Some(session) = state.session.take() else {
+            let wake = std::mem::take(&mut state.sleeping);
+            drop(state);
+            notify(told);
+            if wake {
+                self.waker.wake();
             }
-            if session.has_unwritten() {
-                drop(state);
-                notify(told);
-                return self.drive(session, Goal::Written, deadline);
-            }
-            state.session = Some(session);
-        } else {
-            wake = std::mem::take(&mut state.sleeping);
-        }
+            return;
+        };
+        let mut backlog = std::mem::take(&mut state.backlog);
         drop(state);
         notify(told);
-        if wake {
-            self.waker.wake();
+        // Not under the lock: a write takes as long as all that others do there.
+        let mut driver = Driver {
+            shared: self,
+            session: Some(session),
+        };
+        if let Some(session) = &mut driver.session {
+            session.send_backlog(&mut backlog);
+            if !session.has_unwritten() && session.loss().is_none() {
+                return;
+            }
+        }
+        if let Some(session) = driver.session.take() {
+            self.drive(session, Goal::Written, deadline);
         }
     }
 
@@ -386,14 +397,21 @@ impl Shared {
             match seat.wait(deadline) {
                 Some(Word::Answer(answer)) => return Ok(answer),
                 Some(Word::Lost(error)) => return Err(error),
-                Some(Word::Drive) | None => {}
+                Some(Word::Drive) => {
+                    state = self.lock();
+                    state.told_to_drive = false;
+                    continue;
+                }
+                None => {}
             }
             state = self.lock();
             // A word is put there under the lock, so now it is there, or will never be.
-            if state.waiting.remove(&id).is_none()
-                && let Some(Word::Answer(answer)) = seat.lock().take()
-            {
-                break Ok(answer);
+            if state.waiting.remove(&id).is_none() {
+                match seat.lock().take() {
+                    Some(Word::Answer(answer)) => break Ok(answer),
+                    Some(Word::Drive) => state.told_to_drive = false,
+                    Some(Word::Lost(_)) | None => {}
+                }
             }
         };
         // It may have been told to drive.

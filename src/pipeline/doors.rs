@@ -134,7 +134,8 @@ impl Doors {
     pub(crate) fn next(&self) -> Option<Said> {
         let mut said = lock(&self.said);
         let next = said.pop_front();
-        if said.is_empty() {
+        // Asked each turn, and mostly in vain: that must not cost a system call.
+        if next.is_some() && said.is_empty() {
             self.waker.clear();
         }
         next

@@ -1,6 +1,9 @@
 //! Batches: rows in named columns.
 
 #[cfg(feature = "server")]
+use std::borrow::Borrow;
+
+#[cfg(feature = "server")]
 use bytes::Bytes;
 
 #[cfg(feature = "server")]
@@ -69,15 +72,18 @@ impl Batch {
     /// The rows of several batches in one piece of memory for each column. `None` where that is not worth a copy: for one
     /// batch, for batches of more than so many bytes, for elements that differ in length; and for columns that are not alike.
     #[cfg(feature = "server")]
-    pub(crate) fn joined(batches: &[Batch], most_bytes: usize) -> Option<Batch> {
+    pub(crate) fn joined<B: Borrow<Batch>>(batches: &[B], most_bytes: usize) -> Option<Batch> {
         let (first, rest) = batches.split_first()?;
-        let columns = first.tensors.len();
-        let fits =
-            |batch: &Batch| batch.tensors.len() == columns && batch.payload_bytes() <= most_bytes;
+        let columns = first.borrow().tensors.len();
+        let fits = |batch: &B| {
+            let batch = batch.borrow();
+            batch.tensors.len() == columns && batch.payload_bytes() <= most_bytes
+        };
         if rest.is_empty() || !batches.iter().all(fits) {
             return None;
         }
-        let column = |index: usize| Tensor::joined(batches.iter().map(move |b| &b.tensors[index]));
+        let column =
+            |index: usize| Tensor::joined(batches.iter().map(move |b| &b.borrow().tensors[index]));
         let tensors = (0..columns).map(column).collect::<Option<_>>()?;
         Some(Batch { tensors })
     }

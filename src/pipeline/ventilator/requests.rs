@@ -1,6 +1,7 @@
 //! The requests in the queue and the chunks that are out: a pure state machine. It knows no socket and no clock; what it
 //! wants done comes out as [`Action`]s, to be done in their order.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -287,11 +288,11 @@ impl Requests {
             });
             let earlier = handed.find(|handed| handed.serial == piece.serial);
             each.push(if let Some(earlier) = earlier {
-                earlier.batch.clone()
+                Cow::Borrowed(&earlier.batch)
             } else if whole || piece.rows == held.rows {
-                held.inputs.clone()
+                Cow::Borrowed(&held.inputs)
             } else {
-                held.inputs.slice_rows(piece.offset, piece.rows)
+                Cow::Owned(held.inputs.slice_rows(piece.offset, piece.rows))
             });
             if chunk.params.is_empty() && !held.params.is_empty() {
                 chunk.params = held.params.clone(); // alike in all members of a group
@@ -300,7 +301,10 @@ impl Requests {
         // Rows that have legs left part again before the next.
         let is_last = !chunk.goes_on && carry.is_none();
         let joined = is_last.then(|| Batch::joined(&each, JOINED_BYTES));
-        chunk.rows = joined.flatten().map_or(Rows::Each(each), Rows::Joined);
+        chunk.rows = match joined.flatten() {
+            Some(joined) => Rows::Joined(joined),
+            None => Rows::Each(each.into_iter().map(Cow::into_owned).collect()),
+        };
         chunk
     }
 }
