@@ -50,8 +50,9 @@
 //! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
-//! 8. `unsafe` is in `frames.rs`, in `zmtp/unsent.rs` and `priority.rs` (system calls that no crate wraps), and for the C interface of
-//!    plugins in `plugin/glue.rs` (the author's side) and `plugin/host/` (the server's side), each block with its reason.
+//! 8. `unsafe` is in `frames.rs`, in `zmtp/unsent.rs` and `priority.rs` (system calls that no crate wraps), and for the C
+//!    interface of plugins in `plugin/glue.rs` (the author's side) and `plugin/host/` (the server's side), each block with
+//!    its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
 //! thread; no table is shared between threads on the data path but the board of cancelled serials, which may forget.
@@ -111,6 +112,11 @@
 //!   20 ms runs the bulk chunk that waits (`schedule/lane.rs`).
 //! - Small requests of many threads share a session of the client, with one of those that wait as its driver
 //!   (`client/tickets.rs`): each connection costs both sides a waking-up per request.
+//! - Small requests that share a chunk are copied into one piece by the ventilator, and their results come back as one;
+//!   the sink writes each its part of it straight to where it leaves (`ventilator/requests.rs`, `wire/rows.rs`).
+//! - A header that equals an earlier one but for its id is not read again (`ventilator/known_headers.rs`).
+//! - While small requests come, bulk runs are made as short as costs little (`schedule/pace.rs`), workers let the loops
+//!   around them go first, and those ask for short slices of a core (`priority.rs`).
 
 #[cfg(feature = "client")]
 pub mod client;

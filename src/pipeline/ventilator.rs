@@ -8,6 +8,8 @@
 //! stops, `says.rs` what clients say and are told, `report.rs` what status says.
 
 mod admission;
+#[cfg(test)]
+mod allocations;
 mod clients;
 mod in_use;
 mod intake;
