@@ -1,12 +1,10 @@
 //! 8,000 rows in one request on two workers, against two sessions in this process.
 
-use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use mdm::{Client, Element};
 use ndarray::Array2;
-use ort::session::Session;
 
 use super::Plan;
 use super::children::{Models, Server};
@@ -53,7 +51,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
 pub fn ids(rows: usize) -> Rows<i64> {
     Rows {
         elements: (0..rows as i64 * 64).map(|i| i * 7919 % 5000).collect(),
-        width: 64,
+        dims: vec![64],
     }
 }
 
@@ -61,7 +59,7 @@ pub fn ids(rows: usize) -> Rows<i64> {
 pub fn floats(rows: usize) -> Rows<f32> {
     Rows {
         elements: (0..rows * 64).map(|i| (i % 251) as f32 / 251.0).collect(),
-        width: 64,
+        dims: vec![64],
     }
 }
 
@@ -85,14 +83,15 @@ impl<T: Number + Element> Case<T> {
     ) -> Result<()> {
         let plan = &plan.within(CASE);
         let mut sessions = [engine::session(model)?, engine::session(model)?];
-        let (batch, found) = self.best_batch(&mut sessions)?;
+        let tried = self.rows.first(self.sweep);
+        let (batch, found) = engine::best_batch(&mut sessions, &tried, &BATCHES, SWEEP)?;
         table.note(format!(
             "bulk {}, in-process rows/s by batch: {found}",
             self.name
         ));
         let (count, requests) = (self.rows.count(), self.requests);
         let total = (count * requests) as f64;
-        let array = Array2::from_shape_vec((count, self.rows.width), self.rows.elements.clone())?;
+        let array = Array2::from_shape_vec((count, self.rows.width()), self.rows.elements.clone())?;
         // Gives the chunks of its last request too.
         let served = |(client, _): &mut (Client, Server)| {
             let (start, mut chunks) = (Instant::now(), 0);
@@ -128,33 +127,5 @@ impl<T: Number + Element> Case<T> {
             count as u64 / chunks.max(1)
         ));
         Ok(())
-    }
-
-    /// The batch size that suits the sessions best, and what each gave.
-    fn best_batch(&self, sessions: &mut [Session]) -> Result<(usize, String)> {
-        let rows = Rows {
-            elements: self.rows.elements[..self.sweep.min(self.rows.count()) * self.rows.width]
-                .to_vec(),
-            width: self.rows.width,
-        };
-        let (mut best, mut found) = ((0.0, 1), String::new());
-        let start = Instant::now();
-        for batch in BATCHES {
-            if start.elapsed() > SWEEP {
-                write!(found, " (no time for more)")?;
-                break;
-            }
-            // Twice: the first run of a shape plans its memory.
-            let mut rate = 0f64;
-            for _ in 0..2 {
-                let took = engine::run_all(sessions, &rows, batch)?;
-                rate = rate.max(rows.count() as f64 / took.as_secs_f64());
-            }
-            if rate > best.0 {
-                best = (rate, batch);
-            }
-            write!(found, " {batch}:{rate:.0}")?;
-        }
-        Ok((best.1, found.trim_start().to_owned()))
     }
 }

@@ -1,7 +1,7 @@
 //! The engine without a server: sessions in this process, as a program has them that does without us.
 #![allow(dead_code)] // each benchmark uses some of it
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -51,16 +51,31 @@ pub trait Number: PrimitiveTensorElementType + Copy + Debug + Send + Sync + 'sta
 
 impl<T: PrimitiveTensorElementType + Copy + Debug + Send + Sync + 'static> Number for T {}
 
-/// Rows of numbers in one piece, so many elements each.
+/// Rows of numbers in one piece, each of the same dimensions.
 #[derive(Clone, Debug)]
 pub struct Rows<T> {
     pub elements: Vec<T>,
-    pub width: usize,
+    pub dims: Vec<usize>,
 }
 
 impl<T> Rows<T> {
     pub fn count(&self) -> usize {
-        self.elements.len() / self.width
+        self.elements.len() / self.width()
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.dims.iter().product()
+    }
+}
+
+impl<T: Clone> Rows<T> {
+    /// So many of them, or all if there are fewer.
+    pub fn first(&self, count: usize) -> Rows<T> {
+        Rows {
+            elements: self.elements[..count.min(self.count()) * self.width()].to_vec(),
+            dims: self.dims.clone(),
+        }
     }
 }
 
@@ -71,8 +86,10 @@ pub fn run<T: Number>(
     from: usize,
     to: usize,
 ) -> Result<DynValue> {
-    let view = &rows.elements[from * rows.width..to * rows.width];
-    let input = TensorRef::from_array_view(([to - from, rows.width], view))?;
+    let width = rows.width();
+    let view = &rows.elements[from * width..to * width];
+    let shape = [&[to - from], &rows.dims[..]].concat();
+    let input = TensorRef::from_array_view((shape, view))?;
     let outputs = session.run([SessionInputValue::from(input)])?;
     let first = outputs.into_iter().next();
     let (_, value) = first.context("a model without outputs")?;
@@ -116,4 +133,33 @@ pub fn run_all<T: Number>(
     let took = start.elapsed();
     drop(outputs);
     Ok(took)
+}
+
+/// The batch size of these that suits the sessions best, tried with these rows, and for a note what each gave.
+pub fn best_batch<T: Number>(
+    sessions: &mut [Session],
+    rows: &Rows<T>,
+    batches: &[usize],
+    longest: Duration,
+) -> Result<(usize, String)> {
+    let (mut best, mut found) = ((0.0, 1), String::new());
+    let start = Instant::now();
+    for &batch in batches {
+        if start.elapsed() > longest {
+            write!(found, " (no time for more)")?;
+            break;
+        }
+        // Twice: the first run of a shape plans its memory.
+        let mut rate = 0f64;
+        for _ in 0..2 {
+            let took = run_all(sessions, rows, batch)?;
+            rate = rate.max(rows.count() as f64 / took.as_secs_f64());
+        }
+        if rate > best.0 {
+            best = (rate, batch);
+        }
+        let digits = usize::from(rate < 100.0);
+        write!(found, " {batch}:{rate:.digits$}")?;
+    }
+    Ok((best.1, found.trim_start().to_owned()))
 }

@@ -21,7 +21,7 @@ pub struct Measured {
     /// The server's processor time per request, in microseconds.
     pub server_us: f64,
     /// That of this process, which the clients are in.
-    client_us: f64,
+    pub client_us: f64,
 }
 
 /// The processor time of every measurement.

@@ -15,6 +15,7 @@ mod children;
 mod clients;
 mod dealers;
 mod engine;
+mod heavy;
 mod idle;
 mod large;
 mod loops;
@@ -25,6 +26,9 @@ mod onnx;
 mod pipelined;
 mod plugin;
 mod report;
+#[allow(unused_imports)] // benchmarks are built as tests are, but without the modules' tests
+#[path = "../../examples/image/resnet50.rs"]
+mod resnet50;
 mod sessions;
 mod sides;
 mod small;
@@ -93,8 +97,9 @@ const PART: Duration = Duration::from_secs(45);
 
 type Part = fn(&Plan, &mut Table) -> Result<()>;
 
-const PARTS: [(&str, Part); 11] = [
+const PARTS: [(&str, Part); 12] = [
     ("bulk", bulk::measure),
+    ("heavy", heavy::measure),
     ("small", small::measure),
     ("pipelined", pipelined::measure),
     ("clients", clients::measure),

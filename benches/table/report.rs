@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::Plan;
 use super::sides::Sides;
 
-/// What a ratio of ours to the baseline should be.
+/// What a ratio of ours to the baseline should be, or a figure of ours in its own unit.
 #[derive(Clone, Copy, Debug)]
 pub enum Bar {
     /// Ours is a rate.
@@ -17,6 +17,18 @@ pub enum Bar {
     AtMost(f64),
     /// There is nothing to hold it to.
     None,
+}
+
+impl Bar {
+    /// The last two cells of a line: the bar as `text` writes it, and whether the value meets it.
+    fn cells(self, value: f64, text: impl Fn(f64) -> String) -> [String; 2] {
+        let (bar, met) = match self {
+            Bar::AtLeast(bar) => (format!("≥ {}", text(bar)), value >= bar),
+            Bar::AtMost(bar) => (format!("≤ {}", text(bar)), value <= bar),
+            Bar::None => return ["-".to_owned(), String::new()],
+        };
+        [bar, if met { "met" } else { "missed" }.to_owned()]
+    }
 }
 
 /// Measurements that were taken in turn: ours, the baseline, ours, the baseline …
@@ -140,12 +152,7 @@ impl Table {
         let ratios = pairs.ratios();
         let ratio = median(ratios.clone());
         let (least, most) = extremes(&ratios);
-        let (bar, verdict) = match bar {
-            Bar::AtLeast(bar) => (format!("≥ {bar:.2}"), Some(ratio >= bar)),
-            Bar::AtMost(bar) => (format!("≤ {bar:.2}"), Some(ratio <= bar)),
-            Bar::None => ("-".to_owned(), None),
-        };
-        let verdict = verdict.map_or("", |met| if met { "met" } else { "missed" });
+        let [bar, verdict] = bar.cells(ratio, |bar| format!("{bar:.2}"));
         let count = pairs.count();
         self.lines.push(Line {
             cells: [
@@ -154,7 +161,7 @@ impl Table {
                 show(pairs.baseline(), unit),
                 format!("{ratio:.2} ({least:.2}..{most:.2} of {count})"),
                 bar,
-                verdict.to_owned(),
+                verdict,
             ],
         });
     }
@@ -169,16 +176,23 @@ impl Table {
 
     /// A line of ours that has no baseline: the middle one, and the least and the greatest.
     pub fn add_alone(&mut self, what: &str, values: &[f64], unit: &str) {
+        self.add_figure(what, values, unit, Bar::None);
+    }
+
+    /// The same with a bar in the figure's own unit.
+    pub fn add_figure(&mut self, what: &str, values: &[f64], unit: &str, bar: Bar) {
+        let middle = median(values.to_vec());
         let (least, most) = extremes(values);
         let (least, most, count) = (show(least, unit), show(most, unit), values.len());
+        let [bar, verdict] = bar.cells(middle, |bar| show(bar, unit));
         self.lines.push(Line {
             cells: [
                 what.to_owned(),
-                show(median(values.to_vec()), unit),
+                show(middle, unit),
                 "-".to_owned(),
                 format!("({least}..{most} of {count})"),
-                "-".to_owned(),
-                String::new(),
+                bar,
+                verdict,
             ],
         });
     }

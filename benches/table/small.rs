@@ -56,7 +56,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
         "small: mlp, 1 row, 1 client, p50",
         &pairs,
         "µs",
-        Bar::AtMost(0.6),
+        Bar::AtMost(0.5),
     );
     table.add_server("", &to_server, "µs", Bar::None);
     table.note(format!(
