@@ -8,6 +8,7 @@
 //! cargo bench --bench table -- --server PATH      and each server's line to another server's program
 //! ```
 //! A missed bar is no failure: a number on a busy machine says nothing about the program.
+#![allow(clippy::duplicate_mod)] // two makers of models, each with the parts that ONNX files are made of
 
 mod bare;
 mod bulk;

@@ -14,6 +14,7 @@ const WHOLE: u8 = 2;
 /// Seven numbers, where the answer goes, and a byte of flags.
 const RECORD_BYTES: usize = 7 * 8 + 16 + 1;
 
+#[allow(clippy::ptr_arg)] // serde hands the field over as it is
 pub(super) fn serialize<S: Serializer>(
     members: &Cow<'_, [Member]>,
     serializer: S,

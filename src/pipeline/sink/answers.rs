@@ -10,51 +10,28 @@
 //! chunks before it gives them to others, and what comes of them later is refused (`recent.rs`).
 
 mod answered;
+mod counts;
+mod given;
+mod outlet;
 mod recent;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-
+pub(crate) use self::outlet::{Action, Outlet};
 use foldhash::HashMap;
-use hdrhistogram::Histogram;
 
 use self::answered::{Answered, Span};
+use self::counts::Counts;
+use self::given::Given;
+use self::outlet::{Asker, Turn};
 use self::recent::{Recent, Standing};
-use crate::error::{Error, ErrorCode, Result};
-use crate::message::{ChunkId, Member, Outcome, Part, Ran, ReplyTo, RequestId, Serial, Stats};
+use crate::error::{Error, Result};
+use crate::message::{ChunkId, Member, Outcome, Part, Ran, ReplyTo, Serial, Stats};
 use crate::split::Gather;
 use crate::tensor::{Batch, Tensor};
-use crate::wire::inner::{Arrived, Close, LostWorker, SinkReport, ToSink, ToVentilator};
+use crate::wire::inner::{Arrived, Close, LostWorker, ToSink, ToVentilator};
 use crate::wire::rows::ResultRows;
-use crate::wire::server::{LatencyInfo, Outputs, ServerMessage};
-
-/// What is to be done, at once.
-#[derive(Debug)]
-pub(crate) enum Action<'a> {
-    /// Give a client its result.
-    Result {
-        reply: ReplyTo,
-        request: RequestId,
-        rows: ResultRows<'a>,
-    },
-    /// Tell a client.
-    Answer {
-        reply: ReplyTo,
-        request: RequestId,
-        message: ServerMessage,
-    },
-    TellVentilator(ToVentilator),
-}
-
-/// Whoever does what is to be done, and knows what waits for clients.
-pub(crate) trait Outlet {
-    /// Bytes that were given to [`Outlet::perform`] for a client and have not left yet.
-    fn unsent_bytes(&self, reply: ReplyTo) -> u64;
-
-    fn perform(&mut self, action: Action<'_>);
-}
+use crate::wire::server::{Outputs, ServerMessage};
 
 /// What bounds the answers.
 #[derive(Clone, Debug)]
@@ -98,64 +75,11 @@ enum Until {
     Rows { missing: u64, span: Span },
 }
 
-/// Who gets an answer.
-#[derive(Clone, Copy)]
-struct Asker {
-    reply: ReplyTo,
-    request: RequestId,
-    arrived_us: u64,
-}
-
-impl From<&Member> for Asker {
-    fn from(member: &Member) -> Asker {
-        Asker {
-            reply: member.reply,
-            request: member.request,
-            arrived_us: member.arrived_us,
-        }
-    }
-}
-
 /// Rows of a request that a chunk has brought.
 struct Piece<'a> {
     member: &'a Member,
     chunk: ChunkId,
     compute_us: u64,
-}
-
-/// What a member's rows gave.
-enum Given<'a> {
-    /// In runs that are nobody else's.
-    Runs(Vec<Batch>),
-    /// In a run with others': which of its rows.
-    Some(&'a Batch, Range<usize>),
-}
-
-impl Given<'_> {
-    /// Where they are in one piece, the outputs and which of their rows.
-    fn as_rows(&self, member: &Member) -> Option<(&Batch, Range<usize>)> {
-        match self {
-            Given::Runs(runs) => match &runs[..] {
-                [run] if !member.whole => Some((run, 0..member.rows as usize)),
-                _ => None,
-            },
-            Given::Some(run, rows) => Some((run, rows.clone())),
-        }
-    }
-
-    fn into_runs(self) -> Vec<Batch> {
-        match self {
-            Given::Runs(runs) => runs,
-            // Copied: one that does not read its answer would hold those of all the others.
-            Given::Some(run, rows) => vec![run.slice_rows(rows.start, rows.len()).detached()],
-        }
-    }
-}
-
-/// The time, and the way out.
-struct Turn<'a, O> {
-    now_us: u64,
-    outlet: &'a mut O,
 }
 
 /// The requests of which parts are coming, and what was answered.
@@ -168,14 +92,11 @@ pub(crate) struct Answers {
     answered: Answered,
     recent: Vec<Recent>,
     stopped: Vec<bool>,
-    latency: Histogram<u64>,
-    report: SinkReport,
+    counts: Counts,
 }
 
 impl Answers {
     pub(crate) fn new(bounds: &Bounds) -> Result<Answers> {
-        let latency = Histogram::new_with_bounds(1, 3_600_000_000, 2)
-            .map_err(|e| Error::internal(format!("the latency histogram: {e}")))?;
         let recent = (0..bounds.workers).map(|_| Recent::new(bounds.worker_chunks));
         Ok(Answers {
             max_client_bytes: bounds.max_client_bytes,
@@ -185,8 +106,7 @@ impl Answers {
             answered: Answered::new(bounds.answered),
             recent: recent.collect(),
             stopped: vec![false; bounds.workers],
-            latency,
-            report: SinkReport::default(),
+            counts: Counts::new()?,
         })
     }
 
@@ -212,7 +132,7 @@ impl Answers {
             ToSink::WorkerLost(lost) => self.lose_worker(&lost, turn),
             ToSink::Out(out) => self.answered.settle(&out),
             ToSink::Report(token) => {
-                let report = Box::new(self.make_report());
+                let report = Box::new(self.counts.report());
                 turn.tell_ventilator(ToVentilator::Report(token, report));
             }
             // What is gathered for it goes when the ventilator closes its requests.
@@ -372,7 +292,8 @@ impl Answers {
     fn complete(&mut self, member: &Member, done: Gathering, turn: &mut Turn<'_, impl Outlet>) {
         if member.stream {
             let asker = Asker::from(member);
-            self.count_answer(asker, member.total, None, turn.now_us);
+            self.counts
+                .result(asker.arrived_us, member.total, turn.now_us);
             turn.answer(asker, ServerMessage::End(member.total, done.stats));
             return;
         }
@@ -566,47 +487,14 @@ impl Answers {
             self.answer_error(asker, error, turn);
             return false;
         }
-        self.count_answer(asker, member.total, None, turn.now_us);
+        self.counts
+            .result(asker.arrived_us, member.total, turn.now_us);
         true
     }
 
     fn answer_error(&mut self, asker: Asker, error: Error, turn: &mut Turn<'_, impl Outlet>) {
-        self.count_answer(asker, 0, Some(&error), turn.now_us);
+        self.counts.error(&error);
         turn.answer(asker, ServerMessage::Error(error));
-    }
-
-    fn count_answer(&mut self, asker: Asker, rows: u64, error: Option<&Error>, now_us: u64) {
-        self.report.requests += 1;
-        self.report.rows += rows;
-        match error {
-            Some(error) => {
-                let count = self.report.errors.entry(error.code().as_str().to_owned());
-                *count.or_default() += 1;
-            }
-            None => {
-                let us = now_us.saturating_sub(asker.arrived_us);
-                self.latency.saturating_record(us.max(1));
-            }
-        }
-    }
-
-    fn make_report(&self) -> SinkReport {
-        let at = |q| self.latency.value_at_quantile(q);
-        let mut report = self.report.clone();
-        if !self.latency.is_empty() {
-            report.latency = LatencyInfo {
-                p50: at(0.5),
-                p90: at(0.9),
-                p99: at(0.99),
-            };
-        }
-        // Every code, so that a reader need not know which have happened.
-        let all: BTreeMap<_, _> = ErrorCode::ALL
-            .iter()
-            .map(|code| (code.as_str().to_owned(), 0))
-            .collect();
-        report.errors = all.into_iter().chain(report.errors).collect();
-        report
     }
 }
 
@@ -628,20 +516,6 @@ impl Answers {
         let ended = self.ended.keys().map(|s| format!("{s} ended"));
         let bytes = self.gathered.values().map(|bytes| format!("{bytes} bytes"));
         gathering.chain(ended).chain(bytes).collect()
-    }
-}
-
-impl<O: Outlet> Turn<'_, O> {
-    fn answer(&mut self, asker: Asker, message: ServerMessage) {
-        self.outlet.perform(Action::Answer {
-            reply: asker.reply,
-            request: asker.request,
-            message,
-        });
-    }
-
-    fn tell_ventilator(&mut self, message: ToVentilator) {
-        self.outlet.perform(Action::TellVentilator(message));
     }
 }
 

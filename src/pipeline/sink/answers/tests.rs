@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::message::WorkerId;
+use crate::error::ErrorCode;
+use crate::message::{RequestId, WorkerId};
 use crate::wire::inner::Out;
 
 const REPLY: ReplyTo = ReplyTo([7; 16]);

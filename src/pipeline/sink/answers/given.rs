@@ -1,0 +1,35 @@
+//! What a member's rows gave, in runs of its own or in one with others'.
+
+use std::ops::Range;
+
+use crate::message::Member;
+use crate::tensor::Batch;
+
+/// What a member's rows gave.
+pub(super) enum Given<'a> {
+    /// In runs that are nobody else's.
+    Runs(Vec<Batch>),
+    /// In a run with others': which of its rows.
+    Some(&'a Batch, Range<usize>),
+}
+
+impl Given<'_> {
+    /// Where they are in one piece, the outputs and which of their rows.
+    pub(super) fn as_rows(&self, member: &Member) -> Option<(&Batch, Range<usize>)> {
+        match self {
+            Given::Runs(runs) => match &runs[..] {
+                [run] if !member.whole => Some((run, 0..member.rows as usize)),
+                _ => None,
+            },
+            Given::Some(run, rows) => Some((run, rows.clone())),
+        }
+    }
+
+    pub(super) fn into_runs(self) -> Vec<Batch> {
+        match self {
+            Given::Runs(runs) => runs,
+            // Copied: one that does not read its answer would hold those of all the others.
+            Given::Some(run, rows) => vec![run.slice_rows(rows.start, rows.len()).detached()],
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What the answers want done, and who does it.
+
+use crate::message::{Member, ReplyTo, RequestId};
+use crate::wire::inner::ToVentilator;
+use crate::wire::rows::ResultRows;
+use crate::wire::server::ServerMessage;
+
+/// What is to be done, at once.
+#[derive(Debug)]
+pub(crate) enum Action<'a> {
+    /// Give a client its result.
+    Result {
+        reply: ReplyTo,
+        request: RequestId,
+        rows: ResultRows<'a>,
+    },
+    /// Tell a client.
+    Answer {
+        reply: ReplyTo,
+        request: RequestId,
+        message: ServerMessage,
+    },
+    TellVentilator(ToVentilator),
+}
+
+/// Whoever does what is to be done, and knows what waits for clients.
+pub(crate) trait Outlet {
+    /// Bytes that were given to [`Outlet::perform`] for a client and have not left yet.
+    fn unsent_bytes(&self, reply: ReplyTo) -> u64;
+
+    fn perform(&mut self, action: Action<'_>);
+}
+
+/// Who gets an answer.
+#[derive(Clone, Copy)]
+pub(super) struct Asker {
+    pub(super) reply: ReplyTo,
+    pub(super) request: RequestId,
+    pub(super) arrived_us: u64,
+}
+
+impl From<&Member> for Asker {
+    fn from(member: &Member) -> Asker {
+        Asker {
+            reply: member.reply,
+            request: member.request,
+            arrived_us: member.arrived_us,
+        }
+    }
+}
+
+/// The time, and the way out.
+pub(super) struct Turn<'a, O> {
+    pub(super) now_us: u64,
+    pub(super) outlet: &'a mut O,
+}
+
+impl<O: Outlet> Turn<'_, O> {
+    pub(super) fn answer(&mut self, asker: Asker, message: ServerMessage) {
+        self.outlet.perform(Action::Answer {
+            reply: asker.reply,
+            request: asker.request,
+            message,
+        });
+    }
+
+    pub(super) fn tell_ventilator(&mut self, message: ToVentilator) {
+        self.outlet.perform(Action::TellVentilator(message));
+    }
+}
