@@ -18,8 +18,8 @@ const IMAGES: usize = 64;
 /// Channels, height and width.
 const DIMS: [usize; 3] = [3, 224, 224];
 const BATCHES: [usize; 4] = [1, 2, 4, 8];
-/// A quick look tries the batch sizes with fewer images: two batches of the largest size for each session at least.
-const LEAST_TRIED: usize = 32;
+/// A quick look tries the batch sizes with fewer images: a batch of the largest size for each session at least.
+const LEAST_TRIED: usize = 16;
 /// How long the search for a batch size may take, and the pairs after it, about.
 const SWEEP: Duration = Duration::from_secs(30);
 const CASE: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
         anyhow::Ok((IMAGES as f64 / took.as_secs_f64(), response.stats().chunks))
     };
     // The server gets to know how fast the model is.
-    for _ in 0..3 {
+    for _ in 0..plan.times(3) {
         sides.each(served)?;
     }
     let plan = &plan.within(CASE);

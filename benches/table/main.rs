@@ -28,6 +28,7 @@ mod pipelined;
 mod plugin;
 mod report;
 #[allow(unused_imports)] // benchmarks are built as tests are, but without the modules' tests
+#[allow(clippy::duplicate_mod)] // it brings the parts of `onnx` for itself
 #[path = "../../examples/image/resnet50.rs"]
 mod resnet50;
 mod sessions;
