@@ -11,9 +11,17 @@
 #[cfg(target_os = "linux")]
 const SLICE_NS: u64 = 100_000;
 
+/// The system knows no more.
+#[cfg(target_os = "linux")]
+const MOST_NICE: i32 = 19;
+
 /// Asks for short slices for this thread. Linux knows them since 6.12; elsewhere nothing changes.
 #[cfg(target_os = "linux")]
 pub(crate) fn ask_for_short_slices() {
+    // SAFETY: asks for the policy of this thread.
+    if unsafe { libc::sched_getscheduler(0) } != libc::SCHED_OTHER {
+        return; // whoever started the server chose another
+    }
     let attributes = libc::sched_attr {
         size: size_of::<libc::sched_attr>() as u32,
         sched_policy: libc::SCHED_OTHER as u32,
@@ -29,7 +37,7 @@ pub(crate) fn ask_for_short_slices() {
     // are no flags.
     let refused = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     if refused != 0 {
-        // An older system, or a policy that this process was given: the loops run as they did.
+        // The loops run as they did.
         let error = std::io::Error::last_os_error();
         tracing::debug!(%error, "the system gives no short slices");
     }
@@ -39,14 +47,16 @@ pub(crate) fn ask_for_short_slices() {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn ask_for_short_slices() {}
 
-/// Lets others go first: this thread, and those that it starts from now on.
+/// Lets others go first, more than so far: this thread, and those that it starts from now on.
 #[cfg(target_os = "linux")]
 pub(crate) fn be_nice(by: u8) {
     if by == 0 {
         return;
     }
     // `None` is this thread: niceness is kept for each.
-    if let Err(error) = rustix::process::setpriority_process(None, i32::from(by)) {
+    let now = rustix::process::getpriority_process(None).unwrap_or(0);
+    let nicer = (now + i32::from(by)).min(MOST_NICE);
+    if let Err(error) = rustix::process::setpriority_process(None, nicer) {
         tracing::debug!(%error, by, "a worker cannot let others go first");
     }
 }
@@ -67,11 +77,14 @@ mod tests {
     fn a_thread_that_is_nice_leaves_others_as_they_were() {
         let before = nice_of_this_thread();
         let inside = std::thread::spawn(|| {
-            be_nice(17);
+            be_nice(3);
             let child = std::thread::spawn(nice_of_this_thread);
-            (nice_of_this_thread(), child.join().unwrap())
+            let nicer = (nice_of_this_thread(), child.join().unwrap());
+            be_nice(19);
+            (nicer, nice_of_this_thread())
         });
-        assert_eq!(inside.join().unwrap(), (17, 17));
+        let nicer = (before + 3).min(MOST_NICE);
+        assert_eq!(inside.join().unwrap(), ((nicer, nicer), MOST_NICE));
         assert_eq!(nice_of_this_thread(), before);
     }
 

@@ -85,7 +85,12 @@ mod imp {
         }
 
         pub(super) fn clear(&self) -> Result<usize> {
-            (&self.0).read(&mut [0; 512])
+            loop {
+                match (&self.0).read(&mut [0; 512]) {
+                    Ok(512) => {} // more of them may be there
+                    other => return other,
+                }
+            }
         }
 
         pub(super) fn as_fd(&self) -> BorrowedFd<'_> {

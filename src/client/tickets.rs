@@ -223,6 +223,10 @@ impl State {
         }
     }
 
+    fn has_sent_all(&self, session: &Session) -> bool {
+        self.backlog.is_empty() && !session.has_unwritten()
+    }
+
     fn has_answer(&self, id: RequestId) -> bool {
         self.slots.get(&id).is_none_or(Option::is_some)
     }
@@ -243,19 +247,31 @@ struct Driver<'a> {
     session: Option<Session>,
 }
 
+impl Driver<'_> {
+    /// Another thread may drive now. Once the session is back, nothing of the driver's state is this one's to touch.
+    fn give_back(&mut self, state: &mut State, told: &mut Told) {
+        let Some(mut session) = self.session.take() else {
+            return;
+        };
+        state.sleeping = false;
+        // What others queued meanwhile: the next to send may do so by itself, and must not be before them.
+        if !state.backlog.is_empty() {
+            session.send_backlog(&mut state.backlog);
+        }
+        state.session = Some(session);
+        state.pass_on(told);
+    }
+}
+
 impl Drop for Driver<'_> {
     fn drop(&mut self) {
-        let mut told = Told::new();
-        let mut state = self.shared.lock();
-        state.sleeping = false;
-        if let Some(mut session) = self.session.take() {
-            // What others queued meanwhile: the next to send may do so by itself, and must not be before them.
-            if !state.backlog.is_empty() {
-                session.send_backlog(&mut state.backlog);
-            }
-            state.session = Some(session);
+        if self.session.is_none() {
+            return;
         }
-        state.pass_on(&mut told);
+        let shared = self.shared;
+        let mut told = Told::new();
+        let mut state = shared.lock();
+        self.give_back(&mut state, &mut told);
         drop(state);
         notify(&mut told);
     }
@@ -360,13 +376,8 @@ impl Shared {
         };
         if let Some(session) = &mut driver.session {
             session.send_backlog(&mut backlog);
-            if !session.has_unwritten() && session.loss().is_none() {
-                return;
-            }
         }
-        if let Some(session) = driver.session.take() {
-            self.drive(session, Goal::Written, deadline);
-        }
+        self.drive(driver, Goal::Written, deadline);
     }
 
     /// Waits for one answer, and forgets its request. An error leaves the request where it is.
@@ -387,7 +398,11 @@ impl Shared {
             }
             if let Some(session) = state.session.take() {
                 drop(state);
-                self.drive(session, Goal::Answer(id), deadline);
+                let driver = Driver {
+                    shared: self,
+                    session: Some(session),
+                };
+                self.drive(driver, Goal::Answer(id), deadline);
                 state = self.lock();
                 continue;
             }
@@ -422,11 +437,7 @@ impl Shared {
     }
 
     /// Sends and hands out for all, until the goal is reached or no time left.
-    fn drive(&self, session: Session, goal: Goal, deadline: Option<Instant>) {
-        let mut driver = Driver {
-            shared: self,
-            session: Some(session),
-        };
+    fn drive(&self, mut driver: Driver<'_>, goal: Goal, deadline: Option<Instant>) {
         let Some(session) = &mut driver.session else {
             return;
         };
@@ -444,12 +455,15 @@ impl Shared {
             let is_done = match goal {
                 // With nobody to pass the rest on to, it would wait.
                 Goal::Answer(id) if state.has_answer(id) => {
-                    !state.waiting.is_empty() || !session.has_unwritten()
+                    !state.waiting.is_empty() || state.has_sent_all(session)
                 }
                 Goal::Answer(_) => false,
-                Goal::Written => state.backlog.is_empty() && !session.has_unwritten(),
+                // The end of the session is heard here, and told to those who wait.
+                Goal::Written => state.has_sent_all(session) && session.loss().is_none(),
             };
             if is_done || state.lost.is_some() || is_past(deadline) {
+                // Under the same lock: what is queued from now on, its own thread sends.
+                driver.give_back(&mut state, &mut told);
                 drop(state);
                 notify(&mut told);
                 return;

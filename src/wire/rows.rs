@@ -137,7 +137,9 @@ impl ResultWriter {
         append(&mut self.middle, &"outputs");
         append(&mut self.middle, &headers);
         append(&mut self.middle, &"parts");
-        append(&mut self.middle, &[result.rows as u64]);
+        // A result of no outputs has no rows either.
+        let rows = if headers.is_empty() { 0 } else { result.rows };
+        append(&mut self.middle, &[rows as u64]);
         append(&mut self.middle, &"stats");
         self.like = result.outputs.without_rows();
         self.rows = result.rows;

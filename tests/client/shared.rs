@@ -1,5 +1,6 @@
 //! Small requests of many threads at once, which share a session.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -119,5 +120,38 @@ fn a_lost_session_fails_all_that_wait_at_once() {
         let start = Instant::now();
         assert!(client.infer(&[1i64], "m").is_err());
         assert!(start.elapsed() < Duration::from_secs(6));
+    });
+}
+
+/// The bug: a request that was queued while another thread wrote was left half written if nobody waited for an answer.
+#[test]
+fn what_several_threads_submit_at_once_leaves_though_nobody_fetches() {
+    const THREADS: usize = 6;
+    within(60, || {
+        let heard = Arc::new(AtomicUsize::new(0));
+        let count = heard.clone();
+        let server = Fake::start(move |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Vec::new()
+        });
+        let client = server.client();
+        // More than one write takes.
+        let rows = vec![7i64; 100_000];
+        for round in 1..=20 {
+            let tickets: Vec<_> = std::thread::scope(|scope| {
+                let submit = |_| scope.spawn(|| client.submit(("x", &rows[..]), "m").unwrap());
+                let threads: Vec<_> = (0..THREADS).map(submit).collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap())
+                    .collect()
+            });
+            let start = Instant::now();
+            while heard.load(Ordering::Relaxed) < round * THREADS {
+                assert!(start.elapsed() < Duration::from_secs(10), "round {round}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(tickets);
+        }
     });
 }
