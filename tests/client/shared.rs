@@ -1,7 +1,7 @@
 //! Small requests of many threads at once, which share a session.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use mdm::client::Call;
@@ -126,7 +126,7 @@ fn a_lost_session_fails_all_that_wait_at_once() {
 /// The bug: a request that was queued while another thread wrote was left half written if nobody waited for an answer.
 #[test]
 fn what_several_threads_submit_at_once_leaves_though_nobody_fetches() {
-    const THREADS: usize = 6;
+    const THREADS: usize = 4;
     within(60, || {
         let heard = Arc::new(AtomicUsize::new(0));
         let count = heard.clone();
@@ -135,16 +135,22 @@ fn what_several_threads_submit_at_once_leaves_though_nobody_fetches() {
             Vec::new()
         });
         let client = server.client();
-        // More than one write takes.
-        let rows = vec![7i64; 100_000];
-        for round in 1..=20 {
+        // More than one write takes, beside what one write does.
+        let (many, one) = (vec![7i64; 100_000], [7i64]);
+        let together = Barrier::new(THREADS);
+        for round in 1..=300 {
             let tickets: Vec<_> = std::thread::scope(|scope| {
-                let submit = |_| scope.spawn(|| client.submit(("x", &rows[..]), "m").unwrap());
+                let submit = |thread| {
+                    let (client, together) = (&client, &together);
+                    let rows = if thread == 0 { &many[..] } else { &one[..] };
+                    scope.spawn(move || {
+                        together.wait();
+                        client.submit(("x", rows), "m").unwrap()
+                    })
+                };
                 let threads: Vec<_> = (0..THREADS).map(submit).collect();
-                threads
-                    .into_iter()
-                    .map(|thread| thread.join().unwrap())
-                    .collect()
+                let join = threads.into_iter().map(|thread| thread.join().unwrap());
+                join.collect()
             });
             let start = Instant::now();
             while heard.load(Ordering::Relaxed) < round * THREADS {
