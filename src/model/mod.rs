@@ -24,6 +24,7 @@ mod proxy;
 mod registry;
 mod sample;
 mod shared;
+mod short_runs;
 mod source;
 mod stage;
 mod telemetry;

@@ -1,17 +1,19 @@
-//! One worker's instance of an ONNX model: a session, and how rows go through it.
+//! One worker's instance of an ONNX model: its sessions, and how rows go through them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ort::session::{Session, SessionInputValue};
 
+use super::short_runs::{SHORT, Sessions};
 use super::{BatchKind, Description, Dim, Model, Port, Run, values};
 use crate::error::{Error, Result};
 use crate::message::Params;
 use crate::tensor::{Batch, Data, DataType, Tensor};
 
-/// A session of ONNX Runtime, on one device, for one worker.
+/// A model in ONNX Runtime, on one device, for one worker.
 pub(crate) struct OnnxModel {
-    session: Session,
+    sessions: Sessions,
     description: Arc<Description>,
     /// The outputs' names, shared by all tensors that carry them.
     output_names: Vec<Arc<str>>,
@@ -25,7 +27,7 @@ impl OnnxModel {
             .map(|port| Arc::from(port.name.as_str()))
             .collect();
         OnnxModel {
-            session,
+            sessions: Sessions::new(session),
             description,
             output_names,
         }
@@ -36,30 +38,55 @@ impl OnnxModel {
         let failed = |e: ort::Error| {
             Error::internal(format!("model {:?} failed: {e}", self.description.name))
         };
+        let (names, ports) = (&self.output_names, &self.description.outputs);
+        let bytes = inputs.payload_bytes();
         let [tensor] = inputs.tensors.as_slice() else {
             let values = inputs
                 .tensors
                 .iter()
                 .map(values::to_engine)
                 .collect::<Result<Vec<SessionInputValue<'_>>>>()?;
-            let outputs = self.session.run(values.as_slice()).map_err(failed)?;
-            return adopt(
-                &self.output_names,
-                &self.description.outputs,
-                outputs,
-                inputs,
-            );
+            return self.sessions.run(bytes, |session| {
+                let outputs = session.run(values.as_slice()).map_err(failed)?;
+                adopt(names, ports, outputs, inputs)
+            });
         };
-        let outputs = self
-            .session
-            .run([values::to_engine(tensor)?])
-            .map_err(failed)?;
-        adopt(
-            &self.output_names,
-            &self.description.outputs,
-            outputs,
-            inputs,
-        )
+        let value = values::to_engine(tensor)?;
+        self.sessions.run(bytes, |session| {
+            let outputs = session.run([value]).map_err(failed)?;
+            adopt(names, ports, outputs, inputs)
+        })
+    }
+
+    /// Whether the smallest run there is takes so short that a thread of its own would do. No, if it fails.
+    pub(super) fn has_short_runs(&mut self) -> bool {
+        let Ok(zeros) = self.zeros() else {
+            return false;
+        };
+        let mut took = || {
+            let started = Instant::now();
+            let result = self.infer(&zeros, &Params::new());
+            result.is_ok().then(|| started.elapsed())
+        };
+        // The first is slower than those that follow.
+        took().is_some_and(|first| first < 20 * SHORT)
+            && (0..2).any(|_| took().is_some_and(|us| us <= SHORT))
+    }
+
+    /// Adds a session of one thread, for short runs.
+    pub(super) fn add_single(&mut self, session: Session) {
+        self.sessions.add_single(session);
+    }
+
+    /// The smallest input.
+    fn zeros(&self) -> Result<Batch> {
+        let rows = match self.description.kind {
+            BatchKind::Fixed(rows) => rows,
+            BatchKind::Batched | BatchKind::Whole => 1,
+        };
+        let ports = self.description.inputs.iter();
+        let tensors = ports.map(|port| zeros(port, rows)).collect::<Result<_>>()?;
+        Ok(Batch { tensors })
     }
 
     /// Any number of rows through a model that takes exactly `size`: the last run is padded by repeating its last
@@ -111,17 +138,7 @@ impl Model for OnnxModel {
 
     /// Zeros of the smallest shape. Not every model takes zeros, so a failure means nothing.
     fn warm_up(&mut self) {
-        let rows = match self.description.kind {
-            BatchKind::Fixed(rows) => rows,
-            BatchKind::Batched | BatchKind::Whole => 1,
-        };
-        let zeros = self
-            .description
-            .inputs
-            .iter()
-            .map(|port| zeros(port, rows))
-            .collect::<Result<Vec<Tensor>>>();
-        let result = zeros.and_then(|tensors| self.infer(&Batch { tensors }, &Params::new()));
+        let result = (self.zeros()).and_then(|zeros| self.infer(&zeros, &Params::new()));
         if let Err(error) = result {
             tracing::debug!(model = %self.description.name, %error, "warm-up failed");
         }

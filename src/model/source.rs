@@ -34,6 +34,8 @@ pub(super) struct Signature {
 
 /// Most bytes of a message of Protocol Buffers, which an ONNX file is.
 const MAX_ONNX_BYTES: u64 = i32::MAX as u64;
+/// A file of up to so many bytes may be open twice in one worker without weights to share.
+const SMALL_MODEL_BYTES: u64 = 1 << 20;
 
 /// Tells one state of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +84,19 @@ impl Options {
             wanted: wanted.clone(),
             ..self.clone()
         }
+    }
+
+    /// Threads inside a session, as the proxy or else the server wants it.
+    fn threads(&self) -> usize {
+        let wanted = self.wanted.intra_op_threads;
+        wanted.unwrap_or(self.intra_op_threads).max(1)
+    }
+
+    /// These, for a session that runs in the worker's own thread.
+    fn of_one_thread(&self) -> Options {
+        let mut options = self.clone();
+        options.wanted.intra_op_threads = Some(1);
+        options
     }
 }
 
@@ -192,7 +207,31 @@ impl OnnxSource {
                 session
             }
         };
-        Ok(OnnxModel::new(session, description))
+        let mut model = OnnxModel::new(session, description);
+        if device == Device::Cpu && options.threads() > 1 && self.is_cheap_to_repeat() {
+            self.add_single(&mut model, options);
+        }
+        Ok(model)
+    }
+
+    /// Whether another session takes little memory.
+    fn is_cheap_to_repeat(&self) -> bool {
+        self.weights.is_some()
+            || (self.stamp.bytes() <= SMALL_MODEL_BYTES && self.external.len() == 0)
+    }
+
+    /// Gives a model whose runs may be short a session for those (`short_runs.rs`).
+    fn add_single(&self, model: &mut OnnxModel, options: &Options) {
+        if !model.has_short_runs() {
+            return;
+        }
+        match self.session(Device::Cpu, &options.of_one_thread()) {
+            Ok(session) => model.add_single(session),
+            Err(error) => {
+                tracing::debug!(model = %self.path.display(), %error, "no session for short runs");
+            }
+        }
+        memory::trim();
     }
 
     fn session(&self, device: Device, options: &Options) -> Result<Session> {
@@ -362,8 +401,6 @@ fn external(path: &Path, model: Option<&ModelProto>) -> Files {
 }
 
 fn builder(engine: &Engine, device: Device, options: &Options) -> ort::Result<SessionBuilder> {
-    let threads = options.wanted.intra_op_threads;
-    let threads = threads.unwrap_or(options.intra_op_threads);
     let mut builder = Session::builder(engine.environment())?
         .with_optimization_level(match options.wanted.graph_optimization {
             None | Some(GraphOptimization::All) => GraphOptimizationLevel::All,
@@ -371,7 +408,7 @@ fn builder(engine: &Engine, device: Device, options: &Options) -> ort::Result<Se
             Some(GraphOptimization::Basic) => GraphOptimizationLevel::Level1,
             Some(GraphOptimization::None) => GraphOptimizationLevel::Disable,
         })?
-        .with_intra_threads(threads.max(1))?
+        .with_intra_threads(options.threads())?
         .with_inter_threads(1)?
         .with_memory_pattern(true)?
         // Idle threads of one worker would spin on the cores that the others need.

@@ -205,9 +205,8 @@ impl Ventilator {
 
     /// Looks for news, asleep until there is something to do.
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
-        let scheduler = &self.requests.scheduler;
-        let in_hand = scheduler.waiting().requests.max(scheduler.chunks_out());
-        self.waiter.in_hand(in_hand);
+        let busy = self.requests.scheduler.busy_workers();
+        self.waiter.busy(busy);
         if self.router.has_news() || self.doors.has_said() {
             self.router.wait(Some(Duration::ZERO))?;
             return Ok(());

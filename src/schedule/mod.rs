@@ -378,6 +378,11 @@ impl<C: Clone> Scheduler<C> {
         self.out.len()
     }
 
+    /// Workers that hold chunks.
+    pub(crate) fn busy_workers(&self) -> usize {
+        self.pools.iter().map(Workers::busy).sum()
+    }
+
     /// The chunks that a worker holds.
     pub(crate) fn held(&self, worker: WorkerId) -> usize {
         self.pools.iter().map(|pool| pool.held(worker)).sum()

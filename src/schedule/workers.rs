@@ -27,6 +27,7 @@ pub(super) struct Workers {
     places: u32,
     ready: [BTreeSet<Key>; 2],
     idle: usize,
+    busy: usize,
 }
 
 fn index(lane: Lane) -> usize {
@@ -44,12 +45,18 @@ impl Workers {
             places,
             ready: [BTreeSet::new(), BTreeSet::new()],
             idle: 0,
+            busy: 0,
         }
     }
 
     /// Workers that hold nothing.
     pub(super) fn idle(&self) -> usize {
         self.idle
+    }
+
+    /// Workers that hold something.
+    pub(super) fn busy(&self) -> usize {
+        self.busy
     }
 
     /// Workers in all.
@@ -83,10 +90,12 @@ impl Workers {
     fn change<T>(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker) -> T) -> Option<T> {
         let number = self.index(id);
         let worker = self.workers.get_mut(number)?;
-        let is_idle = |w: &Worker| w.up && w.small.is_empty() && w.bulk.is_empty();
-        let was_idle = is_idle(worker);
+        let is_busy = |w: &Worker| !(w.small.is_empty() && w.bulk.is_empty());
+        let is_idle = |w: &Worker| w.up && !is_busy(w);
+        let was = (is_idle(worker), is_busy(worker));
         let result = change(worker);
-        self.idle = self.idle + usize::from(is_idle(worker)) - usize::from(was_idle);
+        self.idle = self.idle + usize::from(is_idle(worker)) - usize::from(was.0);
+        self.busy = self.busy + usize::from(is_busy(worker)) - usize::from(was.1);
         for lane in [Lane::Small, Lane::Bulk] {
             let held = match lane {
                 Lane::Small => worker.small.len() as u32,

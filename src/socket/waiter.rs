@@ -3,8 +3,9 @@
 //! A small request wakes one thread after another, and waking a thread on a core that has gone to sleep costs many
 //! times what the thread then does, on virtual machines most of all. So a loop whose next message came soon last time
 //! asks for the next one again and again, yielding its core in between, before it goes to sleep. A loop that is used
-//! seldom sleeps at once, and so do all when more requests are open, or more chunks out, than there are cores: then no
-//! core is asleep, and asking only takes time from those who have work.
+//! seldom sleeps at once, and so do all while there are as many workers with chunks as cores: then no core is asleep,
+//! and asking only takes time from those who have work. How many requests are open says nothing about that: most of
+//! them may be on their way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,8 +24,8 @@ pub(crate) struct Vigil {
     limit: Duration,
     most: usize,
     awake: Arc<AtomicUsize>,
-    /// What keeps the server's cores busy: requests or chunks.
-    in_hand: Arc<AtomicUsize>,
+    /// Workers that have chunks: what keeps the server's cores busy.
+    busy: Arc<AtomicUsize>,
     cores: usize,
 }
 
@@ -37,7 +38,7 @@ impl Vigil {
             // A thread that waits asleep is woken cheaply only while no core sleeps, so one more than there are.
             most: if cores > 1 { cores + 1 } else { 0 },
             awake: Arc::default(),
-            in_hand: Arc::default(),
+            busy: Arc::default(),
             cores,
         }
     }
@@ -55,9 +56,9 @@ impl Waiter {
         Waiter { vigil, soon: false }
     }
 
-    /// So much is in hand: requests that are open, or chunks that workers hold, whichever are more.
-    pub(crate) fn in_hand(&self, count: usize) {
-        self.vigil.in_hand.store(count, Ordering::Relaxed);
+    /// So many workers have chunks.
+    pub(crate) fn busy(&self, workers: usize) {
+        self.vigil.busy.store(workers, Ordering::Relaxed);
     }
 
     /// Waits until there is news for one of the sockets, or the time is over; `None` waits for ever. A signal ends it
@@ -116,7 +117,7 @@ impl Waiter {
         let awake = &self.vigil.awake;
         let admitted = awake.fetch_add(1, Ordering::Relaxed) < self.vigil.most;
         let mut news = Ok(false);
-        let quiet = || self.vigil.in_hand.load(Ordering::Relaxed) <= self.vigil.cores;
+        let quiet = || self.vigil.busy.load(Ordering::Relaxed) < self.vigil.cores;
         while admitted && matches!(news, Ok(false)) && quiet() && start.elapsed() < limit {
             news = poll_once(Some(Duration::ZERO));
             if matches!(news, Ok(false)) {
