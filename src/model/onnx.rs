@@ -1,7 +1,7 @@
 //! One worker's instance of an ONNX model: its sessions, and how rows go through them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ort::session::{Session, SessionInputValue};
 
@@ -58,24 +58,23 @@ impl OnnxModel {
         })
     }
 
-    /// Whether the smallest run there is takes so short that a thread of its own would do. No, if it fails.
-    pub(super) fn has_short_runs(&mut self) -> bool {
-        let Ok(zeros) = self.zeros() else {
-            return false;
-        };
+    /// How many bytes the smallest input has and how long its run takes, if that is short.
+    pub(super) fn shortest_run(&mut self) -> Option<(usize, Duration)> {
+        let zeros = self.zeros().ok()?;
         let mut took = || {
             let started = Instant::now();
             let result = self.infer(&zeros, &Params::new());
             result.is_ok().then(|| started.elapsed())
         };
         // The first is slower than those that follow.
-        took().is_some_and(|first| first < 20 * SHORT)
-            && (0..2).any(|_| took().is_some_and(|us| us <= SHORT))
+        took().filter(|first| *first < 20 * SHORT)?;
+        let shortest = took()?.min(took()?);
+        (shortest <= SHORT).then(|| (zeros.payload_bytes(), shortest))
     }
 
     /// Adds a session of one thread, for short runs.
-    pub(super) fn add_single(&mut self, session: Session) {
-        self.sessions.add_single(session);
+    pub(super) fn add_single(&mut self, session: Session, shortest_run: (usize, Duration)) {
+        self.sessions.add_single(session, shortest_run);
     }
 
     /// The smallest input.

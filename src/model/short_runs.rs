@@ -17,8 +17,12 @@ pub(super) const SHORT: Duration = Duration::from_micros(100);
 /// an accident.
 const TRY_AGAIN: u32 = 64;
 
-/// What each measurement counts for in the mean.
-const WEIGHT: f64 = 0.125;
+/// A size that was never run on one thread is tried there if it may take up to so many times as long as a short run.
+const TRY_UP_TO: f64 = 8.0;
+
+/// What a measurement counts for in the mean: more where it is below, as what is above had to wait for a core.
+const WEIGHT_BELOW: f64 = 0.25;
+const WEIGHT_ABOVE: f64 = 0.03;
 
 /// A worker's sessions of one model.
 pub(super) struct Sessions {
@@ -35,9 +39,9 @@ impl Sessions {
         }
     }
 
-    /// Adds a session of one thread, for short runs.
-    pub(super) fn add_single(&mut self, session: Session) {
-        self.single = Some((session, Choice::default()));
+    /// Adds a session of one thread, for short runs. The smallest run, of so many bytes, took so long.
+    pub(super) fn add_single(&mut self, session: Session, (bytes, took): (usize, Duration)) {
+        self.single = Some((session, Choice::new(bytes, took)));
     }
 
     #[cfg(test)]
@@ -58,32 +62,64 @@ impl Sessions {
     }
 }
 
-/// Which runs are short, by what earlier ones took.
-#[derive(Debug, Default)]
+/// Which runs are short, by what earlier ones of about the same size took.
+#[derive(Debug)]
 struct Choice {
-    /// What one thread takes for a byte of input. A byte of a longer sequence may take longer: the mean follows.
-    us_per_byte: f64,
+    /// By the power of two that the inputs' bytes reach.
+    sizes: [Size; usize::BITS as usize],
+}
+
+/// Runs of one size.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    /// What one thread takes, once that was measured.
+    us: Option<f64>,
     /// Runs on several threads that were short, since one thread was last tried.
     passed: u32,
 }
 
+fn class(bytes: usize) -> usize {
+    bytes.max(1).ilog2() as usize
+}
+
 impl Choice {
+    /// The smallest run took so long.
+    fn new(bytes: usize, took: Duration) -> Choice {
+        let mut choice = Choice {
+            sizes: [Size::default(); usize::BITS as usize],
+        };
+        choice.ran(true, bytes, took);
+        choice
+    }
+
     fn is_short(&self, bytes: usize) -> bool {
-        let expected = self.us_per_byte * bytes.max(1) as f64;
-        expected <= SHORT.as_micros() as f64 || self.passed >= TRY_AGAIN
+        let short = SHORT.as_micros() as f64;
+        let class = class(bytes);
+        let size = self.sizes[class];
+        if let Some(us) = size.us {
+            return us <= short || size.passed >= TRY_AGAIN;
+        }
+        // As long as it may be, by a smaller one: much of what that took may be what every run takes.
+        let smaller = (0..class).rev().find_map(|c| Some((c, self.sizes[c].us?)));
+        let expected = smaller.map_or(0.0, |(c, us)| us * 2f64.powi((class - c) as i32));
+        expected <= TRY_UP_TO * short
     }
 
     fn ran(&mut self, by_one: bool, bytes: usize, took: Duration) {
+        let size = &mut self.sizes[class(bytes)];
         if !by_one {
-            self.passed += u32::from(took <= SHORT);
+            size.passed += u32::from(took <= SHORT);
             return;
         }
-        self.passed = 0;
-        let measured = took.as_secs_f64() * 1e6 / bytes.max(1) as f64;
-        self.us_per_byte = match self.us_per_byte {
-            0.0 => measured,
-            mean => mean + (measured - mean) * WEIGHT,
+        size.passed = 0;
+        let took = took.as_secs_f64() * 1e6;
+        let mean = size.us.unwrap_or(took);
+        let weight = if took < mean {
+            WEIGHT_BELOW
+        } else {
+            WEIGHT_ABOVE
         };
+        size.us = Some(mean + (took - mean) * weight);
     }
 }
 
@@ -95,45 +131,38 @@ mod tests {
         Duration::from_micros(us)
     }
 
-    /// Of a model that takes a microsecond a byte on one thread.
-    fn measured() -> Choice {
-        let mut choice = Choice::default();
-        choice.ran(true, 10, us(10));
-        choice
+    /// Runs of so many bytes, of a model that takes 10 us and another for each byte; how many of them one thread made.
+    fn run(choice: &mut Choice, bytes: usize, times: u32) -> u32 {
+        let mut by_one = 0;
+        for _ in 0..times {
+            let short = choice.is_short(bytes);
+            by_one += u32::from(short);
+            choice.ran(short, bytes, us(10 + bytes as u64));
+        }
+        by_one
     }
 
     #[test]
-    fn one_thread_runs_what_it_ends_soon() {
-        let choice = measured();
-        assert!(choice.is_short(0) && choice.is_short(100));
-        assert!(!choice.is_short(101));
-    }
-
-    #[test]
-    fn what_was_never_measured_is_tried_on_one_thread() {
-        assert!(Choice::default().is_short(1 << 40));
+    fn one_thread_makes_the_runs_that_it_ends_soon() {
+        let mut choice = Choice::new(1, us(11));
+        assert_eq!(run(&mut choice, 1, 100), 100);
+        assert_eq!(run(&mut choice, 90, 100), 100);
+        // Tried once, and then known.
+        assert_eq!(run(&mut choice, 200, 1000), 1);
+        assert_eq!(run(&mut choice, 1 << 40, 1000), 0);
     }
 
     #[test]
     fn a_slow_run_by_accident_does_not_count_for_ever() {
-        let mut choice = Choice::default();
-        choice.ran(true, 10, us(5000));
-        let mut tries = 0;
-        for _ in 0..100 * TRY_AGAIN {
-            let by_one = choice.is_short(10);
-            tries += u32::from(by_one);
-            choice.ran(by_one, 10, us(10));
-        }
-        assert!(choice.is_short(10), "{choice:?}");
-        assert!(tries > 50 * TRY_AGAIN, "{tries}");
+        let mut choice = Choice::new(8, us(5000));
+        assert!(run(&mut choice, 8, 100 * TRY_AGAIN) > 50 * TRY_AGAIN);
     }
 
     #[test]
-    fn long_runs_are_not_tried_on_one_thread_again() {
-        let mut choice = measured();
-        for _ in 0..10 * TRY_AGAIN {
-            assert!(!choice.is_short(1000));
-            choice.ran(false, 1000, us(500));
-        }
+    fn every_size_has_its_place() {
+        let mut choice = Choice::new(0, us(1));
+        assert!(choice.is_short(0));
+        assert!(!choice.is_short(usize::MAX));
+        choice.ran(false, usize::MAX, us(1));
     }
 }

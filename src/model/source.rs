@@ -222,11 +222,11 @@ impl OnnxSource {
 
     /// Gives a model whose runs may be short a session for those (`short_runs.rs`).
     fn add_single(&self, model: &mut OnnxModel, options: &Options) {
-        if !model.has_short_runs() {
+        let Some(shortest_run) = model.shortest_run() else {
             return;
-        }
+        };
         match self.session(Device::Cpu, &options.of_one_thread()) {
-            Ok(session) => model.add_single(session),
+            Ok(session) => model.add_single(session, shortest_run),
             Err(error) => {
                 tracing::debug!(model = %self.path.display(), %error, "no session for short runs");
             }
