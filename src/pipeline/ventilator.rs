@@ -23,6 +23,7 @@ pub(super) mod requests;
 mod says;
 mod shares;
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,13 +47,15 @@ use crate::message::{Credit, Serial, WorkerId};
 use crate::model::Registry;
 use crate::model::loader::Loader;
 use crate::schedule::{Lane, Limits};
-use crate::socket::Waiter;
+use crate::socket::{Waiter, wait_for};
 use crate::wire::inner::{self, SinkReport, ToVentilator, ToWorker};
 use crate::wire::server::Welcome;
 use crate::zmtp::router::Router;
 
 /// Messages taken from inside before clients get their turn.
 const TURN: usize = 64;
+/// How long clients' sockets may be left unread while no small request could be given out.
+const GATHER: Duration = Duration::from_micros(100);
 /// How long an end at once waits for answers that are leaving.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -220,8 +223,17 @@ impl Ventilator {
         let due = due_us.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
         let tick = self.router.due();
         let tick = tick.map(|at| at.saturating_duration_since(now));
-        let router = &mut self.router;
         let pause = due.into_iter().chain(tick).min();
+        if self.requests.scheduler.is_full_of_small() {
+            // Nothing small that is read now could run before a chunk ends, and then it is read with what else has
+            // come: in fewer turns, each of which costs a wake-up.
+            let fds = [frames::descriptor(&self.inbox)?, self.stop.waker().as_fd()];
+            if wait_for(fds, Some(pause.map_or(GATHER, |pause| pause.min(GATHER))))? {
+                self.router.wait(Some(Duration::ZERO))?;
+                return Ok(());
+            }
+        }
+        let router = &mut self.router;
         self.waiter.wait_with(pause, |left| router.wait(left))
     }
 

@@ -373,14 +373,14 @@ impl<C: Clone> Scheduler<C> {
         open.map(|(serial, _)| *serial).collect()
     }
 
-    /// The chunks that workers hold.
-    pub(crate) fn chunks_out(&self) -> usize {
-        self.out.len()
-    }
-
     /// Workers that hold chunks.
     pub(crate) fn busy_workers(&self) -> usize {
         self.pools.iter().map(Workers::busy).sum()
+    }
+
+    /// No worker has a place for another small chunk: what is small waits until a chunk ends.
+    pub(crate) fn is_full_of_small(&self) -> bool {
+        self.pools.iter().all(|pool| pool.best(Lane::Small).is_none())
     }
 
     /// The chunks that a worker holds.

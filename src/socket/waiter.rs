@@ -7,6 +7,7 @@
 //! and asking only takes time from those who have work. How many requests are open says nothing about that: most of
 //! them may be on their way.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -73,15 +74,9 @@ impl Waiter {
             frames::descriptor(sockets[1])?,
         ];
         self.wait_with(timeout, |left| {
-            let mut fds = [&first, &second].map(|fd| PollFd::new(fd, PollFlags::IN));
             // Rounded up: a wait that ends just before its time would be followed by another of 0.
             let millis = left.map(|left| left.as_micros().div_ceil(1000) as u64);
-            let timeout = millis.and_then(|ms| Timespec::try_from(Duration::from_millis(ms)).ok());
-            match poll(&mut fds, timeout.as_ref()) {
-                Ok(count) => Ok(count > 0),
-                Err(rustix::io::Errno::INTR) => Ok(false),
-                Err(e) => Err(Error::internal(format!("poll: {e}"))),
-            }
+            wait_for([first, second], millis.map(Duration::from_millis))
         })
     }
 
@@ -126,5 +121,19 @@ impl Waiter {
         }
         awake.fetch_sub(1, Ordering::Relaxed);
         news
+    }
+}
+
+/// Sleeps until one of the descriptors can be read, which is true, or the time is over. A signal ends it early.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn wait_for(fds: [BorrowedFd<'_>; 2], timeout: Option<Duration>) -> Result<bool> {
+    let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(count) => Ok(count > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(e) => Err(Error::internal(format!("poll: {e}"))),
     }
 }
