@@ -34,7 +34,7 @@ use crate::pipeline::{
 };
 use crate::priority;
 use crate::schedule::{Lane, Limits};
-use crate::socket::{self, Vigil, Waiter};
+use crate::socket::{self, BusyPoll};
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToVentilator};
 use crate::wire::server::Welcome;
@@ -176,7 +176,7 @@ impl Server {
             board: CancelBoard::new(),
             doors: Arc::new(Doors::new()?),
             clock: Clock::start(),
-            vigil: Vigil::new(config.busy_poll),
+            busy_poll: BusyPoll::new(config.busy_poll),
             stop: Arc::new(StopOrder::new()?),
             stop_sink: Arc::new(StopOrder::new()?),
         };
@@ -229,7 +229,7 @@ impl Server {
                 source: shared.registry.clone(),
                 board: shared.board.clone(),
                 clock: shared.clock,
-                vigil: shared.vigil.clone(),
+                busy_poll: shared.busy_poll.clone(),
             };
             let (context, ended) = (context.clone(), ended.clone());
             let nice = config.worker_nice;
@@ -344,7 +344,7 @@ struct Shared {
     board: Arc<CancelBoard>,
     doors: Arc<Doors>,
     clock: Clock,
-    vigil: Vigil,
+    busy_poll: BusyPoll,
     stop: Arc<StopOrder>,
     stop_sink: Arc<StopOrder>,
 }
@@ -384,7 +384,7 @@ fn run_sink(
         doors: shared.doors,
         stop: shared.stop_sink,
         clock: shared.clock,
-        waiter: Waiter::new(shared.vigil),
+        waiter: shared.busy_poll.waiter(),
         workers: config.all_workers(),
         // One runs and so many wait, in each of two lanes.
         worker_chunks: 2 * (1 + config.prefetch_size),
@@ -453,7 +453,7 @@ fn run_ventilator(
         registry: shared.registry,
         board: shared.board,
         clock: shared.clock,
-        waiter: Waiter::new(shared.vigil),
+        waiter: shared.busy_poll.waiter(),
         facts: facts(config, own.port, own.port_out),
         ready: own.ready,
     })
