@@ -139,6 +139,39 @@ fn results_are_the_bare_engines_bit_for_bit() {
     }
 }
 
+/// Which of its sessions a worker uses for a run, by how long it is expected to take (`model/short_runs.rs`), is not seen in what
+/// it gives.
+#[test]
+fn several_threads_give_what_one_gives_bit_for_bit_in_short_and_in_long_runs() {
+    let table = [
+        ("mlp", onnx::mlp(), "x", 64),
+        ("bilstm", onnx::bilstm(), "ids", 64),
+        ("weights", onnx::matmul_weights(8), "x", 1024),
+    ];
+    for (name, model, input, width) in table {
+        let files = [("m.onnx", model)];
+        let single = Place::new(&files);
+        let several = Place::with(&files, |config| config.intra_op_threads = 3);
+        let (_, mut single) = single.open("m");
+        let (_, mut several) = several.open("m");
+        for rows in [1, 2, 700, 1, 16, 1, 64, 3, 64, 5, 256, 1] {
+            let input = match name {
+                "bilstm" => {
+                    let ids = (0..rows * width).map(|i| i as i64 * 37 % 5000).collect();
+                    Tensor::from_vec(input, vec![rows, width], ids).unwrap()
+                }
+                _ => ramp(input, &[rows, width]),
+            };
+            let inputs = Batch {
+                tensors: vec![input],
+            };
+            let [expected, given] = [&mut single, &mut several]
+                .map(|model| model.infer(&inputs, &Params::new()).unwrap().tensors);
+            assert_eq!(bits(&given[0]), bits(&expected[0]), "{name}, {rows} rows");
+        }
+    }
+}
+
 #[test]
 fn outputs_outlive_the_session_and_later_runs() {
     let place = Place::new(&[("m.onnx", onnx::one_matmul(4))]);
