@@ -118,6 +118,10 @@
 //! - While small requests come, bulk runs are made as short as costs little (`schedule/pace.rs`), workers let the loops
 //!   around them go first, and those ask for short slices of a core (`priority.rs`).
 
+// A panic in a loop of the server costs the requests of others: errors are returned, and the few places that cannot fail
+// say why. Tests may.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]
