@@ -228,8 +228,8 @@ pub struct Chunk<P = Params> {
     pub attempt: u32,
     /// The model.
     pub model: ModelId,
-    /// Rows that run at once; 0: all of the chunk's.
-    pub run: u64,
+    /// Rows that run at once; `None`: all of the chunk's.
+    pub run: Option<u64>,
     /// The request's parameters; empty for most.
     pub params: P,
     /// Whose rows these are, in row order.

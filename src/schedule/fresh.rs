@@ -140,7 +140,7 @@ impl<C: Clone> Scheduler<C> {
         } else {
             ONE_BY_ONE
         };
-        let row_us = self.row_us(pace, target.run);
+        let row_us = self.row_us(pace, target.run.unwrap_or(1));
         let groups = &mut self.fresh[role as usize].groups;
         let taken = groups.take(turn, target.rows, row_us);
         let mut pieces = Vec::with_capacity(taken.requests.len());
@@ -159,16 +159,11 @@ impl<C: Clone> Scheduler<C> {
             self.coalesced += pieces.len() as u64;
         }
         // A small request runs at once.
-        let run = match target.run {
-            0 => 0,
-            run => pieces.iter().fold(run, |run, piece| run.max(piece.rows)),
-        };
-        let chosen = Chosen {
-            model,
-            pieces,
-            run: run.next_multiple_of(step),
-        };
-        Some((chosen, 0..legs))
+        let run = target.run.map(|run| {
+            let most = pieces.iter().fold(run, |run, piece| run.max(piece.rows));
+            most.next_multiple_of(step)
+        });
+        Some((Chosen { model, pieces, run }, 0..legs))
     }
 
     /// What a client is charged for a row.
@@ -205,7 +200,10 @@ impl<C: Clone> Scheduler<C> {
         let Target { rows, run } = if entry.job.splittable {
             cut(&self.limits, &mut self.paces, entry, &legs, left, runs)
         } else {
-            Target { rows: left, run: 0 }
+            Target {
+                rows: left,
+                run: None,
+            }
         };
         let piece = Piece {
             serial,
@@ -216,8 +214,8 @@ impl<C: Clone> Scheduler<C> {
         entry.chunks += 1;
         entry.out += 1;
         self.waiting_rows -= rows;
-        let run_rows = if run == 0 { rows } else { run };
-        let us = rows as f64 * self.row_us(PaceKey::of(model, &legs), run_rows);
+        let row_us = self.row_us(PaceKey::of(model, &legs), run.unwrap_or(rows));
+        let us = rows as f64 * row_us;
         let turns = self.fresh[role as usize].bulk(priority);
         let rest = if rows < left {
             Rest::Waits
@@ -231,7 +229,7 @@ impl<C: Clone> Scheduler<C> {
 }
 
 /// What cannot be split is not put together either, and runs as it is.
-const ONE_BY_ONE: Target = Target { rows: 0, run: 0 };
+const ONE_BY_ONE: Target = Target { rows: 0, run: None };
 
 /// What a model's pace says of its next chunk.
 pub(super) fn target(
@@ -248,7 +246,7 @@ pub(super) fn target(
             .target(most_us, most_rows, runs),
         None => Target {
             rows: most_rows,
-            run: 0,
+            run: None,
         },
     }
 }
@@ -284,10 +282,11 @@ fn cut(
         workers: limits.workers + extra,
         step,
     };
-    if limits.max_chunk_us.is_some() {
+    if let Some(run) = run {
         // Runs of a model of a fixed batch are whole batches.
         let run = run.next_multiple_of(step);
         let rows = cut.guided(left, run);
+        let run = Some(run);
         return Target { rows, run };
     }
     if entry.planned == 0 || left.div_ceil(entry.planned) > cut.most {

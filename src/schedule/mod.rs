@@ -81,8 +81,8 @@ struct Out<C> {
 struct Chosen {
     model: ModelId,
     pieces: Vec<Piece>,
-    /// Rows that run at once; 0: all.
-    run: usize,
+    /// Rows that run at once; `None`: all of them.
+    run: Option<usize>,
 }
 
 /// Speeds are kept apart by what runs: one leg, or all of them.
@@ -226,8 +226,7 @@ impl<C: Clone> Scheduler<C> {
         // Made here and not when the chunk comes back: by then its model may be forgotten.
         let key = PaceKey::of(chosen.model, &legs);
         let pace = self.paces.entry(key).or_default();
-        let run = if chosen.run == 0 { rows } else { chosen.run };
-        let expected = pace.expect_us(run, rows);
+        let expected = pace.expect_us(chosen.run.unwrap_or(rows), rows);
         self.pool(worker)
             .give(worker, lane, chunk, expected, now_us);
         self.out.insert(
@@ -269,12 +268,7 @@ impl<C: Clone> Scheduler<C> {
             .paces
             .get_mut(&PaceKey::of(out.chosen.model, &out.legs));
         if let (Some((rows, us)), Some(pace)) = (ran, pace) {
-            let run = if out.chosen.run == 0 {
-                rows
-            } else {
-                out.chosen.run
-            };
-            pace.observe(run, rows, us);
+            pace.observe(out.chosen.run.unwrap_or(rows), rows, us);
         }
         Some(out)
     }

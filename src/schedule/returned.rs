@@ -97,7 +97,7 @@ impl<C: Clone> Scheduler<C> {
         }
         if !out.chosen.pieces.is_empty() {
             let next = out.legs.end..out.legs.end + 1;
-            if out.chosen.run > 0 {
+            if out.chosen.run.is_some() {
                 let pace = PaceKey::of(out.chosen.model, &next);
                 out.chosen.run =
                     fresh::target(&self.limits, &mut self.paces, pace, Runs::Cheapest).run;

@@ -26,7 +26,7 @@ pub(super) struct ChunkHeader<'a> {
     spent_us: u64,
     attempt: u32,
     model: ModelId,
-    run: u64,
+    run: Option<u64>,
     /// The frame behind this one is parameters.
     has_params: bool,
     /// Nobody has looked at the values of the inputs.

@@ -262,7 +262,7 @@ impl Requests {
             spent_us: carry.map_or(0, |carry| carry.spent_us),
             attempt: assignment.attempt,
             model: assignment.model,
-            run: assignment.run as u64,
+            run: assignment.run.map(|rows| rows as u64),
             params: Bytes::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
             rows: Rows::Each(Vec::new()),

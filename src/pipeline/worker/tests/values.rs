@@ -107,7 +107,7 @@ fn a_bad_element_of_a_chunk_has_its_number_in_the_whole_request() {
         let piece = whole.slice_rows(rows.start, rows.len());
         let mut chunk = unchecked(&mut bench, model, vec![piece]);
         (chunk.members[0].offset, chunk.members[0].total) = (rows.start as u64, 6);
-        chunk.run = 2;
+        chunk.run = Some(2);
         let (good, failed) = ends_of_runs(&mut bench, &chunk);
         match words {
             None => assert_eq!((good, failed), (rows.len(), vec![])),
