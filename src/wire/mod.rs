@@ -31,7 +31,8 @@ pub(crate) mod inner;
 mod members;
 mod msgpack;
 pub(crate) mod params;
-#[cfg(all(test, feature = "client"))]
+#[cfg(test)]
+#[cfg(feature = "client")]
 mod quoted;
 #[cfg(feature = "server")]
 pub(crate) mod rows;
