@@ -13,19 +13,12 @@
 //!
 //! The flags are a table of their own, in [`crate::config`]; the protocol is in [`crate::wire`].
 
-/// A page. Its file names others by their files, which is right where the repository is read; ahead of these names stand
-/// the same in the documentation's terms, and the first one counts.
+/// A page. Its file names others by their files, which is right where the repository is read; `links.md`, which stands
+/// ahead of it, has the same names in the documentation's terms, and the first one counts.
 macro_rules! page {
     ($name:ident, $file:literal) => {
-        #[doc = concat!(
-                            "[clients]: crate::guide::clients\n",
-                            "[flags]: crate::config\n",
-                            "[life]: crate::guide::life\n",
-                            "[plugins]: crate::guide::plugins\n",
-                            "[protocol]: crate::wire\n",
-                            "[proxies]: crate::guide::proxies\n\n",
-                            include_str!($file)
-                        )]
+        #[doc = include_str!("guide/links.md")]
+        #[doc = include_str!($file)]
         pub mod $name {}
     };
 }
