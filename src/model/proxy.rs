@@ -1,5 +1,5 @@
 //! What is in a `NAME.proxy`: JSON that names a plugin and holds a model's state, or an ONNX file with options, or
-//! lists stages. The README has the schema; nothing here follows a path.
+//! lists stages. The guide has the schema (`guide/proxies.md`); nothing here follows a path.
 
 use std::collections::BTreeMap;
 use std::fs;

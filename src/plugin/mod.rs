@@ -52,6 +52,9 @@
 //!
 //! # What is where
 //!
+//! Both sides of the C interface are here and not with the server's models: so the author's side compiles without the server,
+//! and all that crosses is in one place. Signatures cross as JSON, which C writes as a literal.
+//!
 //! | file | what it owns |
 //! |---|---|
 //! | `model/mdm_model.h`, `abi.rs` | the C interface, in C and in Rust |

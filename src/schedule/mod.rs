@@ -14,6 +14,9 @@
 //!
 //! Each worker has two lanes of one running and `prefetch` waiting chunks. The small lane has places of its own, so
 //! that a small request reaches a worker whose bulk places are full; the worker reads it first (`lane.rs`).
+//! What comes back with more to do is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
+//! extra workers a model has one leg, and its stages cost no hop.
+//!
 //! What is absent: rows, frames, sockets, names. A request is a [`Job`] here: numbers.
 
 pub(crate) mod deadlines;

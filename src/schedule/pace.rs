@@ -3,7 +3,10 @@
 //! Engines are often fastest at a batch size that nobody knows beforehand (a BiLSTM was seen at 5.6 k rows/s with 2 to
 //! 8 rows at a time and 3.0 k with 16). So the time per row is kept by the size of a run, in powers of two, and the
 //! size in use climbs to a neighbour that turned out cheaper. A chunk is as many such runs as its time allows: what
-//! a chunk costs on its way is then shared by many runs.
+//! a chunk costs on its way is then shared by many runs. Small chunks pass between two runs of a bulk chunk, and a cancel
+//! counts there; so while small requests come, bulk runs are made as short as costs little.
+//!
+//! Bulk chunks become smaller towards the end of a request, so that the workers end together.
 
 /// Rows in a chunk before anything is known.
 const FIRST_ROWS: usize = 64;
