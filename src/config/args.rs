@@ -80,7 +80,8 @@ pub struct Args {
     #[arg(value_parser = whole::<usize>(0..=MAX_WORKERS))]
     pub num_parallel_workers: usize,
 
-    /// "-1" for the CPU, or GPU numbers such as "0,1": worker i gets entry i mod length, in this order
+    /// "-1" or "cpu" for the CPU, "0" or "cuda:0" for a GPU, or several such as "0,1": worker i gets entry i mod length, in
+    /// this order
     #[arg(
         long,
         value_name = "DEVICES",

@@ -142,7 +142,7 @@ impl Library {
         // Where the copy lies says nothing to anybody.
         let shown = copy.path.to_string_lossy().into_owned();
         let named = |why: &str| why.replace(&shown, &format!("{name:?}"));
-        crate::model::check_whole(&copy.path).map_err(|e| failed(named(e.message())))?;
+        crate::elf::check_whole(&copy.path).map_err(|e| failed(named(e.message())))?;
         // SAFETY: whoever may write into the server's directories may run code in it, the README says.
         let handle = unsafe { Handle::open(Some(copy.path.as_os_str()), RTLD_NOW | RTLD_LOCAL) };
         #[cfg(not(target_os = "linux"))]
