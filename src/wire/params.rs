@@ -18,7 +18,6 @@ use super::client::MAX_DEPTH;
 use super::msgpack::{Item, ReadResult, Reader, check_utf8, unexpected};
 use crate::error::{Error, Result};
 use crate::message::{MODEL_VERSION, Params};
-use crate::tensor::to_document;
 
 /// A value once it is read, or an entry's place in a map.
 const VALUE_BYTES: u64 = 64;
@@ -85,7 +84,7 @@ impl RawParams {
         if params.is_empty() {
             return Ok(RawParams::default());
         }
-        let bytes = Bytes::from(to_document(params)?);
+        let bytes = Bytes::from(crate::tensor::to_document(params)?);
         RawParams::read(&mut Reader::new(&bytes), &bytes)
             .map_err(|why| Error::invalid(format!("`params`: {why}")))
     }
@@ -219,7 +218,7 @@ mod tests {
     }
 
     fn packed(value: &Value) -> Vec<u8> {
-        to_document(value).unwrap()
+        crate::tensor::to_document(value).unwrap()
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 
 use super::table;
+use super::text::read_text;
 use crate::error::{Error, Result};
 use crate::plugin::abi;
 
@@ -225,7 +226,7 @@ impl Library {
                 )));
             }
             // SAFETY: a short text, which is as long as the plugin says.
-            let entry_name = unsafe { table::read_text(entry.name) }
+            let entry_name = unsafe { read_text(entry.name) }
                 .filter(|name| !name.is_empty())
                 .ok_or_else(|| failed(format!("entry {index} has no name that is text")))?;
             for (function, missing) in [
