@@ -169,6 +169,16 @@ impl From<zmq::Error> for Error {
     }
 }
 
+/// What a panic said.
+#[cfg(any(feature = "plugin", feature = "server"))]
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

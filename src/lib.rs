@@ -28,8 +28,9 @@
 //! | `frames`, `socket` | zero-copy frames; how the loops' sockets are set up and waited for |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
-//! | [`model`] | what a worker runs and where it comes from: lookup, proxies, registry, engine, weights, chains |
-//! | [`plugin`], `signature` | models of one's own: the author's interface, the C interface below it, its host |
+//! | [`model`] | what a worker runs and where it comes from: `find/` from names to files, `engine/` the only user of ONNX Runtime, registry, stages, chains |
+//! | `proxy`, `signature` | what stands in a proxy, read and written; what a model takes and gives |
+//! | [`plugin`], `elf` | models of one's own: the author's interface, the C interface below it, its host |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
 //! | [`server`] | wiring, being ready, the order of stopping; doors, which are clients inside this process |
 //! | [`config`], [`logging`] | what was typed → checked settings, and the table of flags; the log |
@@ -45,7 +46,7 @@
 //! | they leave on a session that the caller has, or shares | `client/session.rs`, `client/tickets.rs`, `zmtp/dealer.rs` |
 //! | the ventilator reads them, and knows the model or waits for it | `zmtp/router.rs`, `pipeline/ventilator/says.rs`, `wire/client.rs`, `pipeline/ventilator/admission.rs` |
 //! | the request is queued, and cut when a worker is free | `pipeline/ventilator/requests.rs`, `schedule/mod.rs` |
-//! | a chunk travels to a worker, which runs it | `wire/chunk.rs`, `pipeline/worker.rs`, `pipeline/worker/run.rs`, `model/onnx.rs` |
+//! | a chunk travels to a worker, which runs it | `wire/chunk.rs`, `pipeline/worker.rs`, `pipeline/worker/run.rs`, `model/engine/onnx.rs` |
 //! | its parts travel to the sink, which answers when all have come | `wire/inner.rs`, `pipeline/sink.rs`, `pipeline/sink/answers.rs` |
 //! | the client reads the result | `client/response.rs` |
 //!
@@ -89,6 +90,8 @@
 pub mod client;
 #[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
+mod elf;
 pub mod error;
 #[cfg(feature = "server")]
 pub(crate) mod frames;
@@ -105,11 +108,12 @@ pub(crate) mod pipeline;
 pub mod plugin;
 #[cfg(feature = "server")]
 mod priority;
+#[cfg(any(feature = "plugin", feature = "server"))]
+pub(crate) mod proxy;
 #[cfg(feature = "server")]
 pub(crate) mod schedule;
 #[cfg(feature = "server")]
 pub mod server;
-#[cfg(any(feature = "plugin", feature = "server"))]
 pub(crate) mod signature;
 #[cfg(feature = "server")]
 pub(crate) mod socket;

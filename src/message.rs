@@ -210,6 +210,30 @@ pub struct Member {
     pub queue_us: u64,
 }
 
+/// What a run belongs to: what a model may want to know besides its rows.
+#[cfg(feature = "server")]
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// The request's parameters.
+    pub params: &'a Params,
+    /// Whose rows these are, in their order in the batch; empty if that is not known.
+    pub members: &'a [Member],
+    /// Whether nobody waits for these rows any more.
+    pub cancelled: &'a dyn Fn() -> bool,
+}
+
+#[cfg(feature = "server")]
+impl<'a> Run<'a> {
+    /// A run of nobody in particular.
+    pub fn alone(params: &'a Params) -> Run<'a> {
+        Run {
+            params,
+            members: &[],
+            cancelled: &|| false,
+        }
+    }
+}
+
 /// Rows on their way to a worker, with parameters that are bytes until they are there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunk<P = Params> {

@@ -81,7 +81,8 @@ pub struct Args {
     #[arg(value_parser = whole::<usize>(0..=MAX_WORKERS))]
     pub num_parallel_workers: usize,
 
-    /// "-1" for the CPU, or GPU numbers such as "0,1": worker i gets entry i mod length, in this order
+    /// "-1" or "cpu" for the CPU, "0" or "cuda:0" for a GPU, or several such as "0,1": worker i gets entry i mod length, in
+    /// this order
     #[arg(
         long,
         value_name = "DEVICES",
@@ -96,7 +97,8 @@ pub struct Args {
     #[arg(help_heading = "Workers")]
     pub gpu_memory_fraction: f64,
 
-    /// Engine threads in each worker [default: cores / workers, at least 1]
+    /// Engine threads in each worker; runs of less than a tenth of a millisecond have one [default: cores / workers,
+    /// at least 1]
     #[arg(long, value_name = "N", help_heading = "Workers")]
     #[arg(value_parser = whole::<usize>(1..=1024))]
     pub intra_op_threads: Option<usize>,
@@ -180,7 +182,8 @@ pub struct Args {
     #[arg(value_parser = whole::<u8>(0..=19))]
     pub worker_nice: u8,
 
-    /// A bulk chunk is cut so that it runs about so long, in milliseconds; 0: only --max-batch-size limits it
+    /// The longest that a bulk chunk should run, in milliseconds: one of several runs takes about half of it; 0: only
+    /// --max-batch-size limits it
     #[arg(
         long,
         value_name = "MS",

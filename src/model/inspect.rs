@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::found::StageRuns;
-use super::proxy::Proxy;
-use super::versions;
+use super::find::{StageRuns, versions};
 use super::{Lookup, ModelSource, Registry};
 use crate::error::Result;
 use crate::message::{Params, WorkerId};
+use crate::proxy::Proxy;
 use crate::wire::server::ModelInfo;
 
 /// How deep below the run-script directory models are looked for.

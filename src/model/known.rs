@@ -4,10 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::found::{Found, Stage};
-use super::lookup::Alias;
+use super::find::{Alias, Found, Stage, Stamp};
 use super::registry::Described;
-use super::source::Stamp;
 use super::{Description, Rows};
 use crate::error::{Error, Result};
 use crate::message::ModelId;

@@ -10,10 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::lookup::Lookup;
 use super::turns::Turns;
-use super::{Description, Registry};
-use crate::error::{Error, Result};
+use super::{Description, Lookup, Registry};
+use crate::error::{Error, Result, panic_message};
 use crate::message::{ModelId, ReplyTo};
 
 /// What the loader is asked to do.
@@ -232,15 +231,6 @@ fn forget(panic: Box<dyn Any + Send>) {
     if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(another); // there is no end to this
     }
-}
-
-/// What a panic said.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 #[cfg(test)]

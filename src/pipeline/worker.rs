@@ -12,12 +12,11 @@ use zmq::{Context, Socket};
 
 use self::run::{Computed, Done};
 use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::frames;
 use crate::message::{
     Chunk, Credit, Handed, Member, ModelId, Outcome, Part, Ran, Role, Serial, WorkerId,
 };
-use crate::model::loader::panic_message;
 use crate::model::{Model, ModelSource};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;

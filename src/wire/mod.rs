@@ -1,4 +1,4 @@
-//! Frames <-> messages: the only user of rmp-serde. The protocol is the second part of this page.
+//! Frames <-> messages. The protocol is the second part of this page.
 //!
 //! ```text
 //! client -> port       infer | cancel | hello | status | models | terminate | load | unload   (client.rs)
@@ -100,16 +100,6 @@ impl<'a> TensorHeader<'a> {
             })
             .collect()
     }
-}
-
-/// One msgpack document, as JSON elements hold it.
-pub(crate) fn to_document<T: Serialize>(value: &T) -> Result<Vec<u8>> {
-    rmp_serde::to_vec_named(value).map_err(|e| Error::invalid(format!("not a document: {e}")))
-}
-
-/// Reads one msgpack document.
-pub(crate) fn from_document<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
-    rmp_serde::from_slice(bytes).map_err(|e| Error::invalid(format!("not a document: {e}")))
 }
 
 /// Writes a header: a map with string keys.

@@ -5,9 +5,8 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Worker;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::message::{Chunk, Member, ModelId, Rows};
-use crate::model::loader::panic_message;
 use crate::model::{Model, Run};
 use crate::schedule::Lane;
 use crate::tensor::{Batch, Tensor};

@@ -139,7 +139,7 @@ fn parameters_come_to_the_model_as_they_were_sent() {
     let params = serde_json::json!({"k": [1, {"a": null}], "t": "x"});
     let mut bench = bench(Arc::new(MockSource::default()));
     let mut chunk = bench.chunk(ModelId(1), &[1.0]);
-    chunk.params = crate::wire::to_document(&params).unwrap().into();
+    chunk.params = crate::tensor::to_document(&params).unwrap().into();
     let frames = inner::write_chunk(&chunk);
     assert_eq!(frames[1], chunk.params);
     let read = |frames| match inner::read_to_worker(frames).unwrap() {
