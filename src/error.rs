@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// The stable error codes of the wire (a client may match on them; they never change meaning).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorCode {
@@ -77,6 +79,20 @@ pub struct Error {
     code: ErrorCode,
     message: String,
     rows: Option<Range<usize>>,
+}
+
+/// Between two loops: the code's name and the message.
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.code.as_str(), &self.message).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Error {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
+        let (code, message) = <(String, String)>::deserialize(deserializer)?;
+        Ok(Error::new(ErrorCode::parse(&code), message))
+    }
 }
 
 /// The crate's result.

@@ -1,4 +1,7 @@
-//! What travels: requests, chunks, parts and answers, and the numbers that name them.
+//! What travels: requests, chunks, parts and answers, and the numbers that name them. What is serialized here is the head
+//! of a message between two loops; rows travel beside it (`wire/inner.rs`).
+
+mod members;
 
 use std::fmt;
 
@@ -235,7 +238,8 @@ impl<'a> Run<'a> {
 }
 
 /// Rows on their way to a worker, with parameters that are bytes until they are there.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(bound = "P: Default")]
 pub struct Chunk<P = Params> {
     /// The chunk's number.
     pub id: ChunkId,
@@ -255,10 +259,13 @@ pub struct Chunk<P = Params> {
     /// Rows that run at once; `None`: all of the chunk's.
     pub run: Option<u64>,
     /// The request's parameters; empty for most.
+    #[serde(skip)]
     pub params: P,
     /// Whose rows these are, in row order.
+    #[serde(with = "members")]
     pub members: Vec<Member>,
     /// Their inputs.
+    #[serde(skip)]
     pub rows: Rows,
 }
 
@@ -269,6 +276,12 @@ pub enum Rows {
     Each(Vec<Batch>),
     /// Of all members, one after the other in one piece of memory: small requests that share a chunk.
     Joined(Batch),
+}
+
+impl Default for Rows {
+    fn default() -> Rows {
+        Rows::Each(Vec::new())
+    }
 }
 
 impl Rows {
@@ -310,11 +323,12 @@ impl Rows {
 }
 
 /// How a chunk ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Outcome {
     /// What the runs gave, for the members in their order.
     Done(Vec<Ran>),
     /// Every member had been cancelled before it ran.
+    #[default]
     Skipped,
     /// The model failed; the credit says how.
     Failed,
@@ -330,7 +344,7 @@ pub struct Ran {
 }
 
 /// A chunk's results on their way to the sink.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     /// The chunk's number.
     pub chunk: ChunkId,
@@ -341,13 +355,15 @@ pub struct Part {
     /// Inside the model, in microseconds.
     pub compute_us: u64,
     /// As in the chunk.
+    #[serde(with = "members")]
     pub members: Vec<Member>,
     /// The results.
+    #[serde(skip)]
     pub outcome: Outcome,
 }
 
 /// "I am free": what a worker tells the ventilator after each chunk.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Credit {
     /// Who.
     pub worker: WorkerId,
@@ -368,12 +384,13 @@ pub struct Credit {
 }
 
 /// What a leg of a model gave for the rows of one member, for the next leg to go on with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Handed {
     /// Whose rows.
     pub serial: Serial,
     /// How many.
     pub rows: u64,
     /// What the leg gave, in its order.
+    #[serde(skip)]
     pub batch: Batch,
 }

@@ -132,7 +132,7 @@ impl Worker {
     }
 
     fn tell_ventilator(&mut self, message: ToVentilator) -> Result<()> {
-        tell(&mut self.ventilator, inner::write_to_ventilator(message))
+        tell(&mut self.ventilator, inner::write_to_ventilator(&message))
     }
 
     fn tell_sink(&mut self, message: &ToSink) -> Result<()> {

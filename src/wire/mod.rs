@@ -27,8 +27,6 @@ mod header;
 pub(crate) mod id;
 #[cfg(feature = "server")]
 pub(crate) mod inner;
-#[cfg(feature = "server")]
-mod members;
 mod msgpack;
 pub(crate) mod params;
 #[cfg(test)]

@@ -204,10 +204,15 @@ impl Requests {
             self.actions.push(Action::Cancel(serial));
         }
         if let Some(held) = self.finish(serial) {
-            let mut close = Close::new(serial, held.reply, held.request, held.arrived_us, error);
-            close.chunks = chunks;
-            close.answered = answered == Answered::BySink;
-            self.tell_sink(ToSink::Close(close));
+            self.tell_sink(ToSink::Close(Close {
+                serial,
+                reply: held.reply,
+                request: held.request,
+                chunks,
+                arrived_us: held.arrived_us,
+                answered: answered == Answered::BySink,
+                error: error.clone(),
+            }));
         }
     }
 
