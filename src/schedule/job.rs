@@ -75,7 +75,7 @@ pub(crate) struct Assignment<C = ()> {
     /// Rows that run at once; `None`: all of them.
     pub run: Option<usize>,
     /// What was handed back with the rows after an earlier leg.
-    pub carry: Option<C>,
+    pub leg_outputs: Option<C>,
 }
 
 /// What a chunk leaves behind that was lost with its worker.
