@@ -118,6 +118,8 @@
 //! - While small requests come, bulk runs are made as short as costs little (`schedule/pace.rs`), workers let the loops
 //!   around them go first, and those ask for short slices of a core (`priority.rs`).
 
+#[cfg(feature = "server")]
+pub(crate) mod catalog;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]

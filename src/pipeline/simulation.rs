@@ -159,9 +159,9 @@ impl Simulation<'_> {
             let all: u64 = steps.iter().map(|(_, weight)| weight).sum();
             if all == 0 {
                 // Nothing moves by itself any more.
-                let before = self.requests.scheduler.chunks_out();
+                let before = self.requests.scheduler.out().len();
                 self.give_out();
-                if self.requests.scheduler.chunks_out() > before {
+                if self.requests.scheduler.out().len() > before {
                     continue;
                 }
                 if self.phase == Phase::Serving {

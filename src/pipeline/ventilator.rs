@@ -1,54 +1,48 @@
 //! The ventilator: reads requests, checks and queues them, cuts chunks when workers are free, and owns deadlines,
 //! cancels and the order of stopping. It never touches a file and never waits for anyone but in its poll.
 //!
-//! `clients.rs` knows sessions, `admission.rs` what may enter the queue, `known_headers.rs` what need not be read again,
-//! `intake.rs` who waits for a model, `requests.rs` what becomes of what is queued, `loads.rs` what the loader is asked,
-//! `lookup_cache.rs` what it need not be asked again, `shares.rs` how much of it each client may
-//! have, `openings.rs` which models are served and which leave, `in_use.rs` which are used, `life.rs` how it starts and
-//! stops, `says.rs` what clients say and are told, `report.rs` what status says.
+//! What it decides of models is in `catalog/`, and of requests in `requests.rs` and `schedule/`: pure state machines, whose
+//! actions are done here. `clients.rs` knows sessions, `admission.rs` what may enter the queue, `known_headers.rs` what need
+//! not be read again, `groups.rs` what may run together, `life.rs` how it starts and stops, `says.rs` what clients say and
+//! are told, `report.rs` what status says.
 
 mod admission;
 #[cfg(test)]
 mod allocations;
 mod clients;
-mod in_use;
-mod intake;
+mod groups;
 mod known_headers;
 mod life;
-mod loads;
-mod lookup_cache;
-mod openings;
 mod report;
 pub(super) mod requests;
 mod says;
-mod shares;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam_channel::Sender;
 use zmq::Socket;
 
+use self::admission::Learnt;
 use self::clients::Clients;
-use self::in_use::{InUse, Last};
-use self::intake::{Arrival, Intake};
 use self::life::{Phase, Starting, Stoppers};
-use self::loads::Loads;
-use self::openings::Openings;
 use self::report::Ledger;
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
 use super::control::StopOrder;
 use super::doors::Doors;
 use super::{CancelBoard, Clock, tell};
+use crate::catalog::{self, Arrival, Catalog, Change, MostModels};
 use crate::error::{Error, Result};
 use crate::frames;
-use crate::message::{Credit, Serial, WorkerId};
-use crate::model::Registry;
+use crate::message::{Credit, ModelId, Request, Serial, WorkerId};
+use crate::model::Store;
 use crate::model::loader::Loader;
 use crate::schedule::{Lane, Limits};
 use crate::socket::{Waiter, wait_for};
 use crate::wire::inner::{self, SinkReport, ToVentilator, ToWorker};
+use crate::wire::params::RawParams;
 use crate::wire::server::Welcome;
 use crate::zmtp::router::Router;
 
@@ -74,9 +68,7 @@ pub(crate) struct Facts {
     pub default_timeout: Option<Duration>,
     pub limits: Limits,
     pub preload: Vec<String>,
-    pub max_models: usize,
-    /// Of the files of all that are loaded.
-    pub max_model_bytes: Option<u64>,
+    pub most_models: MostModels,
 }
 
 /// What the ventilator is set up with.
@@ -90,7 +82,7 @@ pub(crate) struct Setup {
     pub doors: Arc<Doors>,
     pub stop: Arc<StopOrder>,
     pub loader: Loader,
-    pub registry: Arc<Registry>,
+    pub store: Arc<Store>,
     pub board: Arc<CancelBoard>,
     pub clock: Clock,
     pub waiter: Waiter,
@@ -107,18 +99,16 @@ struct Ventilator {
     doors: Arc<Doors>,
     stop: Arc<StopOrder>,
     loader: Loader,
-    registry: Arc<Registry>,
+    store: Arc<Store>,
     board: Arc<CancelBoard>,
     clock: Clock,
     waiter: Waiter,
     facts: Facts,
     requests: Requests,
-    in_use: InUse,
-    openings: Openings,
+    catalog: Catalog<Request<RawParams>>,
     clients: Clients,
-    intake: Intake,
+    learnt: Learnt,
     ledger: Ledger,
-    loads: Loads,
     next_serial: u64,
     starting: Starting,
     phase: Phase,
@@ -155,16 +145,14 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         doors: setup.doors,
         stop: setup.stop,
         loader: setup.loader,
-        registry: setup.registry,
+        store: setup.store,
         board: setup.board,
         clock: setup.clock,
         waiter: setup.waiter,
+        catalog: Catalog::new(setup.facts.most_models),
         facts: setup.facts,
-        in_use: InUse::default(),
-        openings: Openings::default(),
         clients: Clients::default(),
-        intake: Intake::default(),
-        loads: Loads::default(),
+        learnt: Learnt::default(),
         next_serial: 0,
         starting,
         phase: Phase::Serving,
@@ -216,7 +204,7 @@ impl Ventilator {
         }
         let due_us = [
             self.requests.scheduler.due_us(),
-            self.intake.due_us(),
+            self.catalog.due_us(),
             self.give_up_us,
         ];
         let due_us = due_us.into_iter().flatten().min();
@@ -269,7 +257,7 @@ impl Ventilator {
                     self.preload();
                 }
                 self.check_ready();
-                Ok(())
+                self.act_for_catalog()
             }
             ToVentilator::Credit(credit) => self.take_credit(credit),
             ToVentilator::Down(worker, why) => {
@@ -288,10 +276,21 @@ impl Ventilator {
                 Ok(())
             }
             ToVentilator::Opened(worker, model, error) => {
-                self.take_opened(worker, model, error);
-                Ok(())
+                if let Some(error) = &error {
+                    tracing::warn!(worker_id = worker.0, %error, "a model could not be opened ahead");
+                }
+                self.catalog.sized(self.store.sizes());
+                self.catalog.opened(worker, model, error);
+                self.act_for_catalog()
             }
-            ToVentilator::Loaded(ticket) => self.take_loaded(ticket),
+            ToVentilator::Loaded(ticket) => {
+                let Some(answer) = self.loader.take(ticket) else {
+                    return Ok(());
+                };
+                self.catalog.sized(self.store.sizes());
+                self.catalog.answered(ticket, answer)?;
+                self.act_for_catalog()
+            }
             ToVentilator::Gone(reply) => self.end_session(reply),
             ToVentilator::Silent(reply) => {
                 if self.router.is_alive(reply, Instant::now()) {
@@ -330,7 +329,9 @@ impl Ventilator {
     }
 
     fn lose_worker(&mut self, worker: WorkerId) -> Result<()> {
-        self.open_without(worker);
+        self.catalog.sized(self.store.sizes());
+        self.catalog.worker_lost(worker);
+        self.act_for_catalog()?;
         self.ledger.worker_lost(worker);
         self.requests.worker_down(worker);
         self.act()
@@ -350,20 +351,101 @@ impl Ventilator {
                     model,
                 } => {
                     self.clients.end(reply, request);
-                    if let Last::OfLeaving = self.in_use.release(model) {
-                        self.forget_now(model);
-                    }
+                    self.catalog.release(model);
                 }
             }
         }
+        self.act_for_catalog()
+    }
+
+    /// Does what came of a change of the models.
+    fn act_for_catalog(&mut self) -> Result<()> {
+        loop {
+            let actions = self.catalog.take_actions();
+            if actions.is_empty() {
+                return Ok(());
+            }
+            for action in actions {
+                self.do_for_catalog(action)?;
+            }
+        }
+    }
+
+    fn do_for_catalog(&mut self, action: catalog::Action<Request<RawParams>>) -> Result<()> {
+        use catalog::Action;
+        match action {
+            Action::AskLoader {
+                client,
+                ticket,
+                job,
+            } => self.loader.ask(client, ticket, job),
+            Action::GoOn { ticket, job } => self.loader.go_on(ticket, job),
+            Action::Withdraw { client, tickets } => {
+                for ticket in self.loader.withdraw(&client, &tickets) {
+                    self.catalog.withdrawn(ticket);
+                }
+            }
+            Action::Open(model) => {
+                let open = inner::write_to_worker(&ToWorker::Open(model));
+                let told = self.tell_workers(Lane::Small, &open);
+                self.catalog.told(model, told);
+            }
+            Action::Admit(parked, model) => {
+                let Arrival { reply, request, .. } = parked.arrival;
+                if let Err(error) = self.enqueue(parked, model) {
+                    return self.refuse(reply, request, &error);
+                }
+            }
+            Action::Refuse(arrival, error) => {
+                return self.refuse(arrival.reply, arrival.request, &error);
+            }
+            Action::Answer(asker, answer) => self.tell_asker(&asker, answer),
+            Action::Started(Ok(())) => {
+                self.starting.models_missing -= 1;
+                self.check_ready();
+            }
+            Action::Started(Err(error)) => self.fail_start(error),
+            Action::Changed(Change::Leads(lookup, model)) => {
+                self.learnt.headers.learn(&lookup, model);
+            }
+            Action::Changed(Change::Unlearn(model)) => self.learnt.headers.forget(model),
+            Action::Changed(Change::Forget(model)) => self.forget_model(model),
+        }
         Ok(())
+    }
+
+    /// No request needs the model any more: the workers drop their sessions.
+    fn forget_model(&mut self, model: ModelId) {
+        self.requests.scheduler.forget(model);
+        self.store.let_go(model);
+        let forget = inner::write_to_worker(&ToWorker::Forget(model));
+        self.tell_workers(Lane::Bulk, &forget);
+    }
+
+    /// Tells every worker that is there, and says which were.
+    fn tell_workers(&mut self, lane: Lane, message: &[Bytes]) -> Vec<WorkerId> {
+        let mut told = Vec::new();
+        for (index, lanes) in self.lanes.iter_mut().enumerate() {
+            let socket = match lane {
+                Lane::Small => &mut lanes.small,
+                Lane::Bulk => &mut lanes.bulk,
+            };
+            // A worker that was lost and is coming up again has no sessions, and opens those that its chunks need.
+            match tell(socket, message.to_vec()) {
+                Ok(()) => told.push(WorkerId(index as u32)),
+                Err(error) => {
+                    tracing::debug!(worker_id = index, %error, "a worker is not there to be told of a model");
+                }
+            }
+        }
+        told
     }
 
     // ---- ends before their time ----------------------------------------------------------------------------------
 
     /// Ends a request with an error, wherever it is.
     fn close(&mut self, serial: Serial, error: &Error) -> Result<()> {
-        if let Some(parked) = self.intake.give_up(serial) {
+        if let Some(parked) = self.catalog.give_up(serial) {
             let Arrival { reply, request, .. } = parked.arrival;
             return self.refuse(reply, request, error);
         }
@@ -374,7 +456,7 @@ impl Ventilator {
     fn expire(&mut self, now_us: u64) -> Result<()> {
         self.requests.expire(now_us);
         self.act()?;
-        for serial in self.intake.expired(now_us) {
+        for serial in self.catalog.expired(now_us) {
             self.close(serial, &deadline_passed())?;
         }
         Ok(())

@@ -1,16 +1,12 @@
 //! From started to ready, and from draining to stopped.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
 use super::Ventilator;
-use super::clients::{Asker, the_server};
-use super::loads::LoadRequest;
-use super::openings::LoadedFor;
-use super::shares::{Amount, Bounds, Shares};
+use crate::catalog::{Amount, Asker, Bounds, Shares};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Params, ReplyTo, WorkerId};
 use crate::model::Lookup;
@@ -75,9 +71,8 @@ impl Ventilator {
     /// Loads the models that are to be there when the server is ready. The first time only.
     pub(super) fn preload(&mut self) {
         for name in std::mem::take(&mut self.starting.preload) {
-            let lookup = Arc::new(Lookup::of(Some(&name), &Params::new()));
-            let load = LoadRequest::Load(LoadedFor::Start(name));
-            self.ask_loader(&the_server(), load, lookup);
+            let named = self.named(Lookup::of(Some(&name), &Params::new()));
+            self.catalog.preload(named);
         }
     }
 
@@ -98,7 +93,7 @@ impl Ventilator {
     }
 
     pub(super) fn pending(&self) -> u64 {
-        (self.requests.scheduler.waiting().requests + self.intake.parked()) as u64
+        (self.requests.scheduler.waiting().requests + self.catalog.parked_count()) as u64
     }
 
     /// Somebody wants the server to stop, and to be told when it has.
@@ -125,7 +120,7 @@ impl Ventilator {
             self.at_once = true;
             let error = Error::unavailable("the server was told to stop at once");
             let mut open = self.requests.scheduler.open();
-            open.extend(self.intake.serials());
+            open.extend(self.catalog.parked());
             for serial in open {
                 self.close(serial, &error)?;
             }

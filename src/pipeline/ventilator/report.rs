@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::clients::Asker;
-use super::shares::{Amount, Bounds, Shares};
 use super::{SinkReport, Ventilator};
+use crate::catalog::{Amount, Asker, Bounds, Shares};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo, WorkerId};
 use crate::wire::inner::ToSink;
-use crate::wire::server::{QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo};
+use crate::wire::server::{ModelInfo, QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo};
 
 /// Status questions that wait for the sink's report.
 const QUESTIONS: Bounds = Bounds {
@@ -152,9 +151,13 @@ impl Ventilator {
         self.ask_sink(again)
     }
 
+    /// Every model that requests find.
+    pub(super) fn models(&self) -> Vec<ModelInfo> {
+        self.catalog.served().map(|model| model.info()).collect()
+    }
+
     fn status(&self, sink: &SinkReport) -> Status {
         let up_us = self.clock.now_us().max(1);
-        let registry = &self.registry;
         let worker = |(index, w): (usize, &Worker)| WorkerInfo {
             id: index as u32,
             device: self.facts.devices.get(index).cloned().unwrap_or_default(),
@@ -167,7 +170,7 @@ impl Ventilator {
             .to_owned(),
             model: w
                 .model
-                .and_then(|id| registry.describe(id))
+                .and_then(|id| self.catalog.describe(id))
                 .map(|description| description.name.clone()),
             chunks: w.chunks,
             rows: w.rows,
@@ -182,7 +185,7 @@ impl Ventilator {
             version: self.facts.welcome.server_version.clone(),
             uptime_s: up_us / 1_000_000,
             settings: self.facts.settings.clone(),
-            models: registry.models(),
+            models: self.models(),
             workers: self.ledger.workers.iter().enumerate().map(worker).collect(),
             queue: QueueInfo {
                 requests: self.pending(),

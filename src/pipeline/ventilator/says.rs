@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::Ventilator;
 use super::admission::Origin;
-use super::clients::Asker;
 use super::known_headers::Sight;
-use super::loads::Order;
+use super::{Phase, Ventilator};
+use crate::catalog::{Answer, Asker, QUESTION_BYTES, load_bytes};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{ReplyTo, RequestId};
+use crate::message::{Params, ReplyTo, RequestId};
 use crate::model::Lookup;
 use crate::pipeline::doors::Said;
 use crate::wire::client::{self, ClientMessage, Malformed};
@@ -18,6 +17,13 @@ use crate::wire::inner::{Close, ToSink};
 use crate::wire::params::RawParams;
 use crate::wire::server::{self, ServerMessage};
 use crate::zmtp::router::Incoming;
+
+/// What an operator wants done with a model.
+#[derive(Clone, Copy)]
+enum Order {
+    Load,
+    Unload,
+}
 
 /// How long messages are read before the chunks that they allow are given out.
 const TURN: Duration = Duration::from_micros(500);
@@ -56,7 +62,7 @@ impl Ventilator {
 
     fn hear_frames(&mut self, reply: ReplyTo, frames: Vec<Bytes>) -> Result<()> {
         let header = frames.first().cloned().unwrap_or_default();
-        let sight = self.intake.headers.find(&header);
+        let sight = self.learnt.headers.find(&header);
         if let Sight::Known(request, known) = &sight
             && reply.is_session()
             && let Some(inputs) = known.inputs(&frames)
@@ -109,24 +115,69 @@ impl Ventilator {
             }
             ClientMessage::Status(_) => self.take_status(asker),
             ClientMessage::Models(id) => {
-                let models = ServerMessage::ModelsOk(self.registry.models());
+                let models = ServerMessage::ModelsOk(self.models());
                 self.answer(reply, id, &models);
                 Ok(())
             }
             ClientMessage::Describe(_, model, params) => {
-                self.take_question(asker, Lookup::of(model.as_deref(), params.paths()));
-                Ok(())
+                self.take_question(asker, Lookup::of(model.as_deref(), params.paths()))
             }
             ClientMessage::Terminate(_, mode) => self.take_terminate(&asker, mode),
-            ClientMessage::Load(_, name) => {
-                self.take_order(asker, Order::Load, &name);
-                Ok(())
-            }
-            ClientMessage::Unload(_, name) => {
-                self.take_order(asker, Order::Unload, &name);
-                Ok(())
-            }
+            ClientMessage::Load(_, name) => self.take_order(asker, Order::Load, &name),
+            ClientMessage::Unload(_, name) => self.take_order(asker, Order::Unload, &name),
         }
+    }
+
+    /// Somebody asks what a request would get. It is found as for a request: what is loaded is not loaded anew.
+    fn take_question(&mut self, asker: Asker, lookup: Lookup) -> Result<()> {
+        if self.phase != Phase::Serving {
+            let error = Error::unavailable("the server is shutting down");
+            self.refuse_asker(&asker, error);
+        } else if let Some(description) = self.catalog.known(&lookup).cloned() {
+            self.tell_asker(&asker, Answer::Described(description));
+        } else if let Err(error) = self.park_question(asker, lookup) {
+            self.refuse_asker(&asker, error);
+        }
+        self.act_for_catalog()
+    }
+
+    fn park_question(&mut self, asker: Asker, lookup: Lookup) -> Result<()> {
+        self.check_room(asker.client, QUESTION_BYTES + load_bytes(&lookup))?;
+        let serial = self.new_serial();
+        let named = self.named(lookup);
+        self.catalog.ask(asker, serial, named)
+    }
+
+    /// A load or an unload has arrived.
+    fn take_order(&mut self, asker: Asker, order: Order, name: &str) -> Result<()> {
+        let named = self.named(Lookup::of(Some(name), &Params::new()));
+        let taken = match order {
+            Order::Load => self.catalog.load(asker, named),
+            Order::Unload => self.catalog.unload(asker, named),
+        };
+        if let Err(error) = taken {
+            self.refuse_asker(&asker, error);
+        }
+        self.act_for_catalog()
+    }
+
+    /// Tells somebody what the catalog has for them.
+    pub(super) fn tell_asker(&mut self, asker: &Asker, answer: Answer) {
+        let message = match answer {
+            Answer::Described(model) => ServerMessage::ModelsOk(vec![model.info()]),
+            Answer::Loaded(model) => ServerMessage::LoadOk(Box::new(model.info())),
+            Answer::Unloaded => ServerMessage::UnloadOk,
+            Answer::Refused(error) => return self.refuse_asker(asker, error),
+        };
+        self.answer_asker(asker, &message);
+    }
+
+    pub(super) fn answer_asker(&mut self, asker: &Asker, message: &ServerMessage) {
+        self.answer(asker.client, asker.id, message);
+    }
+
+    pub(super) fn refuse_asker(&mut self, asker: &Asker, error: Error) {
+        self.refuse_on_port(asker.client, asker.id, error);
     }
 
     fn hear_malformed(&mut self, reply: ReplyTo, malformed: Malformed) -> Result<()> {
@@ -203,7 +254,8 @@ impl Ventilator {
         for serial in self.clients.forget(reply) {
             self.close(serial, &error)?;
         }
-        self.forget_asker(&reply);
+        self.catalog.client_gone(&reply);
+        self.act_for_catalog()?;
         self.tell_sink(&ToSink::Gone(reply))
     }
 }
