@@ -28,7 +28,8 @@
 //! | `frames`, `socket` | zero-copy frames; how inner sockets are set up and waited for: the only users of libzmq |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
-//! | `model` | what a worker runs and where it comes from: lookup, proxies, registry, engine, weights, chains |
+//! | `catalog` | the life of a model as a pure state machine, with its simulation: what is served, coming, leaving, who waits |
+//! | `model` | what a worker runs and where it comes from: lookup, proxies, loader, store, engine, weights, chains |
 //! | [`plugin`], `signature` | models of one's own: the author's interface, the C interface below it, its host |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
 //! | [`server`] | wiring, being ready, the order of stopping; doors, which are clients inside this process |
@@ -101,8 +102,8 @@
 //!   extra workers a model has one leg, and its stages cost no hop. A worker whose device would be idle runs all legs of
 //!   new rows itself, and so does one that gets a lone small request (`schedule/fresh.rs`).
 //! - What is loaded stays as it is until it is loaded again: a request never meets a file that somebody is just copying.
-//!   The registry reads what is new; the ventilator decides when it takes over (every worker has it open) and which models
-//!   leave to make room, because it alone knows which are in use (`pipeline/ventilator/openings.rs`).
+//!   The loader reads what is new; the catalog decides when it takes over (every worker has it open) and which models leave
+//!   to make room, because it alone knows which are in use (`catalog/models.rs`).
 //! - A plugin's table and its host are in `plugin/`, not in `model/`: the author's side compiles without the server, and
 //!   all that crosses the C interface is in one place. Signatures cross it as JSON, which C writes as a literal.
 //! - A plugin is opened from a private copy of its file, so that copying a new version over one that is in use harms
@@ -117,6 +118,10 @@
 //! - A header that equals an earlier one but for its id is not read again (`ventilator/known_headers.rs`).
 //! - While small requests come, bulk runs are made as short as costs little (`schedule/pace.rs`), workers let the loops
 //!   around them go first, and those ask for short slices of a core (`priority.rs`).
+
+// A panic in a loop of the server costs the requests of others: errors are returned, and the few places that cannot fail
+// say why. Tests may.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 #[cfg(feature = "server")]
 pub(crate) mod catalog;

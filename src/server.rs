@@ -36,7 +36,7 @@ use crate::pipeline::{
 };
 use crate::priority;
 use crate::schedule::{Lane, Limits};
-use crate::socket::{self, Vigil, Waiter};
+use crate::socket::{self, BusyPoll};
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToVentilator};
 use crate::wire::server::Welcome;
@@ -178,7 +178,7 @@ impl Server {
             board: CancelBoard::new(),
             doors: Arc::new(Doors::new()?),
             clock: Clock::start(),
-            vigil: Vigil::new(config.busy_poll),
+            busy_poll: BusyPoll::new(config.busy_poll),
             stop: Arc::new(StopOrder::new()?),
             stop_sink: Arc::new(StopOrder::new()?),
         };
@@ -231,7 +231,7 @@ impl Server {
                 source: shared.store.clone(),
                 board: shared.board.clone(),
                 clock: shared.clock,
-                vigil: shared.vigil.clone(),
+                busy_poll: shared.busy_poll.clone(),
             };
             let (context, ended) = (context.clone(), ended.clone());
             let nice = config.worker_nice;
@@ -346,7 +346,7 @@ struct Shared {
     board: Arc<CancelBoard>,
     doors: Arc<Doors>,
     clock: Clock,
-    vigil: Vigil,
+    busy_poll: BusyPoll,
     stop: Arc<StopOrder>,
     stop_sink: Arc<StopOrder>,
 }
@@ -386,7 +386,7 @@ fn run_sink(
         doors: shared.doors,
         stop: shared.stop_sink,
         clock: shared.clock,
-        waiter: Waiter::new(shared.vigil),
+        waiter: shared.busy_poll.waiter(),
         workers: config.all_workers(),
         // One runs and so many wait, in each of two lanes.
         worker_chunks: 2 * (1 + config.prefetch_size),
@@ -455,7 +455,7 @@ fn run_ventilator(
         store: shared.store,
         board: shared.board,
         clock: shared.clock,
-        waiter: Waiter::new(shared.vigil),
+        waiter: shared.busy_poll.waiter(),
         facts: facts(config, own.port, own.port_out),
         ready: own.ready,
     })

@@ -6,7 +6,7 @@ use zmq::{Context, Socket, SocketType};
 
 use crate::error::{Error, Result};
 
-pub(crate) use waiter::{Vigil, Waiter, wait_for};
+pub(crate) use waiter::{BusyPoll, Waiter, wait_for};
 
 /// An inner socket: it keeps nothing when it closes, and its queue is bounded by credits, not by a mark.
 pub(crate) fn inner(context: &Context, kind: SocketType) -> Result<Socket> {

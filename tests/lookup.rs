@@ -4,6 +4,8 @@
 mod onnx;
 #[path = "common/place.rs"]
 mod place;
+#[path = "common/within.rs"]
+mod within;
 
 use std::fs;
 use std::sync::Arc;
@@ -16,309 +18,321 @@ use mdm::{Batch, Error, Params};
 use place::{Place, engine, params, ramp, write};
 use serde_json::json;
 use tempfile::TempDir;
+use within::{LIMIT, within};
 
 #[test]
 fn files_that_are_no_models_are_refused_and_tried_again_next_time() {
-    let whole = onnx::mlp();
-    let mut flipped = whole.clone();
-    flipped[..64].reverse();
-    let place = Place::new(&[
-        ("empty.onnx", vec![]),
-        ("text.onnx", b"this is no model".to_vec()),
-        ("short.onnx", whole[..whole.len() / 2].to_vec()),
-        ("flipped.onnx", flipped),
-        ("sequence.onnx", onnx::sequence_output()),
-        ("pickle.proxy", b"\x80\x04\x95\x10\x00".to_vec()),
-        ("pickled", b"\x80\x02}q\x00.".to_vec()),
-        ("protocol0.proxy", b"(dp0\nS'a'\np1\n.".to_vec()),
-        (
-            "later.proxy",
-            br#"{"mdm":1,"onnx":"x.onnx","later":true}"#.to_vec(),
-        ),
-        ("newer.proxy", br#"{"mdm":2,"onnx":"x.onnx"}"#.to_vec()),
-    ]);
-    for (name, why) in [
-        ("empty", "is empty"),
-        ("text", "cannot open"),
-        ("short", "cannot open"),
-        ("flipped", "cannot open"),
-        ("sequence", "output \"y\""),
-        ("pickle", "Python pickle"),
-        ("pickle", "\"plugin\":\"libNAME.so\""),
-        ("pickled", "pickle"),
-        ("protocol0", "expected JSON"),
-        ("later", "\"later\" is unknown here, expected \"mdm\""),
-        ("newer", "expected \"mdm\":1"),
-    ] {
-        let e = place.find(name).unwrap_err();
-        assert_eq!(e.code(), FailedPrecondition, "{name}: {e}");
-        assert!(e.message().contains(why), "{name}: {e}");
-        let folder = place.folder.path().to_string_lossy().into_owned();
-        // Only the run-script directory as the operator gave it may be named, and here it need not be.
-        assert!(!e.message().contains(&folder), "{name}: {e}");
-    }
-    write(&place.folder.path().join("text.onnx"), &whole);
-    place.find("text").unwrap();
+    within(LIMIT, || {
+        let whole = onnx::mlp();
+        let mut flipped = whole.clone();
+        flipped[..64].reverse();
+        let place = Place::new(&[
+            ("empty.onnx", vec![]),
+            ("text.onnx", b"this is no model".to_vec()),
+            ("short.onnx", whole[..whole.len() / 2].to_vec()),
+            ("flipped.onnx", flipped),
+            ("sequence.onnx", onnx::sequence_output()),
+            ("pickle.proxy", b"\x80\x04\x95\x10\x00".to_vec()),
+            ("pickled", b"\x80\x02}q\x00.".to_vec()),
+            ("protocol0.proxy", b"(dp0\nS'a'\np1\n.".to_vec()),
+            (
+                "later.proxy",
+                br#"{"mdm":1,"onnx":"x.onnx","later":true}"#.to_vec(),
+            ),
+            ("newer.proxy", br#"{"mdm":2,"onnx":"x.onnx"}"#.to_vec()),
+        ]);
+        for (name, why) in [
+            ("empty", "is empty"),
+            ("text", "cannot open"),
+            ("short", "cannot open"),
+            ("flipped", "cannot open"),
+            ("sequence", "output \"y\""),
+            ("pickle", "Python pickle"),
+            ("pickle", "\"plugin\":\"libNAME.so\""),
+            ("pickled", "pickle"),
+            ("protocol0", "expected JSON"),
+            ("later", "\"later\" is unknown here, expected \"mdm\""),
+            ("newer", "expected \"mdm\":1"),
+        ] {
+            let e = place.find(name).unwrap_err();
+            assert_eq!(e.code(), FailedPrecondition, "{name}: {e}");
+            assert!(e.message().contains(why), "{name}: {e}");
+            let folder = place.folder.path().to_string_lossy().into_owned();
+            // Only the run-script directory as the operator gave it may be named, and here it need not be.
+            assert!(!e.message().contains(&folder), "{name}: {e}");
+        }
+        write(&place.folder.path().join("text.onnx"), &whole);
+        place.find("text").unwrap();
+    })
 }
 
 #[test]
 fn names_lead_to_files_proxies_and_versions() {
-    let place = Place::new(&[
-        ("m.onnx", onnx::mlp()),
-        ("deep/er/m.onnx", onnx::fixed_batch(2)),
-        ("p.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
-        (
-            "w.proxy",
-            br#"{"mdm":1,"onnx":"m.onnx","rows":"whole"}"#.to_vec(),
-        ),
-        ("both.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
-        ("both.onnx", onnx::no_batch()),
-        ("repository/2/model.onnx", onnx::fixed_batch(2)),
-        ("repository/10/model.onnx", onnx::fixed_batch(10)),
-        ("repository/11/readme.txt", vec![]),
-    ]);
-    let mlp = place.find("m").unwrap();
-    assert_eq!((mlp.name.as_str(), mlp.version.as_str()), ("m", "1"));
-    for same in ["m.onnx", "p", "p.proxy", "both", "./m", "deep/../m"] {
-        assert_eq!(place.find(same).unwrap().id, mlp.id, "{same}");
-    }
-    let whole = place.find("w").unwrap();
-    assert_ne!(whole.id, mlp.id);
-    assert_eq!(whole.kind, BatchKind::Whole);
-    assert_eq!(place.find("deep/er/m").unwrap().kind, BatchKind::Fixed(2));
-    let newest = place.find("repository").unwrap();
-    assert_eq!(
-        (newest.version.as_str(), newest.kind),
-        ("10", BatchKind::Fixed(10))
-    );
-    let asked = place.find("repository/2").unwrap();
-    assert_eq!(
-        (asked.version.as_str(), asked.kind),
-        ("2", BatchKind::Fixed(2))
-    );
+    within(LIMIT, || {
+        let place = Place::new(&[
+            ("m.onnx", onnx::mlp()),
+            ("deep/er/m.onnx", onnx::fixed_batch(2)),
+            ("p.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
+            (
+                "w.proxy",
+                br#"{"mdm":1,"onnx":"m.onnx","rows":"whole"}"#.to_vec(),
+            ),
+            ("both.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
+            ("both.onnx", onnx::no_batch()),
+            ("repository/2/model.onnx", onnx::fixed_batch(2)),
+            ("repository/10/model.onnx", onnx::fixed_batch(10)),
+            ("repository/11/readme.txt", vec![]),
+        ]);
+        let mlp = place.find("m").unwrap();
+        assert_eq!((mlp.name.as_str(), mlp.version.as_str()), ("m", "1"));
+        for same in ["m.onnx", "p", "p.proxy", "both", "./m", "deep/../m"] {
+            assert_eq!(place.find(same).unwrap().id, mlp.id, "{same}");
+        }
+        let whole = place.find("w").unwrap();
+        assert_ne!(whole.id, mlp.id);
+        assert_eq!(whole.kind, BatchKind::Whole);
+        assert_eq!(place.find("deep/er/m").unwrap().kind, BatchKind::Fixed(2));
+        let newest = place.find("repository").unwrap();
+        assert_eq!(
+            (newest.version.as_str(), newest.kind),
+            ("10", BatchKind::Fixed(10))
+        );
+        let asked = place.find("repository/2").unwrap();
+        assert_eq!(
+            (asked.version.as_str(), asked.kind),
+            ("2", BatchKind::Fixed(2))
+        );
 
-    let find =
-        |model: Option<&str>, value| place.registry.resolve(&Lookup::of(model, &params(value)));
-    let by_path = json!({"model_proxy_path": "p.proxy"});
-    assert_eq!(find(None, by_path.clone()).unwrap().id, mlp.id);
-    assert_eq!(find(Some("p"), by_path.clone()).unwrap().id, mlp.id);
-    let e = find(Some("repository"), by_path).unwrap_err();
-    assert_eq!(e.code(), InvalidArgument);
-    assert!(e.message().contains("different models"), "{e}");
-    let e = find(None, json!({})).unwrap_err();
-    assert_eq!(e.code(), InvalidArgument);
-    assert!(e.message().contains("no model is named"), "{e}");
+        let find =
+            |model: Option<&str>, value| place.registry.resolve(&Lookup::of(model, &params(value)));
+        let by_path = json!({"model_proxy_path": "p.proxy"});
+        assert_eq!(find(None, by_path.clone()).unwrap().id, mlp.id);
+        assert_eq!(find(Some("p"), by_path.clone()).unwrap().id, mlp.id);
+        let e = find(Some("repository"), by_path).unwrap_err();
+        assert_eq!(e.code(), InvalidArgument);
+        assert!(e.message().contains("different models"), "{e}");
+        let e = find(None, json!({})).unwrap_err();
+        assert_eq!(e.code(), InvalidArgument);
+        assert!(e.message().contains("no model is named"), "{e}");
+    })
 }
 
 #[test]
 fn a_version_can_be_asked_for() {
-    let methods =
-        br#"{"mdm":1,"methods":{"top":{"onnx":"../../m.onnx"},"all":{"onnx":"../../m.onnx"}}}"#;
-    let same = br#"{"mdm":1,"onnx":"../../m.onnx"}"#;
-    let place = Place::new(&[
-        ("m.onnx", onnx::mlp()),
-        ("v/1/model.onnx", onnx::fixed_batch(1)),
-        ("v/2/model.onnx", onnx::fixed_batch(2)),
-        ("v/10/model.proxy", same.to_vec()),
-        ("v/10/model.onnx", onnx::fixed_batch(10)),
-        ("v/11/readme.txt", vec![]),
-        ("v/+12/model.onnx", onnx::mlp()),
-        ("w/3/model.proxy", methods.to_vec()),
-        ("w/4/model.proxy", same.to_vec()),
-        ("w/5/model.proxy", same.to_vec()),
-        ("p.proxy", br#"{"mdm":1,"onnx":"v"}"#.to_vec()),
-        ("single/model.onnx", onnx::mlp()),
-    ]);
-    let find = |name: &str, version: serde_json::Value| {
-        let params = match version {
-            serde_json::Value::Null => Params::new(),
-            version => params(json!({ "model_version": version })),
+    within(LIMIT, || {
+        let methods =
+            br#"{"mdm":1,"methods":{"top":{"onnx":"../../m.onnx"},"all":{"onnx":"../../m.onnx"}}}"#;
+        let same = br#"{"mdm":1,"onnx":"../../m.onnx"}"#;
+        let place = Place::new(&[
+            ("m.onnx", onnx::mlp()),
+            ("v/1/model.onnx", onnx::fixed_batch(1)),
+            ("v/2/model.onnx", onnx::fixed_batch(2)),
+            ("v/10/model.proxy", same.to_vec()),
+            ("v/10/model.onnx", onnx::fixed_batch(10)),
+            ("v/11/readme.txt", vec![]),
+            ("v/+12/model.onnx", onnx::mlp()),
+            ("w/3/model.proxy", methods.to_vec()),
+            ("w/4/model.proxy", same.to_vec()),
+            ("w/5/model.proxy", same.to_vec()),
+            ("p.proxy", br#"{"mdm":1,"onnx":"v"}"#.to_vec()),
+            ("single/model.onnx", onnx::mlp()),
+        ]);
+        let find = |name: &str, version: serde_json::Value| {
+            let params = match version {
+                serde_json::Value::Null => Params::new(),
+                version => params(json!({ "model_version": version })),
+            };
+            let found = place.registry.resolve(&Lookup::of(Some(name), &params));
+            found.map(|found| (found.id, found.version.clone(), found.kind))
         };
-        let found = place.registry.resolve(&Lookup::of(Some(name), &params));
-        found.map(|found| (found.id, found.version.clone(), found.kind))
-    };
-    let table = [
-        ("v", json!(null), "10", BatchKind::Batched),
-        ("v", json!(2), "2", BatchKind::Fixed(2)),
-        ("v", json!("1"), "1", BatchKind::Fixed(1)),
-        ("v/2", json!(null), "2", BatchKind::Fixed(2)),
-        ("v/2", json!(2), "2", BatchKind::Fixed(2)),
-        ("v/10/model.onnx", json!(null), "1", BatchKind::Fixed(10)),
-        ("w/3.top", json!(null), "3", BatchKind::Batched),
-        ("w.all", json!(3), "3", BatchKind::Batched),
-        ("w", json!(null), "5", BatchKind::Batched),
-        ("m", json!(1), "1", BatchKind::Batched),
-        ("single", json!(1), "1", BatchKind::Batched),
-    ];
-    for (name, asked, version, kind) in table {
-        let (_, found, its_kind) = find(name, asked.clone()).unwrap();
-        assert_eq!(
-            (found.as_str(), its_kind),
-            (version, kind),
-            "{name} {asked}"
-        );
-    }
-    // The same version by both ways is the same model, and two versions of one file are two.
-    let id = |name, version| find(name, version).unwrap().0;
-    assert_eq!(id("v/2", json!(null)), id("v", json!("2")));
-    assert_ne!(id("w/4", json!(null)), id("w/5", json!(null)));
+        let table = [
+            ("v", json!(null), "10", BatchKind::Batched),
+            ("v", json!(2), "2", BatchKind::Fixed(2)),
+            ("v", json!("1"), "1", BatchKind::Fixed(1)),
+            ("v/2", json!(null), "2", BatchKind::Fixed(2)),
+            ("v/2", json!(2), "2", BatchKind::Fixed(2)),
+            ("v/10/model.onnx", json!(null), "1", BatchKind::Fixed(10)),
+            ("w/3.top", json!(null), "3", BatchKind::Batched),
+            ("w.all", json!(3), "3", BatchKind::Batched),
+            ("w", json!(null), "5", BatchKind::Batched),
+            ("m", json!(1), "1", BatchKind::Batched),
+            ("single", json!(1), "1", BatchKind::Batched),
+        ];
+        for (name, asked, version, kind) in table {
+            let (_, found, its_kind) = find(name, asked.clone()).unwrap();
+            assert_eq!(
+                (found.as_str(), its_kind),
+                (version, kind),
+                "{name} {asked}"
+            );
+        }
+        // The same version by both ways is the same model, and two versions of one file are two.
+        let id = |name, version| find(name, version).unwrap().0;
+        assert_eq!(id("v/2", json!(null)), id("v", json!("2")));
+        assert_ne!(id("w/4", json!(null)), id("w/5", json!(null)));
 
-    let missing = "has no version 3; there are 1, 2, 10";
-    for (name, asked, code, why) in [
-        ("v", json!(3), NotFound, missing),
-        ("v/3", json!(null), NotFound, missing),
-        ("v/3.top", json!(null), NotFound, missing),
-        ("v/2.top", json!(null), NotFound, "no method \"top\""),
-        ("w/3.other", json!(null), NotFound, "\"all\", \"top\""),
-        (
-            "v/2",
-            json!(1),
-            InvalidArgument,
-            "is version 2, and model_version asks for version 1",
-        ),
-        ("m", json!(2), NotFound, "its only version is 1"),
-        ("single", json!(2), NotFound, "its only version is 1"),
-        (
-            "v",
-            json!("latest"),
-            InvalidArgument,
-            "\"latest\", expected a version's number",
-        ),
-        ("v", json!(-1), InvalidArgument, "-1, expected"),
-        (
-            "v",
-            json!([1]),
-            InvalidArgument,
-            "expected a version's number",
-        ),
-        ("p", json!(null), FailedPrecondition, "leads to a proxy"),
-    ] {
-        let e = find(name, asked.clone()).unwrap_err();
-        assert_eq!(e.code(), code, "{name} {asked}: {e}");
-        assert!(e.message().contains(why), "{name} {asked}: {e}");
-    }
-    let names = place.registry.store().names().unwrap();
-    assert_eq!(names, ["m", "p", "single", "v", "w"]);
+        let missing = "has no version 3; there are 1, 2, 10";
+        for (name, asked, code, why) in [
+            ("v", json!(3), NotFound, missing),
+            ("v/3", json!(null), NotFound, missing),
+            ("v/3.top", json!(null), NotFound, missing),
+            ("v/2.top", json!(null), NotFound, "no method \"top\""),
+            ("w/3.other", json!(null), NotFound, "\"all\", \"top\""),
+            (
+                "v/2",
+                json!(1),
+                InvalidArgument,
+                "is version 2, and model_version asks for version 1",
+            ),
+            ("m", json!(2), NotFound, "its only version is 1"),
+            ("single", json!(2), NotFound, "its only version is 1"),
+            (
+                "v",
+                json!("latest"),
+                InvalidArgument,
+                "\"latest\", expected a version's number",
+            ),
+            ("v", json!(-1), InvalidArgument, "-1, expected"),
+            (
+                "v",
+                json!([1]),
+                InvalidArgument,
+                "expected a version's number",
+            ),
+            ("p", json!(null), FailedPrecondition, "leads to a proxy"),
+        ] {
+            let e = find(name, asked.clone()).unwrap_err();
+            assert_eq!(e.code(), code, "{name} {asked}: {e}");
+            assert!(e.message().contains(why), "{name} {asked}: {e}");
+        }
+        let names = place.registry.store().names().unwrap();
+        assert_eq!(names, ["m", "p", "single", "v", "w"]);
+    })
 }
 
 #[test]
 fn paths_stay_below_the_allowed_directories() {
-    let outside = tempfile::tempdir().unwrap();
-    let allowed = tempfile::tempdir().unwrap();
-    for folder in [&outside, &allowed] {
-        write(&folder.path().join("m.onnx"), &onnx::mlp());
-        write(&folder.path().join("words.txt"), b"a b c");
-    }
-    let place = Place::with(
-        &[("m.onnx", onnx::mlp()), ("sub/words.txt", b"a".to_vec())],
-        |config| config.allow_paths = vec![allowed.path().to_owned()],
-    );
-    let at = |folder: &TempDir, name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let link = |from: &str, to: &str| {
-        std::os::unix::fs::symlink(to, place.folder.path().join(from)).unwrap();
-    };
-    link("out.onnx", &at(&outside, "m.onnx"));
-    link("in.onnx", "m.onnx");
-    link("allowed.onnx", &at(&allowed, "m.onnx"));
-    link("folder", outside.path().to_str().unwrap());
-    link("round.onnx", "round.onnx");
-    let made = std::process::Command::new("mkfifo")
-        .arg(place.folder.path().join("pipe.onnx"))
-        .status()
-        .unwrap();
-    assert!(made.success());
-
-    let up = format!(
-        "../{}/m",
-        outside.path().file_name().unwrap().to_string_lossy()
-    );
-    let table = [
-        ("in", None),
-        ("allowed", None),
-        ("sub/../m", None),
-        ("..", Some(PermissionDenied)),
-        ("../", Some(PermissionDenied)),
-        ("../nothing", Some(PermissionDenied)),
-        (&up, Some(PermissionDenied)),
-        ("sub/../../m", Some(PermissionDenied)),
-        (
-            "../../../../../../../../../../etc/passwd",
-            Some(PermissionDenied),
-        ),
-        ("/etc/passwd", Some(PermissionDenied)),
-        ("/etc/nothing-of-that-name", Some(PermissionDenied)),
-        ("out", Some(PermissionDenied)),
-        ("folder/m", Some(PermissionDenied)),
-        ("nothing", Some(NotFound)),
-        ("sub/nothing", Some(NotFound)),
-        ("m.onnx/below", Some(NotFound)),
-        ("sub", Some(NotFound)),
-        ("", Some(InvalidArgument)),
-        (".", Some(InvalidArgument)),
-        ("m\0", Some(InvalidArgument)),
-        ("round", Some(FailedPrecondition)),
-        ("pipe", Some(FailedPrecondition)),
-        (&"n".repeat(5000), Some(NotFound)),
-    ];
-    for (name, code) in table {
-        let result = place.find(name);
-        assert_eq!(
-            result.as_ref().err().map(Error::code),
-            code,
-            "{name:?}: {result:?}"
+    within(LIMIT, || {
+        let outside = tempfile::tempdir().unwrap();
+        let allowed = tempfile::tempdir().unwrap();
+        for folder in [&outside, &allowed] {
+            write(&folder.path().join("m.onnx"), &onnx::mlp());
+            write(&folder.path().join("words.txt"), b"a b c");
+        }
+        let place = Place::with(
+            &[("m.onnx", onnx::mlp()), ("sub/words.txt", b"a".to_vec())],
+            |config| config.allow_paths = vec![allowed.path().to_owned()],
         );
-    }
-    let absolute = at(&allowed, "m");
-    place.find(&absolute).unwrap();
+        let at =
+            |folder: &TempDir, name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let link = |from: &str, to: &str| {
+            std::os::unix::fs::symlink(to, place.folder.path().join(from)).unwrap();
+        };
+        link("out.onnx", &at(&outside, "m.onnx"));
+        link("in.onnx", "m.onnx");
+        link("allowed.onnx", &at(&allowed, "m.onnx"));
+        link("folder", outside.path().to_str().unwrap());
+        link("round.onnx", "round.onnx");
+        let made = std::process::Command::new("mkfifo")
+            .arg(place.folder.path().join("pipe.onnx"))
+            .status()
+            .unwrap();
+        assert!(made.success());
 
-    let check = |value| {
-        let lookup = Lookup::of(Some("m"), &params(value));
-        place.registry.resolve(&lookup).map(|_| ())
-    };
-    check(json!({"vocabulary_path": "sub/words.txt", "folder_path": "sub", "other": "../.."}))
-        .unwrap();
-    check(json!({"vocabulary_path": at(&allowed, "words.txt")})).unwrap();
-    let table = [
-        (json!({"vocabulary_path": "../words.txt"}), PermissionDenied),
-        (
-            json!({"vocabulary_path": at(&outside, "words.txt")}),
-            PermissionDenied,
-        ),
-        (
-            json!({"vocabulary_path": "folder/words.txt"}),
-            PermissionDenied,
-        ),
-        (json!({"vocabulary_path": "words.txt"}), NotFound),
-        (json!({"vocabulary_path": "pipe.onnx"}), FailedPrecondition),
-        (json!({"vocabulary_path": 7}), InvalidArgument),
-        (json!({"vocabulary_path": null}), InvalidArgument),
-        (json!({"vocabulary_path": ""}), InvalidArgument),
-    ];
-    for (value, code) in table {
-        let e = check(value.clone()).unwrap_err();
-        assert_eq!(e.code(), code, "{value}: {e}");
-        assert!(e.message().contains("vocabulary_path"), "{value}: {e}");
-    }
+        let up = format!(
+            "../{}/m",
+            outside.path().file_name().unwrap().to_string_lossy()
+        );
+        let table = [
+            ("in", None),
+            ("allowed", None),
+            ("sub/../m", None),
+            ("..", Some(PermissionDenied)),
+            ("../", Some(PermissionDenied)),
+            ("../nothing", Some(PermissionDenied)),
+            (&up, Some(PermissionDenied)),
+            ("sub/../../m", Some(PermissionDenied)),
+            (
+                "../../../../../../../../../../etc/passwd",
+                Some(PermissionDenied),
+            ),
+            ("/etc/passwd", Some(PermissionDenied)),
+            ("/etc/nothing-of-that-name", Some(PermissionDenied)),
+            ("out", Some(PermissionDenied)),
+            ("folder/m", Some(PermissionDenied)),
+            ("nothing", Some(NotFound)),
+            ("sub/nothing", Some(NotFound)),
+            ("m.onnx/below", Some(NotFound)),
+            ("sub", Some(NotFound)),
+            ("", Some(InvalidArgument)),
+            (".", Some(InvalidArgument)),
+            ("m\0", Some(InvalidArgument)),
+            ("round", Some(FailedPrecondition)),
+            ("pipe", Some(FailedPrecondition)),
+            (&"n".repeat(5000), Some(NotFound)),
+        ];
+        for (name, code) in table {
+            let result = place.find(name);
+            assert_eq!(
+                result.as_ref().err().map(Error::code),
+                code,
+                "{name:?}: {result:?}"
+            );
+        }
+        let absolute = at(&allowed, "m");
+        place.find(&absolute).unwrap();
+
+        let check = |value| {
+            let lookup = Lookup::of(Some("m"), &params(value));
+            place.registry.resolve(&lookup).map(|_| ())
+        };
+        check(json!({"vocabulary_path": "sub/words.txt", "folder_path": "sub", "other": "../.."}))
+            .unwrap();
+        check(json!({"vocabulary_path": at(&allowed, "words.txt")})).unwrap();
+        let table = [
+            (json!({"vocabulary_path": "../words.txt"}), PermissionDenied),
+            (
+                json!({"vocabulary_path": at(&outside, "words.txt")}),
+                PermissionDenied,
+            ),
+            (
+                json!({"vocabulary_path": "folder/words.txt"}),
+                PermissionDenied,
+            ),
+            (json!({"vocabulary_path": "words.txt"}), NotFound),
+            (json!({"vocabulary_path": "pipe.onnx"}), FailedPrecondition),
+            (json!({"vocabulary_path": 7}), InvalidArgument),
+            (json!({"vocabulary_path": null}), InvalidArgument),
+            (json!({"vocabulary_path": ""}), InvalidArgument),
+        ];
+        for (value, code) in table {
+            let e = check(value.clone()).unwrap_err();
+            assert_eq!(e.code(), code, "{value}: {e}");
+            assert!(e.message().contains("vocabulary_path"), "{value}: {e}");
+        }
+    })
 }
 
 #[test]
 fn a_proxy_cannot_lead_out_either() {
-    let outside = tempfile::tempdir().unwrap();
-    write(&outside.path().join("m.onnx"), &onnx::mlp());
-    let proxy = json!({"mdm": 1, "onnx": outside.path().join("m.onnx")}).to_string();
-    let place = Place::new(&[
-        ("absolute.proxy", proxy.into_bytes()),
-        ("up.proxy", br#"{"mdm":1,"onnx":"../m.onnx"}"#.to_vec()),
-        ("gone.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
-    ]);
-    for (name, code) in [
-        ("absolute", PermissionDenied),
-        ("up", PermissionDenied),
-        ("gone", NotFound),
-    ] {
-        let e = place.find(name).unwrap_err();
-        assert_eq!(e.code(), code, "{name}: {e}");
-    }
+    within(LIMIT, || {
+        let outside = tempfile::tempdir().unwrap();
+        write(&outside.path().join("m.onnx"), &onnx::mlp());
+        let proxy = json!({"mdm": 1, "onnx": outside.path().join("m.onnx")}).to_string();
+        let place = Place::new(&[
+            ("absolute.proxy", proxy.into_bytes()),
+            ("up.proxy", br#"{"mdm":1,"onnx":"../m.onnx"}"#.to_vec()),
+            ("gone.proxy", br#"{"mdm":1,"onnx":"m.onnx"}"#.to_vec()),
+        ]);
+        for (name, code) in [
+            ("absolute", PermissionDenied),
+            ("up", PermissionDenied),
+            ("gone", NotFound),
+        ] {
+            let e = place.find(name).unwrap_err();
+            assert_eq!(e.code(), code, "{name}: {e}");
+        }
+    })
 }
 
 /// Loads what a name leads to now, and serves it.
@@ -331,266 +345,284 @@ fn load(place: &Place, name: &str) -> Arc<Description> {
 
 #[test]
 fn a_changed_file_is_another_model_from_the_next_load_on() {
-    let place = Place::new(&[("m.onnx", onnx::fixed_batch(2))]);
-    let path = place.folder.path().join("m.onnx");
-    let lookup = Lookup::of(Some("m"), &Params::new());
-    let first = place.find("m").unwrap();
-    assert_eq!(
-        place.registry.load(&lookup).unwrap().id,
-        first.id,
-        "nothing has changed"
-    );
-    let (_, mut session) = place.open("m");
-    write(&path, &onnx::fixed_batch(3));
-    // Whoever asks has what was loaded, by names that it was never asked by too.
-    for name in ["m", "./m", "m.onnx"] {
-        assert_eq!(place.find(name).unwrap().id, first.id, "{name}");
-    }
-    let second = place.registry.load(&lookup).unwrap();
-    assert_ne!(first.id, second.id);
-    assert_eq!(second.kind, BatchKind::Fixed(3));
-    assert_eq!(
-        place.find("m").unwrap().id,
-        first.id,
-        "it is not served yet"
-    );
-    place.registry.hold(first.id);
-    assert!(place.registry.serve(second.id));
-    assert!(!place.registry.is_served(first.id));
-    for name in ["m", "./m", "m.onnx"] {
-        assert_eq!(place.find(name).unwrap().id, second.id, "{name}");
-    }
-    assert_eq!(place.registry.models().len(), 1);
-    // What is open goes on; what is not yet open must not get the new graph under the old number.
-    let inputs = Batch {
-        tensors: vec![ramp("x", &[2, 8])],
-    };
-    session.infer(&inputs, &Params::new()).unwrap();
-    let Err(e) = place.registry.open(first.id, 0, WorkerId(1)) else {
-        panic!("the file is another one")
-    };
-    assert_eq!(e.code(), FailedPrecondition, "{e}");
-    assert!(e.message().contains("was changed"), "{e}");
-    place.registry.open(second.id, 0, WorkerId(1)).unwrap();
-    place.registry.release(first.id);
-    assert!(place.registry.describe(first.id).is_none());
-    // One that cannot be loaded changes nothing.
-    write(&path, b"noise");
-    place.registry.load(&lookup).unwrap_err();
-    assert_eq!(place.find("m").unwrap().id, second.id);
+    within(LIMIT, || {
+        let place = Place::new(&[("m.onnx", onnx::fixed_batch(2))]);
+        let path = place.folder.path().join("m.onnx");
+        let lookup = Lookup::of(Some("m"), &Params::new());
+        let first = place.find("m").unwrap();
+        assert_eq!(
+            place.registry.load(&lookup).unwrap().id,
+            first.id,
+            "nothing has changed"
+        );
+        let (_, mut session) = place.open("m");
+        write(&path, &onnx::fixed_batch(3));
+        // Whoever asks has what was loaded, by names that it was never asked by too.
+        for name in ["m", "./m", "m.onnx"] {
+            assert_eq!(place.find(name).unwrap().id, first.id, "{name}");
+        }
+        let second = place.registry.load(&lookup).unwrap();
+        assert_ne!(first.id, second.id);
+        assert_eq!(second.kind, BatchKind::Fixed(3));
+        assert_eq!(
+            place.find("m").unwrap().id,
+            first.id,
+            "it is not served yet"
+        );
+        place.registry.hold(first.id);
+        assert!(place.registry.serve(second.id));
+        assert!(!place.registry.is_served(first.id));
+        for name in ["m", "./m", "m.onnx"] {
+            assert_eq!(place.find(name).unwrap().id, second.id, "{name}");
+        }
+        assert_eq!(place.registry.models().len(), 1);
+        // What is open goes on; what is not yet open must not get the new graph under the old number.
+        let inputs = Batch {
+            tensors: vec![ramp("x", &[2, 8])],
+        };
+        session.infer(&inputs, &Params::new()).unwrap();
+        let Err(e) = place.registry.open(first.id, 0, WorkerId(1)) else {
+            panic!("the file is another one")
+        };
+        assert_eq!(e.code(), FailedPrecondition, "{e}");
+        assert!(e.message().contains("was changed"), "{e}");
+        place.registry.open(second.id, 0, WorkerId(1)).unwrap();
+        place.registry.release(first.id);
+        assert!(place.registry.describe(first.id).is_none());
+        // One that cannot be loaded changes nothing.
+        write(&path, b"noise");
+        place.registry.load(&lookup).unwrap_err();
+        assert_eq!(place.find("m").unwrap().id, second.id);
+    })
 }
 
 #[test]
 fn a_file_that_was_moved_away_or_replaced_can_still_be_opened_as_it_was() {
-    let place = Place::new(&[
-        ("m.onnx", onnx::fixed_batch(2)),
-        ("new", onnx::fixed_batch(3)),
-    ]);
-    let folder = place.folder.path();
-    let first = place.find("m").unwrap();
-    fs::rename(folder.join("new"), folder.join("m.onnx")).unwrap();
-    let second = load(&place, "m");
-    assert_eq!(second.kind, BatchKind::Fixed(3));
-    fs::remove_file(folder.join("m.onnx")).unwrap();
-    for (model, rows) in [(&first, 2), (&second, 3)] {
-        for worker in 0..3 {
-            let mut opened = place.registry.open(model.id, 0, WorkerId(worker)).unwrap();
-            let inputs = ramp("x", &[rows, 8]).into();
-            let outputs = opened.infer(&inputs, &Params::new()).unwrap();
-            assert_eq!(outputs.rows().unwrap(), rows);
+    within(LIMIT, || {
+        let place = Place::new(&[
+            ("m.onnx", onnx::fixed_batch(2)),
+            ("new", onnx::fixed_batch(3)),
+        ]);
+        let folder = place.folder.path();
+        let first = place.find("m").unwrap();
+        fs::rename(folder.join("new"), folder.join("m.onnx")).unwrap();
+        let second = load(&place, "m");
+        assert_eq!(second.kind, BatchKind::Fixed(3));
+        fs::remove_file(folder.join("m.onnx")).unwrap();
+        for (model, rows) in [(&first, 2), (&second, 3)] {
+            for worker in 0..3 {
+                let mut opened = place.registry.open(model.id, 0, WorkerId(worker)).unwrap();
+                let inputs = ramp("x", &[rows, 8]).into();
+                let outputs = opened.infer(&inputs, &Params::new()).unwrap();
+                assert_eq!(outputs.rows().unwrap(), rows);
+            }
         }
-    }
+    })
 }
 
 #[test]
 fn a_new_version_is_found_by_the_next_load() {
-    let place = Place::new(&[
-        ("v/1/model.onnx", onnx::fixed_batch(1)),
-        ("v/2/model.onnx", onnx::fixed_batch(2)),
-    ]);
-    let two = place.find("v").unwrap();
-    assert_eq!(place.find("v/2").unwrap().id, two.id);
-    write(
-        &place.folder.path().join("v/3/model.onnx"),
-        &onnx::fixed_batch(3),
-    );
-    assert_eq!(place.find("v").unwrap().id, two.id);
-    assert_eq!(place.find("v/3").unwrap().version, "3");
-    assert_eq!(place.find("v").unwrap().id, two.id);
-    let lookup = Lookup::of(Some("v"), &Params::new());
-    let three = place.registry.load(&lookup).unwrap();
-    // The one that has a name of its own stays.
-    assert!(place.registry.serve(three.id));
-    assert!(place.registry.is_served(two.id));
-    assert_eq!(place.find("v").unwrap().version, "3");
-    assert_eq!(place.find("v/2").unwrap().id, two.id);
-    // One that has no other name leaves.
-    write(
-        &place.folder.path().join("v/4/model.onnx"),
-        &onnx::fixed_batch(4),
-    );
-    place
-        .registry
-        .unload(&Lookup::of(Some("v/3"), &Params::new()))
-        .unwrap();
-    let four = load(&place, "v");
-    assert_eq!(four.version, "4");
-    write(
-        &place.folder.path().join("v/5/model.onnx"),
-        &onnx::fixed_batch(5),
-    );
-    load(&place, "v");
-    assert!(!place.registry.is_served(four.id));
-    let unloaded = place.registry.unload(&lookup).unwrap();
-    assert_eq!(unloaded.len(), 1);
-    assert_eq!(place.registry.models().len(), 1, "v/2 is left");
+    within(LIMIT, || {
+        let place = Place::new(&[
+            ("v/1/model.onnx", onnx::fixed_batch(1)),
+            ("v/2/model.onnx", onnx::fixed_batch(2)),
+        ]);
+        let two = place.find("v").unwrap();
+        assert_eq!(place.find("v/2").unwrap().id, two.id);
+        write(
+            &place.folder.path().join("v/3/model.onnx"),
+            &onnx::fixed_batch(3),
+        );
+        assert_eq!(place.find("v").unwrap().id, two.id);
+        assert_eq!(place.find("v/3").unwrap().version, "3");
+        assert_eq!(place.find("v").unwrap().id, two.id);
+        let lookup = Lookup::of(Some("v"), &Params::new());
+        let three = place.registry.load(&lookup).unwrap();
+        // The one that has a name of its own stays.
+        assert!(place.registry.serve(three.id));
+        assert!(place.registry.is_served(two.id));
+        assert_eq!(place.find("v").unwrap().version, "3");
+        assert_eq!(place.find("v/2").unwrap().id, two.id);
+        // One that has no other name leaves.
+        write(
+            &place.folder.path().join("v/4/model.onnx"),
+            &onnx::fixed_batch(4),
+        );
+        place
+            .registry
+            .unload(&Lookup::of(Some("v/3"), &Params::new()))
+            .unwrap();
+        let four = load(&place, "v");
+        assert_eq!(four.version, "4");
+        write(
+            &place.folder.path().join("v/5/model.onnx"),
+            &onnx::fixed_batch(5),
+        );
+        load(&place, "v");
+        assert!(!place.registry.is_served(four.id));
+        let unloaded = place.registry.unload(&lookup).unwrap();
+        assert_eq!(unloaded.len(), 1);
+        assert_eq!(place.registry.models().len(), 1, "v/2 is left");
+    })
 }
 
 #[test]
 fn a_load_looks_at_every_file_of_a_model() {
-    let place = Place::new(&[
-        ("a.onnx", onnx::echo(mdm::DataType::Fp32, &[2])),
-        ("b.onnx", onnx::echo(mdm::DataType::Fp32, &[2])),
-        (
-            "c.proxy",
-            br#"{"mdm":1,"stages":[{"onnx":"a.onnx"},{"onnx":"b.onnx"}]}"#.to_vec(),
-        ),
-        (
-            "p.proxy",
-            br#"{"mdm":1,"onnx":"a.onnx","rows":"whole","warm_up":{"x":[[1,2]]}}"#.to_vec(),
-        ),
-    ]);
-    let at = |name: &str| place.folder.path().join(name);
-    let chain = load(&place, "c");
-    assert_eq!(load(&place, "c").id, chain.id);
-    // The same graph, another file.
-    fs::copy(at("b.onnx"), at("copy")).unwrap();
-    fs::rename(at("copy"), at("b.onnx")).unwrap();
-    assert_eq!(place.find("c").unwrap().id, chain.id);
-    let second = load(&place, "c");
-    assert_ne!(second.id, chain.id);
-    write(
-        &at("c.proxy"),
-        br#"{"mdm":1,"stages":[{"onnx":"b.onnx"},{"onnx":"b.onnx"}]}"#,
-    );
-    let third = load(&place, "c");
-    assert_ne!(third.id, second.id);
-    // Only what the proxy says beside its stages.
-    let proxy = load(&place, "p");
-    write(
-        &at("p.proxy"),
-        br#"{"mdm":1,"onnx":"a.onnx","rows":"whole","warm_up":{"x":[[3,4]]}}"#,
-    );
-    assert_ne!(load(&place, "p").id, proxy.id);
-    assert_eq!(place.registry.models().len(), 2);
+    within(LIMIT, || {
+        let place = Place::new(&[
+            ("a.onnx", onnx::echo(mdm::DataType::Fp32, &[2])),
+            ("b.onnx", onnx::echo(mdm::DataType::Fp32, &[2])),
+            (
+                "c.proxy",
+                br#"{"mdm":1,"stages":[{"onnx":"a.onnx"},{"onnx":"b.onnx"}]}"#.to_vec(),
+            ),
+            (
+                "p.proxy",
+                br#"{"mdm":1,"onnx":"a.onnx","rows":"whole","warm_up":{"x":[[1,2]]}}"#.to_vec(),
+            ),
+        ]);
+        let at = |name: &str| place.folder.path().join(name);
+        let chain = load(&place, "c");
+        assert_eq!(load(&place, "c").id, chain.id);
+        // The same graph, another file.
+        fs::copy(at("b.onnx"), at("copy")).unwrap();
+        fs::rename(at("copy"), at("b.onnx")).unwrap();
+        assert_eq!(place.find("c").unwrap().id, chain.id);
+        let second = load(&place, "c");
+        assert_ne!(second.id, chain.id);
+        write(
+            &at("c.proxy"),
+            br#"{"mdm":1,"stages":[{"onnx":"b.onnx"},{"onnx":"b.onnx"}]}"#,
+        );
+        let third = load(&place, "c");
+        assert_ne!(third.id, second.id);
+        // Only what the proxy says beside its stages.
+        let proxy = load(&place, "p");
+        write(
+            &at("p.proxy"),
+            br#"{"mdm":1,"onnx":"a.onnx","rows":"whole","warm_up":{"x":[[3,4]]}}"#,
+        );
+        assert_ne!(load(&place, "p").id, proxy.id);
+        assert_eq!(place.registry.models().len(), 2);
+    })
 }
 
 #[test]
 fn weights_outside_of_a_file_are_part_of_the_model() {
-    let (model, raw) = onnx::external_weights("weights.bin");
-    let mut other = raw.clone();
-    other.rotate_left(64);
-    let place = Place::new(&[("m.onnx", model.clone()), ("weights.bin", raw.clone())]);
-    let run = |model: &Description, worker| {
-        let mut opened = place.registry.open(model.id, 0, WorkerId(worker))?;
-        opened.infer(&ramp("x", &[2, 256]).into(), &Params::new())
-    };
-    let first = load(&place, "m");
-    assert_eq!(
-        place.registry.size(first.id),
-        (model.len() + raw.len()) as u64
-    );
-    let before = run(&first, 0).unwrap();
-    write(&place.folder.path().join("new"), &other);
-    fs::rename(
-        place.folder.path().join("new"),
-        place.folder.path().join("weights.bin"),
-    )
-    .unwrap();
-    assert_eq!(place.find("m").unwrap().id, first.id);
-    let e = run(&first, 1).unwrap_err();
-    assert!(e.message().contains("weights.bin\" was changed"), "{e}");
-    let second = load(&place, "m");
-    assert_ne!(second.id, first.id);
-    assert_ne!(run(&second, 1).unwrap(), before);
+    within(LIMIT, || {
+        let (model, raw) = onnx::external_weights("weights.bin");
+        let mut other = raw.clone();
+        other.rotate_left(64);
+        let place = Place::new(&[("m.onnx", model.clone()), ("weights.bin", raw.clone())]);
+        let run = |model: &Description, worker| {
+            let mut opened = place.registry.open(model.id, 0, WorkerId(worker))?;
+            opened.infer(&ramp("x", &[2, 256]).into(), &Params::new())
+        };
+        let first = load(&place, "m");
+        assert_eq!(
+            place.registry.size(first.id),
+            (model.len() + raw.len()) as u64
+        );
+        let before = run(&first, 0).unwrap();
+        write(&place.folder.path().join("new"), &other);
+        fs::rename(
+            place.folder.path().join("new"),
+            place.folder.path().join("weights.bin"),
+        )
+        .unwrap();
+        assert_eq!(place.find("m").unwrap().id, first.id);
+        let e = run(&first, 1).unwrap_err();
+        assert!(e.message().contains("weights.bin\" was changed"), "{e}");
+        let second = load(&place, "m");
+        assert_ne!(second.id, first.id);
+        assert_ne!(run(&second, 1).unwrap(), before);
+    })
 }
 
 #[test]
 fn files_larger_than_the_bound_are_refused_before_they_are_read() {
-    let files = [
-        ("big.onnx", onnx::mlp()),
-        ("small.onnx", onnx::fixed_batch(2)),
-    ];
-    let place = Place::with(&files, |config| config.max_model_bytes = Some(10_000));
-    let e = place.find("big").unwrap_err();
-    assert_eq!(e.code(), ResourceExhausted, "{e}");
-    assert!(e.message().contains("--max-model-bytes"), "{e}");
-    let small = place.find("small").unwrap();
-    assert_eq!(
-        place.registry.size(small.id),
-        onnx::fixed_batch(2).len() as u64
-    );
+    within(LIMIT, || {
+        let files = [
+            ("big.onnx", onnx::mlp()),
+            ("small.onnx", onnx::fixed_batch(2)),
+        ];
+        let place = Place::with(&files, |config| config.max_model_bytes = Some(10_000));
+        let e = place.find("big").unwrap_err();
+        assert_eq!(e.code(), ResourceExhausted, "{e}");
+        assert!(e.message().contains("--max-model-bytes"), "{e}");
+        let small = place.find("small").unwrap();
+        assert_eq!(
+            place.registry.size(small.id),
+            onnx::fixed_batch(2).len() as u64
+        );
+    })
 }
 
 #[test]
 fn a_model_goes_by_its_plain_name() {
-    let place = Place::new(&[("sub/m.onnx", onnx::mlp())]);
-    for spelling in ["./sub/.//m", "x/../sub/m"] {
-        assert_eq!(place.find(spelling).unwrap().name, "sub/m");
-    }
-    let place = Place::new(&[("n.onnx", onnx::mlp())]);
-    let absolute = place.folder.path().canonicalize().unwrap().join("./n");
-    assert_eq!(place.find(&absolute.to_string_lossy()).unwrap().name, "n");
+    within(LIMIT, || {
+        let place = Place::new(&[("sub/m.onnx", onnx::mlp())]);
+        for spelling in ["./sub/.//m", "x/../sub/m"] {
+            assert_eq!(place.find(spelling).unwrap().name, "sub/m");
+        }
+        let place = Place::new(&[("n.onnx", onnx::mlp())]);
+        let absolute = place.folder.path().canonicalize().unwrap().join("./n");
+        assert_eq!(place.find(&absolute.to_string_lossy()).unwrap().name, "n");
+    })
 }
 
 #[test]
 fn unloading_forgets() {
-    let place = Place::new(&[("m.onnx", onnx::mlp()), ("n.onnx", onnx::mlp())]);
-    let lookup = Lookup::of(Some("m"), &Params::new());
-    assert_eq!(place.registry.unload(&lookup).unwrap_err().code(), NotFound);
-    let m = place.find("m").unwrap();
-    let n = place.find("n").unwrap();
-    assert_eq!(place.registry.models().len(), 2);
-    place.registry.hold(m.id);
-    assert_eq!(place.registry.unload(&lookup).unwrap(), [m.id]);
-    assert_eq!(place.registry.models().len(), 1);
-    assert_eq!(place.registry.models()[0].name, "n");
-    // Requests that had found it are still to be answered.
-    assert!(place.registry.open(m.id, 0, WorkerId(0)).is_ok());
-    place.registry.release(m.id);
-    assert!(place.registry.describe(m.id).is_none());
-    assert_eq!(place.registry.describe(n.id), Some(n));
-    let Err(e) = place.registry.open(m.id, 0, WorkerId(0)) else {
-        panic!("it is forgotten")
-    };
-    assert_eq!(e.code(), NotFound);
-    // A file that is gone can still be unloaded by its name.
-    fs::remove_file(place.folder.path().join("n.onnx")).unwrap();
-    let gone = Lookup::of(Some("n"), &Params::new());
-    assert_eq!(place.registry.unload(&gone).unwrap().len(), 1);
-    assert!(
-        place.find("m").unwrap().id > m.id,
-        "numbers are not used again"
-    );
-    assert!(place.registry.open(ModelId(999), 0, WorkerId(0)).is_err());
+    within(LIMIT, || {
+        let place = Place::new(&[("m.onnx", onnx::mlp()), ("n.onnx", onnx::mlp())]);
+        let lookup = Lookup::of(Some("m"), &Params::new());
+        assert_eq!(place.registry.unload(&lookup).unwrap_err().code(), NotFound);
+        let m = place.find("m").unwrap();
+        let n = place.find("n").unwrap();
+        assert_eq!(place.registry.models().len(), 2);
+        place.registry.hold(m.id);
+        assert_eq!(place.registry.unload(&lookup).unwrap(), [m.id]);
+        assert_eq!(place.registry.models().len(), 1);
+        assert_eq!(place.registry.models()[0].name, "n");
+        // Requests that had found it are still to be answered.
+        assert!(place.registry.open(m.id, 0, WorkerId(0)).is_ok());
+        place.registry.release(m.id);
+        assert!(place.registry.describe(m.id).is_none());
+        assert_eq!(place.registry.describe(n.id), Some(n));
+        let Err(e) = place.registry.open(m.id, 0, WorkerId(0)) else {
+            panic!("it is forgotten")
+        };
+        assert_eq!(e.code(), NotFound);
+        // A file that is gone can still be unloaded by its name.
+        fs::remove_file(place.folder.path().join("n.onnx")).unwrap();
+        let gone = Lookup::of(Some("n"), &Params::new());
+        assert_eq!(place.registry.unload(&gone).unwrap().len(), 1);
+        assert!(
+            place.find("m").unwrap().id > m.id,
+            "numbers are not used again"
+        );
+        assert!(place.registry.open(ModelId(999), 0, WorkerId(0)).is_err());
+    })
 }
 
 #[test]
 fn a_folder_that_is_not_there_is_named() {
-    let config = StoreConfig {
-        run_script_dir: "no/such/folder".into(),
-        allow_paths: vec![],
-        devices: vec![],
-        intra_op_threads: 1,
-        gpu_memory_fraction: 0.0,
-        extra_workers: false,
-        max_model_bytes: None,
-    };
-    let Err(e) = ModelFolder::new(engine(), config) else {
-        panic!("there is no such folder")
-    };
-    assert!(
-        e.message().contains("--run-script-dir no/such/folder"),
-        "{e}"
-    );
+    within(LIMIT, || {
+        let config = StoreConfig {
+            run_script_dir: "no/such/folder".into(),
+            allow_paths: vec![],
+            devices: vec![],
+            intra_op_threads: 1,
+            gpu_memory_fraction: 0.0,
+            extra_workers: false,
+            max_model_bytes: None,
+        };
+        let Err(e) = ModelFolder::new(engine(), config) else {
+            panic!("there is no such folder")
+        };
+        assert!(
+            e.message().contains("--run-script-dir no/such/folder"),
+            "{e}"
+        );
+    })
 }

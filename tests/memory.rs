@@ -6,6 +6,7 @@
 mod common;
 
 use common::onnx;
+use common::within::{LIMIT, within};
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
@@ -34,103 +35,109 @@ fn memory() -> (u64, u64) {
 
 #[test]
 fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    // Many weights of a few megabytes are harder than one large one: malloc keeps such pieces.
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("m.onnx"), onnx::matmul_weights(100)).unwrap();
-    let registry = Arc::new(
-        ModelFolder::new(
-            Engine::load(None, false).unwrap(),
-            StoreConfig {
-                run_script_dir: folder.path().to_owned(),
-                allow_paths: vec![],
-                devices: vec![Device::Cpu],
-                intra_op_threads: 1,
-                gpu_memory_fraction: 0.0,
-                extra_workers: false,
-                max_model_bytes: None,
-            },
-        )
-        .unwrap(),
-    );
-    let none = memory();
-    let lookup = Lookup::of(Some("m"), &Params::new());
-    let id = registry.resolve(&lookup).unwrap().id;
-    let described = memory();
-    // Each worker opens and runs in its own thread, and stays until all have been measured.
-    let (ready, is_ready) = mpsc::channel();
-    let mut workers = Vec::new();
-    let mut measured = Vec::new();
-    for worker in 0..8 {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let (registry, ready) = (registry.clone(), ready.clone());
-        let thread = std::thread::spawn(move || {
-            let mut model = registry.open(id, 0, WorkerId(worker)).unwrap();
-            let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
-            let outputs = model
-                .infer(&Batch { tensors: vec![x] }, &Params::new())
-                .unwrap();
-            drop(outputs);
-            ready.send(()).unwrap();
-            // Ends with an error when the test drops the other end.
-            let _ = stopped.recv();
-        });
-        is_ready.recv().unwrap();
-        measured.push(memory());
-        workers.push((stop, thread));
-    }
-    println!("MB now and at most: none {none:?}, described {described:?}, workers {measured:?}");
-    for (stop, thread) in workers {
-        drop(stop);
-        thread.join().unwrap();
-    }
-    let (one, eight) = (measured[0].0, measured[7].0);
-    assert!(
-        eight * 10 <= one * 13,
-        "8 workers hold {eight} MB, 1 holds {one} MB: {measured:?}"
-    );
+    within(LIMIT, || {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        // Many weights of a few megabytes are harder than one large one: malloc keeps such pieces.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("m.onnx"), onnx::matmul_weights(100)).unwrap();
+        let registry = Arc::new(
+            ModelFolder::new(
+                Engine::load(None, false).unwrap(),
+                StoreConfig {
+                    run_script_dir: folder.path().to_owned(),
+                    allow_paths: vec![],
+                    devices: vec![Device::Cpu],
+                    intra_op_threads: 1,
+                    gpu_memory_fraction: 0.0,
+                    extra_workers: false,
+                    max_model_bytes: None,
+                },
+            )
+            .unwrap(),
+        );
+        let none = memory();
+        let lookup = Lookup::of(Some("m"), &Params::new());
+        let id = registry.resolve(&lookup).unwrap().id;
+        let described = memory();
+        // Each worker opens and runs in its own thread, and stays until all have been measured.
+        let (ready, is_ready) = mpsc::channel();
+        let mut workers = Vec::new();
+        let mut measured = Vec::new();
+        for worker in 0..8 {
+            let (stop, stopped) = mpsc::channel::<()>();
+            let (registry, ready) = (registry.clone(), ready.clone());
+            let thread = std::thread::spawn(move || {
+                let mut model = registry.open(id, 0, WorkerId(worker)).unwrap();
+                let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
+                let outputs = model
+                    .infer(&Batch { tensors: vec![x] }, &Params::new())
+                    .unwrap();
+                drop(outputs);
+                ready.send(()).unwrap();
+                // Ends with an error when the test drops the other end.
+                let _ = stopped.recv();
+            });
+            is_ready.recv().unwrap();
+            measured.push(memory());
+            workers.push((stop, thread));
+        }
+        println!(
+            "MB now and at most: none {none:?}, described {described:?}, workers {measured:?}"
+        );
+        for (stop, thread) in workers {
+            drop(stop);
+            thread.join().unwrap();
+        }
+        let (one, eight) = (measured[0].0, measured[7].0);
+        assert!(
+            eight * 10 <= one * 13,
+            "8 workers hold {eight} MB, 1 holds {one} MB: {measured:?}"
+        );
+    })
 }
 
 /// A model of 100 MB on 4 workers: what loading and running it took is back after it was unloaded, but for a fifth.
 #[test]
 fn the_memory_of_an_unloaded_model_goes_back_to_the_system() {
-    let files = [
-        ("m.onnx", onnx::matmul_weights(100)),
-        ("small.onnx", onnx::mlp()),
-    ];
-    let flags = [
-        "--num-worker",
-        "4",
-        "--preload",
-        "small",
-        "--intra-op-threads",
-        "1",
-    ];
-    let server = common::Server::start(common::models(&files), &flags);
-    let client = server.client();
-    let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
-    for round in 0..3 {
-        let before = server.resident_bytes();
-        client.load("m").unwrap();
-        for _ in 0..20 {
-            client.infer(x.clone(), "m").unwrap();
+    within(LIMIT, || {
+        let files = [
+            ("m.onnx", onnx::matmul_weights(100)),
+            ("small.onnx", onnx::mlp()),
+        ];
+        let flags = [
+            "--num-worker",
+            "4",
+            "--preload",
+            "small",
+            "--intra-op-threads",
+            "1",
+        ];
+        let server = common::Server::start(common::models(&files), &flags);
+        let client = server.client();
+        let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
+        for round in 0..3 {
+            let before = server.resident_bytes();
+            client.load("m").unwrap();
+            for _ in 0..20 {
+                client.infer(x.clone(), "m").unwrap();
+            }
+            let loaded = server.resident_bytes();
+            client.unload("m").unwrap();
+            // Taking down a session takes a while, which the answer does not wait for. Of some 200 MB malloc keeps 40 now and
+            // then, once and not in each round.
+            let mut after = loaded;
+            common::eventually("the memory is back", || {
+                after = server.resident_bytes();
+                after.saturating_sub(before) * 3 <= loaded - before
+            });
+            let mb = |bytes: u64| bytes >> 20;
+            println!(
+                "MB: {round}: before {}, loaded {}, after {}",
+                mb(before),
+                mb(loaded),
+                mb(after)
+            );
+            assert!(loaded - before > 100 << 20, "it was loaded");
         }
-        let loaded = server.resident_bytes();
-        client.unload("m").unwrap();
-        // Taking down a session takes a while, which the answer does not wait for. Of some 200 MB malloc keeps 40 now and
-        // then, once and not in each round.
-        let mut after = loaded;
-        common::eventually("the memory is back", || {
-            after = server.resident_bytes();
-            after.saturating_sub(before) * 3 <= loaded - before
-        });
-        let mb = |bytes: u64| bytes >> 20;
-        println!(
-            "MB: {round}: before {}, loaded {}, after {}",
-            mb(before),
-            mb(loaded),
-            mb(after)
-        );
-        assert!(loaded - before > 100 << 20, "it was loaded");
-    }
+    })
 }

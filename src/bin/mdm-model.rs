@@ -1,4 +1,5 @@
 //! `mdm-model`: looks at models before they are served, and loads and unloads them in a server that runs.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod shared;
 

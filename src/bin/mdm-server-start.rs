@@ -3,6 +3,7 @@
 //! Standard output carries that one line, for programs to read; the settings in force and what goes wrong are on
 //! standard error. Exit codes: 0 stopped as asked, be it before it was ready; 1 failed while running, 2 could not start;
 //! 128 + the signal when a second signal cut the draining short.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 use std::fmt::Display;
 use std::io::{self, Write};

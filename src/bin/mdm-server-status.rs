@@ -1,4 +1,5 @@
 //! `mdm-server-status`: how a server is, as a page or as JSON.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod shared;
 

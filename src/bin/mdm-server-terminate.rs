@@ -1,4 +1,5 @@
 //! `mdm-server-terminate`: stops a server, and waits for its own word that it has stopped.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod shared;
 

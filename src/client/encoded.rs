@@ -49,6 +49,10 @@ const USUAL_HEADER_BYTES: usize = 160;
 
 impl<'a> Encoded<'a> {
     /// Lays out a request; the id in its header is [`id::UNKNOWN`].
+    #[expect(
+        clippy::expect_used,
+        reason = "the header was just written, with an id in it"
+    )]
     pub(super) fn infer(header: InferHeader<'_>, inputs: LentInputs<'a>) -> Encoded<'a> {
         let mut header = header;
         header.inputs = inputs.columns.iter().map(describe).collect();

@@ -44,11 +44,6 @@ impl Sessions {
         self.single = Some((session, Choice::new(bytes, took)));
     }
 
-    #[cfg(test)]
-    pub(super) fn has_single(&self) -> bool {
-        self.single.is_some()
-    }
-
     /// Runs inputs of so many bytes in the session that suits them.
     pub(super) fn run<T>(&mut self, bytes: usize, run: impl FnOnce(&mut Session) -> T) -> T {
         let Some((single, choice)) = &mut self.single else {

@@ -21,7 +21,7 @@ use crate::model::loader::panic_message;
 use crate::model::{Model, ModelSource};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
-use crate::socket::{self, Vigil, Waiter};
+use crate::socket::{self, BusyPoll, Waiter};
 use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 
@@ -33,7 +33,7 @@ pub(crate) struct Seat {
     pub source: Arc<dyn ModelSource>,
     pub board: Arc<CancelBoard>,
     pub clock: Clock,
-    pub vigil: Vigil,
+    pub busy_poll: BusyPoll,
 }
 
 struct Worker {
@@ -100,7 +100,7 @@ impl Worker {
             in_bulk: false,
             aside_us: 0,
             later: None,
-            waiter: Waiter::new(seat.vigil.clone()),
+            waiter: seat.busy_poll.waiter(),
             seat,
         })
     }

@@ -380,7 +380,9 @@ impl<C: Clone> Scheduler<C> {
 
     /// No worker has a place for another small chunk: what is small waits until a chunk ends.
     pub(crate) fn is_full_of_small(&self) -> bool {
-        self.pools.iter().all(|pool| pool.best(Lane::Small).is_none())
+        self.pools
+            .iter()
+            .all(|pool| pool.best(Lane::Small).is_none())
     }
 
     /// The chunks that a worker holds.

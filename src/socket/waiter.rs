@@ -1,4 +1,4 @@
-//! Waiting that stays awake for a moment where that pays.
+//! Waiting that stays awake for a moment where that pays: busy polling.
 //!
 //! A small request wakes one thread after another, and waking a thread on a core that has gone to sleep costs many
 //! times what the thread then does, on virtual machines most of all. So a loop whose next message came soon last time
@@ -21,20 +21,20 @@ use crate::frames;
 
 /// What the loops of one server share: how long each may stay awake, and how many at once.
 #[derive(Clone)]
-pub(crate) struct Vigil {
+pub(crate) struct BusyPoll {
     limit: Duration,
     most: usize,
     awake: Arc<AtomicUsize>,
-    /// Workers that have chunks: what keeps the server's cores busy.
+    /// Workers that have chunks.
     busy: Arc<AtomicUsize>,
     cores: usize,
 }
 
-impl Vigil {
+impl BusyPoll {
     /// Loops stay awake for `limit` after a message; never on a machine of one core.
-    pub(crate) fn new(limit: Duration) -> Vigil {
+    pub(crate) fn new(limit: Duration) -> BusyPoll {
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
-        Vigil {
+        BusyPoll {
             limit,
             // A thread that waits asleep is woken cheaply only while no core sleeps, so one more than there are.
             most: if cores > 1 { cores + 1 } else { 0 },
@@ -43,23 +43,32 @@ impl Vigil {
             cores,
         }
     }
+
+    /// How one of the loops waits.
+    pub(crate) fn waiter(&self) -> Waiter {
+        Waiter {
+            busy_poll: self.clone(),
+            soon: false,
+        }
+    }
+
+    /// Whether a core would sleep otherwise.
+    fn has_a_core(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) < self.cores
+    }
 }
 
 /// How one loop waits.
 pub(crate) struct Waiter {
-    vigil: Vigil,
+    busy_poll: BusyPoll,
     /// The last wait was short: so may the next one be.
     soon: bool,
 }
 
 impl Waiter {
-    pub(crate) fn new(vigil: Vigil) -> Waiter {
-        Waiter { vigil, soon: false }
-    }
-
     /// So many workers have chunks.
     pub(crate) fn busy(&self, workers: usize) {
-        self.vigil.busy.store(workers, Ordering::Relaxed);
+        self.busy_poll.busy.store(workers, Ordering::Relaxed);
     }
 
     /// Waits until there is news for one of the sockets, or the time is over; `None` waits for ever. A signal ends it
@@ -93,7 +102,7 @@ impl Waiter {
             poll_once(left)?
         };
         // Asleep the same wait takes longer, by the waking.
-        self.soon = news && start.elapsed() < 2 * self.vigil.limit;
+        self.soon = news && start.elapsed() < 2 * self.busy_poll.limit;
         Ok(())
     }
 
@@ -105,15 +114,15 @@ impl Waiter {
         timeout: Option<Duration>,
         poll_once: &mut impl FnMut(Option<Duration>) -> Result<bool>,
     ) -> Result<bool> {
-        let limit = timeout.map_or(self.vigil.limit, |t| t.min(self.vigil.limit));
+        let limit = timeout.map_or(self.busy_poll.limit, |t| t.min(self.busy_poll.limit));
         if !self.soon || limit.is_zero() {
             return Ok(false);
         }
-        let awake = &self.vigil.awake;
-        let admitted = awake.fetch_add(1, Ordering::Relaxed) < self.vigil.most;
+        let awake = &self.busy_poll.awake;
+        let admitted = awake.fetch_add(1, Ordering::Relaxed) < self.busy_poll.most;
         let mut news = Ok(false);
-        let quiet = || self.vigil.busy.load(Ordering::Relaxed) < self.vigil.cores;
-        while admitted && matches!(news, Ok(false)) && quiet() && start.elapsed() < limit {
+        let has_a_core = || self.busy_poll.has_a_core();
+        while admitted && matches!(news, Ok(false)) && has_a_core() && start.elapsed() < limit {
             news = poll_once(Some(Duration::ZERO));
             if matches!(news, Ok(false)) {
                 thread::yield_now();

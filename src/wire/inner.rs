@@ -270,6 +270,10 @@ impl From<Failure> for Error {
     }
 }
 
+#[expect(
+    clippy::expect_used,
+    reason = "what is written is our own, and of kinds that cannot fail"
+)]
 fn header<T: Serialize>(value: &T) -> Bytes {
     rmp_serde::to_vec(value)
         .expect("inner headers hold numbers, strings and maps of them, which msgpack always takes")

@@ -137,6 +137,10 @@ fn write<T: Serialize>(header: &T) -> Bytes {
 }
 
 /// Appends a header.
+#[expect(
+    clippy::expect_used,
+    reason = "what is written is our own, and of kinds that cannot fail"
+)]
 pub(crate) fn append<T: Serialize>(buffer: &mut Vec<u8>, header: &T) {
     let mut serializer = rmp_serde::Serializer::new(buffer).with_struct_map();
     header

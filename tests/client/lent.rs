@@ -33,7 +33,7 @@ fn stalling(port: u16, most: u64) -> u16 {
 
 #[test]
 fn an_array_that_was_lent_is_free_when_the_call_ends_whatever_became_of_it() {
-    within(30, || {
+    within(Duration::from_secs(30), || {
         let server = Fake::with(
             Manners {
                 welcome: Welcome {

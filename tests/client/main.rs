@@ -3,6 +3,8 @@
 mod fake;
 mod lent;
 mod shared;
+#[path = "../common/within.rs"]
+mod within;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -15,23 +17,7 @@ use mdm::message::{Request, RequestId, Stats};
 use mdm::wire::client::ClientMessage;
 use mdm::wire::server::{Outputs, ServerMessage};
 use mdm::{Batch, Error, ErrorCode, Tensor};
-
-/// Fails a test that hangs.
-fn within(seconds: u64, test: impl FnOnce() + Send + 'static) {
-    let (sender, ended) = channel();
-    let thread = std::thread::spawn(move || {
-        test();
-        sender.send(()).unwrap();
-    });
-    if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) =
-        ended.recv_timeout(Duration::from_secs(seconds))
-    {
-        panic!("still running after {seconds} s");
-    }
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
+use within::within;
 
 fn number(request: &Request) -> i64 {
     request.inputs.tensors[0].to_vec::<i64>().unwrap()[0]
@@ -39,7 +25,7 @@ fn number(request: &Request) -> i64 {
 
 #[test]
 fn rows_of_every_kind_come_back() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let server = Fake::start(echoes);
         let client = server.client();
         let a = ndarray::arr2(&[[1f32, 2.], [3., 4.]]);
@@ -64,7 +50,7 @@ fn rows_of_every_kind_come_back() {
 
 #[test]
 fn a_call_travels_whole() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let (sender, seen) = channel();
         let server = Fake::start(move |id, request| {
             sender.send(request.clone()).unwrap();
@@ -94,7 +80,7 @@ fn a_call_travels_whole() {
 
 #[test]
 fn the_servers_errors_keep_their_code_and_the_session_lives_on() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let server = Fake::start(|id, request| match number(&request) {
             0 => vec![Act::Out(
                 id,
@@ -120,7 +106,7 @@ fn the_servers_errors_keep_their_code_and_the_session_lives_on() {
 
 #[test]
 fn a_vanished_server_fails_what_is_in_flight_at_once_and_the_next_call_opens_a_new_session() {
-    within(30, || {
+    within(Duration::from_secs(30), || {
         let server = Fake::start(|_, _| vec![Act::Vanish]);
         let port = server.port;
         let client = server.client();
@@ -152,7 +138,7 @@ fn a_vanished_server_fails_what_is_in_flight_at_once_and_the_next_call_opens_a_n
 
 #[test]
 fn a_servers_last_words_count() {
-    within(60, || {
+    within(Duration::from_secs(60), || {
         for _ in 0..20 {
             let server = Fake::start(|id, request| {
                 let mut acts = echoes(id, request);
@@ -168,7 +154,7 @@ fn a_servers_last_words_count() {
 
 #[test]
 fn no_server_says_so() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -192,7 +178,7 @@ fn no_server_says_so() {
 
 #[test]
 fn a_listener_that_is_no_server_is_told_from_one() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let quick = || Client::builder().connect_timeout(Duration::from_millis(500));
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = silent.local_addr().unwrap().port();
@@ -225,7 +211,7 @@ fn a_listener_that_is_no_server_is_told_from_one() {
 
 #[test]
 fn swapped_ports_and_other_versions_are_named() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let server = Fake::start(echoes);
         let e = Client::connect(&format!("localhost:{}", server.port_out)).unwrap_err();
         assert_eq!(e.code(), ErrorCode::FailedPrecondition);
@@ -261,7 +247,7 @@ fn swapped_ports_and_other_versions_are_named() {
 
 #[test]
 fn results_may_leave_elsewhere_and_over_ipc_and_ipv6() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let server = Fake::start(echoes);
         let out = format!("tcp://127.0.0.1:{}", server.port_out);
         let client = Client::builder()
@@ -297,7 +283,7 @@ fn results_may_leave_elsewhere_and_over_ipc_and_ipv6() {
 
 #[test]
 fn answers_in_any_order_reach_their_tickets() {
-    within(30, || {
+    within(Duration::from_secs(30), || {
         let mut held = Vec::new();
         let server = Fake::start(move |id, request| {
             held.push((id, request));
@@ -333,7 +319,7 @@ fn answers_in_any_order_reach_their_tickets() {
 
 #[test]
 fn a_request_is_taken_back_while_another_thread_drives_its_session() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let mut first = None;
         let (sender, cancelled) = channel();
         let server = Fake::start(move |id, request| match number(&request) {
@@ -378,7 +364,7 @@ fn a_request_is_taken_back_while_another_thread_drives_its_session() {
 
 #[test]
 fn a_lost_session_fails_every_ticket() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let server = Fake::start(|_, request| match number(&request) {
             3 => vec![Act::Vanish],
             _ => Vec::new(),
@@ -401,7 +387,7 @@ fn a_lost_session_fails_every_ticket() {
 
 #[test]
 fn parts_come_as_they_finish() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let server = Fake::start(|id, request| {
             assert!(request.stream);
             let inputs = request.inputs.tensors[0].clone();
@@ -460,7 +446,7 @@ fn parts_come_as_they_finish() {
 
 #[test]
 fn many_threads_share_a_client() {
-    within(60, || {
+    within(Duration::from_secs(60), || {
         let server = Fake::start(echoes);
         let client = server.client();
         std::thread::scope(|scope| {
@@ -486,7 +472,7 @@ fn many_threads_share_a_client() {
 
 #[test]
 fn a_request_beyond_the_servers_bound_is_refused_before_it_is_sent() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let server = Fake::start(echoes);
         let client = server.client();
         let e = client.infer(vec![0u8; 1 << 20], "m").unwrap_err();
@@ -500,7 +486,7 @@ fn a_request_beyond_the_servers_bound_is_refused_before_it_is_sent() {
 
 #[test]
 fn a_request_that_nobody_answers_ends_a_little_after_its_time() {
-    within(30, || {
+    within(Duration::from_secs(30), || {
         let server = Fake::start(|_, _| Vec::new());
         let client = server.client();
         let call = || Call::model("m").timeout(Duration::from_millis(100));
@@ -518,7 +504,7 @@ fn a_request_that_nobody_answers_ends_a_little_after_its_time() {
 
 #[test]
 fn an_answer_that_cannot_be_read_is_an_error_not_a_wait() {
-    within(20, || {
+    within(Duration::from_secs(20), || {
         let server = Fake::start(|id, request| {
             // Two outputs of one name and half the payload would be as bad: the header promises what is not there.
             let mut outputs = Outputs {
@@ -539,7 +525,7 @@ fn an_answer_that_cannot_be_read_is_an_error_not_a_wait() {
 
 #[test]
 fn a_stop_is_waited_for() {
-    within(30, || {
+    within(Duration::from_secs(30), || {
         let stop = |left, last_word, timeout: u64| {
             let manners = Manners {
                 stop: (left, last_word),

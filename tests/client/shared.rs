@@ -19,7 +19,7 @@ fn threads() -> i64 {
 
 #[test]
 fn each_thread_gets_its_own_answers_and_errors() {
-    within(60, || {
+    within(Duration::from_secs(60), || {
         let server = Fake::start(|id, request| match number(&request) % 7 {
             3 => vec![Act::Out(
                 id,
@@ -58,7 +58,7 @@ fn each_thread_gets_its_own_answers_and_errors() {
 
 #[test]
 fn one_that_gives_up_is_taken_back_and_the_others_go_on() {
-    within(60, || {
+    within(Duration::from_secs(60), || {
         // Every tenth is not answered.
         let server = Fake::start(|id, request| match number(&request) % 10 {
             0 => Vec::new(),
@@ -97,7 +97,7 @@ fn one_that_gives_up_is_taken_back_and_the_others_go_on() {
 
 #[test]
 fn a_lost_session_fails_all_that_wait_at_once() {
-    within(60, || {
+    within(Duration::from_secs(60), || {
         let mut left = 200;
         let server = Fake::start(move |id, request| {
             left -= 1;
@@ -127,7 +127,7 @@ fn a_lost_session_fails_all_that_wait_at_once() {
 #[test]
 fn what_several_threads_submit_at_once_leaves_though_nobody_fetches() {
     const THREADS: usize = 4;
-    within(60, || {
+    within(Duration::from_secs(60), || {
         let heard = Arc::new(AtomicUsize::new(0));
         let count = heard.clone();
         let server = Fake::start(move |_, _| {

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its own part of this
 
 pub mod onnx;
+pub mod within;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use mdm::client::Client;
 use tempfile::TempDir;
+#[allow(unused_imports)] // as above
+pub use within::within;
 
 /// How long anything in a test may take before it counts as hanging.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -211,21 +214,6 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Runs a test's body in a thread, and fails the test if it takes too long.
-pub fn within<T: Send + 'static>(limit: Duration, body: impl FnOnce() -> T + Send + 'static) -> T {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        let _ = sender.send(body());
-    });
-    match receiver.recv_timeout(limit) {
-        Ok(value) => value,
-        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
-            std::panic::resume_unwind(thread.join().expect_err("it ended without a value"))
-        }
-        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
     }
 }
 

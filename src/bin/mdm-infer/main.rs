@@ -1,4 +1,5 @@
 //! `mdm-infer`: runs a file of rows through a model.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 #[path = "../shared/mod.rs"]
 mod shared;

@@ -6,7 +6,7 @@ use super::*;
 use crate::error::ErrorCode;
 use crate::message::{ChunkId, Member, Outcome, Part, Ran, RequestId, Serial, WorkerId};
 use crate::pipeline::{TO_SINK, TO_VENTILATOR};
-use crate::socket::{self, Vigil};
+use crate::socket::{self, BusyPoll};
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{Close, ToSink};
 use crate::zmtp::codec::Limits;
@@ -49,7 +49,7 @@ fn bench(max_client_bytes: u64) -> Bench {
         doors: Arc::new(Doors::new().unwrap()),
         stop: Arc::new(StopOrder::new().unwrap()),
         clock: Clock::start(),
-        waiter: Waiter::new(Vigil::new(Duration::ZERO)),
+        waiter: BusyPoll::new(Duration::ZERO).waiter(),
         workers: 2,
         worker_chunks: 4,
         max_client_bytes,

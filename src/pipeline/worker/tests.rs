@@ -46,7 +46,7 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
         role: Role::Main,
         source,
         board: bench.board.clone(),
-        vigil: crate::socket::Vigil::new(std::time::Duration::ZERO),
+        busy_poll: crate::socket::BusyPoll::new(std::time::Duration::ZERO),
         clock: Clock::start(),
     };
     bench.worker = Some(std::thread::spawn(move || run(&context, seat)));
