@@ -335,11 +335,12 @@ fn a_proxy_cannot_lead_out_either() {
     })
 }
 
-/// Loads what a name leads to now, and serves it.
+/// Loads what a name leads to now, serves it, and has a request hold it.
 fn load(place: &Place, name: &str) -> Arc<Description> {
     let lookup = Lookup::of(Some(name), &Params::new());
     let loaded = place.registry.load(&lookup).unwrap();
     assert!(place.registry.serve(loaded.id));
+    place.registry.hold(loaded.id);
     loaded
 }
 
@@ -405,6 +406,7 @@ fn a_file_that_was_moved_away_or_replaced_can_still_be_opened_as_it_was() {
         ]);
         let folder = place.folder.path();
         let first = place.find("m").unwrap();
+        place.registry.hold(first.id);
         fs::rename(folder.join("new"), folder.join("m.onnx")).unwrap();
         let second = load(&place, "m");
         assert_eq!(second.kind, BatchKind::Fixed(3));

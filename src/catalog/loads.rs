@@ -183,6 +183,12 @@ impl Loads {
         tickets.sort_unstable();
         tickets
     }
+
+    /// What it was asked.
+    #[cfg(test)]
+    pub(super) fn tickets(&self) -> std::collections::BTreeSet<u64> {
+        self.asked.keys().copied().collect()
+    }
 }
 
 /// Roughly the memory of a lookup while the loader is asked about it.

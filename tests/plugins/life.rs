@@ -16,6 +16,7 @@ fn load(place: &Place, name: &str) -> Arc<Description> {
     let lookup = Lookup::of(Some(name), &Params::new());
     let loaded = place.registry.load(&lookup).unwrap();
     assert!(place.registry.serve(loaded.id));
+    place.registry.hold(loaded.id);
     loaded
 }
 
