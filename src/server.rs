@@ -29,7 +29,7 @@ use crate::model::loader::Loader;
 use crate::model::{Engine, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::doors::Doors;
-use crate::pipeline::ventilator::{Facts, Lanes};
+use crate::pipeline::ventilator::{Facts, Lanes, Links};
 use crate::pipeline::worker::Seat;
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,
@@ -444,7 +444,7 @@ fn run_ventilator(
     let sockets = Sockets::make(context, config, shared.store.clone());
     let sockets = sockets.and_then(|sockets| Ok((sockets, own.front.open()?)));
     let (sockets, router) = tell_made(made, sockets)?;
-    ventilator::run(ventilator::Setup {
+    let links = Links {
         router,
         inbox: sockets.inbox,
         lanes: sockets.lanes,
@@ -456,6 +456,9 @@ fn run_ventilator(
         board: shared.board,
         clock: shared.clock,
         waiter: shared.busy_poll.waiter(),
+    };
+    ventilator::run(ventilator::Setup {
+        links,
         facts: facts(config, own.port, own.port_out),
         ready: own.ready,
     })

@@ -195,3 +195,65 @@ impl Loads {
 pub(crate) fn load_bytes(lookup: &Lookup) -> u64 {
     LOAD_BYTES + lookup_bytes(lookup)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Params, RequestId};
+
+    /// Asks until it is refused: how often it was not.
+    fn fill(loads: &mut Loads, client: ReplyTo) -> usize {
+        for number in 0.. {
+            let lookup = Lookup::of(Some(&format!("{number}")), &Params::new());
+            if loads.check(&client, &lookup).is_err() {
+                return number;
+            }
+            let (lookup, name) = (Arc::new(lookup), None);
+            loads.add(&client, LoadRequest::Describe(Named { lookup, name }));
+        }
+        0
+    }
+
+    #[test]
+    fn a_client_that_names_models_without_end_leaves_room_for_others_and_nothing_behind() {
+        let mut loads = Loads::default();
+        let [flood, other, third] = [1, 2, 3].map(|number| ReplyTo([number; 16]));
+        assert_eq!(fill(&mut loads, flood), LOADS.of_one.count);
+        assert!(fill(&mut loads, other) > 500 && fill(&mut loads, third) > 200);
+        let lookup = Lookup::of(Some("m"), &Params::new());
+        assert!(loads.check_order(&flood, &lookup, (0, 0)).is_err());
+        for client in [flood, other, third] {
+            for ticket in loads.lookups_of(&client) {
+                loads.finish(ticket);
+            }
+        }
+        assert_eq!((loads.all(), loads.asked.len()), (Amount::default(), 0));
+    }
+
+    #[test]
+    fn one_client_orders_a_few_models_at_once_and_its_lookups_count() {
+        let mut loads = Loads::default();
+        let client = ReplyTo([1; 16]);
+        let asker = Asker {
+            client,
+            id: RequestId(1),
+        };
+        let lookup = Arc::new(Lookup::of(Some("m"), &Params::new()));
+        for order in 0..MAX_ORDERS_OF_ONE {
+            // Those that workers are opening count as those that the loader was asked.
+            assert!(loads.check_order(&client, &lookup, (0, 0)).is_ok());
+            let opening = (MAX_ORDERS_OF_ONE, MAX_ORDERS_OF_ONE - order);
+            assert!(loads.check_order(&client, &lookup, opening).is_err());
+            let (lookup, name) = (lookup.clone(), None);
+            loads.add(&client, LoadRequest::Unload(asker, Named { lookup, name }));
+        }
+        let refused = loads.check_order(&client, &lookup, (0, 0)).unwrap_err();
+        assert!(refused.message().contains("wait for some"), "{refused}");
+        let another = ReplyTo([2; 16]);
+        assert!(loads.check_order(&another, &lookup, (0, 0)).is_ok());
+        assert!(
+            loads.lookups_of(&client).is_empty(),
+            "orders are done whoever goes"
+        );
+    }
+}

@@ -6,8 +6,8 @@
 //!             └───── up, credit, down ──────┘              │
 //!             └── gone, abort, arrived, report ────────────┘
 //! ```
-//! What the ventilator and the sink decide is in pure state machines, `ventilator/requests.rs` and `sink/answers.rs`: the
-//! loops around them have the sockets and the clock, and `simulation.rs` runs them without.
+//! What the ventilator and the sink decide is in pure state machines, `ventilator/requests.rs` and `sink/answers.rs`, and of
+//! models in `catalog/`: the loops around them have the sockets and the clock, and `simulation.rs` runs them without.
 
 pub(crate) mod control;
 pub(crate) mod doors;

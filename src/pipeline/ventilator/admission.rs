@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Ventilator;
 use super::groups::Groups;
 use super::known_headers::{KnownHeaders, KnownInfer, KnownInput};
+use super::life::Phase;
 use super::requests::Held;
-use super::{Phase, Ventilator};
 use crate::catalog::{Arrival, Named, Parked, load_bytes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Priority, ReplyTo, Request, RequestId};
@@ -201,7 +202,7 @@ impl Ventilator {
         timeout_ms: Option<u64>,
         weight: &Weight,
     ) -> Result<Arrival> {
-        if self.phase != Phase::Serving {
+        if self.life.phase != Phase::Serving {
             return Err(Error::unavailable("the server is shutting down"));
         }
         let (own_bytes, most) = (weight.own_bytes, self.facts.welcome.max_request_bytes);
@@ -210,7 +211,7 @@ impl Ventilator {
                 "the request has {own_bytes} bytes, this server takes {most} (--max-request-bytes)"
             )));
         }
-        let arrived_us = self.clock.now_us();
+        let arrived_us = self.links.clock.now_us();
         let own_us = timeout_ms.map(|ms| ms.saturating_mul(1000));
         let default_us = self.facts.default_timeout.map(|t| t.as_micros() as u64);
         let timeout = own_us.or(default_us);
@@ -237,7 +238,7 @@ impl Ventilator {
     /// What a lookup names. No file is touched.
     pub(super) fn named(&self, lookup: Lookup) -> Named {
         Named {
-            name: self.store.name_of(&lookup),
+            name: self.links.store.name_of(&lookup),
             lookup: Arc::new(lookup),
         }
     }
