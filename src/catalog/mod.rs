@@ -87,7 +87,7 @@ enum Next {
     /// The model is served: its other paths are to be checked.
     Check,
     /// It is to be read, unless it is as one of these was.
-    Read(FoundModel, Vec<ModelId>),
+    Read(Arc<FoundModel>, Vec<ModelId>),
     Settled(Result<Arc<Description>>),
 }
 
@@ -321,7 +321,7 @@ impl<P> Catalog<P> {
     }
 
     /// What the loader does next in that turn.
-    fn take_found(&mut self, ticket: u64, found: Result<FoundModel>) -> Option<Job> {
+    fn take_found(&mut self, ticket: u64, found: Result<Arc<FoundModel>>) -> Option<Job> {
         let request = self.loads.get_mut(ticket)?.request.clone();
         let next = match (&request, found) {
             (LoadRequest::Describe(named), found) => self.next_of_lookup(named, found),
@@ -341,7 +341,6 @@ impl<P> Catalog<P> {
             Next::Check => return Some(Job::Check(request.named().lookup.clone())),
             Next::Read(found, unless) => {
                 let id = self.models.known.next_id();
-                let found = Arc::new(found);
                 self.loads.get_mut(ticket)?.reading = Some((id, found.clone()));
                 return Some(Job::Read(Reading { id, found, unless }));
             }
@@ -355,7 +354,7 @@ impl<P> Catalog<P> {
         None
     }
 
-    fn next_of_lookup(&mut self, named: &Named, found: Result<FoundModel>) -> Next {
+    fn next_of_lookup(&mut self, named: &Named, found: Result<Arc<FoundModel>>) -> Next {
         let name = named.name.as_ref();
         match (self.models.known.by_name(name), found) {
             (Some(description), Ok(_)) => Next::Settled(Ok(description)),
@@ -370,7 +369,7 @@ impl<P> Catalog<P> {
     }
 
     /// From now on no request finds what is named.
-    fn take_unload(&mut self, named: &Named, found: Result<FoundModel>) -> Answer {
+    fn take_unload(&mut self, named: &Named, found: Result<Arc<FoundModel>>) -> Answer {
         // The file may be gone, or another version be the highest; the name is still known.
         let origin = found.as_ref().ok().map(|found| found.key().origin());
         let models = self.models.known.named(named.name.as_ref(), origin);

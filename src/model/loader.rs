@@ -46,7 +46,7 @@ pub(crate) enum Answer {
     /// Of [`Job::Check`].
     Checked(Result<()>),
     /// Of [`Job::Find`].
-    Found(Result<FoundModel>),
+    Found(Result<Arc<FoundModel>>),
     /// Of [`Job::Read`].
     Read(Result<Read>),
 }
@@ -54,7 +54,7 @@ pub(crate) enum Answer {
 /// What the loader's thread works with.
 pub(crate) trait Files: Send + Sync + 'static {
     fn check(&self, lookup: &Lookup) -> Result<()>;
-    fn find(&self, lookup: &Lookup) -> Result<FoundModel>;
+    fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>>;
     fn read(&self, reading: &Reading) -> Result<Read>;
 }
 
@@ -63,8 +63,8 @@ impl Files for Store {
         self.check_parameters(lookup)
     }
 
-    fn find(&self, lookup: &Lookup) -> Result<FoundModel> {
-        Store::find(self, lookup)
+    fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>> {
+        Store::find(self, lookup).map(Arc::new)
     }
 
     fn read(&self, reading: &Reading) -> Result<Read> {
@@ -323,9 +323,9 @@ mod tests {
             Err(Error::not_found("none"))
         }
 
-        fn find(&self, lookup: &Lookup) -> Result<FoundModel> {
+        fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>> {
             let _ = self.started.send(lookup.name().to_owned());
-            Ok(FoundModel::made_up(lookup.name(), 1))
+            Ok(Arc::new(FoundModel::made_up(lookup.name(), 1)))
         }
 
         fn read(&self, _: &Reading) -> Result<Read> {
@@ -474,7 +474,7 @@ mod tests {
                 assert_ne!(lookup.name(), "bad", "a strange file");
                 Ok(())
             }
-            fn find(&self, lookup: &Lookup) -> Result<FoundModel> {
+            fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>> {
                 Err(Error::not_found(lookup.name()))
             }
             fn read(&self, reading: &Reading) -> Result<Read> {

@@ -87,14 +87,14 @@ impl Folder {
         }
     }
 
-    fn find(&self, lookup: &Lookup) -> Result<FoundModel> {
+    fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>> {
         check(lookup)?;
         let name = file_of(lookup);
         let file = self.files[name];
         if !file.is_there {
             return Err(Error::not_found(name));
         }
-        Ok(FoundModel::made_up(name, file.state))
+        Ok(Arc::new(FoundModel::made_up(name, file.state)))
     }
 
     fn read(&mut self, reading: &Reading) -> Result<Read> {
