@@ -28,7 +28,8 @@
 //! | `frames`, `socket` | zero-copy frames; how the loops' sockets are set up and waited for |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
-//! | [`model`] | what a worker runs and where it comes from: `find/` from names to files, `engine/` the only user of ONNX Runtime, registry, stages, chains |
+//! | `catalog` | the life of a model as a pure state machine, with its simulation: what is served, coming, leaving, who waits |
+//! | [`model`] | what a worker runs and where it comes from: `find/` from names to files, `engine/` the only user of ONNX Runtime, loader, store, stages, chains |
 //! | `proxy`, `signature` | what stands in a proxy, read and written; what a model takes and gives |
 //! | [`plugin`], `elf` | models of one's own: the author's interface, the C interface below it, its host |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
@@ -86,6 +87,8 @@
 // say why. Tests may.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+#[cfg(feature = "server")]
+pub(crate) mod catalog;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]

@@ -45,7 +45,7 @@ number!(
     ChunkId(u64)
 );
 number!(
-    /// A model that the registry has described; a changed file gets another number.
+    /// A model that was read; a changed file gets another number.
     ModelId(u64)
 );
 

@@ -1,11 +1,12 @@
 //! Wiring: threads and sockets, being ready, and the order of stopping.
 //!
 //! ```text
-//! start: engine, registry ▸ ports, files ▸ sink and ventilator have their sockets ▸ workers connect ▸ preload ▸ ready
+//! start: engine, store of models ▸ ports, files ▸ sink and ventilator have their sockets ▸ workers connect ▸ preload ▸ ready
 //! stop:  ventilator drains ▸ marker through each worker to the sink ▸ sink ends ▸ ventilator's last word ▸ join
 //! ```
 
 mod door;
+mod folder;
 mod fronts;
 mod local;
 
@@ -17,17 +18,18 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use zmq::Context;
 
 pub use self::door::{Door, DoorAnswer};
+pub use self::folder::ModelFolder;
 use self::fronts::{Front, Fronts};
 use self::local::LocalFiles;
+use crate::catalog::MostModels;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::message::{Role, WorkerId};
-use crate::model::Engine;
 use crate::model::loader::Loader;
-use crate::model::{Registry, RegistryConfig};
+use crate::model::{Engine, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::doors::Doors;
-use crate::pipeline::ventilator::{Facts, Lanes};
+use crate::pipeline::ventilator::{Facts, Lanes, Links};
 use crate::pipeline::worker::Seat;
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,
@@ -166,13 +168,13 @@ impl Server {
         for device in &config.devices {
             engine.check_device(*device)?;
         }
-        let registry = Arc::new(Registry::new(engine, registry_config(&config))?);
+        let store = Arc::new(Store::new(engine, store_config(&config))?);
         let context = Context::new();
         let fronts = Fronts::open(&config)?;
         let (port, port_out) = (fronts.port, fronts.port_out);
         let files = fronts.files.clone();
         let shared = Shared {
-            registry,
+            store,
             board: CancelBoard::new(),
             doors: Arc::new(Doors::new()?),
             clock: Clock::start(),
@@ -226,7 +228,7 @@ impl Server {
                 } else {
                     Role::Extra
                 },
-                source: shared.registry.clone(),
+                source: shared.store.clone(),
                 board: shared.board.clone(),
                 clock: shared.clock,
                 busy_poll: shared.busy_poll.clone(),
@@ -323,8 +325,8 @@ fn join(name: &str, thread: JoinHandle<Result<()>>) -> Result<()> {
         .unwrap_or_else(|_| Err(Error::internal(format!("the {name} panicked"))))
 }
 
-fn registry_config(config: &Config) -> RegistryConfig {
-    RegistryConfig {
+fn store_config(config: &Config) -> StoreConfig {
+    StoreConfig {
         run_script_dir: config.run_script_dir.clone(),
         allow_paths: config.allow_paths.clone(),
         devices: (0..config.all_workers())
@@ -340,7 +342,7 @@ fn registry_config(config: &Config) -> RegistryConfig {
 /// What the threads of a server share.
 #[derive(Clone)]
 struct Shared {
-    registry: Arc<Registry>,
+    store: Arc<Store>,
     board: Arc<CancelBoard>,
     doors: Arc<Doors>,
     clock: Clock,
@@ -401,7 +403,7 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn make(context: &Context, config: &Config, registry: Arc<Registry>) -> Result<Sockets> {
+    fn make(context: &Context, config: &Config, store: Arc<Store>) -> Result<Sockets> {
         let lanes = (0..config.all_workers()).map(|number| {
             let push = |lane| {
                 let endpoint = lane_endpoint(WorkerId(number as u32), lane);
@@ -413,7 +415,7 @@ impl Sockets {
             })
         });
         let loader_context = context.clone();
-        let loader = Loader::start(registry, move || {
+        let loader = Loader::start(store, move || {
             let mut ventilator =
                 socket::inner_connected(&loader_context, zmq::PUSH, TO_VENTILATOR)?;
             Ok(move |ticket| {
@@ -439,10 +441,10 @@ fn run_ventilator(
     own: Own,
     made: &Sender<Result<()>>,
 ) -> Result<()> {
-    let sockets = Sockets::make(context, config, shared.registry.clone());
+    let sockets = Sockets::make(context, config, shared.store.clone());
     let sockets = sockets.and_then(|sockets| Ok((sockets, own.front.open()?)));
     let (sockets, router) = tell_made(made, sockets)?;
-    ventilator::run(ventilator::Setup {
+    let links = Links {
         router,
         inbox: sockets.inbox,
         lanes: sockets.lanes,
@@ -450,10 +452,13 @@ fn run_ventilator(
         doors: shared.doors,
         stop: shared.stop,
         loader: sockets.loader,
-        registry: shared.registry,
+        store: shared.store,
         board: shared.board,
         clock: shared.clock,
         waiter: shared.busy_poll.waiter(),
+    };
+    ventilator::run(ventilator::Setup {
+        links,
         facts: facts(config, own.port, own.port_out),
         ready: own.ready,
     })
@@ -488,7 +493,9 @@ fn facts(config: &Config, port: u16, port_out: u16) -> Facts {
             max_bytes: config.max_queue_bytes,
         },
         preload: config.preload.clone(),
-        max_models: config.max_models,
-        max_model_bytes: config.max_model_bytes,
+        most_models: MostModels {
+            count: config.max_models,
+            bytes: config.max_model_bytes,
+        },
     }
 }

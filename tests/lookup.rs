@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use mdm::error::ErrorCode::*;
 use mdm::message::{ModelId, WorkerId};
-use mdm::model::{BatchKind, Description, Lookup, ModelSource, Registry, RegistryConfig};
+use mdm::model::{BatchKind, Description, Lookup, ModelSource, StoreConfig};
+use mdm::server::ModelFolder;
 use mdm::{Batch, Error, Params};
 use place::{Place, engine, params, ramp, write};
 use serde_json::json;
@@ -204,7 +205,7 @@ fn a_version_can_be_asked_for() {
             assert_eq!(e.code(), code, "{name} {asked}: {e}");
             assert!(e.message().contains(why), "{name} {asked}: {e}");
         }
-        let names = place.registry.names().unwrap();
+        let names = place.registry.store().names().unwrap();
         assert_eq!(names, ["m", "p", "single", "v", "w"]);
     })
 }
@@ -334,11 +335,12 @@ fn a_proxy_cannot_lead_out_either() {
     })
 }
 
-/// Loads what a name leads to now, and serves it.
+/// Loads what a name leads to now, serves it, and has a request hold it.
 fn load(place: &Place, name: &str) -> Arc<Description> {
     let lookup = Lookup::of(Some(name), &Params::new());
     let loaded = place.registry.load(&lookup).unwrap();
-    assert!(place.registry.serve(loaded.id, &lookup));
+    assert!(place.registry.serve(loaded.id));
+    place.registry.hold(loaded.id);
     loaded
 }
 
@@ -368,12 +370,9 @@ fn a_changed_file_is_another_model_from_the_next_load_on() {
             first.id,
             "it is not served yet"
         );
-        let replaced = place.registry.replaced_by(second.id, &lookup);
-        assert_eq!(
-            (replaced.leaving, replaced.renamed),
-            (vec![first.id], vec![])
-        );
-        assert!(place.registry.serve(second.id, &lookup));
+        place.registry.hold(first.id);
+        assert!(place.registry.serve(second.id));
+        assert!(!place.registry.is_served(first.id));
         for name in ["m", "./m", "m.onnx"] {
             assert_eq!(place.find(name).unwrap().id, second.id, "{name}");
         }
@@ -389,7 +388,7 @@ fn a_changed_file_is_another_model_from_the_next_load_on() {
         assert_eq!(e.code(), FailedPrecondition, "{e}");
         assert!(e.message().contains("was changed"), "{e}");
         place.registry.open(second.id, 0, WorkerId(1)).unwrap();
-        place.registry.let_go(first.id);
+        place.registry.release(first.id);
         assert!(place.registry.describe(first.id).is_none());
         // One that cannot be loaded changes nothing.
         write(&path, b"noise");
@@ -407,6 +406,7 @@ fn a_file_that_was_moved_away_or_replaced_can_still_be_opened_as_it_was() {
         ]);
         let folder = place.folder.path();
         let first = place.find("m").unwrap();
+        place.registry.hold(first.id);
         fs::rename(folder.join("new"), folder.join("m.onnx")).unwrap();
         let second = load(&place, "m");
         assert_eq!(second.kind, BatchKind::Fixed(3));
@@ -441,9 +441,8 @@ fn a_new_version_is_found_by_the_next_load() {
         let lookup = Lookup::of(Some("v"), &Params::new());
         let three = place.registry.load(&lookup).unwrap();
         // The one that has a name of its own stays.
-        let replaced = place.registry.replaced_by(three.id, &lookup);
-        assert_eq!((replaced.leaving, replaced.renamed), (vec![], vec![two.id]));
-        assert!(place.registry.serve(three.id, &lookup));
+        assert!(place.registry.serve(three.id));
+        assert!(place.registry.is_served(two.id));
         assert_eq!(place.find("v").unwrap().version, "3");
         assert_eq!(place.find("v/2").unwrap().id, two.id);
         // One that has no other name leaves.
@@ -555,8 +554,8 @@ fn files_larger_than_the_bound_are_refused_before_they_are_read() {
         assert!(e.message().contains("--max-model-bytes"), "{e}");
         let small = place.find("small").unwrap();
         assert_eq!(
-            place.registry.sizes(),
-            [(small.id, onnx::fixed_batch(2).len() as u64)]
+            place.registry.size(small.id),
+            onnx::fixed_batch(2).len() as u64
         );
     })
 }
@@ -583,12 +582,13 @@ fn unloading_forgets() {
         let m = place.find("m").unwrap();
         let n = place.find("n").unwrap();
         assert_eq!(place.registry.models().len(), 2);
+        place.registry.hold(m.id);
         assert_eq!(place.registry.unload(&lookup).unwrap(), [m.id]);
         assert_eq!(place.registry.models().len(), 1);
         assert_eq!(place.registry.models()[0].name, "n");
         // Requests that had found it are still to be answered.
         assert!(place.registry.open(m.id, 0, WorkerId(0)).is_ok());
-        place.registry.let_go(m.id);
+        place.registry.release(m.id);
         assert!(place.registry.describe(m.id).is_none());
         assert_eq!(place.registry.describe(n.id), Some(n));
         let Err(e) = place.registry.open(m.id, 0, WorkerId(0)) else {
@@ -610,7 +610,7 @@ fn unloading_forgets() {
 #[test]
 fn a_folder_that_is_not_there_is_named() {
     within(LIMIT, || {
-        let config = RegistryConfig {
+        let config = StoreConfig {
             run_script_dir: "no/such/folder".into(),
             allow_paths: vec![],
             devices: vec![],
@@ -619,7 +619,7 @@ fn a_folder_that_is_not_there_is_named() {
             extra_workers: false,
             max_model_bytes: None,
         };
-        let Err(e) = Registry::new(engine(), config) else {
+        let Err(e) = ModelFolder::new(engine(), config) else {
             panic!("there is no such folder")
         };
         assert!(

@@ -11,7 +11,8 @@ use common::within::{LIMIT, within};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use mdm::message::WorkerId;
-use mdm::model::{Device, Engine, Lookup, ModelSource, Registry, RegistryConfig};
+use mdm::model::{Device, Engine, Lookup, ModelSource, StoreConfig};
+use mdm::server::ModelFolder;
 use mdm::{Batch, Params, Tensor};
 
 /// One after the other: what one test makes would be measured by the other.
@@ -40,9 +41,9 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("m.onnx"), onnx::matmul_weights(100)).unwrap();
         let registry = Arc::new(
-            Registry::new(
+            ModelFolder::new(
                 Engine::load(None, false).unwrap(),
-                RegistryConfig {
+                StoreConfig {
                     run_script_dir: folder.path().to_owned(),
                     allow_paths: vec![],
                     devices: vec![Device::Cpu],

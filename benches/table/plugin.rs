@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use mdm::message::{Params, WorkerId};
-use mdm::model::{Device, Engine, Lookup, Model, ModelSource, Registry, RegistryConfig};
+use mdm::model::{Device, Engine, Lookup, Model, ModelSource, StoreConfig};
+use mdm::server::ModelFolder;
 use mdm::{Batch, Tensor};
 
 use super::engine::library;
@@ -23,9 +24,9 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     std::fs::write(folder.path().join("plugin.proxy"), proxy)?;
     let echo = onnx::echo(mdm::DataType::Fp32, &[256]);
     std::fs::write(folder.path().join("engine.onnx"), echo)?;
-    let registry = Registry::new(
+    let registry = ModelFolder::new(
         Engine::load(Some(&library()?), false)?,
-        RegistryConfig {
+        StoreConfig {
             run_script_dir: folder.path().to_owned(),
             allow_paths: Vec::new(),
             devices: vec![Device::Cpu],

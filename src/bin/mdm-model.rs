@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use mdm::client::Client;
 use mdm::config::whole;
-use mdm::model::{Device, Engine, Inspection, Registry, RegistryConfig};
+use mdm::model::{Device, Engine, Inspection, Store, StoreConfig};
 use mdm::wire::server::{ModelInfo, PortInfo};
 
 const NAME: &str = "mdm-model";
@@ -129,11 +129,11 @@ fn client(remote: &Remote) -> anyhow::Result<Client> {
         .connect_later(&address)?)
 }
 
-fn registry(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Registry> {
+fn store(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Store> {
     let engine = Engine::load(place.onnxruntime.as_deref(), false)?;
-    Ok(Registry::new(
+    Ok(Store::new(
         engine,
-        RegistryConfig {
+        StoreConfig {
             run_script_dir,
             allow_paths: place.allow_path,
             devices: vec![Device::Cpu],
@@ -150,14 +150,14 @@ fn check(file: &Path, dir: Option<PathBuf>, place: Place) -> anyhow::Result<Exit
         .canonicalize()
         .with_context(|| file.display().to_string())?;
     let folder = full.parent().unwrap_or(Path::new("/")).to_owned();
-    let registry = registry(dir.unwrap_or(folder), place)?;
+    let store = store(dir.unwrap_or(folder), place)?;
     let mut code = ExitCode::SUCCESS;
-    for name in registry.names_of(&full.to_string_lossy(), &full)? {
+    for name in store.names_of(&full.to_string_lossy(), &full)? {
         let method = name
             .strip_prefix(&*full.to_string_lossy())
             .unwrap_or_default();
         let shown = format!("{}{method}", file.display());
-        match registry.inspect(&name) {
+        match store.inspect(&name) {
             Ok(inspection) => show(&shown, &inspection)?,
             Err(e) => {
                 let why = e.message().replace(&name, &shown);
@@ -208,8 +208,8 @@ fn ports(out: &mut impl Write, indent: &str, model: &ModelInfo) -> anyhow::Resul
 
 fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
     let shown = dir.display().to_string();
-    let registry = registry(dir, place)?;
-    let names = registry.names()?;
+    let store = store(dir, place)?;
+    let names = store.names()?;
     if names.is_empty() {
         writeln!(
             stdout(),
@@ -218,7 +218,7 @@ fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
     }
     let mut code = ExitCode::SUCCESS;
     for name in names {
-        match registry.inspect(&name) {
+        match store.inspect(&name) {
             Ok(inspection) => {
                 let model = &inspection.model;
                 let stages: Vec<String> =

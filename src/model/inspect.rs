@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::find::{StageRuns, versions};
-use super::{Lookup, ModelSource, Registry};
+use super::store::LookedAt;
+use super::{Lookup, Store};
 use crate::error::Result;
-use crate::message::{Params, WorkerId};
+use crate::message::Params;
 use crate::proxy::Proxy;
 use crate::wire::server::ModelInfo;
 
@@ -35,22 +36,17 @@ pub struct StageInfo {
     pub model: ModelInfo,
 }
 
-impl Registry {
+impl Store {
     /// Describes a model, opens it as a worker would, and says what it is made of.
     ///
     /// # Errors
-    /// As [`Registry::resolve`] and [`ModelSource::open`].
+    /// The lookup's, and what is wrong with a file.
     pub fn inspect(&self, name: &str) -> Result<Inspection> {
-        let lookup = Lookup::of(Some(name), &Params::new());
-        let description = self.resolve(&lookup)?;
-        let opened = self.open(description.id, 0, WorkerId(0)).map(drop);
-        let found = self.found(&lookup);
-        let own = self.stage_descriptions(description.id);
-        // A folder may have more models than memory.
-        self.forget(description.id);
-        self.let_go(description.id);
-        opened?;
-        let found = found?;
+        let LookedAt {
+            description,
+            stages: own,
+            found,
+        } = self.look_at(&Lookup::of(Some(name), &Params::new()))?;
         let stages = found.stages.iter().zip(own).map(|(stage, own)| StageInfo {
             runs: match &stage.runs {
                 StageRuns::Onnx(_) => "onnx".to_owned(),

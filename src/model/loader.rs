@@ -2,57 +2,86 @@
 //!
 //! Jobs wait in turn by client (`turns.rs`), and the thread blocks until there is one. When one is done, its answer is put
 //! down under the job's ticket and the notifier says so: an inproc message, which wakes the ventilator's polling loop.
+//! When it has found where a lookup leads, it keeps that turn until it is told what to do with it: nobody else's lookup
+//! comes between a model's being found and its being read, so that no file is read twice.
 //! Every job that is begun is answered: whatever panics, the thread goes on.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::Lookup;
+use super::key::FoundModel;
+use super::store::{Read, Store};
 use super::turns::Turns;
-use super::{Description, Lookup, Registry};
 use crate::error::{Error, Result, panic_message};
 use crate::message::{ModelId, ReplyTo};
 
 /// What the loader is asked to do.
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Describe the model that a request names.
-    Resolve(Arc<Lookup>),
-    /// Describe the model that a name leads to now, whatever was loaded under it before.
-    Load(Arc<Lookup>),
-    /// Forget a model.
-    Unload(Arc<Lookup>),
+    /// Whether the files that a lookup names besides its model may be used.
+    Check(Arc<Lookup>),
+    /// Where a lookup leads. The loader does nothing else before it is told how to go on ([`Loader::go_on`]).
+    Find(Arc<Lookup>),
+    /// Read what was found.
+    Read(Reading),
+}
+
+/// A model that is to be read.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// Its number from now on.
+    pub(crate) id: ModelId,
+    pub(crate) found: Arc<FoundModel>,
+    /// It is not read if its files are those that one of these was read from.
+    pub(crate) unless: Vec<ModelId>,
 }
 
 /// What came of a job.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Of [`Job::Resolve`] and [`Job::Load`].
-    Described(Result<Arc<Description>>),
-    /// Of [`Job::Unload`].
-    Unloaded(Result<Vec<ModelId>>),
+    /// Of [`Job::Check`].
+    Checked(Result<()>),
+    /// Of [`Job::Find`].
+    Found(Result<Arc<FoundModel>>),
+    /// Of [`Job::Read`].
+    Read(Result<Read>),
 }
 
 /// What the loader's thread works with.
-pub(crate) trait Describe: Send + Sync + 'static {
-    fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>>;
-    fn load(&self, lookup: &Lookup) -> Result<Arc<Description>>;
-    fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>>;
+pub(crate) trait Files: Send + Sync + 'static {
+    fn check(&self, lookup: &Lookup) -> Result<()>;
+    fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>>;
+    fn read(&self, reading: &Reading) -> Result<Read>;
 }
 
-impl Describe for Registry {
-    fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-        Registry::resolve(self, lookup)
+impl Files for Store {
+    fn check(&self, lookup: &Lookup) -> Result<()> {
+        self.check_parameters(lookup)
     }
 
-    fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-        Registry::load(self, lookup)
+    fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>> {
+        Store::find(self, lookup).map(Arc::new)
     }
 
-    fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
-        Registry::unload(self, lookup)
+    fn read(&self, reading: &Reading) -> Result<Read> {
+        Store::read(self, reading.id, &reading.found, &reading.unless)
+    }
+}
+
+impl Job {
+    /// Does it. Whatever it meets, it has an answer.
+    pub(crate) fn run(&self, files: &impl Files) -> Answer {
+        match self {
+            Job::Check(lookup) => Answer::Checked(caught(lookup.name(), || files.check(lookup))),
+            Job::Find(lookup) => Answer::Found(caught(lookup.name(), || files.find(lookup))),
+            Job::Read(reading) => {
+                Answer::Read(caught(reading.found.name(), || files.read(reading)))
+            }
+        }
     }
 }
 
@@ -68,6 +97,10 @@ struct Shared {
 struct State {
     /// Unbounded: whoever asks bounds what waits for an answer.
     jobs: Turns<ReplyTo, (u64, Job)>,
+    /// How turns go on that were kept: before all others. One at a time, but for what the ventilator could not be told.
+    going_on: VecDeque<(u64, Job)>,
+    /// Whose turn is kept: it was found where its lookup leads.
+    kept: Option<u64>,
     answers: HashMap<u64, Answer>,
     stopping: bool,
 }
@@ -84,7 +117,12 @@ impl Shared {
             if state.stopping {
                 return None;
             }
-            if let Some(next) = state.jobs.next() {
+            if let Some(next) = state.going_on.pop_front() {
+                return Some(next);
+            }
+            if state.kept.is_none()
+                && let Some(next) = state.jobs.next()
+            {
                 return Some(next);
             }
             state = self
@@ -107,7 +145,7 @@ impl Loader {
     ///
     /// # Errors
     /// The notifier's, or `UNAVAILABLE` if there is no thread to be had.
-    pub(crate) fn start<N, F>(registry: Arc<impl Describe>, notifier: F) -> Result<Loader>
+    pub(crate) fn start<N, F>(files: Arc<impl Files>, notifier: F) -> Result<Loader>
     where
         F: FnOnce() -> Result<N> + Send + 'static,
         N: FnMut(u64),
@@ -125,7 +163,7 @@ impl Loader {
                 // The other end waits for exactly this.
                 let _ = ready.send(result);
                 if let Some(mut notify) = notify {
-                    work(&*registry, &works_on, &mut notify);
+                    work(&*files, &works_on, &mut notify);
                 }
             })
             .map_err(|e| Error::unavailable(format!("the loader's thread: {e}")))?;
@@ -145,19 +183,24 @@ impl Loader {
         self.shared.changed.notify_one();
     }
 
-    /// Takes back a job that nobody needs any more. `false` if it has begun: then its answer comes.
-    pub(crate) fn withdraw(&self, client: &ReplyTo, ticket: u64) -> bool {
+    /// The answer to a [`Job::Find`] was taken: this is done next, in the same turn, or the turn is over.
+    pub(crate) fn go_on(&self, ticket: u64, job: Option<Job>) {
         let mut state = self.shared.state();
-        let gone = state.jobs.withdraw(client, |(its, _)| *its == ticket);
-        !gone.is_empty()
+        if state.kept == Some(ticket) {
+            state.kept = None;
+        }
+        state.going_on.extend(job.map(|job| (ticket, job)));
+        drop(state);
+        self.shared.changed.notify_one();
     }
 
-    /// Takes back every [`Job::Resolve`] of a client that has not begun: their tickets.
-    pub(crate) fn withdraw_lookups(&self, client: &ReplyTo) -> Vec<u64> {
+    /// Takes back jobs of a client that nobody needs any more, as far as they have not begun: their tickets. The answers
+    /// of the others come.
+    pub(crate) fn withdraw(&self, client: &ReplyTo, tickets: &[u64]) -> Vec<u64> {
         let mut state = self.shared.state();
         let gone = state
             .jobs
-            .withdraw(client, |(_, job)| matches!(job, Job::Resolve(_)));
+            .withdraw(client, |(its, _)| tickets.binary_search(its).is_ok());
         gone.into_iter().map(|(ticket, _)| ticket).collect()
     }
 
@@ -178,24 +221,22 @@ impl Drop for Loader {
     }
 }
 
-fn work(registry: &impl Describe, shared: &Shared, notify: &mut impl FnMut(u64)) {
+fn work(files: &impl Files, shared: &Shared, notify: &mut impl FnMut(u64)) {
     // Answers of which nobody could be told yet. Nearly always empty again at once.
     let mut untold = Vec::new();
     while let Some((ticket, job)) = shared.next() {
-        let answer = match job {
-            Job::Resolve(lookup) => {
-                Answer::Described(caught(lookup.name(), || registry.resolve(&lookup)))
-            }
-            Job::Load(lookup) => {
-                Answer::Described(caught(lookup.name(), || registry.load(&lookup)))
-            }
-            Job::Unload(lookup) => {
-                Answer::Unloaded(caught(lookup.name(), || registry.unload(&lookup)))
-            }
-        };
-        shared.state().answers.insert(ticket, answer);
+        let answer = job.run(files);
+        {
+            let mut state = shared.state();
+            state.kept = matches!(answer, Answer::Found(_)).then_some(ticket);
+            state.answers.insert(ticket, answer);
+        }
         untold.push(ticket);
         untold.retain(|ticket| !(told(*ticket, notify) || told(*ticket, notify)));
+        if !untold.is_empty() {
+            // Nobody can say how that turn goes on.
+            shared.state().kept = None;
+        }
     }
 }
 
@@ -266,20 +307,29 @@ mod tests {
         }
     }
 
-    impl Describe for Slow {
-        fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
+    impl Files for Slow {
+        fn check(&self, lookup: &Lookup) -> Result<()> {
             let _ = self.started.send(lookup.name().to_owned());
             let _ = self.go.recv();
             Err(Error::not_found("none"))
         }
 
-        fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-            self.resolve(lookup)
+        fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>> {
+            let _ = self.started.send(lookup.name().to_owned());
+            Ok(Arc::new(FoundModel::made_up(lookup.name(), 1)))
         }
 
-        fn unload(&self, _: &Lookup) -> Result<Vec<ModelId>> {
+        fn read(&self, _: &Reading) -> Result<Read> {
             std::panic::panic_any(Nested);
         }
+    }
+
+    fn reading() -> Job {
+        Job::Read(Reading {
+            id: ModelId(1),
+            found: Arc::new(FoundModel::made_up("a", 1)),
+            unless: Vec::new(),
+        })
     }
 
     /// What a nasty panic carries.
@@ -296,7 +346,7 @@ mod tests {
         let (slow, has_started, may_go) = Slow::new();
         let loader = Loader::start(slow, || Ok(|_| ())).unwrap();
         for ticket in 0..5 {
-            loader.ask(client(0), ticket, Job::Resolve(lookup("a")));
+            loader.ask(client(0), ticket, Job::Check(lookup("a")));
         }
         has_started.recv_timeout(LIMIT).unwrap();
         let shared = loader.shared.clone();
@@ -321,14 +371,18 @@ mod tests {
         let (slow, has_started, may_go) = Slow::new();
         let loader = Loader::start(slow, || Ok(|_| ())).unwrap();
         for ticket in 0..1_000 {
-            loader.ask(client(0), ticket, Job::Resolve(lookup("flood")));
+            loader.ask(client(0), ticket, Job::Check(lookup("flood")));
         }
         assert_eq!(has_started.recv_timeout(LIMIT).unwrap(), "flood");
-        loader.ask(client(1), 1_000, Job::Resolve(lookup("honest")));
+        loader.ask(client(1), 1_000, Job::Check(lookup("honest")));
         may_go.send(()).unwrap();
         assert_eq!(has_started.recv_timeout(LIMIT).unwrap(), "honest");
-        assert_eq!(loader.withdraw_lookups(&client(0)).len(), 999);
-        assert!(!loader.withdraw(&client(1), 1_000), "it has begun");
+        let tickets: Vec<u64> = (0..2_000).collect();
+        assert_eq!(loader.withdraw(&client(0), &tickets).len(), 999);
+        assert!(
+            loader.withdraw(&client(1), &[1_000]).is_empty(),
+            "it has begun"
+        );
         drop(may_go);
     }
 
@@ -347,15 +401,102 @@ mod tests {
         };
         let loader = Loader::start(slow, move || Ok(notifier)).unwrap();
         drop(may_go);
-        loader.ask(client(0), 1, Job::Resolve(lookup("a")));
-        loader.ask(client(0), 2, Job::Unload(lookup("a")));
+        loader.ask(client(0), 1, Job::Check(lookup("a")));
+        loader.ask(client(0), 2, reading());
         let mut told: Vec<u64> = (0..2)
             .map(|_| tickets.recv_timeout(LIMIT).unwrap())
             .collect();
         told.sort_unstable();
         assert_eq!(told, [1, 2]);
-        assert!(matches!(loader.take(1), Some(Answer::Described(Err(_)))));
-        assert!(matches!(loader.take(2), Some(Answer::Unloaded(Err(_)))));
+        assert!(matches!(loader.take(1), Some(Answer::Checked(Err(_)))));
+        assert!(matches!(loader.take(2), Some(Answer::Read(Err(_)))));
         assert_eq!(has_started.try_iter().count(), 1);
+    }
+
+    #[test]
+    fn nobody_elses_lookup_comes_between_finding_a_model_and_reading_it() {
+        let (slow, has_started, may_go) = Slow::new();
+        let (notified, tickets) = crossbeam_channel::unbounded();
+        let notifier = move |ticket| notified.send(ticket).unwrap();
+        let loader = Loader::start(slow, move || Ok(notifier)).unwrap();
+        drop(may_go);
+        loader.ask(client(0), 1, Job::Find(lookup("a")));
+        loader.ask(client(1), 2, Job::Find(lookup("b")));
+        assert_eq!(tickets.recv_timeout(LIMIT).unwrap(), 1);
+        // Long enough for the other lookup, if its turn came.
+        assert!(tickets.recv_timeout(Duration::from_millis(50)).is_err());
+        assert_eq!(has_started.try_iter().collect::<Vec<_>>(), ["a"]);
+        loader.go_on(1, Some(reading()));
+        assert_eq!(tickets.recv_timeout(LIMIT).unwrap(), 1);
+        assert_eq!(tickets.recv_timeout(LIMIT).unwrap(), 2);
+        loader.go_on(2, None);
+        loader.ask(client(0), 3, Job::Find(lookup("c")));
+        assert_eq!(tickets.recv_timeout(LIMIT).unwrap(), 3);
+        // A stop does not wait to be told how the turn goes on.
+    }
+
+    #[test]
+    fn a_find_of_which_nobody_could_be_told_keeps_no_turn() {
+        let (slow, _, may_go) = Slow::new();
+        let (notified, tickets) = crossbeam_channel::unbounded();
+        let mut calls = 0;
+        let notifier = move |ticket| {
+            calls += 1;
+            if calls <= 2 {
+                panic!("no socket");
+            }
+            notified.send(ticket).unwrap();
+        };
+        let loader = Loader::start(slow, move || Ok(notifier)).unwrap();
+        drop(may_go);
+        loader.ask(client(0), 1, Job::Find(lookup("a")));
+        loader.ask(client(0), 2, Job::Check(lookup("a")));
+        let told = [(); 2].map(|()| tickets.recv_timeout(LIMIT).unwrap());
+        assert_eq!(told, [1, 2]);
+        loader.go_on(1, Some(reading()));
+        assert_eq!(tickets.recv_timeout(LIMIT).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_loader_answers_by_ticket_and_survives_a_panic() {
+        struct Panics;
+        impl Files for Panics {
+            fn check(&self, lookup: &Lookup) -> Result<()> {
+                assert_ne!(lookup.name(), "bad", "a strange file");
+                Ok(())
+            }
+            fn find(&self, lookup: &Lookup) -> Result<Arc<FoundModel>> {
+                Err(Error::not_found(lookup.name()))
+            }
+            fn read(&self, reading: &Reading) -> Result<Read> {
+                Ok(Read::Unchanged(reading.id))
+            }
+        }
+        let (told, tickets) = crossbeam_channel::unbounded();
+        let loader = Loader::start(Arc::new(Panics), move || {
+            Ok(move |ticket| told.send(ticket).unwrap())
+        })
+        .unwrap();
+        loader.ask(client(1), 7, Job::Check(lookup("bad")));
+        loader.ask(client(1), 8, Job::Check(lookup("good")));
+        loader.ask(client(1), 9, reading());
+        let order = [(); 3].map(|()| tickets.recv_timeout(LIMIT).unwrap());
+        assert_eq!(order, [7, 8, 9]);
+        let Some(Answer::Checked(Err(e))) = loader.take(7) else {
+            panic!("a panic is an answer")
+        };
+        assert_eq!(e.code(), crate::ErrorCode::Internal);
+        assert!(e.message().contains("a strange file"), "{e}");
+        assert!(matches!(loader.take(8), Some(Answer::Checked(Ok(())))));
+        let read = loader.take(9);
+        assert!(matches!(read, Some(Answer::Read(Ok(Read::Unchanged(id)))) if id == ModelId(1)));
+        assert!(loader.take(9).is_none());
+    }
+
+    #[test]
+    fn a_loader_whose_notifier_cannot_be_made_does_not_start() {
+        let (slow, _, _) = Slow::new();
+        let fail = || Err::<fn(u64), _>(Error::unavailable("no socket"));
+        assert!(Loader::start(slow, fail).is_err());
     }
 }

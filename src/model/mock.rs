@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use super::{BatchKind, Description, Dim, Empty, Lookup, Model, ModelSource, Port, Run, Takes};
+use super::{BatchKind, Description, Dim, Empty, Model, ModelSource, Port, Run, Takes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Role, WorkerId};
 use crate::tensor::{Batch, DataType, Tensor};
@@ -159,28 +159,6 @@ impl ModelSource for MockSource {
     }
 }
 
-impl super::loader::Describe for MockSource {
-    fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-        let models = self.models.lock().unwrap();
-        models
-            .values()
-            .map(|(description, _)| description)
-            .find(|description| description.name == lookup.name())
-            .cloned()
-            .ok_or_else(|| Error::not_found(format!("model {:?}", lookup.name())))
-    }
-
-    fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-        self.resolve(lookup)
-    }
-
-    fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
-        let id = self.resolve(lookup)?.id;
-        self.models.lock().unwrap().remove(&id);
-        Ok(vec![id])
-    }
-}
-
 struct MockModel(Behaviour);
 
 fn has_negative(inputs: &Batch) -> bool {
@@ -216,7 +194,6 @@ impl Model for MockModel {
 mod tests {
     use super::*;
     use crate::message::Params;
-    use crate::model::loader::{Answer, Job, Loader};
 
     fn batch() -> Batch {
         let x = Tensor::from_vec("x", vec![1, 2], vec![1f32, 2.]).unwrap();
@@ -243,54 +220,5 @@ mod tests {
         gate.open();
         assert_eq!(runner.join().unwrap(), 3);
         assert_eq!(source.opened(), 1);
-    }
-
-    #[test]
-    fn the_loader_answers_by_ticket_and_survives_a_panic() {
-        struct Panics(MockSource);
-        impl crate::model::loader::Describe for Panics {
-            fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-                assert_ne!(lookup.name(), "bad", "a strange file");
-                self.0.resolve(lookup)
-            }
-            fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-                self.0.load(lookup)
-            }
-            fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
-                self.0.unload(lookup)
-            }
-        }
-        let source = MockSource::default();
-        let echo = source.add("echo", Behaviour::Echo);
-        let (told, tickets) = std::sync::mpsc::channel();
-        let loader = Loader::start(Arc::new(Panics(source)), move || {
-            Ok(move |ticket| told.send(ticket).unwrap())
-        })
-        .unwrap();
-        let named = |name| Arc::new(Lookup::of(Some(name), &Params::new()));
-        let client = crate::message::ReplyTo([1; 16]);
-        loader.ask(client, 7, Job::Resolve(named("bad")));
-        loader.ask(client, 8, Job::Resolve(named("echo")));
-        loader.ask(client, 9, Job::Unload(named("echo")));
-        let order: Vec<u64> = tickets.iter().take(3).collect();
-        assert_eq!(order, [7, 8, 9]);
-        let Some(Answer::Described(Err(e))) = loader.take(7) else {
-            panic!("a panic is an answer")
-        };
-        assert_eq!(e.code(), crate::ErrorCode::Internal);
-        assert!(e.message().contains("a strange file"), "{e}");
-        let Some(Answer::Described(Ok(description))) = loader.take(8) else {
-            panic!("described")
-        };
-        assert_eq!(description, echo);
-        assert!(matches!(loader.take(9), Some(Answer::Unloaded(Ok(ids))) if ids == [echo.id]));
-        assert!(loader.take(9).is_none());
-    }
-
-    #[test]
-    fn a_loader_whose_notifier_cannot_be_made_does_not_start() {
-        let source = Arc::new(MockSource::default());
-        let fail = || Err::<fn(u64), _>(Error::unavailable("no socket"));
-        assert!(Loader::start(source, fail).is_err());
     }
 }

@@ -10,23 +10,24 @@ pub(crate) mod engine;
 pub(crate) mod find;
 mod inspect;
 mod interface;
-mod known;
+mod key;
 pub(crate) mod loader;
 #[cfg(test)]
 pub(crate) mod mock;
 mod plugin;
-mod registry;
 mod sample;
 mod stage;
+mod store;
 mod turns;
 
 pub use engine::{Device, Engine, without_telemetry};
 pub use find::Lookup;
 pub use inspect::{Inspection, StageInfo};
 pub use interface::{BatchKind, Description, Empty, Model, ModelSource, Takes};
-pub use known::Replaced;
-pub use registry::{Registry, RegistryConfig};
+pub(crate) use key::{FoundModel, Key, Name};
 pub use sample::from_json;
+pub(crate) use store::Read;
+pub use store::{Store, StoreConfig};
 
 pub use crate::message::Run;
 pub use crate::signature::{Dim, Port, Rows};

@@ -6,8 +6,8 @@
 //!             └───── up, credit, down ──────┘              │
 //!             └── gone, abort, arrived, report ────────────┘
 //! ```
-//! What the ventilator and the sink decide is in pure state machines, `ventilator/requests.rs` and `sink/answers.rs`: the
-//! loops around them have the sockets and the clock, and `simulation.rs` runs them without.
+//! What the ventilator and the sink decide is in pure state machines, `ventilator/requests.rs` and `sink/answers.rs`, and of
+//! models in `catalog/`: the loops around them have the sockets and the clock, and `simulation.rs` runs them without.
 //!
 //! - A failed chunk is told to the ventilator in the credit, and the ventilator has the sink close the request: so one place
 //!   decides that a request has failed, as it does for deadlines and cancels.

@@ -1,55 +1,50 @@
 //! The ventilator: reads requests, checks and queues them, cuts chunks when workers are free, and owns deadlines,
 //! cancels and the order of stopping. It never touches a file and never waits for anyone but in its poll.
 //!
-//! `clients.rs` knows sessions, `admission.rs` what may enter the queue, `known_headers.rs` what need not be read again,
-//! `intake.rs` who waits for a model, `requests.rs` what becomes of what is queued, `loads.rs` what the loader is asked,
-//! `lookup_cache.rs` what it need not be asked again, `shares.rs` how much of it each client may
-//! have, `openings.rs` which models are served and which leave, `in_use.rs` which are used, `life.rs` how it starts and
-//! stops, `says.rs` what clients say and are told, `report.rs` what status says.
+//! What it decides of models is in `catalog/`, and of requests in `requests.rs` and `schedule/`: pure state machines, whose
+//! actions are done here. `clients.rs` knows sessions, `admission.rs` what may enter the queue, `known_headers.rs` what need
+//! not be read again, `groups.rs` what may run together, `life.rs` how it starts and stops, `says.rs` what clients say and
+//! are told, `report.rs` what status says.
 
 mod admission;
 #[cfg(test)]
 mod allocations;
 mod clients;
-mod in_use;
-mod intake;
+mod groups;
 mod known_headers;
 mod life;
-mod loads;
-mod lookup_cache;
-mod openings;
 mod report;
 pub(super) mod requests;
 mod says;
-mod shares;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam_channel::Sender;
 use zmq::Socket;
 
+use self::admission::Learnt;
 use self::clients::Clients;
-use self::in_use::{InUse, Last};
-use self::intake::{Arrival, Intake};
-use self::life::{Phase, Starting, Stoppers};
-use self::loads::Loads;
-use self::openings::Openings;
-use self::report::Ledger;
+use self::life::{Life, Patience, Phase};
+use self::report::{Ledger, Reported};
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
 use super::control::StopOrder;
 use super::doors::Doors;
 use super::{CancelBoard, Clock, tell};
+use crate::catalog::{self, Arrival, Catalog, Change, MostModels};
 use crate::error::{Error, Result};
 use crate::frames;
-use crate::message::{Credit, Serial, WorkerId};
-use crate::model::Registry;
+use crate::message::{Credit, ModelId, Params, Request, Serial, WorkerId};
 use crate::model::loader::Loader;
+use crate::model::{Lookup, Store};
 use crate::schedule::{Lane, Limits};
 use crate::socket::{Waiter, wait_for};
-use crate::wire::inner::{self, SinkReport, ToVentilator, ToWorker};
-use crate::wire::server::Welcome;
+use crate::wire::client::StopMode;
+use crate::wire::inner::{self, SinkReport, ToSink, ToVentilator, ToWorker};
+use crate::wire::params::RawParams;
+use crate::wire::server::{ServerMessage, StopState, Welcome};
 use crate::zmtp::router::Router;
 
 /// Messages taken from inside before clients get their turn.
@@ -74,13 +69,11 @@ pub(crate) struct Facts {
     pub default_timeout: Option<Duration>,
     pub limits: Limits,
     pub preload: Vec<String>,
-    pub max_models: usize,
-    /// Of the files of all that are loaded.
-    pub max_model_bytes: Option<u64>,
+    pub most_models: MostModels,
 }
 
-/// What the ventilator is set up with.
-pub(crate) struct Setup {
+/// The ventilator's connections, and what it shares with other threads.
+pub(crate) struct Links {
     /// `port`, listening.
     pub router: Router,
     /// Hears from inside, bound.
@@ -90,43 +83,33 @@ pub(crate) struct Setup {
     pub doors: Arc<Doors>,
     pub stop: Arc<StopOrder>,
     pub loader: Loader,
-    pub registry: Arc<Registry>,
+    pub store: Arc<Store>,
     pub board: Arc<CancelBoard>,
     pub clock: Clock,
     pub waiter: Waiter,
+}
+
+/// What the ventilator is set up with.
+pub(crate) struct Setup {
+    pub links: Links,
     pub facts: Facts,
     /// Told once, when every worker is up and every preloaded model is open, or why that failed.
     pub ready: Sender<Result<()>>,
 }
 
+/// What is known of models, and the requests that wait for one.
+type Models = Catalog<Request<RawParams>>;
+
 struct Ventilator {
-    router: Router,
-    inbox: Socket,
-    lanes: Vec<Lanes>,
-    sink: Socket,
-    doors: Arc<Doors>,
-    stop: Arc<StopOrder>,
-    loader: Loader,
-    registry: Arc<Registry>,
-    board: Arc<CancelBoard>,
-    clock: Clock,
-    waiter: Waiter,
+    links: Links,
     facts: Facts,
-    requests: Requests,
-    in_use: InUse,
-    openings: Openings,
+    life: Life,
     clients: Clients,
-    intake: Intake,
+    learnt: Learnt,
+    catalog: Models,
+    requests: Requests,
     ledger: Ledger,
-    loads: Loads,
-    next_serial: u64,
-    starting: Starting,
-    phase: Phase,
-    /// It stops at once: nobody is waited for.
-    at_once: bool,
-    /// When a drain that waits only for runs that nobody wants ends without them.
-    give_up_us: Option<u64>,
-    stoppers: Stoppers,
+    last_serial: u64,
 }
 
 /// Runs until the server has stopped.
@@ -134,69 +117,83 @@ struct Ventilator {
 /// # Errors
 /// If an inner connection is gone.
 pub(crate) fn run(setup: Setup) -> Result<()> {
-    let workers = (0..setup.lanes.len()).map(|i| WorkerId(i as u32));
-    let starting = Starting {
-        ready: Some(setup.ready),
-        workers_missing: workers.collect(),
-        models_missing: setup.facts.preload.len(),
-        preload: setup.facts.preload.clone(),
-    };
-    let mut router = setup.router;
-    router.watch(frames::descriptor(&setup.inbox)?)?;
-    router.watch(setup.stop.waker())?;
-    router.watch(setup.doors.waker())?;
+    let Setup {
+        mut links,
+        facts,
+        ready,
+    } = setup;
+    links.router.watch(frames::descriptor(&links.inbox)?)?;
+    links.router.watch(links.stop.waker())?;
+    links.router.watch(links.doors.waker())?;
+    let workers = links.lanes.len();
     let mut ventilator = Ventilator {
-        requests: Requests::new(setup.facts.limits.clone()),
-        ledger: Ledger::new(setup.lanes.len()),
-        router,
-        inbox: setup.inbox,
-        lanes: setup.lanes,
-        sink: setup.sink,
-        doors: setup.doors,
-        stop: setup.stop,
-        loader: setup.loader,
-        registry: setup.registry,
-        board: setup.board,
-        clock: setup.clock,
-        waiter: setup.waiter,
-        facts: setup.facts,
-        in_use: InUse::default(),
-        openings: Openings::default(),
+        life: Life::new(ready, workers, facts.preload.clone()),
         clients: Clients::default(),
-        intake: Intake::default(),
-        loads: Loads::default(),
-        next_serial: 0,
-        starting,
-        phase: Phase::Serving,
-        at_once: false,
-        give_up_us: None,
-        stoppers: Stoppers::default(),
+        learnt: Learnt::default(),
+        catalog: Catalog::new(facts.most_models),
+        requests: Requests::new(facts.limits.clone()),
+        ledger: Ledger::new(workers),
+        last_serial: 0,
+        links,
+        facts,
     };
     ventilator.serve()
 }
 
+impl Links {
+    /// Tells every worker that is there, and says which were.
+    fn tell_workers(&mut self, lane: Lane, message: &[Bytes]) -> Vec<WorkerId> {
+        let mut told = Vec::new();
+        for (index, lanes) in self.lanes.iter_mut().enumerate() {
+            // A worker that was lost and is coming up again has no sessions, and opens those that its chunks need.
+            match tell(lanes.of(lane), message.to_vec()) {
+                Ok(()) => told.push(WorkerId(index as u32)),
+                Err(error) => {
+                    tracing::debug!(worker_id = index, %error, "a worker is not there to be told of a model");
+                }
+            }
+        }
+        told
+    }
+}
+
+impl Lanes {
+    fn of(&mut self, lane: Lane) -> &mut Socket {
+        match lane {
+            Lane::Small => &mut self.small,
+            Lane::Bulk => &mut self.bulk,
+        }
+    }
+}
+
 impl Ventilator {
     fn serve(&mut self) -> Result<()> {
-        while self.phase != Phase::Stopped {
+        while self.life.phase != Phase::Stopped {
             self.hear_inside()?;
             let now = Instant::now();
             self.hear_clients(now)?;
-            if let Some(mode) = self.stop.take() {
+            if let Some(mode) = self.links.stop.take() {
                 self.stop(mode)?;
             }
-            let now_us = self.clock.now_us();
+            let now_us = self.links.clock.now_us();
             self.expire(now_us)?;
             self.give_out(now_us)?;
-            self.router.tick(now);
-            self.router.flush(now);
+            self.links.router.tick(now);
+            self.links.router.flush(now);
             self.advance_stop()?;
-            if self.phase != Phase::Stopped {
+            if self.life.phase != Phase::Stopped {
                 self.wait(now, now_us)?;
             }
         }
-        self.answer_stoppers();
-        self.doors.end();
-        let lost = self.router.finish(self.at_once.then_some(LAST_PATIENCE))?;
+        let stopped = ServerMessage::TerminateOk(StopState::Stopped);
+        for asker in self.life.take_stoppers() {
+            self.answer_asker(&asker, &stopped);
+        }
+        self.links.doors.end();
+        let lost = self
+            .links
+            .router
+            .finish(self.life.at_once.then_some(LAST_PATIENCE))?;
         if lost > 0 {
             tracing::warn!(
                 bytes = lost,
@@ -209,52 +206,55 @@ impl Ventilator {
     /// Looks for news, asleep until there is something to do.
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
         let busy = self.requests.scheduler.busy_workers();
-        self.waiter.busy(busy);
-        if self.router.has_news() || self.doors.has_said() {
-            self.router.wait(Some(Duration::ZERO))?;
+        self.links.waiter.busy(busy);
+        if self.links.router.has_news() || self.links.doors.has_said() {
+            self.links.router.wait(Some(Duration::ZERO))?;
             return Ok(());
         }
         let due_us = [
             self.requests.scheduler.due_us(),
-            self.intake.due_us(),
-            self.give_up_us,
+            self.catalog.due_us(),
+            self.life.due_us(),
         ];
         let due_us = due_us.into_iter().flatten().min();
         let due = due_us.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
-        let tick = self.router.due();
+        let tick = self.links.router.due();
         let tick = tick.map(|at| at.saturating_duration_since(now));
         let pause = due.into_iter().chain(tick).min();
         if self.requests.scheduler.is_full_of_small() {
             // Nothing small that is read now could run before a chunk ends, and then it is read with what else has
             // come: in fewer turns, each of which costs a wake-up.
-            let fds = [frames::descriptor(&self.inbox)?, self.stop.waker().as_fd()];
+            let fds = [
+                frames::descriptor(&self.links.inbox)?,
+                self.links.stop.waker().as_fd(),
+            ];
             if wait_for(fds, Some(pause.map_or(GATHER, |pause| pause.min(GATHER))))? {
-                self.router.wait(Some(Duration::ZERO))?;
+                self.links.router.wait(Some(Duration::ZERO))?;
                 return Ok(());
             }
         }
-        let router = &mut self.router;
-        self.waiter.wait_with(pause, |left| router.wait(left))
+        let router = &mut self.links.router;
+        self.links.waiter.wait_with(pause, |left| router.wait(left))
     }
 
     /// Takes what came from inside, until nothing is left, which the inbox's descriptor needs to tell of what comes next.
     fn hear_inside(&mut self) -> Result<()> {
-        if !self.router.take_inner_news() {
+        if !self.links.router.take_inner_news() {
             return Ok(());
         }
         for _ in 0..TURN {
-            let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
+            let Some(message) = frames::receive(&mut self.links.inbox, zmq::DONTWAIT)? else {
                 return Ok(());
             };
             self.take(inner::read_to_ventilator(message)?)?;
         }
-        self.router.keep_inner_news();
+        self.links.router.keep_inner_news();
         Ok(())
     }
 
     fn new_serial(&mut self) -> Serial {
-        self.next_serial += 1;
-        Serial(self.next_serial)
+        self.last_serial += 1;
+        Serial(self.last_serial)
     }
 
     // ---- what comes from inside ----------------------------------------------------------------------------------
@@ -263,13 +263,12 @@ impl Ventilator {
         match message {
             ToVentilator::Up(worker) => {
                 self.ledger.worker_up(worker);
-                self.requests.worker_up(worker, self.clock.now_us());
-                self.starting.workers_missing.remove(&worker);
-                if self.starting.workers_missing.is_empty() {
-                    self.preload();
+                self.requests.worker_up(worker, self.links.clock.now_us());
+                for name in self.life.worker_up(worker) {
+                    let named = self.named(Lookup::of(Some(&name), &Params::new()));
+                    self.catalog.preload(named);
                 }
-                self.check_ready();
-                Ok(())
+                self.act_for_catalog()
             }
             ToVentilator::Credit(credit) => self.take_credit(credit),
             ToVentilator::Down(worker, why) => {
@@ -281,20 +280,31 @@ impl Ventilator {
                 self.lose_worker(worker)?;
                 // It drops what had come to its lanes before this: that is given to others now.
                 let resume = inner::write_to_worker(&ToWorker::Resume);
-                if let Some(lanes) = self.lanes.get_mut(worker.0 as usize) {
+                if let Some(lanes) = self.links.lanes.get_mut(worker.0 as usize) {
                     tell(&mut lanes.small, resume.clone())?;
                     tell(&mut lanes.bulk, resume)?;
                 }
                 Ok(())
             }
             ToVentilator::Opened(worker, model, error) => {
-                self.take_opened(worker, model, error);
-                Ok(())
+                if let Some(error) = &error {
+                    tracing::warn!(worker_id = worker.0, %error, "a model could not be opened ahead");
+                }
+                self.catalog.sized(self.links.store.sizes());
+                self.catalog.opened(worker, model, error);
+                self.act_for_catalog()
             }
-            ToVentilator::Loaded(ticket) => self.take_loaded(ticket),
+            ToVentilator::Loaded(ticket) => {
+                let Some(answer) = self.links.loader.take(ticket) else {
+                    return Ok(());
+                };
+                self.catalog.sized(self.links.store.sizes());
+                self.catalog.answered(ticket, answer)?;
+                self.act_for_catalog()
+            }
             ToVentilator::Gone(reply) => self.end_session(reply),
             ToVentilator::Silent(reply) => {
-                if self.router.is_alive(reply, Instant::now()) {
+                if self.links.router.is_alive(reply, Instant::now()) {
                     return Ok(()); // it may have a full queue of answers there
                 }
                 self.end_session(reply)
@@ -305,7 +315,7 @@ impl Ventilator {
                 self.act()
             }
             ToVentilator::Arrived(arrived) => {
-                self.requests.arrived(arrived, self.clock.now_us());
+                self.requests.arrived(arrived, self.links.clock.now_us());
                 self.act()
             }
             ToVentilator::WhatIsOut => {
@@ -314,7 +324,7 @@ impl Ventilator {
             }
             ToVentilator::Report(token, report) => self.send_status(token, &report),
             ToVentilator::SinkStopped => {
-                self.phase = Phase::Stopped;
+                self.life.phase = Phase::Stopped;
                 Ok(())
             }
         }
@@ -323,14 +333,16 @@ impl Ventilator {
     fn take_credit(&mut self, credit: Credit) -> Result<()> {
         let (worker, model) = (credit.worker, credit.model);
         let (rows, compute_us) = (credit.rows, credit.compute_us);
-        if self.requests.credit(credit, self.clock.now_us()) {
+        if self.requests.credit(credit, self.links.clock.now_us()) {
             self.ledger.ran(worker, model, rows, compute_us);
         }
         self.act()
     }
 
     fn lose_worker(&mut self, worker: WorkerId) -> Result<()> {
-        self.open_without(worker);
+        self.catalog.sized(self.links.store.sizes());
+        self.catalog.worker_lost(worker);
+        self.act_for_catalog()?;
         self.ledger.worker_lost(worker);
         self.requests.worker_down(worker);
         self.act()
@@ -343,27 +355,85 @@ impl Ventilator {
                 Action::TellSink(message) => {
                     self.tell_sink(&message)?;
                 }
-                Action::Cancel(serial) => self.board.cancel(serial),
+                Action::Cancel(serial) => self.links.board.cancel(serial),
                 Action::Ended {
                     reply,
                     request,
                     model,
                 } => {
                     self.clients.end(reply, request);
-                    if let Last::OfLeaving = self.in_use.release(model) {
-                        self.forget_now(model);
-                    }
+                    self.catalog.release(model);
                 }
             }
         }
+        self.act_for_catalog()
+    }
+
+    /// Does what came of a change of the models.
+    fn act_for_catalog(&mut self) -> Result<()> {
+        loop {
+            let actions = self.catalog.take_actions();
+            if actions.is_empty() {
+                return Ok(());
+            }
+            for action in actions {
+                self.do_for_catalog(action)?;
+            }
+        }
+    }
+
+    fn do_for_catalog(&mut self, action: catalog::Action<Request<RawParams>>) -> Result<()> {
+        use catalog::Action;
+        match action {
+            Action::AskLoader {
+                client,
+                ticket,
+                job,
+            } => self.links.loader.ask(client, ticket, job),
+            Action::GoOn { ticket, job } => self.links.loader.go_on(ticket, job),
+            Action::Withdraw { client, tickets } => {
+                for ticket in self.links.loader.withdraw(&client, &tickets) {
+                    self.catalog.withdrawn(ticket);
+                }
+            }
+            Action::Open(model) => {
+                let open = inner::write_to_worker(&ToWorker::Open(model));
+                let told = self.links.tell_workers(Lane::Small, &open);
+                self.catalog.told(model, told);
+            }
+            Action::Admit(parked, model) => {
+                let Arrival { reply, request, .. } = parked.arrival;
+                if let Err(error) = self.enqueue(parked, model) {
+                    return self.refuse(reply, request, &error);
+                }
+            }
+            Action::Refuse(arrival, error) => {
+                return self.refuse(arrival.reply, arrival.request, &error);
+            }
+            Action::Answer(asker, answer) => self.tell_asker(&asker, answer),
+            Action::Started(result) => self.life.preloaded(result),
+            Action::Changed(Change::Leads(lookup, model)) => {
+                self.learnt.headers.learn(&lookup, model);
+            }
+            Action::Changed(Change::Unlearn(model)) => self.learnt.headers.forget(model),
+            Action::Changed(Change::Forget(model)) => self.forget_model(model),
+        }
         Ok(())
+    }
+
+    /// No request needs the model any more: the workers drop their sessions.
+    fn forget_model(&mut self, model: ModelId) {
+        self.requests.scheduler.forget(model);
+        self.links.store.let_go(model);
+        let forget = inner::write_to_worker(&ToWorker::Forget(model));
+        self.links.tell_workers(Lane::Bulk, &forget);
     }
 
     // ---- ends before their time ----------------------------------------------------------------------------------
 
     /// Ends a request with an error, wherever it is.
     fn close(&mut self, serial: Serial, error: &Error) -> Result<()> {
-        if let Some(parked) = self.intake.give_up(serial) {
+        if let Some(parked) = self.catalog.give_up(serial) {
             let Arrival { reply, request, .. } = parked.arrival;
             return self.refuse(reply, request, error);
         }
@@ -374,7 +444,7 @@ impl Ventilator {
     fn expire(&mut self, now_us: u64) -> Result<()> {
         self.requests.expire(now_us);
         self.act()?;
-        for serial in self.intake.expired(now_us) {
+        for serial in self.catalog.expired(now_us) {
             self.close(serial, &deadline_passed())?;
         }
         Ok(())
@@ -389,16 +459,108 @@ impl Ventilator {
                 lane,
                 chunk,
             } = given;
-            let lanes = &mut self.lanes[worker.0 as usize];
-            let socket = match lane {
-                Lane::Small => &mut lanes.small,
-                Lane::Bulk => &mut lanes.bulk,
-            };
+            let socket = self.links.lanes[worker.0 as usize].of(lane);
             if let Err(error) = tell(socket, inner::write_chunk(&chunk)) {
                 tracing::warn!(worker_id = worker.0, %error, "a worker does not take its chunk");
                 self.lose_worker(worker)?;
             }
         }
         Ok(())
+    }
+
+    // ---- what is said of the server ------------------------------------------------------------------------------
+
+    /// Has the sink report, if it is asked now.
+    fn ask_sink(&mut self, token: Option<u64>) -> Result<()> {
+        token.map_or(Ok(()), |token| self.tell_sink(&ToSink::Report(token)))
+    }
+
+    /// The sink's report has come: those who wait for it are answered.
+    fn send_status(&mut self, token: u64, sink: &SinkReport) -> Result<()> {
+        let (askers, again) = self.ledger.take_askers(token);
+        if !askers.is_empty() {
+            let server = Reported {
+                facts: &self.facts,
+                scheduler: &self.requests.scheduler,
+                catalog: &self.catalog,
+                up_us: self.links.clock.now_us(),
+                pending: self.pending(),
+            };
+            let status = ServerMessage::StatusOk(Box::new(self.ledger.status(&server, sink)));
+            for asker in askers {
+                self.answer_asker(&asker, &status);
+            }
+        }
+        self.ask_sink(again)
+    }
+
+    fn pending(&self) -> u64 {
+        (self.requests.scheduler.waiting().requests + self.catalog.parked_count()) as u64
+    }
+
+    // ---- the end -------------------------------------------------------------------------------------------------
+
+    fn stop(&mut self, mode: StopMode) -> Result<()> {
+        self.life.drain(self.pending());
+        if mode == StopMode::Now {
+            self.life.at_once = true;
+            let error = Error::unavailable("the server was told to stop at once");
+            let mut open = self.requests.scheduler.open();
+            open.extend(self.catalog.parked());
+            for serial in open {
+                self.close(serial, &error)?;
+            }
+            if self.life.phase == Phase::Draining {
+                self.stop_workers();
+            }
+            if self.life.phase == Phase::Stopping {
+                // A model may run for minutes, or take as long to open: nobody waits for that.
+                self.tell_sink(&ToSink::Finish)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn advance_stop(&mut self) -> Result<()> {
+        if self.life.phase != Phase::Draining || self.pending() > 0 {
+            return Ok(());
+        }
+        if self.requests.scheduler.is_idle() {
+            self.stop_workers();
+        } else if self.life.wait_for_runs(self.links.clock.now_us()) == Patience::IsOver {
+            tracing::warn!("a model still runs for requests that have ended: it is not waited for");
+            return self.stop(StopMode::Now);
+        }
+        Ok(())
+    }
+
+    /// The marker that travels behind the data: each worker passes it on to the sink.
+    fn stop_workers(&mut self) {
+        self.life.phase = Phase::Stopping;
+        let stop = inner::write_to_worker(&ToWorker::Stop);
+        for (index, lanes) in self.links.lanes.iter_mut().enumerate() {
+            if let Err(error) = tell(&mut lanes.bulk, stop.clone()) {
+                tracing::warn!(worker_id = index, %error, "a worker is not there to be stopped");
+                let stopped = ToSink::Stopped(WorkerId(index as u32));
+                if tell(&mut self.links.sink, inner::write_to_sink(&stopped)).is_err() {
+                    self.life.phase = Phase::Stopped; // the sink has ended as well
+                }
+            }
+        }
+    }
+
+    /// Tells the sink something.
+    ///
+    /// # Errors
+    /// It is gone, although it was not told to stop.
+    fn tell_sink(&mut self, message: &ToSink) -> Result<()> {
+        match tell(&mut self.links.sink, inner::write_to_sink(message)) {
+            // Clients come, ask and go until the very end, and it may have ended already.
+            Err(error) if matches!(self.life.phase, Phase::Stopping | Phase::Stopped) => {
+                tracing::debug!(%error, "the sink has ended");
+                Ok(())
+            }
+            told => told,
+        }
     }
 }

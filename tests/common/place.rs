@@ -1,4 +1,4 @@
-//! A folder of models, a registry over it, and its workers' sessions: what tests of models stand on.
+//! A folder of models, what a server knows of it, and its workers' sessions: what tests of models stand on.
 #![allow(dead_code)] // each test program uses some of it
 
 use std::fs;
@@ -6,16 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mdm::message::WorkerId;
-use mdm::model::{
-    Description, Device, Engine, Lookup, Model, ModelSource, Registry, RegistryConfig,
-};
+use mdm::model::{Description, Device, Engine, Lookup, Model, ModelSource, StoreConfig};
+use mdm::server::ModelFolder;
 use mdm::{Batch, Error, Params, Tensor};
 use tempfile::TempDir;
 
-/// A folder of models and a registry over it.
+/// A folder of models, and what a server knows of it.
 pub struct Place {
     pub folder: TempDir,
-    pub registry: Registry,
+    pub registry: ModelFolder,
 }
 
 pub fn engine() -> Engine {
@@ -27,12 +26,12 @@ impl Place {
         Place::with(files, |_| {})
     }
 
-    pub fn with(files: &[(&str, Vec<u8>)], change: impl FnOnce(&mut RegistryConfig)) -> Place {
+    pub fn with(files: &[(&str, Vec<u8>)], change: impl FnOnce(&mut StoreConfig)) -> Place {
         let folder = tempfile::tempdir().unwrap();
         for (name, bytes) in files {
             write(&folder.path().join(name), bytes);
         }
-        let mut config = RegistryConfig {
+        let mut config = StoreConfig {
             run_script_dir: folder.path().to_owned(),
             allow_paths: vec![],
             devices: vec![Device::Cpu],
@@ -42,7 +41,7 @@ impl Place {
             max_model_bytes: None,
         };
         change(&mut config);
-        let registry = Registry::new(engine(), config).unwrap();
+        let registry = ModelFolder::new(engine(), config).unwrap();
         Place { folder, registry }
     }
 

@@ -10,18 +10,74 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::intake::{Arrival, Parked, TENSOR_BYTES};
-use super::known_headers::{KnownInfer, KnownInput};
-use super::loads::load_bytes;
+use super::Ventilator;
+use super::groups::Groups;
+use super::known_headers::{KnownHeaders, KnownInfer, KnownInput};
+use super::life::Phase;
 use super::requests::Held;
-use super::{Phase, Ventilator};
+use crate::catalog::{Arrival, Named, Parked, load_bytes};
 use crate::error::{Error, Result};
-use crate::message::{Priority, ReplyTo, Request, RequestId};
+use crate::message::{ModelId, Priority, ReplyTo, Request, RequestId};
 use crate::model::check::{Checked, check_inputs, check_padding};
 use crate::model::{BatchKind, Description, Lookup};
-use crate::schedule::{Job, Share};
+use crate::schedule::Job;
 use crate::tensor::{Batch, Tensor};
 use crate::wire::params::RawParams;
+
+/// An input besides its bytes.
+const TENSOR_BYTES: u64 = 256;
+
+/// What was learnt from earlier infers, so that the next ones enter sooner and together.
+#[derive(Default)]
+pub(super) struct Learnt {
+    pub(super) headers: KnownHeaders,
+    groups: Groups,
+}
+
+impl Learnt {
+    /// The group that a request belongs to.
+    fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &[u8]) -> u64 {
+        if self.groups.are_full() {
+            // They lead to numbers of groups that are about to be forgotten.
+            self.headers.clear();
+        }
+        self.groups.number(model, dims, params)
+    }
+
+    /// Keeps what a header leads to, if the request fits its model.
+    fn remember(
+        &mut self,
+        header: &Bytes,
+        lookup: Lookup,
+        model: &Arc<Description>,
+        body: &Request<RawParams>,
+    ) {
+        // What cannot be told from the header alone is judged each time.
+        let Ok(checked) = check_inputs(model, body.inputs.clone()) else {
+            return;
+        };
+        let Some(inputs) = places(&body.inputs, &checked.inputs) else {
+            return;
+        };
+        let params = body.params.bytes();
+        let known = KnownInfer {
+            lookup: Arc::new(lookup),
+            model: model.clone(),
+            group: self.group(model.id, checked.dims, params),
+            rows: checked.rows,
+            // A copy: it was part of a message, all of which it would keep.
+            params: Bytes::copy_from_slice(params),
+            params_bytes: body.params.read_bytes(),
+            priority: body.priority,
+            stream: body.stream,
+            timeout_ms: body.timeout_ms,
+            header_bytes: header.len(),
+            frames: body.inputs.tensors.iter().map(frames).sum(),
+            inputs,
+        };
+        self.headers.keep(header, known);
+    }
+}
 
 /// The header of an infer, as far as it matters once it is read.
 #[derive(Default)]
@@ -31,6 +87,9 @@ pub(super) struct Origin {
     /// It has come before, so what it leads to is worth keeping.
     pub(super) again: bool,
 }
+
+/// A request that waits for its model.
+pub(super) type Waiting = Parked<Request<RawParams>>;
 
 /// What an infer asks room for.
 struct Weight {
@@ -118,7 +177,7 @@ impl Ventilator {
         origin: Origin,
     ) -> Result<()> {
         let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
-        let known = self.intake.known(&lookup).cloned();
+        let known = self.catalog.known(&lookup).cloned();
         let weight = Weight {
             own_bytes: body.inputs.payload_bytes() as u64 + body.params.read_bytes(),
             header_bytes: origin.header.len(),
@@ -128,7 +187,7 @@ impl Ventilator {
         let arrival = self.arrive(from, body.timeout_ms, &weight)?;
         match known {
             Some(model) if origin.again => {
-                self.remember(&origin.header, lookup, &model, &body);
+                self.learnt.remember(&origin.header, lookup, &model, &body);
                 self.enqueue(Parked { arrival, body }, model)
             }
             Some(model) => self.enqueue(Parked { arrival, body }, model),
@@ -143,7 +202,7 @@ impl Ventilator {
         timeout_ms: Option<u64>,
         weight: &Weight,
     ) -> Result<Arrival> {
-        if self.phase != Phase::Serving {
+        if self.life.phase != Phase::Serving {
             return Err(Error::unavailable("the server is shutting down"));
         }
         let (own_bytes, most) = (weight.own_bytes, self.facts.welcome.max_request_bytes);
@@ -152,15 +211,13 @@ impl Ventilator {
                 "the request has {own_bytes} bytes, this server takes {most} (--max-request-bytes)"
             )));
         }
-        let arrived_us = self.clock.now_us();
+        let arrived_us = self.links.clock.now_us();
         let own_us = timeout_ms.map(|ms| ms.saturating_mul(1000));
         let default_us = self.facts.default_timeout.map(|t| t.as_micros() as u64);
         let timeout = own_us.or(default_us);
         // What its header made is held as long as its rows are.
         let bytes = own_bytes + weight.header_bytes as u64 + TENSOR_BYTES * weight.tensors as u64;
-        let parked = self.intake.parked_shares();
-        let scheduler = &self.requests.scheduler;
-        scheduler.check_room(reply, bytes + weight.named_bytes, parked, self.beside())?;
+        self.check_room(reply, bytes + weight.named_bytes)?;
         Ok(Arrival {
             serial: self.new_serial(),
             reply,
@@ -171,38 +228,43 @@ impl Ventilator {
         })
     }
 
-    /// What counts in the bounds of the queue besides requests: questions whose models are to be read, and what is named
-    /// to the loader.
-    pub(super) fn beside(&self) -> Share {
-        let questions = self.intake.questions_held();
-        Share {
-            requests: questions.count,
-            bytes: questions.bytes + self.loads.all().bytes,
+    /// Whether so many bytes of a client fit into the queue, beside what waits for models.
+    pub(super) fn check_room(&self, client: ReplyTo, bytes: u64) -> Result<()> {
+        let (parked, beside) = (self.catalog.parked_shares(), self.catalog.beside());
+        let scheduler = &self.requests.scheduler;
+        scheduler.check_room(client, bytes, parked, beside)
+    }
+
+    /// What a lookup names. No file is touched.
+    pub(super) fn named(&self, lookup: Lookup) -> Named {
+        Named {
+            name: self.links.store.name_of(&lookup),
+            lookup: Arc::new(lookup),
         }
     }
 
     /// The model is not described yet: the request waits while the loader reads the file.
-    fn park(&mut self, parked: Parked, lookup: Lookup) -> Result<()> {
+    fn park(&mut self, parked: Waiting, lookup: Lookup) -> Result<()> {
         let Arrival {
             serial,
             reply,
             request,
             ..
         } = parked.arrival;
-        self.await_lookup(&reply, serial, lookup)?;
+        let named = self.named(lookup);
+        self.catalog.park(named, parked)?;
         self.clients.open(reply, request, serial);
-        self.intake.park(parked);
-        Ok(())
+        self.act_for_catalog()
     }
 
     /// Takes a request into the queue whose model is described.
-    pub(super) fn enqueue(&mut self, parked: Parked, model: Arc<Description>) -> Result<()> {
+    pub(super) fn enqueue(&mut self, parked: Waiting, model: Arc<Description>) -> Result<()> {
         let Parked { arrival, body } = parked;
         let checked = check_inputs(&model, body.inputs)?;
         check_padding(&model, &checked, self.facts.welcome.max_request_bytes)?;
         let params = body.params.bytes();
         let fitting = Fitting {
-            group: self.intake.group(model.id, checked.dims, params),
+            group: self.learnt.group(model.id, checked.dims, params),
             params: params.clone(),
             inputs: checked.inputs,
             rows: checked.rows,
@@ -254,42 +316,8 @@ impl Ventilator {
         let model = held.model.id;
         self.requests.submit(job, held)?;
         self.clients.open(reply, request, serial);
-        self.in_use.hold(model);
+        self.catalog.hold(model);
         Ok(())
-    }
-
-    /// Keeps what a header leads to, if the request fits its model.
-    fn remember(
-        &mut self,
-        header: &Bytes,
-        lookup: Lookup,
-        model: &Arc<Description>,
-        body: &Request<RawParams>,
-    ) {
-        // What cannot be told from the header alone is judged each time.
-        let Ok(checked) = check_inputs(model, body.inputs.clone()) else {
-            return;
-        };
-        let Some(inputs) = places(&body.inputs, &checked.inputs) else {
-            return;
-        };
-        let params = body.params.bytes();
-        let known = KnownInfer {
-            lookup: Arc::new(lookup),
-            model: model.clone(),
-            group: self.intake.group(model.id, checked.dims, params),
-            rows: checked.rows,
-            // A copy: it was part of a message, all of which it would keep.
-            params: Bytes::copy_from_slice(params),
-            params_bytes: body.params.read_bytes(),
-            priority: body.priority,
-            stream: body.stream,
-            timeout_ms: body.timeout_ms,
-            header_bytes: header.len(),
-            frames: body.inputs.tensors.iter().map(frames).sum(),
-            inputs,
-        };
-        self.intake.headers.keep(header, known);
     }
 }
 

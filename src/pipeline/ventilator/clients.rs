@@ -11,18 +11,6 @@ const MIN_SWEEP: usize = 65_536;
 /// Places for open requests that an idle session keeps.
 const KEPT_PLACES: usize = 64;
 
-/// Who asked for something that takes a while, and for which number the answer is.
-#[derive(Clone, Copy)]
-pub(super) struct Asker {
-    pub(super) client: ReplyTo,
-    pub(super) id: RequestId,
-}
-
-/// The server itself, which loads models before it is ready. Nobody else has this address.
-pub(super) fn the_server() -> ReplyTo {
-    ReplyTo::default()
-}
-
 #[derive(Default)]
 struct Session {
     last: Option<RequestId>,

@@ -1,23 +1,13 @@
-//! From started to ready, and from draining to stopped.
+//! From started to ready, and from draining to stopped: where the server is on its way, and who is to be told.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
-use super::Ventilator;
-use super::clients::{Asker, the_server};
-use super::loads::LoadRequest;
-use super::openings::LoadedFor;
-use super::shares::{Amount, Bounds, Shares};
+use crate::catalog::{Amount, Asker, Bounds, Shares};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Params, ReplyTo, WorkerId};
-use crate::model::Lookup;
-use crate::pipeline::tell;
-use crate::wire::client::StopMode;
-use crate::wire::inner::{self, ToSink, ToWorker};
-use crate::wire::server::{ServerMessage, StopState};
+use crate::message::{ReplyTo, WorkerId};
 
 /// How long a drain waits for runs that nobody wants any more.
 const RUN_PATIENCE: Duration = Duration::from_secs(3);
@@ -37,7 +27,7 @@ const STOPPERS: Bounds = Bounds {
 
 /// Who is to be told when the server has stopped.
 #[derive(Default)]
-pub(super) struct Stoppers {
+struct Stoppers {
     waiting: Vec<Asker>,
     shares: Shares<ReplyTo>,
 }
@@ -52,14 +42,13 @@ impl Stoppers {
 }
 
 /// What is still missing before the server is ready.
-#[derive(Default)]
-pub(super) struct Starting {
-    pub(super) ready: Option<Sender<Result<()>>>,
-    pub(super) workers_missing: HashSet<WorkerId>,
+struct Starting {
+    ready: Option<Sender<Result<()>>>,
+    workers_missing: HashSet<WorkerId>,
     /// Models to load once every worker is up: a worker that has not connected yet cannot be told to open them.
-    pub(super) preload: Vec<String>,
+    preload: Vec<String>,
     /// Models that are still to be opened on every worker.
-    pub(super) models_missing: usize,
+    models_missing: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,17 +60,63 @@ pub(super) enum Phase {
     Stopped,
 }
 
-impl Ventilator {
-    /// Loads the models that are to be there when the server is ready. The first time only.
-    pub(super) fn preload(&mut self) {
-        for name in std::mem::take(&mut self.starting.preload) {
-            let lookup = Arc::new(Lookup::of(Some(&name), &Params::new()));
-            let load = LoadRequest::Load(LoadedFor::Start(name));
-            self.ask_loader(&the_server(), load, lookup);
+/// What a drain that has answered everybody does about runs that nobody wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Patience {
+    Waits,
+    IsOver,
+}
+
+/// Where the server is on its way from its start to its end.
+pub(super) struct Life {
+    starting: Starting,
+    pub(super) phase: Phase,
+    /// It stops at once: nobody is waited for.
+    pub(super) at_once: bool,
+    /// When a drain that waits only for runs that nobody wants ends without them.
+    give_up_us: Option<u64>,
+    stoppers: Stoppers,
+}
+
+impl Life {
+    /// `ready` is told once, when so many workers are up and every preloaded model is open, or why that failed.
+    pub(super) fn new(ready: Sender<Result<()>>, workers: usize, preload: Vec<String>) -> Life {
+        Life {
+            starting: Starting {
+                ready: Some(ready),
+                workers_missing: (0..workers).map(|i| WorkerId(i as u32)).collect(),
+                models_missing: preload.len(),
+                preload,
+            },
+            phase: Phase::Serving,
+            at_once: false,
+            give_up_us: None,
+            stoppers: Stoppers::default(),
         }
     }
 
-    pub(super) fn check_ready(&mut self) {
+    /// A worker is up. The models that are to be loaded now: the first time that all are.
+    pub(super) fn worker_up(&mut self, worker: WorkerId) -> Vec<String> {
+        self.starting.workers_missing.remove(&worker);
+        self.check_ready();
+        match self.starting.workers_missing.is_empty() {
+            true => std::mem::take(&mut self.starting.preload),
+            false => Vec::new(),
+        }
+    }
+
+    /// A preloaded model is served, or cannot be.
+    pub(super) fn preloaded(&mut self, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                self.starting.models_missing -= 1;
+                self.check_ready();
+            }
+            Err(error) => self.fail_start(error),
+        }
+    }
+
+    fn check_ready(&mut self) {
         let starting = &mut self.starting;
         if starting.workers_missing.len() + starting.models_missing == 0
             && let Some(ready) = starting.ready.take()
@@ -91,110 +126,48 @@ impl Ventilator {
         }
     }
 
-    pub(super) fn fail_start(&mut self, error: Error) {
+    fn fail_start(&mut self, error: Error) {
         if let Some(ready) = self.starting.ready.take() {
             let _ = ready.send(Err(error)); // as above
         }
     }
 
-    pub(super) fn pending(&self) -> u64 {
-        (self.requests.scheduler.waiting().requests + self.intake.parked()) as u64
-    }
-
-    /// Somebody wants the server to stop, and to be told when it has.
-    pub(super) fn take_terminate(&mut self, asker: &Asker, mode: StopMode) -> Result<()> {
-        let draining = ServerMessage::TerminateOk(StopState::Draining(self.pending()));
-        self.answer_asker(asker, &draining);
-        // It stops either way.
-        if let Err(error) = self.stoppers.add(asker) {
-            self.refuse_asker(asker, error);
-        }
-        self.stop(mode)
-    }
-
-    pub(super) fn stop(&mut self, mode: StopMode) -> Result<()> {
+    /// Nothing new is taken from now on. So many requests are still to be answered.
+    pub(super) fn drain(&mut self, pending: u64) {
         if self.phase == Phase::Serving {
             self.phase = Phase::Draining;
-            tracing::info!(pending = self.pending(), "draining");
+            tracing::info!(pending, "draining");
             self.fail_start(Error::new(
                 ErrorCode::Cancelled,
                 "it was told to stop before it was ready",
             ));
         }
-        if mode == StopMode::Now {
-            self.at_once = true;
-            let error = Error::unavailable("the server was told to stop at once");
-            let mut open = self.requests.scheduler.open();
-            open.extend(self.intake.serials());
-            for serial in open {
-                self.close(serial, &error)?;
-            }
-            if self.phase == Phase::Draining {
-                self.phase = Phase::Stopping;
-                self.stop_workers();
-            }
-            if self.phase == Phase::Stopping {
-                // A model may run for minutes, or take as long to open: nobody waits for that.
-                self.tell_sink(&ToSink::Finish)?;
-            }
-        }
-        Ok(())
     }
 
-    pub(super) fn advance_stop(&mut self) -> Result<()> {
-        if self.phase != Phase::Draining || self.pending() > 0 {
-            return Ok(());
+    /// Everybody has an answer; what still runs was cancelled, or its time was over. An engine may go on for ever.
+    pub(super) fn wait_for_runs(&mut self, now_us: u64) -> Patience {
+        let give_up_us = now_us + RUN_PATIENCE.as_micros() as u64;
+        match now_us >= *self.give_up_us.get_or_insert(give_up_us) {
+            true => Patience::IsOver,
+            false => Patience::Waits,
         }
-        if self.requests.scheduler.is_idle() {
-            self.phase = Phase::Stopping;
-            self.stop_workers();
-            return Ok(());
-        }
-        // Everybody has an answer; what still runs was cancelled, or its time was over. An engine may go on for ever.
-        let now_us = self.clock.now_us();
-        let give_up_us = *self
-            .give_up_us
-            .get_or_insert(now_us + RUN_PATIENCE.as_micros() as u64);
-        if now_us >= give_up_us {
-            tracing::warn!("a model still runs for requests that have ended: it is not waited for");
-            return self.stop(StopMode::Now);
-        }
-        Ok(())
     }
 
-    /// Tells the sink something.
+    /// When the patience with runs that nobody wants is over.
+    pub(super) fn due_us(&self) -> Option<u64> {
+        self.give_up_us
+    }
+
+    /// Somebody is to be told when the server has stopped.
     ///
     /// # Errors
-    /// It is gone, although it was not told to stop.
-    pub(super) fn tell_sink(&mut self, message: &ToSink) -> Result<()> {
-        match tell(&mut self.sink, inner::write_to_sink(message)) {
-            // Clients come, ask and go until the very end, and it may have ended already.
-            Err(error) if matches!(self.phase, Phase::Stopping | Phase::Stopped) => {
-                tracing::debug!(%error, "the sink has ended");
-                Ok(())
-            }
-            told => told,
-        }
+    /// `RESOURCE_EXHAUSTED` if too many are.
+    pub(super) fn tell_at_the_end(&mut self, asker: &Asker) -> Result<()> {
+        self.stoppers.add(asker)
     }
 
-    /// The marker that travels behind the data: each worker passes it on to the sink.
-    pub(super) fn stop_workers(&mut self) {
-        let stop = inner::write_to_worker(&ToWorker::Stop);
-        for (index, lanes) in self.lanes.iter_mut().enumerate() {
-            if let Err(error) = tell(&mut lanes.bulk, stop.clone()) {
-                tracing::warn!(worker_id = index, %error, "a worker is not there to be stopped");
-                let stopped = ToSink::Stopped(WorkerId(index as u32));
-                if tell(&mut self.sink, inner::write_to_sink(&stopped)).is_err() {
-                    self.phase = Phase::Stopped; // the sink has ended as well
-                }
-            }
-        }
-    }
-
-    pub(super) fn answer_stoppers(&mut self) {
-        let stopped = ServerMessage::TerminateOk(StopState::Stopped);
-        for asker in std::mem::take(&mut self.stoppers).waiting {
-            self.answer_asker(&asker, &stopped);
-        }
+    /// Those who are to be told that the server has stopped.
+    pub(super) fn take_stoppers(&mut self) -> Vec<Asker> {
+        std::mem::take(&mut self.stoppers).waiting
     }
 }

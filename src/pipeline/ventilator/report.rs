@@ -1,14 +1,15 @@
 //! What status says: the ventilator's own counters, joined with the sink's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::clients::Asker;
-use super::shares::{Amount, Bounds, Shares};
-use super::{SinkReport, Ventilator};
+use super::requests::LegOutputs;
+use super::{Facts, Models, SinkReport};
+use crate::catalog::{Amount, Asker, Bounds, Shares};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo, WorkerId};
-use crate::wire::inner::ToSink;
-use crate::wire::server::{QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo};
+use crate::schedule::Scheduler;
+use crate::wire::server::{ModelInfo, QueueInfo, Status, TotalsInfo, WorkerInfo};
 
 /// Status questions that wait for the sink's report.
 const QUESTIONS: Bounds = Bounds {
@@ -122,84 +123,88 @@ impl Ledger {
             w.model = Some(model);
         });
     }
-}
 
-impl Ventilator {
-    /// A status question has arrived.
-    pub(super) fn take_status(&mut self, asker: Asker) -> Result<()> {
-        match self.ledger.askers.add(asker) {
-            Ok(token) => self.ask_sink(token),
-            Err(error) => {
-                self.refuse_asker(&asker, error);
-                Ok(())
-            }
-        }
+    /// Somebody asks for the status. The token of a report that the sink is to be asked for now, if it is.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if too many wait for one.
+    pub(super) fn ask(&mut self, asker: Asker) -> Result<Option<u64>> {
+        self.askers.add(asker)
     }
 
-    fn ask_sink(&mut self, token: Option<u64>) -> Result<()> {
-        token.map_or(Ok(()), |token| self.tell_sink(&ToSink::Report(token)))
+    /// The sink's report has come: those whom it is for, and the token of another that it is to be asked for now.
+    pub(super) fn take_askers(&mut self, token: u64) -> (Vec<Asker>, Option<u64>) {
+        self.askers.take(token)
     }
 
-    /// The sink's report has come: those who wait for it are answered.
-    pub(super) fn send_status(&mut self, token: u64, sink: &SinkReport) -> Result<()> {
-        let (askers, again) = self.ledger.askers.take(token);
-        if !askers.is_empty() {
-            let status = ServerMessage::StatusOk(Box::new(self.status(sink)));
-            for asker in askers {
-                self.answer_asker(&asker, &status);
-            }
-        }
-        self.ask_sink(again)
-    }
-
-    fn status(&self, sink: &SinkReport) -> Status {
-        let up_us = self.clock.now_us().max(1);
-        let registry = &self.registry;
+    /// What status says.
+    pub(super) fn status(&self, server: &Reported<'_>, sink: &SinkReport) -> Status {
+        let Reported {
+            facts,
+            scheduler,
+            catalog,
+            ..
+        } = server;
+        let up_us = server.up_us.max(1);
         let worker = |(index, w): (usize, &Worker)| WorkerInfo {
             id: index as u32,
-            device: self.facts.devices.get(index).cloned().unwrap_or_default(),
+            device: facts.devices.get(index).cloned().unwrap_or_default(),
             state: match (w.up, w.lost) {
                 (_, true) => "lost",
                 (false, false) => "starting",
-                _ if self.requests.scheduler.held(WorkerId(index as u32)) > 0 => "busy",
+                _ if scheduler.held(WorkerId(index as u32)) > 0 => "busy",
                 _ => "idle",
             }
             .to_owned(),
             model: w
                 .model
-                .and_then(|id| registry.describe(id))
+                .and_then(|id| catalog.describe(id))
                 .map(|description| description.name.clone()),
             chunks: w.chunks,
             rows: w.rows,
             busy: w.compute_us as f64 / up_us as f64,
         };
         let mut errors = sink.errors.clone();
-        for (code, count) in &self.ledger.errors {
+        for (code, count) in &self.errors {
             *errors.entry(code.clone()).or_default() += count;
         }
-        let waiting = self.requests.scheduler.waiting();
+        let waiting = scheduler.waiting();
         Status {
-            version: self.facts.welcome.server_version.clone(),
+            version: facts.welcome.server_version.clone(),
             uptime_s: up_us / 1_000_000,
-            settings: self.facts.settings.clone(),
-            models: registry.models(),
-            workers: self.ledger.workers.iter().enumerate().map(worker).collect(),
+            settings: facts.settings.clone(),
+            models: models(catalog),
+            workers: self.workers.iter().enumerate().map(worker).collect(),
             queue: QueueInfo {
-                requests: self.pending(),
+                requests: server.pending,
                 rows: waiting.rows as u64,
                 bytes: waiting.bytes,
             },
             totals: TotalsInfo {
                 requests: sink.requests,
                 rows: sink.rows,
-                chunks: self.ledger.workers.iter().map(|w| w.chunks).sum(),
-                coalesced: self.requests.scheduler.coalesced(),
-                dropped: self.ledger.dropped + sink.undelivered,
+                chunks: self.workers.iter().map(|w| w.chunks).sum(),
+                coalesced: scheduler.coalesced(),
+                dropped: self.dropped + sink.undelivered,
                 errors,
             },
             latency_us: sink.latency,
         }
     }
+}
+
+/// What status says besides counters comes from here.
+pub(super) struct Reported<'a> {
+    pub(super) facts: &'a Facts,
+    pub(super) scheduler: &'a Scheduler<Arc<LegOutputs>>,
+    pub(super) catalog: &'a Models,
+    pub(super) up_us: u64,
+    pub(super) pending: u64,
+}
+
+/// Every model that requests find.
+pub(super) fn models(catalog: &Models) -> Vec<ModelInfo> {
+    catalog.served().map(|model| model.info()).collect()
 }
 
 #[cfg(test)]

@@ -6,18 +6,26 @@ use bytes::Bytes;
 
 use super::Ventilator;
 use super::admission::Origin;
-use super::clients::Asker;
 use super::known_headers::Sight;
-use super::loads::Order;
+use super::life::Phase;
+use super::report::models;
+use crate::catalog::{Answer, Asker, QUESTION_BYTES, load_bytes};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{ReplyTo, RequestId};
+use crate::message::{Params, ReplyTo, RequestId};
 use crate::model::Lookup;
 use crate::pipeline::doors::Said;
 use crate::wire::client::{self, ClientMessage, Malformed};
 use crate::wire::inner::{Close, ToSink};
 use crate::wire::params::RawParams;
-use crate::wire::server::{self, ServerMessage};
+use crate::wire::server::{self, ServerMessage, StopState};
 use crate::zmtp::router::Incoming;
+
+/// What an operator wants done with a model.
+#[derive(Clone, Copy)]
+enum Order {
+    Load,
+    Unload,
+}
 
 /// How long messages are read before the chunks that they allow are given out.
 const TURN: Duration = Duration::from_micros(500);
@@ -26,7 +34,7 @@ impl Ventilator {
     /// Takes what clients have said, for as long as a turn is.
     pub(super) fn hear_clients(&mut self, now: Instant) -> Result<()> {
         let end = now + TURN;
-        while let Some(incoming) = self.router.next(now) {
+        while let Some(incoming) = self.links.router.next(now) {
             match incoming {
                 Incoming::Message(reply, frames) => self.hear_frames(reply, frames)?,
                 Incoming::Closed(reply) => self.forget_client(reply)?,
@@ -38,7 +46,7 @@ impl Ventilator {
         }
         // A turn of their own: neither side can keep the other from being heard.
         let end = Instant::now() + TURN;
-        while let Some(said) = self.doors.next() {
+        while let Some(said) = self.links.doors.next() {
             match said {
                 Said::Message(reply, message) => self.hear(reply, message, Origin::default())?,
                 Said::Closed(door) => {
@@ -56,7 +64,7 @@ impl Ventilator {
 
     fn hear_frames(&mut self, reply: ReplyTo, frames: Vec<Bytes>) -> Result<()> {
         let header = frames.first().cloned().unwrap_or_default();
-        let sight = self.intake.headers.find(&header);
+        let sight = self.learnt.headers.find(&header);
         if let Sight::Known(request, known) = &sight
             && reply.is_session()
             && let Some(inputs) = known.inputs(&frames)
@@ -109,24 +117,88 @@ impl Ventilator {
             }
             ClientMessage::Status(_) => self.take_status(asker),
             ClientMessage::Models(id) => {
-                let models = ServerMessage::ModelsOk(self.registry.models());
+                let models = ServerMessage::ModelsOk(models(&self.catalog));
                 self.answer(reply, id, &models);
                 Ok(())
             }
             ClientMessage::Describe(_, model, params) => {
-                self.take_question(asker, Lookup::of(model.as_deref(), params.paths()));
-                Ok(())
+                self.take_question(asker, Lookup::of(model.as_deref(), params.paths()))
             }
-            ClientMessage::Terminate(_, mode) => self.take_terminate(&asker, mode),
-            ClientMessage::Load(_, name) => {
-                self.take_order(asker, Order::Load, &name);
-                Ok(())
+            ClientMessage::Terminate(_, mode) => {
+                let draining = StopState::Draining(self.pending());
+                self.answer(reply, asker.id, &ServerMessage::TerminateOk(draining));
+                // It stops either way.
+                if let Err(error) = self.life.tell_at_the_end(&asker) {
+                    self.refuse_asker(&asker, error);
+                }
+                self.stop(mode)
             }
-            ClientMessage::Unload(_, name) => {
-                self.take_order(asker, Order::Unload, &name);
+            ClientMessage::Load(_, name) => self.take_order(asker, Order::Load, &name),
+            ClientMessage::Unload(_, name) => self.take_order(asker, Order::Unload, &name),
+        }
+    }
+
+    /// Somebody asks what a request would get. It is found as for a request: what is loaded is not loaded anew.
+    fn take_question(&mut self, asker: Asker, lookup: Lookup) -> Result<()> {
+        if self.life.phase != Phase::Serving {
+            let error = Error::unavailable("the server is shutting down");
+            self.refuse_asker(&asker, error);
+        } else if let Some(description) = self.catalog.known(&lookup).cloned() {
+            self.tell_asker(&asker, Answer::Described(description));
+        } else if let Err(error) = self.park_question(asker, lookup) {
+            self.refuse_asker(&asker, error);
+        }
+        self.act_for_catalog()
+    }
+
+    fn park_question(&mut self, asker: Asker, lookup: Lookup) -> Result<()> {
+        self.check_room(asker.client, QUESTION_BYTES + load_bytes(&lookup))?;
+        let serial = self.new_serial();
+        let named = self.named(lookup);
+        self.catalog.ask(asker, serial, named)
+    }
+
+    /// A load or an unload has arrived.
+    fn take_order(&mut self, asker: Asker, order: Order, name: &str) -> Result<()> {
+        let named = self.named(Lookup::of(Some(name), &Params::new()));
+        let taken = match order {
+            Order::Load => self.catalog.load(asker, named),
+            Order::Unload => self.catalog.unload(asker, named),
+        };
+        if let Err(error) = taken {
+            self.refuse_asker(&asker, error);
+        }
+        self.act_for_catalog()
+    }
+
+    /// A status question has arrived.
+    fn take_status(&mut self, asker: Asker) -> Result<()> {
+        match self.ledger.ask(asker) {
+            Ok(token) => self.ask_sink(token),
+            Err(error) => {
+                self.refuse_asker(&asker, error);
                 Ok(())
             }
         }
+    }
+
+    /// Tells somebody what the catalog has for them.
+    pub(super) fn tell_asker(&mut self, asker: &Asker, answer: Answer) {
+        let message = match answer {
+            Answer::Described(model) => ServerMessage::ModelsOk(vec![model.info()]),
+            Answer::Loaded(model) => ServerMessage::LoadOk(Box::new(model.info())),
+            Answer::Unloaded => ServerMessage::UnloadOk,
+            Answer::Refused(error) => return self.refuse_asker(asker, error),
+        };
+        self.answer_asker(asker, &message);
+    }
+
+    pub(super) fn answer_asker(&mut self, asker: &Asker, message: &ServerMessage) {
+        self.answer(asker.client, asker.id, message);
+    }
+
+    pub(super) fn refuse_asker(&mut self, asker: &Asker, error: Error) {
+        self.refuse_on_port(asker.client, asker.id, error);
     }
 
     fn hear_malformed(&mut self, reply: ReplyTo, malformed: Malformed) -> Result<()> {
@@ -155,10 +227,10 @@ impl Ventilator {
     /// Answers where questions are asked.
     pub(super) fn answer(&mut self, reply: ReplyTo, id: RequestId, message: &ServerMessage) {
         let is_sent = match reply.caller() {
-            Some(_) => self.doors.tell(reply, id, message.clone()),
+            Some(_) => self.links.doors.tell(reply, id, message.clone()),
             None => {
                 let frames = server::write_message(id, message);
-                self.router.send(reply, frames).is_ok()
+                self.links.router.send(reply, frames).is_ok()
             }
         };
         if !is_sent {
@@ -182,7 +254,7 @@ impl Ventilator {
         // The sink has not heard of it, by whatever number.
         let serial = self.new_serial();
         tracing::debug!(serial = serial.0, request_id = request.0, %error, "refused");
-        let now_us = self.clock.now_us();
+        let now_us = self.links.clock.now_us();
         self.clients.end(reply, request);
         self.tell_sink(&ToSink::Close(Close {
             serial,
@@ -197,8 +269,8 @@ impl Ventilator {
 
     /// Ends a session, whichever of its connections is left. What has come on `port` in full is heard before.
     pub(super) fn end_session(&mut self, reply: ReplyTo) -> Result<()> {
-        if self.router.is_connected(reply) {
-            self.router.close(reply, Instant::now());
+        if self.links.router.is_connected(reply) {
+            self.links.router.close(reply, Instant::now());
             return Ok(()); // its end comes behind its last messages
         }
         self.forget_client(reply)
@@ -210,7 +282,8 @@ impl Ventilator {
         for serial in self.clients.forget(reply) {
             self.close(serial, &error)?;
         }
-        self.forget_asker(&reply);
+        self.catalog.client_gone(&reply);
+        self.act_for_catalog()?;
         self.tell_sink(&ToSink::Gone(reply))
     }
 }

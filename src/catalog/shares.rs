@@ -7,22 +7,22 @@ use crate::error::Error;
 
 /// So many things, of so many bytes together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Amount {
-    pub(super) count: usize,
-    pub(super) bytes: u64,
+pub(crate) struct Amount {
+    pub(crate) count: usize,
+    pub(crate) bytes: u64,
 }
 
 /// The most of something.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// What it is, in the plural, for messages.
-    pub(super) what: &'static str,
-    pub(super) of_all: Amount,
-    pub(super) of_one: Amount,
+    pub(crate) what: &'static str,
+    pub(crate) of_all: Amount,
+    pub(crate) of_one: Amount,
 }
 
 /// What each client has, and all have together.
-pub(super) struct Shares<C> {
+pub(crate) struct Shares<C> {
     clients: HashMap<C, Amount>,
     all: Amount,
 }
@@ -37,15 +37,15 @@ impl<C> Default for Shares<C> {
 }
 
 impl<C: Clone + Eq + Hash> Shares<C> {
-    pub(super) fn all(&self) -> Amount {
+    pub(crate) fn all(&self) -> Amount {
         self.all
     }
 
-    pub(super) fn of(&self, client: &C) -> Amount {
+    pub(crate) fn of(&self, client: &C) -> Amount {
         self.clients.get(client).copied().unwrap_or_default()
     }
 
-    pub(super) fn add(&mut self, client: &C, bytes: u64) {
+    pub(crate) fn add(&mut self, client: &C, bytes: u64) {
         let own = self.clients.entry(client.clone()).or_default();
         for amount in [own, &mut self.all] {
             amount.count += 1;
@@ -54,7 +54,7 @@ impl<C: Clone + Eq + Hash> Shares<C> {
     }
 
     /// Takes back what was added.
-    pub(super) fn remove(&mut self, client: &C, bytes: u64) {
+    pub(crate) fn remove(&mut self, client: &C, bytes: u64) {
         let Some(own) = self.clients.get_mut(client) else {
             return;
         };
@@ -72,7 +72,7 @@ impl<C: Clone + Eq + Hash> Shares<C> {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED`, saying what to do.
-    pub(super) fn check(
+    pub(crate) fn check(
         &self,
         client: &C,
         bytes: u64,

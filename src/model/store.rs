@@ -1,12 +1,13 @@
-//! What is known about models: which file each number stands for, what it takes and gives, and the weights that its
-//! sessions share.
+//! The models that were read, by their numbers: what they are made of, and the weights that their sessions share. Which of
+//! them requests find is not known here: `catalog/` decides it.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::engine::{Device, Engine, Options, Shared, memory};
 use super::find::{Files, Found, Lookup, Roots, Stage};
-use super::known::{Key, Known, Replaced, Standing};
+use super::key::{FoundModel, Name};
 use super::plugin::Surroundings;
 use super::sample::sample;
 use super::stage::{self, StageSource};
@@ -15,11 +16,10 @@ use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, Role, WorkerId};
 use crate::proxy::SessionOptions;
 use crate::tensor::Batch;
-use crate::wire::server::ModelInfo;
 
 /// Where models are, and on what they run.
 #[derive(Clone, Debug)]
-pub struct RegistryConfig {
+pub struct StoreConfig {
     /// Where models are looked up.
     pub run_script_dir: PathBuf,
     /// Further directories that paths may lead into.
@@ -36,21 +36,29 @@ pub struct RegistryConfig {
     pub max_model_bytes: Option<u64>,
 }
 
-/// The models that are known. [`Registry::resolve`], [`Registry::load`], [`Registry::unload`] and opening touch files
-/// and take seconds: they are for the loader's thread and the workers', never for the ventilator's. The others look at
-/// what is known.
-pub struct Registry {
+/// The models that were read. Finding, reading and opening touch files and take seconds: they are for the loader's thread
+/// and the workers', never for the ventilator's. The others look at what is held.
+pub struct Store {
     shared: Arc<Shared>,
     roots: Arc<Roots>,
     devices: Vec<(Device, Options)>,
     extra_workers: bool,
     max_model_bytes: Option<u64>,
-    known: Mutex<Known>,
+    models: Mutex<HashMap<ModelId, Arc<Loaded>>>,
+}
+
+/// What came of reading a model.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// It is held under the number that it was read for.
+    New(Arc<Description>),
+    /// The files are those that this model was read from, which is held.
+    Unchanged(ModelId),
 }
 
 /// A model that was read and described.
-pub(super) struct Described {
-    pub(super) description: Arc<Description>,
+pub(super) struct Loaded {
+    description: Arc<Description>,
     stages: Vec<StageSource>,
     /// What it is made of besides its stages' own files: the proxy.
     files: Files,
@@ -61,7 +69,7 @@ pub(super) struct Described {
     samples: Mutex<Vec<Option<Batch>>>,
 }
 
-impl Described {
+impl Loaded {
     /// Every file that it is made of, as far as that is known: plugins open theirs when a worker loads them.
     fn all_files(&self) -> Files {
         let mut files = self.files.clone();
@@ -90,13 +98,13 @@ impl Described {
     }
 }
 
-impl Registry {
-    /// A registry that knows no model yet.
+impl Store {
+    /// A store that holds no model yet.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION`: a directory that is not there, or a GPU whose memory is not known while a share of it
     /// is asked for.
-    pub fn new(engine: Engine, config: RegistryConfig) -> Result<Registry> {
+    pub fn new(engine: Engine, config: StoreConfig) -> Result<Store> {
         let roots = Roots::new(&config.run_script_dir, &config.allow_paths)?;
         let mut devices = Vec::new();
         for device in config.devices {
@@ -115,79 +123,57 @@ impl Registry {
             };
             devices.push((Device::Cpu, options));
         }
-        Ok(Registry {
+        Ok(Store {
             shared: Arc::new(Shared::new(engine)),
             roots: Arc::new(roots),
             devices,
             extra_workers: config.extra_workers,
             max_model_bytes: config.max_model_bytes,
-            known: Mutex::default(),
+            models: Mutex::default(),
         })
     }
 
-    /// The model that a request names, as it was loaded: what has become of its files since is not looked at. The
-    /// first time they are opened and described; the same file under another name is the same model. A failure is not
-    /// remembered.
+    /// By what a lookup names a model; `None` if [`Store::find`] has to look at it.
+    pub(crate) fn name_of(&self, lookup: &Lookup) -> Option<Name> {
+        self.roots.alias(lookup).map(Name)
+    }
+
+    /// Whether a lookup names files besides its model that it may.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT`, `PERMISSION_DENIED`, `NOT_FOUND` from the lookup; `FAILED_PRECONDITION` if the file cannot
-    /// be opened as a model; `RESOURCE_EXHAUSTED` if its files are larger than the bound.
-    pub fn resolve(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-        let alias = self.roots.alias(lookup);
-        let served = alias.as_ref().and_then(|a| self.known().by_alias(a));
-        if let Some(description) = served {
-            self.roots.check_parameters(lookup)?;
-            return Ok(description);
-        }
-        let found = self.roots.find(lookup)?;
-        let key = Key::of(&found)?;
-        if let Some(description) = self.known().adopt(&key, alias.clone()) {
-            return Ok(description);
-        }
-        let model = self.described(found)?;
-        let description = model.description.clone();
-        let mut known = self.known();
-        known.insert(key, Standing::Served, alias, model);
-        Ok(description)
+    /// As [`Store::find`].
+    pub(crate) fn check_parameters(&self, lookup: &Lookup) -> Result<()> {
+        self.roots.check_parameters(lookup)
     }
 
-    /// The model that a name leads to now. If its files, or the highest version, are not those that are served, it is
-    /// another model, which requests find only after [`Registry::serve`]; until then they have the one that they had.
+    /// Where a lookup leads now.
     ///
     /// # Errors
-    /// As [`Registry::resolve`].
-    pub fn load(&self, lookup: &Lookup) -> Result<Arc<Description>> {
-        let found = self.roots.find(lookup)?;
-        let key = Key::of(&found)?;
-        let same = self.known().of_state(&key);
-        if let Some(model) = same.iter().find(|model| model.all_files().are_unchanged()) {
-            return Ok(model.description.clone());
+    /// `INVALID_ARGUMENT`, `PERMISSION_DENIED`, `NOT_FOUND`; `FAILED_PRECONDITION` for something that is no model.
+    pub(crate) fn find(&self, lookup: &Lookup) -> Result<FoundModel> {
+        FoundModel::of(self.roots.find(lookup)?)
+    }
+
+    /// Reads a model and holds it under that number, unless its files are still those of one of these models.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` if the file cannot be opened as a model; `RESOURCE_EXHAUSTED` if its files are larger than
+    /// the bound.
+    pub(crate) fn read(&self, id: ModelId, found: &FoundModel, unless: &[ModelId]) -> Result<Read> {
+        let is_unchanged = |model: &Arc<Loaded>| model.all_files().are_unchanged();
+        let same = unless
+            .iter()
+            .find(|id| self.get(**id).as_ref().is_some_and(is_unchanged));
+        if let Some(same) = same {
+            return Ok(Read::Unchanged(*same));
         }
-        let model = self.described(found)?;
+        let model = self.described(id, &found.found)?;
         let description = model.description.clone();
-        self.known().insert(key, Standing::Coming, None, model);
-        Ok(description)
+        self.models().insert(id, Arc::new(model));
+        Ok(Read::New(description))
     }
 
-    /// What a model replaces when it is served under that name.
-    pub fn replaced_by(&self, id: ModelId, lookup: &Lookup) -> Replaced {
-        let alias = self.roots.alias(lookup);
-        self.known().replaced_by(id, alias.as_ref())
-    }
-
-    /// From now on requests find a loaded model under that name, and not what it replaces, which can be opened until
-    /// [`Registry::let_go`]. `false` if it was forgotten meanwhile.
-    pub fn serve(&self, id: ModelId, lookup: &Lookup) -> bool {
-        let alias = self.roots.alias(lookup);
-        self.known().serve(id, alias)
-    }
-
-    /// Forgets a loaded model that is not served yet; `false` if it is, or is not known.
-    pub fn abandon(&self, id: ModelId) -> bool {
-        self.known().abandon(id)
-    }
-
-    fn described(&self, found: Found) -> Result<Arc<Described>> {
+    fn described(&self, id: ModelId, found: &Found) -> Result<Loaded> {
         let name = found.name.clone();
         let place = |e: Error| e.context(format_args!("model {name:?}"));
         let mut files = Files::default();
@@ -223,7 +209,7 @@ impl Registry {
             &stages,
             found.rows,
             name.clone(),
-            found.version,
+            found.version.clone(),
             self.extra_workers,
         )
         .map_err(place)?;
@@ -231,9 +217,8 @@ impl Registry {
         if let (Some(given), Some(first)) = (&found.warm_up, samples.first_mut()) {
             *first = Some(sample(&description, given).map_err(place)?);
         }
-        let id = self.known().next_id();
         let description = Arc::new(Description { id, ..description });
-        let model = Described {
+        let model = Loaded {
             description: description.clone(),
             stages,
             files,
@@ -253,7 +238,7 @@ impl Registry {
             elapsed_ms = started.elapsed().as_millis() as u64,
             "model described"
         );
-        Ok(Arc::new(model))
+        Ok(model)
     }
 
     fn check_bytes(&self, files: &Files) -> Result<()> {
@@ -266,99 +251,48 @@ impl Registry {
         }
     }
 
-    /// What is known of a model by its number.
-    pub fn describe(&self, id: ModelId) -> Option<Arc<Description>> {
-        Some(self.known().get(id)?.description.clone())
+    /// The bytes of the files of every model that is held. What a plugin reads by itself is not known.
+    pub(crate) fn sizes(&self) -> Vec<(ModelId, u64)> {
+        let models: Vec<_> = self.models().values().cloned().collect();
+        let size = |model: Arc<Loaded>| (model.description.id, model.all_files().bytes());
+        models.into_iter().map(size).collect()
     }
 
-    /// Whether requests find it.
-    pub fn is_served(&self, id: ModelId) -> bool {
-        self.known().standing(id) == Some(Standing::Served)
-    }
-
-    /// Every model that requests find, in the order in which they were described.
-    pub fn models(&self) -> Vec<ModelInfo> {
-        self.served()
-            .map(|model| model.description.info())
-            .collect()
-    }
-
-    /// The bytes of the files of every model that requests find. What a plugin reads by itself is not known.
-    pub fn sizes(&self) -> Vec<(ModelId, u64)> {
-        self.served()
-            .map(|model| (model.description.id, model.all_files().bytes()))
-            .collect()
-    }
-
-    /// As one of [`Registry::sizes`], for a model that may not be served yet.
-    pub fn size(&self, id: ModelId) -> u64 {
-        let model = self.known().get(id).cloned();
-        model.map_or(0, |model| model.all_files().bytes())
-    }
-
-    fn served(&self) -> impl Iterator<Item = Arc<Described>> {
-        let kept = self.known().kept().into_iter();
-        kept.filter(|(standing, _)| *standing == Standing::Served)
-            .map(|(_, model)| model)
-    }
-
-    /// Forgets a model: no lookup finds it any more. By its number it can be opened until [`Registry::let_go`], for
-    /// requests that had found it. Sessions that workers have stay until they are told to drop them.
-    ///
-    /// # Errors
-    /// As [`Registry::resolve`]; `NOT_FOUND` also if the model is not known.
-    pub fn unload(&self, lookup: &Lookup) -> Result<Vec<ModelId>> {
-        let found = self.roots.find(lookup);
-        // The file may be gone, or another version be the highest; the name is still known.
-        let alias = self.roots.alias(lookup);
-        let mut known = self.known();
-        let origin = found.as_ref().ok().map(|found| found.origin.as_path());
-        let ids = known.named(alias.as_ref(), origin);
-        if ids.is_empty() {
-            return Err(match found {
-                Err(e) => e,
-                Ok(found) => Error::not_found(format!("model {:?} is not loaded", found.name)),
-            });
-        }
-        for id in &ids {
-            known.leave(*id);
-        }
-        Ok(ids)
-    }
-
-    /// As [`Registry::unload`], by its number.
-    pub fn forget(&self, id: ModelId) {
-        self.known().leave(id);
-    }
-
-    /// No request needs a forgotten model any more.
-    pub fn let_go(&self, id: ModelId) {
-        let left = self.known().let_go(id);
+    /// Nobody needs a model any more. Sessions that workers have stay until they are told to drop them.
+    pub(crate) fn let_go(&self, id: ModelId) {
+        let gone = self.models().remove(&id);
         // Taking down an engine's session takes a while, which the caller may not have. Without a thread it is
         // dropped right here.
         let _ = std::thread::Builder::new()
             .name("mdm-let-go".to_owned())
             .spawn(move || {
-                drop(left);
+                drop(gone);
                 memory::trim();
             });
     }
 
-    /// Where a request's name leads.
-    pub(super) fn found(&self, lookup: &Lookup) -> Result<Found> {
-        self.roots.find(lookup)
+    /// Looks at a model that is not kept: what it is, what each of its stages is by itself, and whether it can be opened.
+    ///
+    /// # Errors
+    /// As [`Store::find`], [`Store::read`] and [`ModelSource::open`].
+    pub(super) fn look_at(&self, lookup: &Lookup) -> Result<LookedAt> {
+        let found = self.find(lookup)?.found;
+        let model = self.described(ModelId(0), &found)?;
+        self.open_of(&model, 0, WorkerId(0))?;
+        let looked_at = LookedAt {
+            description: model.description.clone(),
+            stages: model.stages.iter().map(|s| s.description.clone()).collect(),
+            found,
+        };
+        drop(model);
+        // A folder may have more models than memory.
+        memory::trim();
+        Ok(looked_at)
     }
 
     /// Where models are.
     pub(super) fn run_script_dir(&self) -> &Path {
         self.roots.first()
-    }
-
-    /// What each stage of a model is by itself.
-    pub(super) fn stage_descriptions(&self, id: ModelId) -> Vec<Arc<Description>> {
-        let known = self.known();
-        let stages = known.get(id).map_or(&[][..], |model| &model.stages);
-        stages.iter().map(|s| s.description.clone()).collect()
     }
 
     /// What models may use in a worker.
@@ -372,48 +306,56 @@ impl Registry {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        // Nothing is left half done in there: a panic elsewhere does not spoil it.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ModelSource for Registry {
-    fn legs(&self, model: ModelId) -> Result<Arc<[Role]>> {
-        let described = self.describe(model);
-        described
-            .map(|d| d.legs.clone())
-            .ok_or_else(|| unknown(model))
-    }
-
-    fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>> {
-        let described = {
-            let known = self.known();
-            let described = known.get(model).ok_or_else(|| unknown(model))?;
-            described.clone()
-        };
+    fn open_of(&self, loaded: &Loaded, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>> {
         let surroundings = self.surroundings(worker.0);
         let device = surroundings.device;
         let started = std::time::Instant::now();
-        let place = |e: Error| e.context(format_args!("model {:?}", described.description.name));
+        let place = |e: Error| e.context(format_args!("model {:?}", loaded.description.name));
         let mut opened = {
-            let _one_at_a_time = described
+            let _one_at_a_time = loaded
                 .opening
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            let description = &described.description;
-            stage::open(&described.stages, description, leg, &surroundings).map_err(place)?
+            stage::open(&loaded.stages, &loaded.description, leg, &surroundings).map_err(place)?
         };
         // All workers at once: running needs no more than running does.
-        described.warm_up(&mut *opened, leg).map_err(place)?;
+        loaded.warm_up(&mut *opened, leg).map_err(place)?;
         tracing::info!(
             worker_id = worker.0,
-            model = %described.description.name,
+            model = %loaded.description.name,
             %device,
             elapsed_ms = started.elapsed().as_millis() as u64,
             "session opened"
         );
         Ok(opened)
+    }
+
+    fn get(&self, id: ModelId) -> Option<Arc<Loaded>> {
+        self.models().get(&id).cloned()
+    }
+
+    fn models(&self) -> MutexGuard<'_, HashMap<ModelId, Arc<Loaded>>> {
+        // Nothing is left half done in there: a panic elsewhere does not spoil it.
+        self.models.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What [`Store::look_at`] saw.
+pub(super) struct LookedAt {
+    pub(super) description: Arc<Description>,
+    pub(super) stages: Vec<Arc<Description>>,
+    pub(super) found: Found,
+}
+
+impl ModelSource for Store {
+    fn legs(&self, model: ModelId) -> Result<Arc<[Role]>> {
+        let loaded = self.get(model).ok_or_else(|| unknown(model))?;
+        Ok(loaded.description.legs.clone())
+    }
+
+    fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>> {
+        let loaded = self.get(model).ok_or_else(|| unknown(model))?;
+        self.open_of(&loaded, leg, worker)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The lookups whose answers are known: what need not wait for the loader, and what no client can take from the others.
+//! What names mean, as far as it is known: lookups whose answers need not wait for the loader, kept so that no client can
+//! take their places from the others.
 //!
 //! Names of models and lookups with other paths are kept apart: a client may vary its `_path` parameters without end. In
 //! each, least used entries leave one by one, and a client that has its share gives way to itself.
@@ -6,11 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::intake::lookup_bytes;
 use crate::message::ModelId;
 use crate::message::ReplyTo;
 use crate::model::{Description, Lookup};
 use foldhash::HashMap;
+use serde_json::Value;
 
 /// Most bytes of names, and of lookups with other paths.
 const MAX_NAMES_BYTES: u64 = 4 << 20;
@@ -21,6 +22,11 @@ const OF_ONE: u64 = 4;
 const PART: u64 = 64;
 /// Of an entry besides its lookup: its places in the maps, and its part of a client's place.
 const ENTRY_BYTES: u64 = 384;
+
+/// Of each lookup besides its texts.
+const LOOKUP_BYTES: u64 = 128;
+/// A value of a parameter.
+const VALUE_BYTES: u64 = 64;
 
 /// What is known.
 pub(super) struct LookupCache {
@@ -194,6 +200,25 @@ impl Part {
         let gone: Vec<_> = self.entries.iter().filter_map(its).collect();
         gone.iter().for_each(|lookup| self.remove(lookup));
     }
+}
+
+/// Roughly the memory that a lookup takes.
+pub(super) fn lookup_bytes(lookup: &Lookup) -> u64 {
+    let (texts, values) = lookup.held();
+    LOOKUP_BYTES
+        + texts.map(|text| text.len() as u64).sum::<u64>()
+        + values.map(|v| VALUE_BYTES + value_bytes(v)).sum::<u64>()
+}
+
+/// Roughly the memory that a value takes.
+fn value_bytes(value: &Value) -> u64 {
+    let inner = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len() as u64,
+        // Of arrays and maps nothing but that they are is kept: wire/params.rs.
+        Value::Array(_) | Value::Object(_) => 0,
+    };
+    VALUE_BYTES + inner
 }
 
 #[cfg(test)]

@@ -1,22 +1,16 @@
-//! Who waits for a model to be described, within bounds, and what was learnt: lookups, headers, groups.
+//! The requests and questions that wait for a model to be described, within bounds, and for whom the loader was asked.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use super::clients::Asker;
-use super::known_headers::KnownHeaders;
-use super::lookup_cache::LookupCache;
-use super::shares::{Amount, Bounds, Shares};
 use foldhash::HashMap;
-use serde_json::Value;
 
+use super::shares::{Amount, Bounds, Shares};
 use crate::error::Result;
-use crate::message::{ModelId, ReplyTo, Request, RequestId, Serial};
-use crate::model::Description;
+use crate::message::{ReplyTo, RequestId, Serial};
 use crate::model::Lookup;
 use crate::schedule::Shares as QueueShares;
-use crate::wire::params::RawParams;
 
 /// Questions about models that are not described yet. What they name counts with what the loader is asked.
 const QUESTIONS: Bounds = Bounds {
@@ -30,76 +24,74 @@ const QUESTIONS: Bounds = Bounds {
         bytes: 256 * QUESTION_BYTES,
     },
 };
-pub(super) const QUESTION_BYTES: u64 = 256;
-/// Different groups that have numbers. When they are forgotten, requests of before and after do not share a batch.
-const MAX_GROUPS: usize = 4096;
-
-/// A value of a parameter.
-const VALUE_BYTES: u64 = 64;
-/// An input besides its bytes.
-pub(super) const TENSOR_BYTES: u64 = 256;
-/// Of each lookup besides its texts.
-const LOOKUP_BYTES: u64 = 128;
-/// Longest parameters and dimensions of a group that has a number.
-const MAX_GROUP_BYTES: usize = 4096;
+pub(crate) const QUESTION_BYTES: u64 = 256;
 
 /// So many more numbers of requests that have ended than of open ones may wait for models.
 const MIN_ENDED: usize = 1024;
 
+/// Who asked for something that takes a while, and for which number the answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asker {
+    pub(crate) client: ReplyTo,
+    pub(crate) id: RequestId,
+}
+
 /// A request that waits for its model to be described.
-pub(super) struct Parked {
-    pub(super) arrival: Arrival,
-    pub(super) body: Request<RawParams>,
+#[derive(Debug)]
+pub(crate) struct Parked<P> {
+    pub(crate) arrival: Arrival,
+    pub(crate) body: P,
 }
 
 /// A request that there is room for.
-#[derive(Clone, Copy)]
-pub(super) struct Arrival {
-    pub(super) serial: Serial,
-    pub(super) reply: ReplyTo,
-    pub(super) request: RequestId,
-    pub(super) arrived_us: u64,
-    pub(super) deadline_us: Option<u64>,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) serial: Serial,
+    pub(crate) reply: ReplyTo,
+    pub(crate) request: RequestId,
+    pub(crate) arrived_us: u64,
+    pub(crate) deadline_us: Option<u64>,
     /// What is held for it.
-    pub(super) bytes: u64,
-}
-
-/// Requests of one group may run in one batch: the same model, parameters and dimensions.
-#[derive(Hash, PartialEq, Eq)]
-struct GroupKey {
-    model: ModelId,
-    dims: Vec<usize>,
-    params: Box<[u8]>,
+    pub(crate) bytes: u64,
 }
 
 /// Those who wait for what a lookup leads to.
 #[derive(Default)]
-struct Waiting {
+struct Queue {
     /// Requests and questions, in the order in which they came.
     serials: Vec<Serial>,
     /// What the loader was asked for each client that has any of them, so that each waits for its own turn at most.
     tickets: HashMap<ReplyTo, u64>,
 }
 
-/// The requests on their way into the queue, the questions about models, and what was learnt about those.
-#[derive(Default)]
-pub(super) struct Intake {
-    known: LookupCache,
-    pub(super) headers: KnownHeaders,
-    waiting: HashMap<Arc<Lookup>, Waiting>,
-    parked: HashMap<Serial, Parked>,
+/// The requests and questions that wait.
+pub(super) struct Waiting<P> {
+    queues: HashMap<Arc<Lookup>, Queue>,
+    parked: HashMap<Serial, Parked<P>>,
     /// What is held of `parked`, by client.
     parked_shares: QueueShares,
     questions: HashMap<Serial, Asker>,
     question_shares: Shares<ReplyTo>,
-    /// Numbers in `waiting` of requests and questions that have ended.
+    /// Numbers in `queues` of requests and questions that have ended.
     ended: usize,
     deadlines: BinaryHeap<Reverse<(u64, Serial)>>,
-    groups: HashMap<GroupKey, u64>,
-    next_group: u64,
 }
 
-impl Intake {
+impl<P> Default for Waiting<P> {
+    fn default() -> Waiting<P> {
+        Waiting {
+            queues: HashMap::default(),
+            parked: HashMap::default(),
+            parked_shares: QueueShares::default(),
+            questions: HashMap::default(),
+            question_shares: Shares::default(),
+            ended: 0,
+            deadlines: BinaryHeap::new(),
+        }
+    }
+}
+
+impl<P> Waiting<P> {
     pub(super) fn parked(&self) -> usize {
         self.parked.len()
     }
@@ -109,19 +101,19 @@ impl Intake {
     }
 
     /// Takes out a parked request that ends before its model is described, if it is one.
-    pub(super) fn give_up(&mut self, serial: Serial) -> Option<Parked> {
+    pub(super) fn give_up(&mut self, serial: Serial) -> Option<Parked<P>> {
         let parked = self.unpark(serial)?;
         self.note_ended();
         Some(parked)
     }
 
-    /// A request or a question that is still in `waiting` has ended.
+    /// A request or a question that is still in `queues` has ended.
     fn note_ended(&mut self) {
         self.ended += 1;
         if self.ended > self.parked.len() + self.questions.len() + MIN_ENDED {
             // A loader may be busy for long, and clients come and go meanwhile.
             let (parked, questions) = (&self.parked, &self.questions);
-            for Waiting { serials, .. } in self.waiting.values_mut() {
+            for Queue { serials, .. } in self.queues.values_mut() {
                 serials.retain(|s| parked.contains_key(s) || questions.contains_key(s));
                 serials.shrink_to(2 * serials.len());
             }
@@ -132,10 +124,10 @@ impl Intake {
     /// Those who waited for a lookup and still do, in the order in which they came, and the tickets that the loader has
     /// for them.
     pub(super) fn take_waiting(&mut self, lookup: &Lookup) -> (Vec<Serial>, HashMap<ReplyTo, u64>) {
-        let Waiting {
+        let Queue {
             mut serials,
             tickets,
-        } = self.waiting.remove(lookup).unwrap_or_default();
+        } = self.queues.remove(lookup).unwrap_or_default();
         let before = serials.len();
         // Others were cancelled, or their deadline passed.
         serials.retain(|s| self.parked.contains_key(s) || self.questions.contains_key(s));
@@ -143,7 +135,7 @@ impl Intake {
         (serials, tickets)
     }
 
-    pub(super) fn unpark(&mut self, serial: Serial) -> Option<Parked> {
+    pub(super) fn unpark(&mut self, serial: Serial) -> Option<Parked<P>> {
         let parked = self.parked.remove(&serial)?;
         let Arrival { reply, bytes, .. } = parked.arrival;
         self.parked_shares.remove(reply, bytes);
@@ -171,16 +163,16 @@ impl Intake {
 
     /// The loader is not asked for that client any more, of whose requests and questions none is left.
     pub(super) fn not_asked(&mut self, client: &ReplyTo, ticket: u64, lookup: &Lookup) {
-        let Some(waiting) = self.waiting.get_mut(lookup) else {
+        let Some(queue) = self.queues.get_mut(lookup) else {
             return;
         };
-        if waiting.tickets.get(client) == Some(&ticket) {
-            waiting.tickets.remove(client);
+        if queue.tickets.get(client) == Some(&ticket) {
+            queue.tickets.remove(client);
         }
-        if waiting.tickets.is_empty() {
+        if queue.tickets.is_empty() {
             // Whoever waits has a ticket: these have ended.
-            let ended = waiting.serials.len();
-            self.waiting.remove(lookup);
+            let ended = queue.serials.len();
+            self.queues.remove(lookup);
             self.ended = self.ended.saturating_sub(ended);
         }
     }
@@ -200,17 +192,17 @@ impl Intake {
     }
 
     /// A lookup as it is kept, and whether the loader has been asked for that client.
-    pub(super) fn waited_for(&self, client: &ReplyTo, lookup: Lookup) -> (Arc<Lookup>, bool) {
-        match self.waiting.get_key_value(&lookup) {
-            Some((kept, waiting)) => (kept.clone(), waiting.tickets.contains_key(client)),
-            None => (Arc::new(lookup), false),
+    pub(super) fn waited_for(&self, client: &ReplyTo, lookup: Arc<Lookup>) -> (Arc<Lookup>, bool) {
+        match self.queues.get_key_value(&lookup) {
+            Some((kept, queue)) => (kept.clone(), queue.tickets.contains_key(client)),
+            None => (lookup, false),
         }
     }
 
     /// The loader was asked for that client.
     pub(super) fn asked(&mut self, client: &ReplyTo, lookup: &Arc<Lookup>, ticket: u64) {
-        let waiting = self.waiting.entry(lookup.clone()).or_default();
-        waiting.tickets.insert(*client, ticket);
+        let queue = self.queues.entry(lookup.clone()).or_default();
+        queue.tickets.insert(*client, ticket);
     }
 
     /// What is held of parked requests, by client.
@@ -223,8 +215,8 @@ impl Intake {
         self.question_shares.all()
     }
 
-    /// A request waits for what a lookup leads to; [`Intake::wait`] says for which.
-    pub(super) fn park(&mut self, parked: Parked) {
+    /// A request waits for what a lookup leads to; [`Waiting::wait`] says for which.
+    pub(super) fn park(&mut self, parked: Parked<P>) {
         let Arrival {
             serial,
             reply,
@@ -241,11 +233,11 @@ impl Intake {
 
     /// A request or a question of a client for which the loader was asked.
     pub(super) fn wait(&mut self, lookup: Arc<Lookup>, serial: Serial) {
-        self.waiting.entry(lookup).or_default().serials.push(serial);
+        self.queues.entry(lookup).or_default().serials.push(serial);
     }
 
     pub(super) fn is_waited_for(&self, lookup: &Lookup) -> bool {
-        self.waiting.contains_key(lookup)
+        self.queues.contains_key(lookup)
     }
 
     pub(super) fn due_us(&self) -> Option<u64> {
@@ -274,69 +266,32 @@ impl Intake {
         expired
     }
 
-    /// The next request with that lookup need not wait for the loader, which has looked it up for that client.
-    pub(super) fn learn(
-        &mut self,
-        client: &ReplyTo,
-        lookup: &Arc<Lookup>,
-        description: &Arc<Description>,
-    ) {
-        self.known.insert(client, lookup, description);
-        self.headers.learn(lookup, description.id);
+    /// Whether nothing at all is kept.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let held = self.parked.len() + self.questions.len() + self.queues.len();
+        let counted = self.parked_shares.all().requests + self.question_shares.all().count;
+        held + counted + self.ended == 0
     }
 
-    /// A model was unloaded: the next request asks the loader again.
-    pub(super) fn forget(&mut self, model: ModelId) {
-        self.known.forget(model);
-        self.headers.forget(model);
+    /// Everybody who waits.
+    #[cfg(test)]
+    pub(super) fn everybody(&self) -> Vec<Serial> {
+        self.parked
+            .keys()
+            .chain(self.questions.keys())
+            .copied()
+            .collect()
     }
 
-    /// What is known of the model that a lookup leads to, if that was learnt.
-    pub(super) fn known(&mut self, lookup: &Lookup) -> Option<&Arc<Description>> {
-        self.known.get(lookup)
+    /// The tickets of each queue in which somebody waits.
+    #[cfg(test)]
+    pub(super) fn tickets(&self) -> Vec<Vec<u64>> {
+        let queues = self.queues.values();
+        queues
+            .map(|queue| queue.tickets.values().copied().collect())
+            .collect()
     }
-
-    /// Parameters are the same if their bytes are.
-    pub(super) fn group(&mut self, model: ModelId, dims: Vec<usize>, params: &[u8]) -> u64 {
-        if params.len() + size_of_val(&*dims) > MAX_GROUP_BYTES {
-            // Too long to be kept in case it comes again: it runs alone.
-            self.next_group += 1;
-            return self.next_group;
-        }
-        if self.groups.len() >= MAX_GROUPS {
-            self.groups.clear();
-            self.headers.clear();
-        }
-        let key = GroupKey {
-            model,
-            dims,
-            params: params.into(),
-        };
-        let next = &mut self.next_group;
-        *self.groups.entry(key).or_insert_with(|| {
-            *next += 1;
-            *next
-        })
-    }
-}
-
-/// Roughly the memory that a value takes.
-fn value_bytes(value: &Value) -> u64 {
-    let inner = match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-        Value::String(text) => text.len() as u64,
-        // Of arrays and maps nothing but that they are is kept: wire/params.rs.
-        Value::Array(_) | Value::Object(_) => 0,
-    };
-    VALUE_BYTES + inner
-}
-
-/// Roughly the memory that a lookup takes.
-pub(super) fn lookup_bytes(lookup: &Lookup) -> u64 {
-    let (texts, values) = lookup.held();
-    LOOKUP_BYTES
-        + texts.map(|text| text.len() as u64).sum::<u64>()
-        + values.map(|v| VALUE_BYTES + value_bytes(v)).sum::<u64>()
 }
 
 #[cfg(test)]
@@ -344,8 +299,8 @@ mod tests {
     use super::*;
 
     /// How many wait here, and their bytes besides what they name.
-    fn held(intake: &Intake) -> (usize, u64) {
-        let (parked, questions) = (intake.parked_shares.all(), intake.question_shares.all());
+    fn held(waiting: &Waiting<()>) -> (usize, u64) {
+        let (parked, questions) = (waiting.parked_shares.all(), waiting.question_shares.all());
         (
             parked.requests + questions.count,
             parked.bytes + questions.bytes,
@@ -361,8 +316,8 @@ mod tests {
         Lookup::of(Some(name), &Params::new())
     }
 
-    fn park(intake: &mut Intake, reply: ReplyTo, lookup: &Lookup, serial: u64) {
-        intake.park(Parked {
+    fn park(waiting: &mut Waiting<()>, reply: ReplyTo, lookup: &Lookup, serial: u64) {
+        waiting.park(Parked {
             arrival: Arrival {
                 serial: Serial(serial),
                 reply,
@@ -371,73 +326,70 @@ mod tests {
                 deadline_us: None,
                 bytes: 1,
             },
-            body: Request::default(),
+            body: (),
         });
-        wait(intake, reply, lookup, serial);
+        wait(waiting, reply, lookup, serial);
     }
 
-    fn ask(intake: &mut Intake, reply: ReplyTo, lookup: &Lookup, serial: u64) {
+    fn ask(waiting: &mut Waiting<()>, reply: ReplyTo, lookup: &Lookup, serial: u64) {
         let asker = Asker {
             client: reply,
             id: RequestId(serial),
         };
-        intake.park_question(Serial(serial), asker);
-        wait(intake, reply, lookup, serial);
+        waiting.park_question(Serial(serial), asker);
+        wait(waiting, reply, lookup, serial);
     }
 
     /// The ticket of a client is its first byte.
-    fn wait(intake: &mut Intake, client: ReplyTo, lookup: &Lookup, serial: u64) {
-        let (lookup, asked) = intake.waited_for(&client, lookup.clone());
+    fn wait(waiting: &mut Waiting<()>, client: ReplyTo, lookup: &Lookup, serial: u64) {
+        let (lookup, asked) = waiting.waited_for(&client, Arc::new(lookup.clone()));
         if !asked {
-            intake.asked(&client, &lookup, client.0[0].into());
+            waiting.asked(&client, &lookup, client.0[0].into());
         }
-        intake.wait(lookup, Serial(serial));
+        waiting.wait(lookup, Serial(serial));
     }
 
     #[test]
     fn parked_requests_that_have_ended_leave_no_numbers_behind() {
-        let mut intake = Intake::default();
+        let mut waiting = Waiting::<()>::default();
         let lookup = named("m");
-        park(&mut intake, client(1), &lookup, 0);
+        park(&mut waiting, client(1), &lookup, 0);
         for serial in 1..10_000 {
-            park(&mut intake, client(1), &lookup, serial);
-            assert!(intake.give_up(Serial(serial)).is_some());
+            park(&mut waiting, client(1), &lookup, serial);
+            assert!(waiting.give_up(Serial(serial)).is_some());
         }
-        assert!(intake.waiting[&lookup].serials.len() <= 2 * MIN_ENDED);
-        let (serials, _) = intake.take_waiting(&lookup);
-        assert_eq!((serials, intake.ended), (vec![Serial(0)], 0));
-        assert!(intake.unpark(Serial(0)).is_some());
-        assert_eq!(held(&intake), (0, 0));
+        assert!(waiting.queues[&lookup].serials.len() <= 2 * MIN_ENDED);
+        let (serials, _) = waiting.take_waiting(&lookup);
+        assert_eq!((serials, waiting.ended), (vec![Serial(0)], 0));
+        assert!(waiting.unpark(Serial(0)).is_some());
+        assert_eq!(held(&waiting), (0, 0));
     }
 
     #[test]
     fn questions_of_a_client_that_is_gone_leave_nothing_behind() {
-        let mut intake = Intake::default();
+        let mut waiting = Waiting::<()>::default();
         for serial in 0..100 {
-            ask(&mut intake, client(1), &named(&format!("{serial}")), serial);
+            ask(
+                &mut waiting,
+                client(1),
+                &named(&format!("{serial}")),
+                serial,
+            );
         }
-        ask(&mut intake, client(2), &named("0"), 100);
-        park(&mut intake, client(2), &named("1"), 101);
-        assert_eq!(held(&intake).1, 101 * QUESTION_BYTES + 1);
-        intake.forget_questions(&client(1));
+        ask(&mut waiting, client(2), &named("0"), 100);
+        park(&mut waiting, client(2), &named("1"), 101);
+        assert_eq!(held(&waiting).1, 101 * QUESTION_BYTES + 1);
+        waiting.forget_questions(&client(1));
         for name in 0..100 {
-            intake.not_asked(&client(1), 1, &named(&format!("{name}")));
+            waiting.not_asked(&client(1), 1, &named(&format!("{name}")));
         }
-        assert_eq!(held(&intake).1, QUESTION_BYTES + 1);
-        assert_eq!((intake.waiting.len(), intake.ended), (2, 2));
+        assert_eq!(held(&waiting).1, QUESTION_BYTES + 1);
+        assert_eq!((waiting.queues.len(), waiting.ended), (2, 2));
         for (name, serial) in [("0", 100), ("1", 101)] {
-            let (serials, tickets) = intake.take_waiting(&named(name));
+            let (serials, tickets) = waiting.take_waiting(&named(name));
             assert_eq!(serials, [Serial(serial)]);
             assert_eq!(tickets.len(), 1);
         }
-        assert_eq!(intake.ended, 0);
-    }
-
-    #[test]
-    fn long_names_are_not_kept_with_groups() {
-        let mut intake = Intake::default();
-        let ids = [0, 1].map(|_| intake.group(ModelId(1), vec![7; 100_000], &[]));
-        assert_ne!(ids[0], ids[1]);
-        assert!(intake.groups.is_empty());
+        assert_eq!(waiting.ended, 0);
     }
 }

@@ -1,0 +1,259 @@
+//! What the loader was asked and has not answered: by whom, what for, and how much of it there may be.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::names::lookup_bytes;
+use super::shares::{Amount, Bounds, Shares};
+use super::waiting::Asker;
+use crate::error::{Error, Result};
+use crate::message::{ModelId, ReplyTo};
+use crate::model::{FoundModel, Lookup, Name};
+
+/// What the loader was asked and has not answered. Those of requests and questions count as waiting bytes too.
+const LOADS: Bounds = Bounds {
+    what: "models and paths to look up, load or unload",
+    of_all: Amount {
+        count: 4096,
+        bytes: 32 << 20,
+    },
+    of_one: Amount {
+        count: 2048,
+        bytes: 8 << 20,
+    },
+};
+/// Loads and unloads of one client that are not done.
+const MAX_ORDERS_OF_ONE: usize = 64;
+/// Loads and unloads that are not done, and other things that the loader was asked.
+const MAX_ORDERS: usize = LOADS.of_all.count;
+/// Of each besides its lookup: a job, a ticket, a client's turn and a list of those who wait.
+const LOAD_BYTES: u64 = 512;
+
+/// What somebody names: the lookup, and the name in it, if it can be told without a look at files.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub(crate) lookup: Arc<Lookup>,
+    pub(crate) name: Option<Name>,
+}
+
+/// Who wants a model loaded.
+#[derive(Clone, Debug)]
+pub(super) enum Wanted {
+    Operator(Asker, Named),
+    /// It was named by --preload.
+    Start(Named),
+}
+
+impl Wanted {
+    pub(super) fn named(&self) -> &Named {
+        match self {
+            Wanted::Operator(_, named) | Wanted::Start(named) => named,
+        }
+    }
+
+    pub(super) fn client(&self) -> ReplyTo {
+        match self {
+            Wanted::Operator(asker, _) => asker.client,
+            Wanted::Start(_) => the_server(),
+        }
+    }
+
+    pub(super) fn is_of(&self, client: &ReplyTo) -> bool {
+        matches!(self, Wanted::Operator(asker, _) if asker.client == *client)
+    }
+}
+
+/// The server itself, which loads models before it is ready. Nobody else has this address.
+fn the_server() -> ReplyTo {
+    ReplyTo::default()
+}
+
+/// What for the loader was asked.
+#[derive(Clone, Debug)]
+pub(super) enum LoadRequest {
+    /// Requests and questions wait for what the lookup leads to.
+    Describe(Named),
+    /// Somebody wants it loaded, and open on every worker.
+    Load(Wanted),
+    Unload(Asker, Named),
+}
+
+impl LoadRequest {
+    pub(super) fn named(&self) -> &Named {
+        match self {
+            LoadRequest::Describe(named) | LoadRequest::Unload(_, named) => named,
+            LoadRequest::Load(wanted) => wanted.named(),
+        }
+    }
+}
+
+/// A load request that the loader has not answered.
+pub(super) struct Asked {
+    pub(super) request: LoadRequest,
+    /// In whose turn it is done.
+    pub(super) client: ReplyTo,
+    /// It is being read under that number.
+    pub(super) reading: Option<(ModelId, Arc<FoundModel>)>,
+    bytes: u64,
+}
+
+/// What the loader was asked and has not answered.
+#[derive(Default)]
+pub(super) struct Loads {
+    asked: HashMap<u64, Asked>,
+    last_ticket: u64,
+    shares: Shares<ReplyTo>,
+}
+
+impl Loads {
+    /// How much it is, of all clients.
+    pub(super) fn all(&self) -> Amount {
+        self.shares.all()
+    }
+
+    /// Whether that client may ask for that too.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if it, or all together, have asked for as much as they may.
+    pub(super) fn check(&self, client: &ReplyTo, lookup: &Lookup) -> Result<()> {
+        self.shares.check(client, load_bytes(lookup), &LOADS)
+    }
+
+    /// Whether an operator may have that loaded or unloaded too, beside the models that are being opened for `opening` of
+    /// all and of this client.
+    ///
+    /// # Errors
+    /// As [`Loads::check`].
+    pub(super) fn check_order(
+        &self,
+        client: &ReplyTo,
+        lookup: &Lookup,
+        (all, own): (usize, usize),
+    ) -> Result<()> {
+        if own + self.shares.of(client).count >= MAX_ORDERS_OF_ONE {
+            return Err(Error::exhausted(format!(
+                "this client waits for {MAX_ORDERS_OF_ONE} models to be loaded, unloaded or looked up, the most that \
+                 one may when it orders more; wait for some of the answers"
+            )));
+        }
+        if all + self.all().count >= MAX_ORDERS {
+            return Err(Error::exhausted(format!(
+                "{MAX_ORDERS} models are waiting to be loaded or unloaded; try later"
+            )));
+        }
+        self.check(client, lookup)
+    }
+
+    /// The loader is asked. The ticket is under what its answer comes.
+    pub(super) fn add(&mut self, client: &ReplyTo, request: LoadRequest) -> u64 {
+        let bytes = load_bytes(&request.named().lookup);
+        self.shares.add(client, bytes);
+        self.last_ticket += 1;
+        let asked = Asked {
+            request,
+            client: *client,
+            reading: None,
+            bytes,
+        };
+        self.asked.insert(self.last_ticket, asked);
+        self.last_ticket
+    }
+
+    pub(super) fn get_mut(&mut self, ticket: u64) -> Option<&mut Asked> {
+        self.asked.get_mut(&ticket)
+    }
+
+    /// It is answered, or needs no answer any more.
+    pub(super) fn finish(&mut self, ticket: u64) -> Option<Asked> {
+        let asked = self.asked.remove(&ticket)?;
+        self.shares.remove(&asked.client, asked.bytes);
+        Some(asked)
+    }
+
+    /// What was asked only because requests and questions of that client wait, in order.
+    pub(super) fn lookups_of(&self, client: &ReplyTo) -> Vec<u64> {
+        if self.shares.of(client).count == 0 {
+            return Vec::new();
+        }
+        let its = |(ticket, asked): (&u64, &Asked)| {
+            let is_lookup = matches!(asked.request, LoadRequest::Describe(_));
+            (is_lookup && asked.client == *client).then_some(*ticket)
+        };
+        let mut tickets: Vec<u64> = self.asked.iter().filter_map(its).collect();
+        tickets.sort_unstable();
+        tickets
+    }
+
+    /// What it was asked.
+    #[cfg(test)]
+    pub(super) fn tickets(&self) -> std::collections::BTreeSet<u64> {
+        self.asked.keys().copied().collect()
+    }
+}
+
+/// Roughly the memory of a lookup while the loader is asked about it.
+pub(crate) fn load_bytes(lookup: &Lookup) -> u64 {
+    LOAD_BYTES + lookup_bytes(lookup)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Params, RequestId};
+
+    /// Asks until it is refused: how often it was not.
+    fn fill(loads: &mut Loads, client: ReplyTo) -> usize {
+        for number in 0.. {
+            let lookup = Lookup::of(Some(&format!("{number}")), &Params::new());
+            if loads.check(&client, &lookup).is_err() {
+                return number;
+            }
+            let (lookup, name) = (Arc::new(lookup), None);
+            loads.add(&client, LoadRequest::Describe(Named { lookup, name }));
+        }
+        0
+    }
+
+    #[test]
+    fn a_client_that_names_models_without_end_leaves_room_for_others_and_nothing_behind() {
+        let mut loads = Loads::default();
+        let [flood, other, third] = [1, 2, 3].map(|number| ReplyTo([number; 16]));
+        assert_eq!(fill(&mut loads, flood), LOADS.of_one.count);
+        assert!(fill(&mut loads, other) > 500 && fill(&mut loads, third) > 200);
+        let lookup = Lookup::of(Some("m"), &Params::new());
+        assert!(loads.check_order(&flood, &lookup, (0, 0)).is_err());
+        for client in [flood, other, third] {
+            for ticket in loads.lookups_of(&client) {
+                loads.finish(ticket);
+            }
+        }
+        assert_eq!((loads.all(), loads.asked.len()), (Amount::default(), 0));
+    }
+
+    #[test]
+    fn one_client_orders_a_few_models_at_once_and_its_lookups_count() {
+        let mut loads = Loads::default();
+        let client = ReplyTo([1; 16]);
+        let asker = Asker {
+            client,
+            id: RequestId(1),
+        };
+        let lookup = Arc::new(Lookup::of(Some("m"), &Params::new()));
+        for order in 0..MAX_ORDERS_OF_ONE {
+            // Those that workers are opening count as those that the loader was asked.
+            assert!(loads.check_order(&client, &lookup, (0, 0)).is_ok());
+            let opening = (MAX_ORDERS_OF_ONE, MAX_ORDERS_OF_ONE - order);
+            assert!(loads.check_order(&client, &lookup, opening).is_err());
+            let (lookup, name) = (lookup.clone(), None);
+            loads.add(&client, LoadRequest::Unload(asker, Named { lookup, name }));
+        }
+        let refused = loads.check_order(&client, &lookup, (0, 0)).unwrap_err();
+        assert!(refused.message().contains("wait for some"), "{refused}");
+        let another = ReplyTo([2; 16]);
+        assert!(loads.check_order(&another, &lookup, (0, 0)).is_ok());
+        assert!(
+            loads.lookups_of(&client).is_empty(),
+            "orders are done whoever goes"
+        );
+    }
+}
