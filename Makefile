@@ -62,7 +62,7 @@ demo: toolchain onnxruntime
 	$(CARGO) build --release --locked --bins --example digits
 	$(RELEASE)/examples/digits
 
-# As `make demo` does, `ner` builds all that the README's five steps use.
+# As `make demo` does, `ner` builds all that the five steps of examples/ner/README.md use.
 ner: toolchain onnxruntime
 	$(CARGO) build --release --locked --bins --example ner --example ner-dump --example ner-client
 	$(RELEASE)/examples/ner-dump '$(CARGO_TARGET_DIR)/ner'

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// The stable error codes of the wire (a client may match on them; they never change meaning).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorCode {
@@ -27,7 +29,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// Every code, in the order of the table in the README.
+    /// Every code, in the order of the table in the guide's page about errors.
     pub const ALL: [ErrorCode; 9] = [
         ErrorCode::InvalidArgument,
         ErrorCode::NotFound,
@@ -77,6 +79,20 @@ pub struct Error {
     code: ErrorCode,
     message: String,
     rows: Option<Range<usize>>,
+}
+
+/// Between two loops: the code's name and the message.
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.code.as_str(), &self.message).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Error {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
+        let (code, message) = <(String, String)>::deserialize(deserializer)?;
+        Ok(Error::new(ErrorCode::parse(&code), message))
+    }
 }
 
 /// The crate's result.
@@ -167,6 +183,16 @@ impl From<zmq::Error> for Error {
     fn from(error: zmq::Error) -> Error {
         Error::unavailable(format!("ZeroMQ: {error}"))
     }
+}
+
+/// What a panic said.
+#[cfg(any(feature = "plugin", feature = "server"))]
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 #[cfg(test)]

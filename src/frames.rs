@@ -158,7 +158,7 @@ pub(crate) fn descriptor(socket: &Socket) -> crate::error::Result<BorrowedFd<'_>
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// Returns free pages of malloc's heaps to the system; `model/memory.rs` says when. It takes milliseconds. (It is here
+/// Returns free pages of malloc's heaps to the system; `model/engine/memory.rs` says when. It takes milliseconds. (It is here
 /// because this is the file that may call foreign functions.)
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn trim_heaps() {

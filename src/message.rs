@@ -1,4 +1,7 @@
-//! What travels: requests, chunks, parts and answers, and the numbers that name them.
+//! What travels: requests, chunks, parts and answers, and the numbers that name them. What is serialized here is the head
+//! of a message between two loops; rows travel beside it (`wire/inner.rs`).
+
+mod members;
 
 use std::fmt;
 
@@ -210,8 +213,33 @@ pub struct Member {
     pub queue_us: u64,
 }
 
+/// What a run belongs to: what a model may want to know besides its rows.
+#[cfg(feature = "server")]
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// The request's parameters.
+    pub params: &'a Params,
+    /// Whose rows these are, in their order in the batch; empty if that is not known.
+    pub members: &'a [Member],
+    /// Whether nobody waits for these rows any more.
+    pub cancelled: &'a dyn Fn() -> bool,
+}
+
+#[cfg(feature = "server")]
+impl<'a> Run<'a> {
+    /// A run of nobody in particular.
+    pub fn alone(params: &'a Params) -> Run<'a> {
+        Run {
+            params,
+            members: &[],
+            cancelled: &|| false,
+        }
+    }
+}
+
 /// Rows on their way to a worker, with parameters that are bytes until they are there.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(bound = "P: Default")]
 pub struct Chunk<P = Params> {
     /// The chunk's number.
     pub id: ChunkId,
@@ -228,13 +256,16 @@ pub struct Chunk<P = Params> {
     pub attempt: u32,
     /// The model.
     pub model: ModelId,
-    /// Rows that run at once; 0: all of the chunk's.
-    pub run: u64,
+    /// Rows that run at once; `None`: all of the chunk's.
+    pub run: Option<u64>,
     /// The request's parameters; empty for most.
+    #[serde(skip)]
     pub params: P,
     /// Whose rows these are, in row order.
+    #[serde(with = "members")]
     pub members: Vec<Member>,
     /// Their inputs.
+    #[serde(skip)]
     pub rows: Rows,
 }
 
@@ -245,6 +276,12 @@ pub enum Rows {
     Each(Vec<Batch>),
     /// Of all members, one after the other in one piece of memory: small requests that share a chunk.
     Joined(Batch),
+}
+
+impl Default for Rows {
+    fn default() -> Rows {
+        Rows::Each(Vec::new())
+    }
 }
 
 impl Rows {
@@ -286,11 +323,12 @@ impl Rows {
 }
 
 /// How a chunk ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Outcome {
     /// What the runs gave, for the members in their order.
     Done(Vec<Ran>),
     /// Every member had been cancelled before it ran.
+    #[default]
     Skipped,
     /// The model failed; the credit says how.
     Failed,
@@ -306,7 +344,7 @@ pub struct Ran {
 }
 
 /// A chunk's results on their way to the sink.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     /// The chunk's number.
     pub chunk: ChunkId,
@@ -317,13 +355,15 @@ pub struct Part {
     /// Inside the model, in microseconds.
     pub compute_us: u64,
     /// As in the chunk.
+    #[serde(with = "members")]
     pub members: Vec<Member>,
     /// The results.
+    #[serde(skip)]
     pub outcome: Outcome,
 }
 
 /// "I am free": what a worker tells the ventilator after each chunk.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Credit {
     /// Who.
     pub worker: WorkerId,
@@ -344,12 +384,13 @@ pub struct Credit {
 }
 
 /// What a leg of a model gave for the rows of one member, for the next leg to go on with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Handed {
     /// Whose rows.
     pub serial: Serial,
     /// How many.
     pub rows: u64,
     /// What the leg gave, in its order.
+    #[serde(skip)]
     pub batch: Batch,
 }

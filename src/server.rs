@@ -419,7 +419,7 @@ impl Sockets {
             let mut ventilator =
                 socket::inner_connected(&loader_context, zmq::PUSH, TO_VENTILATOR)?;
             Ok(move |ticket| {
-                let loaded = inner::write_to_ventilator(ToVentilator::Loaded(ticket));
+                let loaded = inner::write_to_ventilator(&ToVentilator::Loaded(ticket));
                 if let Err(error) = tell(&mut ventilator, loaded) {
                     tracing::debug!(%error, "the loader has nobody to tell");
                 }

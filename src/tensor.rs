@@ -8,6 +8,7 @@
 
 mod batch;
 mod datatype;
+mod document;
 mod layout;
 mod unchecked;
 
@@ -17,6 +18,8 @@ use bytes::Bytes;
 
 pub use batch::Batch;
 pub use datatype::{DataType, Element};
+use document::from_document;
+pub(crate) use document::to_document;
 #[cfg(feature = "server")]
 pub(crate) use layout::element_count;
 use layout::{offset_at, variable};
@@ -130,8 +133,7 @@ impl Tensor {
             .iter()
             .enumerate()
             .map(|(i, row)| {
-                crate::wire::to_document(row)
-                    .map_err(|e| e.context(format_args!("tensor {name:?}, row {i}")))
+                to_document(row).map_err(|e| e.context(format_args!("tensor {name:?}, row {i}")))
             })
             .collect::<Result<Vec<_>>>()?;
         let data = variable(documents.iter().map(Vec::as_slice));
@@ -453,7 +455,7 @@ impl Tensor {
         self.byte_strings()
             .enumerate()
             .map(|(i, bytes)| {
-                crate::wire::from_document(bytes)
+                from_document(bytes)
                     .map_err(|e| e.context(format_args!("tensor {:?}, row {i}", self.name)))
             })
             .collect()

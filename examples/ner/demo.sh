@@ -1,5 +1,5 @@
 #!/bin/sh
-# The five steps of the README, one after the other, on free ports: `make demo-ner`.
+# The five steps of README.md here, one after the other, on free ports: `make demo-ner`.
 #
 #     examples/ner/demo.sh BUILT FOLDER       where cargo has built to; where the model's files go
 set -eu

@@ -29,7 +29,7 @@ impl Client {
     /// # Errors
     /// `UNAVAILABLE` without a server, `DEADLINE_EXCEEDED` if it does not answer within the connect timeout.
     pub fn hello(&self) -> Result<Welcome> {
-        let limit = Some(self.settings.connect_timeout);
+        let limit = Some(self.pool.settings().connect_timeout);
         match self.ask(ClientMessage::Hello, limit)? {
             ServerMessage::HelloOk(welcome) => Ok(welcome),
             other => Err(unexpected("hello", &other)),
@@ -41,7 +41,7 @@ impl Client {
     /// # Errors
     /// As [`Client::hello`].
     pub fn status(&self) -> Result<Status> {
-        let limit = Some(self.settings.connect_timeout);
+        let limit = Some(self.pool.settings().connect_timeout);
         match self.ask(ClientMessage::Status, limit)? {
             ServerMessage::StatusOk(status) => Ok(*status),
             other => Err(unexpected("status", &other)),
@@ -53,7 +53,7 @@ impl Client {
     /// # Errors
     /// As [`Client::hello`].
     pub fn models(&self) -> Result<Vec<ModelInfo>> {
-        let limit = Some(self.settings.connect_timeout);
+        let limit = Some(self.pool.settings().connect_timeout);
         match self.ask(ClientMessage::Models, limit)? {
             ServerMessage::ModelsOk(models) => Ok(models),
             other => Err(unexpected("models", &other)),
@@ -113,7 +113,7 @@ impl Client {
         mut progress: impl FnMut(u64),
     ) -> Result<StopOutcome> {
         let deadline = after(timeout);
-        let mut settings = self.settings.clone();
+        let mut settings = self.pool.settings().clone();
         settings.connect_timeout = settings.connect_timeout.min(timeout);
         // A session of its own, and the client keeps none of it: there is nothing to use it for afterwards.
         let mut session = Session::open(&settings, Purpose::Ask)?;
@@ -170,12 +170,12 @@ impl Client {
         question: impl FnOnce(RequestId) -> ClientMessage,
         limit: Option<Duration>,
     ) -> Result<ServerMessage> {
-        let mut session = self.borrow(Purpose::Ask)?;
+        let mut session = self.pool.take(Purpose::Ask)?;
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let answer = session
             .send_question(question)
             .and_then(|id| session.wait_for(id, deadline));
-        self.give_back(session);
+        self.pool.give_back(session);
         answer
     }
 }

@@ -1,11 +1,11 @@
 //! The client: rows in, results out.
 //!
 //! ```text
-//! Client ── infer ───────▶ a session of the pool, for the length of the call
+//! Client ── infer ───────▶ a session of the pool, for the length of the call    (pool.rs)
 //!        ── infer, small ▶ a session that they share, where there are more calls at once than cores    (tickets.rs)
 //!        ── infer_stream ▶ a session of the pool, for as long as the parts are read
 //!        ── submit ──────▶ a session that tickets share ◀── fetch     (tickets.rs)
-//!        ── status, … ───▶ a session of another pool, without a way for results     (control.rs)
+//!        ── status, … ───▶ a session of the pool without a way for results     (control.rs)
 //!
 //! Session ── Dealer ▶ port        what ends one of them ends the session: what is in flight
 //!         └─ Dealer ▶ port_out    fails at once, and the next call opens a new session    (session.rs, zmtp/dealer.rs)
@@ -19,6 +19,7 @@ mod call;
 mod control;
 mod encoded;
 mod inputs;
+mod pool;
 mod response;
 mod session;
 mod stream;
@@ -26,17 +27,15 @@ mod stream;
 mod tests;
 mod tickets;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use address::Address;
 use call::{Answer, Limit, gave_up};
 use encoded::Encoded;
 use inputs::LentInputs;
+use pool::{Pool, SessionFor, SharedSession};
 use session::{Event, Purpose, Session, Settings};
-use tickets::{Shared, Submitted};
+use tickets::Submitted;
 
 pub use call::Call;
 pub use control::StopOutcome;
@@ -68,24 +67,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// # }
 /// ```
 pub struct Client {
-    settings: Settings,
+    pool: Pool,
     timeout: Option<Duration>,
-    /// Idle sessions for rows.
-    idle: Mutex<Vec<Session>>,
-    /// Idle sessions for questions.
-    idle_ask: Mutex<Vec<Session>>,
-    /// The session of all tickets.
-    tickets: Mutex<Option<Arc<Shared>>>,
-    /// The session of small requests when there are many at once. Not that of tickets: theirs may be large, and what is
-    /// behind them would wait.
-    small: Mutex<Option<Arc<Shared>>>,
-    cores: usize,
-    /// Calls of [`Client::infer`] that have a session of their own.
-    calls: AtomicUsize,
-    /// Calls that share one.
-    sharing: AtomicUsize,
-    /// Results were so large that requests do not share a session for it.
-    large_results: AtomicBool,
 }
 
 /// What a [`Client`] is made with.
@@ -126,8 +109,8 @@ impl Builder {
     /// that is not there or does not answer, `FAILED_PRECONDITION` for one of another kind or protocol version.
     pub fn connect(self, address: &str) -> Result<Client> {
         let client = self.connect_later(address)?;
-        let session = Session::open(&client.settings, Purpose::Infer)?;
-        client.give_back(session);
+        let session = Session::open(client.pool.settings(), Purpose::Infer)?;
+        client.pool.give_back(session);
         Ok(client)
     }
 
@@ -138,21 +121,12 @@ impl Builder {
     /// `INVALID_ARGUMENT` for what is no address.
     pub fn connect_later(self, address: &str) -> Result<Client> {
         Ok(Client {
-            settings: Settings {
+            pool: Pool::new(Settings {
                 address: Address::parse(address)?,
                 port_out: self.port_out.as_deref().map(Address::parse).transpose()?,
                 connect_timeout: self.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
-            },
+            }),
             timeout: self.timeout,
-            idle: Mutex::default(),
-            idle_ask: Mutex::default(),
-            tickets: Mutex::default(),
-            small: Mutex::default(),
-            // Asked once: the answer is in files.
-            cores: thread::available_parallelism().map_or(1, usize::from),
-            calls: AtomicUsize::new(0),
-            sharing: AtomicUsize::new(0),
-            large_results: AtomicBool::new(false),
         })
     }
 }
@@ -187,21 +161,17 @@ impl Client {
     }
 
     fn infer_lent(&self, inputs: LentInputs<'_>, call: Call) -> Result<Response> {
-        let is_small = inputs.payload_bytes() <= SHARED_BYTES;
         let (request, limit) = call.encode(inputs, self.timeout, Answer::Whole)?;
-        let calls = Counted::new(&self.calls);
-        if is_small && self.many_at_once(calls.before) {
-            drop(calls);
-            let _sharing = Counted::new(&self.sharing);
+        let session = self.pool.session_for(&request);
+        if let SessionFor::Sharing { .. } = session {
             let request = request.into_owned();
-            let response = self.submit_to(&self.small, request, limit)?.fetch()?;
-            let bytes: usize = response.parts().iter().map(Batch::payload_bytes).sum();
-            if bytes > SHARED_BYTES {
-                self.large_results.store(true, Ordering::Relaxed);
-            }
+            let ticket = self.submit_to(&self.pool.small, request, limit)?;
+            let response = ticket.fetch()?;
+            let bytes = response.parts().iter().map(Batch::payload_bytes).sum();
+            self.pool.saw_result(bytes);
             return Ok(response);
         }
-        let mut session = self.borrow(Purpose::Infer)?;
+        let mut session = self.pool.take(Purpose::Infer)?;
         let deadline = limit.deadline();
         let answer = session.send_now(request, deadline).and_then(|id| {
             loop {
@@ -218,17 +188,8 @@ impl Client {
                 }
             }
         });
-        self.give_back(session);
+        self.pool.give_back(session);
         answer
-    }
-
-    /// Whether small requests should share a session: as soon as there are more than there are cores to answer them
-    /// to, and for as long as those that share have company.
-    fn many_at_once(&self, calls: usize) -> bool {
-        if self.large_results.load(Ordering::Relaxed) {
-            return false;
-        }
-        calls >= self.cores || self.sharing.load(Ordering::Relaxed) > 0
     }
 
     /// Sends rows to a model, and leaves the results to [`Client::fetch`].
@@ -238,44 +199,24 @@ impl Client {
     pub fn submit(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Ticket> {
         let inputs = data.into_inputs()?.into();
         let (request, limit) = call.into().encode(inputs, self.timeout, Answer::Whole)?;
-        self.submit_to(&self.tickets, request, limit)
+        self.submit_to(&self.pool.tickets, request, limit)
     }
 
     fn submit_to(
         &self,
-        place: &Mutex<Option<Arc<Shared>>>,
+        place: &SharedSession,
         mut request: Encoded<'static>,
         limit: Limit,
     ) -> Result<Ticket> {
         // A session may be lost just as it was found, or made; twice would be no accident.
         for _ in 0..2 {
-            let session = self.shared_session(place)?;
+            let session = self.pool.shared(place)?;
             match session.submit(request, limit)? {
                 Submitted::Ticket(ticket) => return Ok(ticket),
                 Submitted::Lost(back) => request = back,
             }
         }
         Err(Error::unavailable("the session was lost as it was opened"))
-    }
-
-    fn shared_session(&self, place: &Mutex<Option<Arc<Shared>>>) -> Result<Arc<Shared>> {
-        if let Some(session) = &*lock(place)
-            && !session.is_lost()
-        {
-            return Ok(session.clone());
-        }
-        let session = self.borrow(Purpose::Infer)?;
-        let mut shared = lock(place);
-        if let Some(other) = shared.clone()
-            && !other.is_lost()
-        {
-            // Another thread was faster.
-            drop(shared);
-            self.give_back(session);
-            return Ok(other);
-        }
-        let session = Shared::new(session)?;
-        Ok(shared.insert(Arc::new(session)).clone())
     }
 
     /// Waits for the results of a request, whatever has come before or comes after.
@@ -303,41 +244,13 @@ impl Client {
     pub fn infer_stream(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Parts<'_>> {
         let inputs = data.into_inputs()?.into();
         let (request, limit) = call.into().encode(inputs, self.timeout, Answer::Parts)?;
-        let mut session = self.borrow(Purpose::Infer)?;
+        let mut session = self.pool.take(Purpose::Infer)?;
         match session.send_owned(request, limit.deadline()) {
             Ok(id) => Ok(Parts::new(self, session, id, limit.deadline())),
             Err(e) => {
-                self.give_back(session);
+                self.pool.give_back(session);
                 Err(e)
             }
-        }
-    }
-
-    /// An idle session that is still alive, or a new one.
-    fn borrow(&self, purpose: Purpose) -> Result<Session> {
-        // Not `while let`: its lock would last through the body.
-        loop {
-            let idle = lock(self.pool(purpose)).pop();
-            let Some(mut session) = idle else {
-                return Session::open(&self.settings, purpose);
-            };
-            if session.is_alive() {
-                return Ok(session);
-            }
-        }
-    }
-
-    /// Keeps a session for the next call, unless it is lost.
-    fn give_back(&self, session: Session) {
-        if session.is_reusable() {
-            lock(self.pool(session.purpose())).push(session);
-        }
-    }
-
-    fn pool(&self, purpose: Purpose) -> &Mutex<Vec<Session>> {
-        match purpose {
-            Purpose::Infer => &self.idle,
-            Purpose::Ask => &self.idle_ask,
         }
     }
 }
@@ -345,34 +258,7 @@ impl Client {
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client")
-            .field("server", &self.settings.address.to_string())
+            .field("server", &self.pool.settings().address.to_string())
             .finish_non_exhaustive()
     }
-}
-
-/// Larger requests, and results, have a session to themselves: what is behind them would wait.
-const SHARED_BYTES: usize = 64 * 1024;
-
-/// One more, for as long as this lives.
-struct Counted<'a> {
-    count: &'a AtomicUsize,
-    before: usize,
-}
-
-impl Counted<'_> {
-    fn new(count: &AtomicUsize) -> Counted<'_> {
-        let before = count.fetch_add(1, Ordering::Relaxed);
-        Counted { count, before }
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Lists of sessions are whole between any two statements, so a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

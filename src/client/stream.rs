@@ -57,7 +57,7 @@ impl<'a> Parts<'a> {
 
     fn finish(&mut self) {
         if let Some(session) = self.session.take() {
-            self.client.give_back(session);
+            self.client.pool.give_back(session);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What was typed: the flags of `mdm-server-start`, their defaults, and what each value may look like.
 //!
-//! This is the one table of flags. The environment's names, the file's keys and the tests that try every spelling are
-//! all made from it, so that no flag can be forgotten in one of them.
+//! This is the one table of flags. The environment's names, the file's keys, the page `flags.md` and the tests that try
+//! every spelling are all made from it, so that no flag can be forgotten in one of them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -61,7 +61,8 @@ pub struct Args {
     #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set, help_heading = "Addresses")]
     pub insecure: bool,
 
-    /// Where the ipc sockets live; made if it is missing, and our files in it go when the server stops
+    /// Where the local sockets mdm-PORT.in and mdm-PORT.out are; made if it is missing, and our files in it go when the
+    /// server stops
     #[arg(
         long,
         value_name = "DIR",
@@ -70,7 +71,7 @@ pub struct Args {
     )]
     pub zeromq_sock_tmp_dir: PathBuf,
 
-    /// Workers; each runs one chunk at a time
+    /// Workers, up to 160; each runs one chunk at a time
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Workers")]
     #[arg(value_parser = whole::<usize>(1..=MAX_WORKERS))]
     pub num_worker: usize,
@@ -80,7 +81,8 @@ pub struct Args {
     #[arg(value_parser = whole::<usize>(0..=MAX_WORKERS))]
     pub num_parallel_workers: usize,
 
-    /// "-1" for the CPU, or GPU numbers such as "0,1": worker i gets entry i mod length, in this order
+    /// "-1" or "cpu" for the CPU, "0" or "cuda:0" for a GPU, or several such as "0,1": worker i gets entry i mod length, in
+    /// this order
     #[arg(
         long,
         value_name = "DEVICES",
@@ -95,7 +97,8 @@ pub struct Args {
     #[arg(help_heading = "Workers")]
     pub gpu_memory_fraction: f64,
 
-    /// Engine threads in each worker [default: cores / workers, at least 1]
+    /// Engine threads in each worker; runs of less than a tenth of a millisecond have one [default: cores / workers,
+    /// at least 1]
     #[arg(long, value_name = "N", help_heading = "Workers")]
     #[arg(value_parser = whole::<usize>(1..=1024))]
     pub intra_op_threads: Option<usize>,
@@ -127,7 +130,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR", help_heading = "Models")]
     pub allow_path: Vec<PathBuf>,
 
-    /// Load and warm this model before the server is ready; can be repeated
+    /// Load this model, open it on every worker and warm it before the server is ready; it does not leave to make room. Can
+    /// be repeated
     #[arg(long, value_name = "MODEL", help_heading = "Models")]
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub preload: Vec<String>,
@@ -161,8 +165,8 @@ pub struct Args {
     #[arg(value_parser = whole::<u64>(0..=60_000_000))]
     pub max_batch_delay_us: u64,
 
-    /// How long a loop that is used a lot stays awake for its next message before it sleeps, in microseconds; 0: not
-    /// at all
+    /// How long a loop that is used a lot stays awake for its next message before it sleeps, in microseconds: saves
+    /// waking it up, costs that much processor time after a small request; 0: not at all
     #[arg(
         long,
         value_name = "US",
@@ -172,12 +176,14 @@ pub struct Args {
     #[arg(value_parser = whole::<u64>(0..=1_000_000))]
     pub busy_poll_us: u64,
 
-    /// How much workers let everything else on this machine go first: niceness, 0 to 19 (Linux)
+    /// How much workers let everything else on this machine go first: niceness, 0 to 19 (Linux). Small requests then pass
+    /// workers that are inside a model; beside other programs that keep the cores busy bulk gets less of them
     #[arg(long, value_name = "N", default_value_t = 5, help_heading = "Batches")]
     #[arg(value_parser = whole::<u8>(0..=19))]
     pub worker_nice: u8,
 
-    /// A bulk chunk is cut so that it runs about so long, in milliseconds; 0: only --max-batch-size limits it
+    /// The longest that a bulk chunk should run, in milliseconds: one of several runs takes about half of it; 0: only
+    /// --max-batch-size limits it
     #[arg(
         long,
         value_name = "MS",

@@ -7,6 +7,8 @@
 //! ```
 //!
 //! The command line wins over the environment, the environment over the file.
+//!
+#![doc = include_str!("flags.md")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,6 +22,8 @@ use crate::model::Device;
 
 mod args;
 mod file;
+#[cfg(test)]
+mod flags_page;
 mod sources;
 mod spelling;
 #[cfg(test)]

@@ -19,17 +19,7 @@ impl FromStr for DeviceMap {
 
     fn from_str(text: &str) -> Result<DeviceMap, String> {
         text.split(',')
-            .map(|entry| match entry.trim() {
-                "-1" => Ok(Device::Cpu),
-                // Digits only: a number's own parser would take "+1" too.
-                digits if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => digits
-                    .parse::<u16>()
-                    .map(|number| Device::Cuda(number.into()))
-                    .map_err(|_| format!("{digits} is no GPU's number: at most {}", u16::MAX)),
-                other => Err(format!(
-                    "{other:?} is no device: expected -1 for the CPU, or GPU numbers joined by commas, such as 0,1"
-                )),
-            })
+            .map(|entry| Device::parse(entry.trim()))
             .collect::<Result<_, _>>()
             .map(DeviceMap)
     }
@@ -41,10 +31,7 @@ impl fmt::Display for DeviceMap {
             if i > 0 {
                 f.write_str(",")?;
             }
-            match device {
-                Device::Cpu => f.write_str("-1")?,
-                Device::Cuda(number) => write!(f, "{number}")?,
-            }
+            f.write_str(&device.entry())?;
         }
         Ok(())
     }
@@ -188,8 +175,9 @@ mod tests {
             ])
         );
         assert_eq!(parse("-1,0"), Ok(vec![Device::Cpu, Device::Cuda(0)]));
+        assert_eq!(parse("cpu, cuda:0"), parse("-1,0"));
         for bad in [
-            "", "a", "-2", "0,", ",0", "0;1", "+1", "1.5", "70000", "--port",
+            "", "a", "-2", "0,", ",0", "0;1", "+1", "1.5", "70000", "cuda", "cuda:0;1", "--port",
         ] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }

@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::found::StageRuns;
-use super::proxy::Proxy;
+use super::find::{StageRuns, versions};
 use super::store::LookedAt;
-use super::versions;
 use super::{Lookup, Store};
 use crate::error::Result;
 use crate::message::Params;
+use crate::proxy::Proxy;
 use crate::wire::server::ModelInfo;
 
 /// How deep below the run-script directory models are looked for.

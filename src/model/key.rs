@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Rows;
-use super::found::{Found, Stage};
-use super::lookup::Alias;
-use super::source::Stamp;
+use super::find::{Alias, Found, Stage, Stamp};
 use crate::error::{Error, Result};
 
 /// By what a lookup names a model: different spellings of a path are one. No file is looked at for it.
@@ -92,9 +90,9 @@ impl Name {
     #[cfg(test)]
     pub(crate) fn made_up(lookup: &super::Lookup) -> Option<Name> {
         use std::sync::OnceLock;
-        static ROOTS: OnceLock<super::lookup::Roots> = OnceLock::new();
+        static ROOTS: OnceLock<super::find::Roots> = OnceLock::new();
         let roots = ROOTS.get_or_init(|| {
-            super::lookup::Roots::new(Path::new("/"), &[]).expect("there is a root directory")
+            super::find::Roots::new(Path::new("/"), &[]).expect("there is a root directory")
         });
         roots.alias(lookup).map(Name)
     }

@@ -12,11 +12,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::Lookup;
 use super::key::FoundModel;
-use super::lookup::Lookup;
 use super::store::{Read, Store};
 use super::turns::Turns;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::message::{ModelId, ReplyTo};
 
 /// What the loader is asked to do.
@@ -272,15 +272,6 @@ fn forget(panic: Box<dyn Any + Send>) {
     if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(another); // there is no end to this
     }
-}
-
-/// What a panic said.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 #[cfg(test)]

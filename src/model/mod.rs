@@ -1,202 +1,33 @@
 //! Models: what a worker runs, and where it comes from.
 //!
-//! A worker knows a model only as a [`Model`] that a [`ModelSource`] opened for it; what the source knows about
-//! files, weights and engines stays in this folder.
+//! A worker knows a model only as a [`Model`] that a [`ModelSource`] opened for it (`interface.rs`); what the source
+//! knows about files, weights and engines stays in this folder. `find/` goes from names to files, `engine/` from ONNX
+//! files to sessions; neither imports the rest of the folder but the interface.
 
 mod chain;
 pub(crate) mod check;
-mod engine;
-mod files;
-mod found;
-mod gpu;
+pub(crate) mod engine;
+pub(crate) mod find;
 mod inspect;
+mod interface;
 mod key;
-mod library;
 pub(crate) mod loader;
-mod lookup;
-mod memory;
 #[cfg(test)]
 pub(crate) mod mock;
-mod onnx;
 mod plugin;
-mod proto;
-mod proxy;
 mod sample;
-mod shared;
-mod short_runs;
-mod source;
 mod stage;
 mod store;
-mod telemetry;
 mod turns;
-mod values;
-mod versions;
-mod weights;
 
-pub use engine::Engine;
+pub use engine::{Device, Engine, without_telemetry};
+pub use find::Lookup;
 pub use inspect::{Inspection, StageInfo};
+pub use interface::{BatchKind, Description, Empty, Model, ModelSource, Takes};
 pub(crate) use key::{FoundModel, Key, Name};
-pub(crate) use library::check_whole;
-pub use lookup::Lookup;
 pub use sample::from_json;
 pub(crate) use store::Read;
 pub use store::{Store, StoreConfig};
-pub use telemetry::without_telemetry;
 
-use std::sync::Arc;
-
+pub use crate::message::Run;
 pub use crate::signature::{Dim, Port, Rows};
-
-use crate::error::Result;
-use crate::message::{Member, ModelId, Params, Role, WorkerId};
-use crate::tensor::Batch;
-use crate::wire::server::ModelInfo;
-
-/// How rows may be put together for a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BatchKind {
-    /// Rows are independent, any number of them runs at once.
-    Batched,
-    /// Rows are independent, and exactly so many run at once; the last run is padded.
-    Fixed(usize),
-    /// The model gets a request whole; dimension 0 need not be a row.
-    Whole,
-}
-
-/// What is known about a model once it is described.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Description {
-    /// Its number.
-    pub id: ModelId,
-    /// The name that requests give.
-    pub name: String,
-    /// Its version; "1" where there are none.
-    pub version: String,
-    /// How rows may be put together.
-    pub kind: BatchKind,
-    /// Whether `inputs` says what it takes.
-    pub takes: Takes,
-    /// What it takes, in order; empty if it takes anything.
-    pub inputs: Vec<Port>,
-    /// What it gives, in order; empty if it does not declare it.
-    pub outputs: Vec<Port>,
-    /// Who runs its legs, one after another: stages in a row that run in the same kind of worker.
-    pub legs: Arc<[Role]>,
-    /// Whether its inputs may have dimensions of size 0.
-    pub empty: Empty,
-}
-
-/// Whether a dimension of size 0 may reach a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Empty {
-    /// As the caches of language models begin.
-    #[default]
-    Allowed,
-    /// It has an operator for which the engine ends the whole process then.
-    Refused,
-}
-
-/// What a request's inputs are held against.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Takes {
-    /// The model's inputs, each with its datatype and shape.
-    #[default]
-    Declared,
-    /// Nothing but each other: a plugin that takes anything. Rows must agree where they are independent.
-    Anything,
-}
-
-impl Description {
-    /// The description as the wire shows it.
-    pub fn info(&self) -> ModelInfo {
-        ModelInfo {
-            name: self.name.clone(),
-            version: self.version.clone(),
-            kind: match self.kind {
-                BatchKind::Batched => "batched".to_owned(),
-                BatchKind::Fixed(rows) => format!("fixed:{rows}"),
-                BatchKind::Whole => "whole".to_owned(),
-            },
-            inputs: self.inputs.iter().map(Port::info).collect(),
-            outputs: self.outputs.iter().map(Port::info).collect(),
-        }
-    }
-}
-
-/// What a run belongs to: what a model may want to know besides its rows.
-#[derive(Clone, Copy)]
-pub struct Run<'a> {
-    /// The request's parameters.
-    pub params: &'a Params,
-    /// Whose rows these are, in their order in the batch; empty if that is not known.
-    pub members: &'a [Member],
-    /// Whether nobody waits for these rows any more.
-    pub cancelled: &'a dyn Fn() -> bool,
-}
-
-impl<'a> Run<'a> {
-    /// A run of nobody in particular.
-    pub fn alone(params: &'a Params) -> Run<'a> {
-        Run {
-            params,
-            members: &[],
-            cancelled: &|| false,
-        }
-    }
-}
-
-/// One worker's instance of a model. It lives and runs in that worker's thread.
-pub trait Model {
-    /// Runs a batch. The inputs are in the description's order, checked against it; so must the outputs be.
-    /// For a model with a batch dimension every output has as many rows as the inputs.
-    ///
-    /// # Errors
-    /// Whatever went wrong in the model, for the client to read, with the rows of the batch that it concerns where
-    /// the model knows them.
-    fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch>;
-
-    /// Runs something made up, so that the first request does not pay for what the engine puts off until a run.
-    fn warm_up(&mut self) {}
-
-    /// As [`Model::infer_with`], for nobody in particular.
-    ///
-    /// # Errors
-    /// As there.
-    fn infer(&mut self, inputs: &Batch, params: &Params) -> Result<Batch> {
-        self.infer_with(inputs, &Run::alone(params))
-    }
-}
-
-/// Opens models for workers.
-pub trait ModelSource: Send + Sync {
-    /// An instance of one leg of a model for this worker, on this worker's device. May take seconds; called in the
-    /// worker's thread.
-    ///
-    /// # Errors
-    /// `FAILED_PRECONDITION` if it cannot be opened, `NOT_FOUND` if the number is not known (any more).
-    fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>>;
-
-    /// Who runs a model's legs.
-    ///
-    /// # Errors
-    /// `NOT_FOUND` if the number is not known (any more).
-    fn legs(&self, model: ModelId) -> Result<Arc<[Role]>>;
-}
-
-/// Where a worker's sessions run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Device {
-    /// The processor: "-1" in a device map.
-    Cpu,
-    /// A GPU of that number, through the CUDA execution provider.
-    Cuda(u32),
-}
-
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Device::Cpu => f.write_str("cpu"),
-            Device::Cuda(number) => write!(f, "cuda:{number}"),
-        }
-    }
-}

@@ -1,19 +1,16 @@
-//! A plugin's model: what the registry knows of it, and a worker's instance.
+//! A plugin's model: what the store holds of it, and a worker's instance.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::check::check_inputs;
-use super::files::Files;
-use super::lookup::Roots;
-use super::onnx::OnnxModel;
-use super::proxy::SessionOptions;
-use super::shared::Shared;
-use super::source::{OnnxSource, Options, file_name};
-use super::{BatchKind, Description, Device, Model, Rows, Run, Takes};
+use super::engine::{Device, OnnxModel, OnnxSource, Options, Shared};
+use super::find::{Files, Roots, file_name};
+use super::{Description, Model, Rows, Run};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, Role};
+use crate::message::Params;
 use crate::plugin::host::{Instance, Library, Plugin, Services, Session};
+use crate::proxy::SessionOptions;
 use crate::signature::Signature;
 use crate::tensor::Batch;
 
@@ -245,7 +242,7 @@ impl Services for PluginServices {
         let options = options.with(&wanted);
         let open = || shared.open(&file, *device, &options);
         let source = self.opened.source(&file, *device, open)?;
-        let description = onnx_description(path, &source, wanted.batch, None)?;
+        let description = source.signature().describe(path, wanted.batch, None)?;
         let model = source.open(description.clone(), *device, &options)?;
         Ok(Box::new(HostedSession {
             signature: Signature {
@@ -279,48 +276,9 @@ impl Session for HostedSession {
         &self.signature
     }
 
-    /// The engine's outputs are its own memory, or copies where they are an input handed through (`values.rs`).
+    /// The engine's outputs are its own memory, or copies where they are an input handed through (`engine/values.rs`).
     fn run(&mut self, inputs: Batch) -> Result<Batch> {
         let checked = check_inputs(&self.description, inputs)?;
         self.model.infer(&checked.inputs, &Params::new())
     }
-}
-
-/// What is known of an ONNX file, as a stage or a plugin's session has it.
-///
-/// # Errors
-/// `FAILED_PRECONDITION`: a fixed batch or rows that its shapes do not allow.
-pub(super) fn onnx_description(
-    name: &str,
-    source: &OnnxSource,
-    batch: Option<usize>,
-    rows: Option<Rows>,
-) -> Result<Arc<Description>> {
-    let signature = source.signature();
-    let kind = super::stage::overruled(signature, rows)?;
-    let kind = match (batch, kind) {
-        (None, kind) => kind,
-        (Some(batch), BatchKind::Batched) => BatchKind::Fixed(batch),
-        (Some(batch), BatchKind::Fixed(size)) if batch == size => kind,
-        (Some(batch), other) => {
-            return Err(Error::precondition(format!(
-                "the options' \"batch\" is {batch}, but the model {}",
-                match other {
-                    BatchKind::Fixed(size) => format!("takes exactly {size} rows"),
-                    _ => "has no dimension of rows".to_owned(),
-                }
-            )));
-        }
-    };
-    Ok(Arc::new(Description {
-        id: ModelId(0),
-        name: name.to_owned(),
-        version: "1".to_owned(),
-        kind,
-        takes: Takes::Declared,
-        inputs: signature.inputs.clone(),
-        outputs: signature.outputs.clone(),
-        legs: [Role::Main].into(),
-        empty: signature.empty,
-    }))
 }

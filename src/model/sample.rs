@@ -4,9 +4,9 @@ use bytemuck::NoUninit;
 use serde_json::{Map, Value};
 
 use super::check::check_inputs;
-use super::proxy::kind_of;
 use super::{Description, Takes};
 use crate::error::{Error, Result};
+use crate::proxy::kind_of;
 use crate::tensor::{Batch, DataType, Element, Tensor};
 
 /// The sample as the model takes it.

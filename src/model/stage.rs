@@ -4,14 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::chain::Chain;
-use super::files::Files;
-use super::found::{Stage, StageRuns};
-use super::plugin::{PluginSource, Surroundings, onnx_description};
-use super::proxy::SessionOptions;
-use super::source::{OnnxSource, Signature};
-use super::{BatchKind, Description, Dim, Empty, Model, Rows, Takes};
+use super::engine::OnnxSource;
+use super::find::{Files, Stage, StageRuns};
+use super::plugin::{PluginSource, Surroundings};
+use super::{BatchKind, Description, Empty, Model, Rows, Takes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Role};
+use crate::proxy::SessionOptions;
 
 /// A stage that is described.
 pub(super) struct StageSource {
@@ -42,7 +41,9 @@ impl StageSource {
                     .shared
                     .open(&stage.path, surroundings.device, &made)?;
                 Ok(StageSource {
-                    description: onnx_description(&stage.name, &source, options.batch, rows)?,
+                    description: source
+                        .signature()
+                        .describe(&stage.name, options.batch, rows)?,
                     source: Source::Onnx(source, options.clone()),
                 })
             }
@@ -198,28 +199,4 @@ pub(super) fn open(
         );
     }
     Ok(Box::new(chain))
-}
-
-/// The kind of batch, as a proxy overrules it.
-///
-/// # Errors
-/// `FAILED_PRECONDITION`, naming the port that cannot take any number of rows.
-pub(super) fn overruled(signature: &Signature, rows: Option<Rows>) -> Result<BatchKind> {
-    match (rows, signature.kind) {
-        (None, kind) => Ok(kind),
-        (Some(Rows::Whole), _) => Ok(BatchKind::Whole),
-        (Some(Rows::Independent), BatchKind::Whole) => {
-            for port in signature.inputs.iter().chain(&signature.outputs) {
-                if matches!(port.shape.first(), None | Some(Dim::Fixed(_))) {
-                    return Err(Error::precondition(format!(
-                        "{:?} has no first dimension that could be any number of rows, but the proxy says that rows \
-                         are independent",
-                        port.name
-                    )));
-                }
-            }
-            Ok(BatchKind::Batched)
-        }
-        (Some(Rows::Independent), kind) => Ok(kind),
-    }
 }

@@ -5,20 +5,16 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::engine::Engine;
-use super::files::Files;
-use super::found::{Found, Stage};
+use super::engine::{Device, Engine, Options, Shared, memory};
+use super::find::{Files, Found, Lookup, Roots, Stage};
 use super::key::{FoundModel, Name};
-use super::lookup::{Lookup, Roots};
 use super::plugin::Surroundings;
-use super::proxy::SessionOptions;
 use super::sample::sample;
-use super::shared::Shared;
-use super::source::Options;
 use super::stage::{self, StageSource};
-use super::{Description, Device, Model, ModelSource, Rows, gpu, memory};
+use super::{Description, Model, ModelSource, Rows};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, Role, WorkerId};
+use crate::proxy::SessionOptions;
 use crate::tensor::Batch;
 
 /// Where models are, and on what they run.
@@ -112,15 +108,9 @@ impl Store {
         let roots = Roots::new(&config.run_script_dir, &config.allow_paths)?;
         let mut devices = Vec::new();
         for device in config.devices {
-            let gpu_limit_bytes = match device {
-                Device::Cuda(number) if config.gpu_memory_fraction > 0.0 => {
-                    (gpu::total_memory(number)? as f64 * config.gpu_memory_fraction) as usize
-                }
-                Device::Cuda(_) | Device::Cpu => 0,
-            };
             let options = Options {
                 intra_op_threads: config.intra_op_threads.max(1),
-                gpu_limit_bytes,
+                gpu_limit_bytes: device.limit_bytes(config.gpu_memory_fraction)?,
                 wanted: SessionOptions::default(),
             };
             devices.push((device, options));

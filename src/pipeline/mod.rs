@@ -8,6 +8,15 @@
 //! ```
 //! What the ventilator and the sink decide is in pure state machines, `ventilator/requests.rs` and `sink/answers.rs`, and of
 //! models in `catalog/`: the loops around them have the sockets and the clock, and `simulation.rs` runs them without.
+//!
+//! - A failed chunk is told to the ventilator in the credit, and the ventilator has the sink close the request: so one place
+//!   decides that a request has failed, as it does for deadlines and cancels.
+//! - When small requests that share a chunk fail, the worker runs each again by itself (`worker/run.rs`): a request with bad
+//!   rows must not be an error of its neighbours.
+//! - Small requests that share a chunk are copied into one piece by the ventilator, and their results come back as one; the
+//!   sink writes each its part of it straight to where it leaves ([`crate::wire::rows`]).
+//! - What a lost worker held runs again only once the sink has said what of it had arrived: so each row counts once
+//!   (`sink/answers.rs`, `schedule/lost.rs`).
 
 pub(crate) mod control;
 pub(crate) mod doors;

@@ -146,7 +146,7 @@ impl Exit {
     }
 
     fn tell_ventilator(&mut self, message: ToVentilator) {
-        let told = tell(&mut self.ventilator, inner::write_to_ventilator(message));
+        let told = tell(&mut self.ventilator, inner::write_to_ventilator(&message));
         if let Err(error) = told {
             self.failed.get_or_insert(error);
         }

@@ -12,12 +12,11 @@ use zmq::{Context, Socket};
 
 use self::run::{Computed, Done};
 use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::frames;
 use crate::message::{
     Chunk, Credit, Handed, Member, ModelId, Outcome, Part, Ran, Role, Serial, WorkerId,
 };
-use crate::model::loader::panic_message;
 use crate::model::{Model, ModelSource};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
@@ -133,7 +132,7 @@ impl Worker {
     }
 
     fn tell_ventilator(&mut self, message: ToVentilator) -> Result<()> {
-        tell(&mut self.ventilator, inner::write_to_ventilator(message))
+        tell(&mut self.ventilator, inner::write_to_ventilator(&message))
     }
 
     fn tell_sink(&mut self, message: &ToSink) -> Result<()> {

@@ -3,7 +3,6 @@
 //! This is one of the files that may be `unsafe`.
 #![allow(unsafe_code)] // the interface is C: pointers in, pointers out
 
-use std::any::Any;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -14,7 +13,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Context, LoadContext, Model, Params, Port, Signature, abi};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::tensor::{Batch, Data, Tensor};
 
 /// Outputs up to this many bytes are copied: cheaper than the bookkeeping of lending.
@@ -459,21 +458,13 @@ fn caught(context: HostContext, body: impl FnOnce() -> Result<()>) -> i32 {
             abi::FAILED
         }
         Err(panic) => {
-            let why = message_of(&*panic);
+            let why = panic_message(&*panic);
             context.fail(&Error::internal(format!("the model panicked: {why}")));
             // What was thrown may panic again when it is dropped.
             std::mem::forget(panic);
             abi::BROKEN
         }
     }
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 fn state_of(json: &str) -> Result<Value> {
@@ -536,7 +527,7 @@ unsafe extern "C" fn unload<T: Model>(instance: *mut c_void) {
         drop(unsafe { Box::from_raw(instance.cast::<T>()) });
     }));
     if let Err(panic) = dropped {
-        let why = message_of(&*panic);
+        let why = panic_message(&*panic);
         log(Level::Error, &format!("dropping the model panicked: {why}"));
         std::mem::forget(panic);
     }

@@ -52,10 +52,13 @@
 //!
 //! # What is where
 //!
+//! Both sides of the C interface are here and not with the server's models: so the author's side compiles without the server,
+//! and all that crosses is in one place. Signatures cross as JSON, which C writes as a literal.
+//!
 //! | file | what it owns |
 //! |---|---|
 //! | `model/mdm_model.h`, `abi.rs` | the C interface, in C and in Rust |
-//! | `context.rs`, `proxy.rs` | the author's side: contexts and sessions, writing proxies; safe |
+//! | `context.rs`, `proxy.rs` | the author's side: contexts and sessions, proxies of models; safe |
 //! | `glue.rs` | the author's side of the C interface |
 //! | `host/` | the server's side of it: libraries, calls, memory, and the checks of all that plugins return |
 

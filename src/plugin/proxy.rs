@@ -1,4 +1,4 @@
-//! Writing proxies: the file that names a plugin and holds a model's state.
+//! Making a proxy of a model: the file that names its plugin and holds its state.
 
 use std::fs;
 use std::path::Path;
@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Model, Rows};
 use crate::error::{Error, Result};
+use crate::proxy;
 
 /// What is written into a `NAME.proxy`.
 ///
@@ -18,16 +19,8 @@ use crate::error::{Error, Result};
 /// assert!(proxy.to_json().contains("\"plugin\": \"libner.so\""));
 /// ```
 #[derive(Clone, Debug, Serialize)]
-pub struct Proxy {
-    mdm: u32,
-    plugin: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    entry: Option<String>,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    state: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rows: Option<Rows>,
-}
+#[serde(transparent)]
+pub struct Proxy(proxy::Proxy);
 
 impl Proxy {
     /// Of a model's state. `library` is the plugin's file, relative to the proxy's folder.
@@ -40,33 +33,26 @@ impl Proxy {
 
     /// Of a state that is at hand.
     pub fn of_state(library: &str, state: Value) -> Proxy {
-        Proxy {
-            mdm: 1,
-            plugin: library.to_owned(),
-            entry: None,
-            state,
-            rows: None,
-        }
+        Proxy(proxy::Proxy::of_plugin(library, state))
     }
 
     /// Names the entry, where the plugin has several.
     #[must_use]
     pub fn entry(mut self, name: &str) -> Proxy {
-        self.entry = Some(name.to_owned());
+        self.0.set_entry(name);
         self
     }
 
     /// Overrules what the model's signature says of its rows.
     #[must_use]
     pub fn rows(mut self, rows: Rows) -> Proxy {
-        self.rows = Some(rows);
+        self.0.set_rows(rows);
         self
     }
 
     /// The file's text.
     pub fn to_json(&self) -> String {
-        // Strings and a value that is JSON already.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        self.0.to_json()
     }
 
     /// Writes the file; one that is there is replaced as a whole, so that a server never reads half of it.

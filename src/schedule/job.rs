@@ -72,10 +72,10 @@ pub(crate) struct Assignment<C = ()> {
     /// The legs that it runs.
     pub legs: Range<u32>,
     pub pieces: Vec<Piece>,
-    /// Rows that run at once; 0: all.
-    pub run: usize,
+    /// Rows that run at once; `None`: all of them.
+    pub run: Option<usize>,
     /// What was handed back with the rows after an earlier leg.
-    pub carry: Option<C>,
+    pub leg_outputs: Option<C>,
 }
 
 /// What a chunk leaves behind that was lost with its worker.

@@ -3,7 +3,7 @@
 use super::Lane;
 
 /// So long may small chunks run in a row while a bulk chunk waits at the same worker. Several times a bulk chunk's
-/// usual time (`fresh.rs`), so that small requests keep most of a worker that both want.
+/// usual time (`backlog.rs`), so that small requests keep most of a worker that both want.
 const SMALL_RUN_US: u64 = 20_000;
 
 /// A worker's memory of what it ran.

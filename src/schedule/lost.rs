@@ -1,7 +1,7 @@
 //! Workers that are gone: their chunks stay out until it is known which of their parts have come all the same.
 
 use super::returned::Returned;
-use super::{Chosen, Losses, MAX_ATTEMPTS, Scheduler};
+use super::{Losses, MAX_ATTEMPTS, Scheduler, Selection};
 use crate::message::{ChunkId, Serial, WorkerId};
 use foldhash::HashSet;
 
@@ -28,8 +28,8 @@ impl<C: Clone> Scheduler<C> {
             return losses;
         };
         let arrived: HashSet<Serial> = arrived.iter().copied().collect();
-        let mut pieces = Vec::with_capacity(out.chosen.pieces.len());
-        for piece in out.chosen.pieces {
+        let mut pieces = Vec::with_capacity(out.selection.pieces.len());
+        for piece in out.selection.pieces {
             if arrived.contains(&piece.serial) {
                 if self.piece_ended(piece.serial) {
                     losses.finished.push(piece.serial);
@@ -60,11 +60,11 @@ impl<C: Clone> Scheduler<C> {
                 lane: out.lane,
                 legs: out.legs,
                 attempt: out.attempt + 1,
-                chosen: Chosen {
+                selection: Selection {
                     pieces,
-                    ..out.chosen
+                    ..out.selection
                 },
-                carry: out.carry,
+                leg_outputs: out.leg_outputs,
             });
         }
         losses

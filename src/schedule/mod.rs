@@ -9,15 +9,18 @@
 //! lost      ─▶ returned: chunks of a worker that is gone,                 │
 //! hand_back ─▶           and those that have legs left: first ────────────┘
 //! ```
-//! What is new waits in `fresh.rs`, once for each role of worker. Clients take turns by time (`turns.rs`), and each has
+//! What is new waits in `backlog.rs`, once for each role of worker. Clients take turns by time (`turns.rs`), and each has
 //! a share of the queue (`shares.rs`).
 //!
 //! Each worker has two lanes of one running and `prefetch` waiting chunks. The small lane has places of its own, so
 //! that a small request reaches a worker whose bulk places are full; the worker reads it first (`lane.rs`).
+//! What comes back with more to do is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
+//! extra workers a model has one leg, and its stages cost no hop.
+//!
 //! What is absent: rows, frames, sockets, names. A request is a [`Job`] here: numbers.
 
+mod backlog;
 pub(crate) mod deadlines;
-mod fresh;
 mod groups;
 mod job;
 pub(crate) mod lane;
@@ -35,9 +38,9 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::message::{ChunkId, ModelId, ReplyTo, Role, Serial, WorkerId};
+use backlog::Backlog;
 use deadlines::Deadlines;
 use foldhash::HashMap;
-use fresh::Fresh;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
 use returned::Returned;
@@ -70,19 +73,19 @@ struct Out<C> {
     lane: Lane,
     legs: Range<u32>,
     attempt: u32,
-    chosen: Chosen,
-    carry: Option<C>,
+    selection: Selection,
+    leg_outputs: Option<C>,
     /// Its worker is gone.
     lost: bool,
 }
 
 /// The rows of a chunk.
 #[derive(Clone, Debug)]
-struct Chosen {
+struct Selection {
     model: ModelId,
     pieces: Vec<Piece>,
-    /// Rows that run at once; 0: all.
-    run: usize,
+    /// Rows that run at once; `None`: all of them.
+    run: Option<usize>,
 }
 
 /// Speeds are kept apart by what runs: one leg, or all of them.
@@ -107,7 +110,7 @@ pub(crate) struct Scheduler<C = ()> {
     entries: HashMap<Serial, Entry>,
     out: HashMap<ChunkId, Out<C>>,
     /// By role, as are the two below it.
-    fresh: [Fresh; 2],
+    backlogs: [Backlog; 2],
     returned: [VecDeque<Returned<C>>; 2],
     pools: [Workers; 2],
     deadlines: Deadlines,
@@ -129,7 +132,7 @@ impl<C: Clone> Scheduler<C> {
                 Workers::new(0, limits.workers, places),
                 Workers::new(limits.workers as u32, limits.extra_workers, places),
             ],
-            fresh: [Fresh::new(&limits), Fresh::new(&limits)],
+            backlogs: [Backlog::new(&limits), Backlog::new(&limits)],
             limits,
             entries: HashMap::default(),
             out: HashMap::default(),
@@ -187,7 +190,7 @@ impl<C: Clone> Scheduler<C> {
         if small {
             self.small_us = Some(job.arrived_us);
         }
-        self.fresh[first_role(&job) as usize].push(&job, small);
+        self.backlogs[first_role(&job) as usize].push(&job, small);
         self.entries.insert(
             serial,
             Entry {
@@ -208,7 +211,7 @@ impl<C: Clone> Scheduler<C> {
     pub(crate) fn next(&mut self, now_us: u64) -> Option<Assignment<C>> {
         self.next_returned(Role::Main, now_us)
             .or_else(|| self.next_returned(Role::Extra, now_us))
-            .or_else(|| self.next_fresh(now_us))
+            .or_else(|| self.next_new(now_us))
     }
 
     fn give(
@@ -217,17 +220,16 @@ impl<C: Clone> Scheduler<C> {
         lane: Lane,
         legs: Range<u32>,
         attempt: u32,
-        chosen: Chosen,
+        selection: Selection,
         now_us: u64,
     ) -> Assignment<C> {
         self.next_chunk += 1;
         let chunk = ChunkId(self.next_chunk);
-        let rows = chosen.pieces.iter().map(|p| p.rows).sum();
+        let rows = selection.pieces.iter().map(|p| p.rows).sum();
         // Made here and not when the chunk comes back: by then its model may be forgotten.
-        let key = PaceKey::of(chosen.model, &legs);
+        let key = PaceKey::of(selection.model, &legs);
         let pace = self.paces.entry(key).or_default();
-        let run = if chosen.run == 0 { rows } else { chosen.run };
-        let expected = pace.expect_us(run, rows);
+        let expected = pace.expect_us(selection.run.unwrap_or(rows), rows);
         self.pool(worker)
             .give(worker, lane, chunk, expected, now_us);
         self.out.insert(
@@ -237,8 +239,8 @@ impl<C: Clone> Scheduler<C> {
                 lane,
                 legs: legs.clone(),
                 attempt,
-                chosen: chosen.clone(),
-                carry: None,
+                selection: selection.clone(),
+                leg_outputs: None,
                 lost: false,
             },
         );
@@ -247,11 +249,11 @@ impl<C: Clone> Scheduler<C> {
             worker,
             lane,
             attempt,
-            model: chosen.model,
+            model: selection.model,
             legs,
-            pieces: chosen.pieces,
-            run: chosen.run,
-            carry: None,
+            pieces: selection.pieces,
+            run: selection.run,
+            leg_outputs: None,
         }
     }
 
@@ -267,14 +269,9 @@ impl<C: Clone> Scheduler<C> {
             .credit(out.worker, out.lane, chunk, now_us);
         let pace = self
             .paces
-            .get_mut(&PaceKey::of(out.chosen.model, &out.legs));
+            .get_mut(&PaceKey::of(out.selection.model, &out.legs));
         if let (Some((rows, us)), Some(pace)) = (ran, pace) {
-            let run = if out.chosen.run == 0 {
-                rows
-            } else {
-                out.chosen.run
-            };
-            pace.observe(run, rows, us);
+            pace.observe(out.selection.run.unwrap_or(rows), rows, us);
         }
         Some(out)
     }
@@ -290,8 +287,8 @@ impl<C: Clone> Scheduler<C> {
         let Some(out) = self.take_back(chunk, ran, now_us) else {
             return Vec::new();
         };
-        let mut finished = Vec::with_capacity(out.chosen.pieces.len());
-        for piece in &out.chosen.pieces {
+        let mut finished = Vec::with_capacity(out.selection.pieces.len());
+        for piece in &out.selection.pieces {
             if self.piece_ended(piece.serial) {
                 finished.push(piece.serial);
             }
@@ -319,7 +316,7 @@ impl<C: Clone> Scheduler<C> {
         self.waiting_rows -= left;
         self.shares.end(entry.job.client);
         if left > 0 {
-            self.fresh[first_role(&entry.job) as usize].close(&entry.job, entry.small);
+            self.backlogs[first_role(&entry.job) as usize].close(&entry.job, entry.small);
         }
         if entry.out == 0 {
             self.remove(serial);
@@ -337,12 +334,12 @@ impl<C: Clone> Scheduler<C> {
     /// When something will be due without any event: a deadline, or the end of waiting for company.
     pub(crate) fn due_us(&self) -> Option<u64> {
         let company = self
-            .fresh
+            .backlogs
             .iter()
             .zip([Role::Main, Role::Extra])
-            .filter_map(|(fresh, role)| Some((fresh.groups.due_us()?, role)))
+            .filter_map(|(backlog, role)| Some((backlog.groups.due_us()?, role)))
             // Where nobody could take it, an end of waiting is no event.
-            .filter(|(_, role)| self.taker(*role, Lane::Small).is_some())
+            .filter(|(_, role)| self.worker_for(*role, Lane::Small).is_some())
             .map(|(due_us, _)| due_us);
         self.deadlines.due_us().into_iter().chain(company).min()
     }

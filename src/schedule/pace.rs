@@ -3,14 +3,18 @@
 //! Engines are often fastest at a batch size that nobody knows beforehand (a BiLSTM was seen at 5.6 k rows/s with 2 to
 //! 8 rows at a time and 3.0 k with 16). So the time per row is kept by the size of a run, in powers of two, and the
 //! size in use climbs to a neighbour that turned out cheaper. A chunk is as many such runs as its time allows: what
-//! a chunk costs on its way is then shared by many runs.
+//! a chunk costs on its way is then shared by many runs. Small chunks pass between two runs of a bulk chunk, and a cancel
+//! counts there; so while small requests come, bulk runs are made as short as costs little.
+//!
+//! Bulk chunks become smaller towards the end of a request, so that the workers end together.
 
 /// Rows in a chunk before anything is known.
 const FIRST_ROWS: usize = 64;
 /// Rows in a run before anything is known. A large model may need much memory for each.
 const FIRST_RUN: usize = 8;
-/// How long a chunk of several runs should take: much longer than it takes to hand on, and short beside what a run may.
-const GOAL_US: u64 = 10_000;
+/// A chunk of several runs should take this part of what a chunk may: much longer than it takes to hand on, and short
+/// beside the longest.
+const GOAL_PART: u64 = 2;
 /// What a run costs beyond the time inside the model: its part of the answer.
 const RUN_OVERHEAD_US: f64 = 20.0;
 /// A neighbour must be cheaper by this to be moved to: machines are noisy.
@@ -74,8 +78,8 @@ impl Seen {
 pub(crate) struct Target {
     /// Rows in the chunk, at most.
     pub rows: usize,
-    /// Rows that run at once.
-    pub run: usize,
+    /// Rows that run at once; `None`: all of the chunk's.
+    pub run: Option<usize>,
 }
 
 /// How long runs should be.
@@ -180,13 +184,13 @@ impl Pace {
         let run = (1usize << size).min(limit);
         let rows = match self.us_per_row(run) {
             None => FIRST_ROWS,
-            Some(us) => rows_in(GOAL_US.min(most_us), us),
+            Some(us) => rows_in(most_us / GOAL_PART, us),
         };
         // Whole runs, one at least.
         let rows = (rows / run).max(1) * run;
         Target {
             rows: rows.min(most_rows.max(1)),
-            run,
+            run: Some(run),
         }
     }
 
@@ -251,21 +255,35 @@ mod tests {
 
     const MOST_US: u64 = 20_000;
 
-    fn settle(us_per_row: impl Fn(usize) -> f64, most_us: u64) -> Target {
+    /// A [`Target`] as a pace gives it: with a size for its runs.
+    #[derive(Debug, PartialEq)]
+    struct Cut {
+        rows: usize,
+        run: usize,
+    }
+
+    fn cut(pace: &mut Pace, most_us: u64, runs: Runs) -> Cut {
+        let Target { rows, run } = pace.target(most_us, 1024, runs);
+        let run = run.unwrap();
+        Cut { rows, run }
+    }
+
+    fn settle(us_per_row: impl Fn(usize) -> f64, most_us: u64) -> Cut {
         let mut pace = Pace::default();
         for _ in 0..60 {
-            let Target { rows, run } = pace.target(most_us, 1024, Runs::Cheapest);
+            let Cut { rows, run } = cut(&mut pace, most_us, Runs::Cheapest);
             pace.observe(run, rows, (us_per_row(run) * rows as f64) as u64);
         }
-        pace.target(most_us, 1024, Runs::Cheapest)
+        cut(&mut pace, most_us, Runs::Cheapest)
     }
 
     #[test]
     fn nothing_known_means_64_rows_and_few_at_once() {
-        let target = Pace::default().target(MOST_US, 1024, Runs::Cheapest);
-        assert_eq!(target, Target { rows: 64, run: 8 });
+        let target = cut(&mut Pace::default(), MOST_US, Runs::Cheapest);
+        assert_eq!(target, Cut { rows: 64, run: 8 });
         let target = Pace::default().target(MOST_US, 5, Runs::Cheapest);
-        assert_eq!(target, Target { rows: 5, run: 5 });
+        let (rows, run) = (5, Some(5));
+        assert_eq!(target, Target { rows, run });
     }
 
     #[test]
@@ -277,10 +295,20 @@ mod tests {
     }
 
     #[test]
+    fn chunks_of_several_runs_are_as_long_as_the_flag_allows() {
+        let rows = |most_us| settle(|run| 180.0 + run as f64, most_us).rows;
+        let [short, usual, long] = [4_000, MOST_US, 100_000].map(rows);
+        assert!(
+            short < usual / 3 && long > usual * 3,
+            "{short} {usual} {long}"
+        );
+    }
+
+    #[test]
     fn what_gets_in_the_way_now_and_then_does_not_move_it() {
         let mut pace = Pace::default();
         for turn in 0..2000 {
-            let Target { rows, run } = pace.target(MOST_US, 1024, Runs::Cheapest);
+            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
             // Every seventh chunk, which is one of the size in use, takes three times as long.
             let slow = if turn % 7 == 0 { 3.0 } else { 1.0 };
             let us_per_row = 180.0 + 12.0 * (run as f64 / 4.0).log2().abs();
@@ -302,7 +330,7 @@ mod tests {
     fn a_cheap_model_soon_runs_many_rows_at_once() {
         let (mut pace, mut rows_before) = (Pace::default(), 0);
         loop {
-            let Target { rows, run } = pace.target(MOST_US, 1024, Runs::Cheapest);
+            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
             if run == 128 {
                 break;
             }
@@ -314,7 +342,7 @@ mod tests {
     }
 
     /// What a model that takes so long per row settles at while small requests come.
-    fn settle_short(us_per_row: impl Fn(usize) -> f64) -> Target {
+    fn settle_short(us_per_row: impl Fn(usize) -> f64) -> Cut {
         let mut pace = Pace::default();
         for turn in 0..600 {
             let runs = if turn < 100 {
@@ -322,13 +350,13 @@ mod tests {
             } else {
                 Runs::Short
             };
-            let Target { rows, run } = pace.target(MOST_US, 1024, runs);
+            let Cut { rows, run } = cut(&mut pace, MOST_US, runs);
             pace.observe(run, rows, (us_per_row(run) * rows as f64) as u64);
         }
         while pace.cuts % RETRY_SHORT_CUTS == RETRY_SHORT_CUTS - 1 {
             pace.cuts += 1;
         }
-        pace.target(MOST_US, 1024, Runs::Short)
+        cut(&mut pace, MOST_US, Runs::Short)
     }
 
     #[test]
@@ -350,7 +378,7 @@ mod tests {
     fn what_looked_dear_once_is_tried_again_while_small_requests_come() {
         let mut pace = Pace::default();
         for turn in 0..1000 {
-            let Target { rows, run } = pace.target(MOST_US, 1024, Runs::Short);
+            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Short);
             // Something else ran at first.
             let slow = if turn < 20 && run < 8 { 3.0 } else { 1.0 };
             pace.observe(run, rows, (slow * 500.0 * rows as f64) as u64);
@@ -363,8 +391,8 @@ mod tests {
         let mut pace = Pace::default();
         pace.observe(8, 64, 64 * 50_000);
         assert_eq!(
-            pace.target(MOST_US, 1024, Runs::Cheapest),
-            Target { rows: 1, run: 1 }
+            cut(&mut pace, MOST_US, Runs::Cheapest),
+            Cut { rows: 1, run: 1 }
         );
         assert_eq!(pace.expect_us(1, 2), 100_000);
     }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::pace::Runs;
-use super::{Assignment, Chosen, Lane, PaceKey, Scheduler, fresh};
+use super::{Assignment, Lane, PaceKey, Scheduler, Selection, backlog};
 use crate::message::{ChunkId, Role, Serial};
 
 /// A chunk that waits once more: its worker was lost, or it has legs left.
@@ -13,8 +13,8 @@ pub(super) struct Returned<C> {
     pub(super) lane: Lane,
     pub(super) legs: Range<u32>,
     pub(super) attempt: u32,
-    pub(super) chosen: Chosen,
-    pub(super) carry: Option<C>,
+    pub(super) selection: Selection,
+    pub(super) leg_outputs: Option<C>,
 }
 
 impl<C: Clone> Scheduler<C> {
@@ -29,13 +29,13 @@ impl<C: Clone> Scheduler<C> {
                 lane,
                 mut legs,
                 attempt,
-                mut chosen,
-                carry,
+                mut selection,
+                leg_outputs,
             } = self.returned[role as usize].remove(place)?;
-            chosen
+            selection
                 .pieces
                 .retain(|piece| self.entries.get(&piece.serial).is_some_and(|e| !e.closed));
-            let Some(first) = chosen.pieces.first() else {
+            let Some(first) = selection.pieces.first() else {
                 continue;
             };
             // Nobody else waits for the device: a small request is spared the hops to the end.
@@ -46,16 +46,16 @@ impl<C: Clone> Scheduler<C> {
             {
                 legs.end = entry.job.legs.len() as u32;
             }
-            for piece in &chosen.pieces {
+            for piece in &selection.pieces {
                 if let Some(entry) = self.entries.get_mut(&piece.serial) {
                     entry.out += 1;
                     entry.returned -= 1;
                 }
             }
-            let mut assignment = self.give(worker, lane, legs, attempt, chosen, now_us);
-            assignment.carry.clone_from(&carry);
+            let mut assignment = self.give(worker, lane, legs, attempt, selection, now_us);
+            assignment.leg_outputs.clone_from(&leg_outputs);
             if let Some(out) = self.out.get_mut(&assignment.chunk) {
-                out.carry = carry;
+                out.leg_outputs = leg_outputs;
             }
             return Some(assignment);
         }
@@ -67,7 +67,7 @@ impl<C: Clone> Scheduler<C> {
         &mut self,
         chunk: ChunkId,
         ran: Option<(usize, u64)>,
-        carry: C,
+        leg_outputs: C,
         now_us: u64,
     ) -> Vec<Serial> {
         let Some(mut out) = self.take_back(chunk, ran, now_us) else {
@@ -75,7 +75,7 @@ impl<C: Clone> Scheduler<C> {
         };
         let mut dropped = Vec::new();
         let mut role = Role::Main;
-        out.chosen.pieces.retain(|piece| {
+        out.selection.pieces.retain(|piece| {
             let Some(entry) = self.entries.get_mut(&piece.serial) else {
                 return false;
             };
@@ -95,19 +95,19 @@ impl<C: Clone> Scheduler<C> {
                 self.remove(*serial);
             }
         }
-        if !out.chosen.pieces.is_empty() {
+        if !out.selection.pieces.is_empty() {
             let next = out.legs.end..out.legs.end + 1;
-            if out.chosen.run > 0 {
-                let pace = PaceKey::of(out.chosen.model, &next);
-                out.chosen.run =
-                    fresh::target(&self.limits, &mut self.paces, pace, Runs::Cheapest).run;
+            if out.selection.run.is_some() {
+                let pace = PaceKey::of(out.selection.model, &next);
+                out.selection.run =
+                    backlog::target(&self.limits, &mut self.paces, pace, Runs::Cheapest).run;
             }
             self.returned[role as usize].push_back(Returned {
                 lane: out.lane,
                 legs: next,
                 attempt: 0,
-                chosen: out.chosen,
-                carry: Some(carry),
+                selection: out.selection,
+                leg_outputs: Some(leg_outputs),
             });
         }
         dropped

@@ -581,7 +581,14 @@ fn closed_requests_leave_no_numbers_behind() {
         for _ in 0..8 {
             world.ask(rows);
         }
-        let kept = |world: &World| world.scheduler.fresh.iter().map(Fresh::kept).sum::<usize>();
+        let kept = |world: &World| {
+            world
+                .scheduler
+                .backlogs
+                .iter()
+                .map(Backlog::kept)
+                .sum::<usize>()
+        };
         let before = kept(&world);
         // The oldest of those that wait goes on waiting.
         for _ in 0..10_000 {

@@ -183,7 +183,7 @@ mod tests {
             "inputs": [{"name": "x", "dtype": "UINT8", "shape": [1]}],
         });
         change(&mut header);
-        let header = crate::wire::to_document(&header).unwrap();
+        let header = crate::tensor::to_document(&header).unwrap();
         read(vec![header.into(), Bytes::from_static(&[0])])
     }
 
@@ -228,7 +228,7 @@ mod tests {
             h["inputs"][0]["name"] = json!("n".repeat(1025));
         });
         let load = json!({"v": 1, "type": "load", "id": 6, "model": longer});
-        let load = crate::wire::to_document(&load).unwrap();
+        let load = crate::tensor::to_document(&load).unwrap();
         let malformed = read(vec![load.into()]).unwrap_err();
         assert_eq!((malformed.id, malformed.infer), (Some(RequestId(6)), false));
         assert!(

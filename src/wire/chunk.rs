@@ -6,116 +6,89 @@
 //! The ventilator has looked at lengths alone. What a worker receives is an [`UncheckedChunk`], and the only way to its
 //! rows is [`UncheckedChunk::check`], which takes out the members whose values are not what they should be.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::inner::{Columns, columns, push_batches, rows_of, take_batches};
-use super::{members, params};
+use super::params;
 use crate::error::{Error, Result};
-use crate::message::{Chunk, ChunkId, Member, ModelId, Params, Rows};
+use crate::message::{Chunk, Member, Params, Rows};
 use crate::tensor::{Batch, Tensor};
 
+/// What a chunk's payload frames are.
 #[derive(Serialize, Deserialize)]
-pub(super) struct ChunkHeader<'a> {
-    id: ChunkId,
-    leg: u32,
-    until: u32,
-    goes_on: bool,
-    spent_us: u64,
-    attempt: u32,
-    model: ModelId,
-    run: u64,
-    /// The frame behind this one is parameters.
+pub(super) struct ChunkPayload<'a> {
+    /// The frame behind the header is parameters.
     has_params: bool,
     /// Nobody has looked at the values of the inputs.
     unchecked: bool,
     /// The inputs are those of all members in one piece.
     joined: bool,
-    #[serde(with = "members")]
-    members: Cow<'a, [Member]>,
     #[serde(borrow)]
     columns: Columns<'a>,
 }
 
-/// Writes a chunk's frames, of which the caller writes the header.
-pub(super) fn write_chunk_with(
-    chunk: &Chunk<Bytes>,
-    header: impl FnOnce(ChunkHeader<'_>) -> Bytes,
-) -> Vec<Bytes> {
-    let batches = chunk.rows.batches();
-    let columns = columns(batches.iter());
-    let tensors = columns.first().map_or(0, Vec::len);
-    let mut frames = Vec::with_capacity(2 + batches.len() * tensors);
-    frames.push(header(ChunkHeader {
-        id: chunk.id,
-        leg: chunk.leg,
-        until: chunk.until,
-        goes_on: chunk.goes_on,
-        spent_us: chunk.spent_us,
-        attempt: chunk.attempt,
-        model: chunk.model,
-        run: chunk.run,
-        has_params: !chunk.params.is_empty(),
-        unchecked: !batches.iter().all(Batch::is_checked),
-        joined: matches!(chunk.rows, Rows::Joined(_)),
-        members: Cow::Borrowed(&chunk.members),
-        columns,
-    }));
-    if !chunk.params.is_empty() {
-        frames.push(chunk.params.clone());
+impl ChunkPayload<'_> {
+    pub(super) fn of(chunk: &Chunk<Bytes>) -> ChunkPayload<'_> {
+        let batches = chunk.rows.batches();
+        ChunkPayload {
+            has_params: !chunk.params.is_empty(),
+            unchecked: !batches.iter().all(Batch::is_checked),
+            joined: matches!(chunk.rows, Rows::Joined(_)),
+            columns: columns(batches.iter()),
+        }
     }
-    push_batches(&mut frames, batches.iter());
-    frames
+
+    /// A chunk's frames, of which the header is given.
+    pub(super) fn frames(&self, header: Bytes, chunk: &Chunk<Bytes>) -> Vec<Bytes> {
+        let batches = chunk.rows.batches();
+        let tensors = self.columns.first().map_or(0, Vec::len);
+        let mut frames = Vec::with_capacity(2 + batches.len() * tensors);
+        frames.push(header);
+        if self.has_params {
+            frames.push(chunk.params.clone());
+        }
+        push_batches(&mut frames, batches.iter());
+        frames
+    }
 }
 
 /// A chunk as a worker receives it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct UncheckedChunk(Chunk<Bytes>);
 
 impl UncheckedChunk {
-    pub(super) fn read(
-        header: ChunkHeader<'_>,
+    /// Takes the frames that came behind the header.
+    pub(super) fn take_payload(
+        &mut self,
+        payload: &ChunkPayload<'_>,
         mut frames: std::vec::IntoIter<Bytes>,
-    ) -> Result<UncheckedChunk> {
-        let params = if header.has_params {
+    ) -> Result<()> {
+        let chunk = &mut self.0;
+        if payload.has_params {
             let missing = || Error::internal("a chunk without its parameters");
-            frames.next().ok_or_else(missing)?
+            chunk.params = frames.next().ok_or_else(missing)?;
+        }
+        let mut batches = if payload.joined {
+            let rows = chunk.members.iter().map(|member| member.rows).sum();
+            take_batches(std::iter::once((rows, false)), &payload.columns, frames)?
         } else {
-            Bytes::new()
+            take_batches(rows_of(&chunk.members), &payload.columns, frames)?
         };
-        let mut batches = if header.joined {
-            let rows = header.members.iter().map(|member| member.rows).sum();
-            take_batches(std::iter::once((rows, false)), &header.columns, frames)?
-        } else {
-            take_batches(rows_of(&header.members), &header.columns, frames)?
-        };
-        if header.unchecked {
+        if payload.unchecked {
             for batch in &mut batches {
                 let tensors = std::mem::take(&mut batch.tensors).into_iter();
                 batch.tensors = tensors.map(Tensor::distrusted).collect();
             }
         }
-        Ok(UncheckedChunk(Chunk {
-            id: header.id,
-            leg: header.leg,
-            until: header.until,
-            goes_on: header.goes_on,
-            spent_us: header.spent_us,
-            attempt: header.attempt,
-            model: header.model,
-            run: header.run,
-            params,
-            members: header.members.into_owned(),
-            rows: match batches.pop() {
-                Some(batch) if header.joined => Rows::Joined(batch),
-                last => {
-                    batches.extend(last);
-                    Rows::Each(batches)
-                }
-            },
-        }))
+        chunk.rows = match batches.pop() {
+            Some(batch) if payload.joined => Rows::Joined(batch),
+            last => {
+                batches.extend(last);
+                Rows::Each(batches)
+            }
+        };
+        Ok(())
     }
 
     /// What a worker would receive of a chunk.

@@ -446,7 +446,7 @@ mod tests {
             "inputs": [{"name": "b", "dtype": "BYTES", "shape": [rows / 8]},
                        {"name": "x", "dtype": "BOOL", "shape": [rows]}],
         });
-        let header = crate::wire::to_document(&header).unwrap();
+        let header = crate::tensor::to_document(&header).unwrap();
         let frames = [header, offsets, vec![0; rows / 8], flags].map(Bytes::from);
         let fastest = |work: &dyn Fn()| {
             let times = (0..5).map(|_| {

@@ -22,18 +22,17 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use settle::{Arrived, LostWorker, Out};
 
-use super::chunk::{ChunkHeader, UncheckedChunk, write_chunk_with};
-use super::{members, push_payload, take_payload};
-use crate::error::{Error, ErrorCode, Result};
+use super::chunk::{ChunkPayload, UncheckedChunk};
+use super::{push_payload, take_payload};
+use crate::error::{Error, Result};
 use crate::message::{
-    Chunk, ChunkId, Credit, Handed, Member, ModelId, Outcome, Part, Ran, ReplyTo, RequestId,
-    Serial, WorkerId,
+    Chunk, Credit, Member, ModelId, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId,
 };
 use crate::tensor::{Batch, DataType, Tensor};
 use crate::wire::server::LatencyInfo;
 
 /// What a worker is told.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
     /// Run this, once its values are checked.
     Chunk(Box<UncheckedChunk>),
@@ -48,7 +47,7 @@ pub(crate) enum ToWorker {
 }
 
 /// What the sink is told.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToSink {
     /// Results of a chunk.
     Part(Box<Part>),
@@ -86,37 +85,12 @@ pub(crate) struct Close {
     pub arrived_us: u64,
     /// The sink has answered it itself and only wants to know the number of chunks.
     pub answered: bool,
-    code: String,
-    message: String,
-}
-
-impl Close {
-    pub(crate) fn new(
-        serial: Serial,
-        reply: ReplyTo,
-        request: RequestId,
-        arrived_us: u64,
-        error: &Error,
-    ) -> Close {
-        Close {
-            serial,
-            reply,
-            request,
-            chunks: 0,
-            arrived_us,
-            answered: false,
-            code: error.code().as_str().to_owned(),
-            message: error.message().to_owned(),
-        }
-    }
-
-    pub(crate) fn error(&self) -> Error {
-        Error::new(ErrorCode::parse(&self.code), self.message.clone())
-    }
+    /// What it ends with.
+    pub error: Error,
 }
 
 /// What the ventilator is told from inside.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToVentilator {
     /// A worker is ready, for the first time or again.
     Up(WorkerId),
@@ -180,39 +154,16 @@ impl<'a> Column<'a> {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-enum WorkerHeader<'a> {
-    #[serde(borrow)]
-    Chunk(ChunkHeader<'a>),
-    Open(ModelId),
-    Forget(ModelId),
-    Resume,
-    Stop,
+/// A chunk as [`ToWorker::Chunk`], without being one.
+#[derive(Serialize)]
+enum ToWorkerRef<'a> {
+    Chunk(&'a Chunk<Bytes>),
 }
 
+/// What a part's payload frames are.
 #[derive(Serialize, Deserialize)]
-enum SinkHeader<'a> {
-    #[serde(borrow)]
-    Part(PartHeader<'a>),
-    Stopped(WorkerId),
-    Close(Close),
-    Lost(Serial, u64),
-    WorkerLost(LostWorker),
-    Out(Out),
-    Report(u64),
-    Gone(ReplyTo),
-    Finish,
-}
-
-#[derive(Serialize, Deserialize)]
-struct PartHeader<'a> {
-    chunk: ChunkId,
-    worker: WorkerId,
-    attempt: u32,
-    compute_us: u64,
+struct PartPayload<'a> {
     outcome: Ending,
-    #[serde(with = "members")]
-    members: Cow<'a, [Member]>,
     /// For some members at a time how many they are, and the rows of each of their runs.
     runs: Vec<(u32, Vec<u64>)>,
     #[serde(borrow)]
@@ -226,62 +177,58 @@ enum Ending {
     Failed,
 }
 
-#[derive(Serialize, Deserialize)]
-enum VentilatorHeader<'a> {
-    Up(WorkerId),
-    Credit {
-        worker: WorkerId,
-        chunk: ChunkId,
-        model: ModelId,
-        rows: u64,
-        compute_us: u64,
-        spent_us: u64,
-        failed: Vec<(Serial, Failure)>,
-        /// Whose rows are handed back, and how many.
-        handed: Vec<(Serial, u64)>,
-        #[serde(borrow)]
-        columns: Columns<'a>,
-    },
-    Opened(WorkerId, ModelId, Option<Failure>),
-    Down(WorkerId, String),
-    Loaded(u64),
-    Gone(ReplyTo),
-    Silent(ReplyTo),
-    Abort(Serial),
-    Arrived(Arrived),
-    WhatIsOut,
-    Report(u64, Box<SinkReport>),
-    SinkStopped,
-}
+impl PartPayload<'_> {
+    fn of(part: &Part) -> PartPayload<'_> {
+        let (outcome, done): (_, &[Ran]) = match &part.outcome {
+            Outcome::Done(done) => (Ending::Done, done),
+            Outcome::Skipped => (Ending::Skipped, &[]),
+            Outcome::Failed => (Ending::Failed, &[]),
+        };
+        let of = |ran: &Ran| (ran.members as u32, rows_of_runs(&ran.runs));
+        PartPayload {
+            outcome,
+            runs: done.iter().map(of).collect(),
+            columns: columns(done.iter().flat_map(|ran| &ran.runs)),
+        }
+    }
 
-/// An error, as it travels.
-#[derive(Serialize, Deserialize)]
-struct Failure(String, String);
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure(error.code().as_str().to_owned(), error.message().to_owned())
+    fn outcome(&self, members: &[Member], frames: std::vec::IntoIter<Bytes>) -> Result<Outcome> {
+        Ok(match self.outcome {
+            Ending::Done => {
+                // What is run whole is one run of one member.
+                let is_whole = members.iter().any(|member| member.whole);
+                let rows = self.runs.iter().flat_map(|(_, rows)| rows);
+                let rows = rows.map(|rows| (*rows, is_whole));
+                let mut done = take_batches(rows, &self.columns, frames)?.into_iter();
+                let of = |(members, rows): &(u32, Vec<u64>)| Ran {
+                    members: *members as usize,
+                    runs: done.by_ref().take(rows.len()).collect(),
+                };
+                Outcome::Done(self.runs.iter().map(of).collect())
+            }
+            Ending::Skipped => Outcome::Skipped,
+            Ending::Failed => Outcome::Failed,
+        })
     }
 }
 
-impl From<Failure> for Error {
-    fn from(Failure(code, message): Failure) -> Error {
-        Error::new(ErrorCode::parse(&code), message)
-    }
-}
-
+/// A header: what is told, and what the frames behind it are, if there are any.
 #[expect(
     clippy::expect_used,
     reason = "what is written is our own, and of kinds that cannot fail"
 )]
-fn header<T: Serialize>(value: &T) -> Bytes {
-    rmp_serde::to_vec(value)
+fn header<T: Serialize, P: Serialize>(told: &T, payload: Option<&P>) -> Bytes {
+    rmp_serde::to_vec(&(told, payload))
         .expect("inner headers hold numbers, strings and maps of them, which msgpack always takes")
         .into()
 }
 
 fn parse<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T> {
     rmp_serde::from_slice(frame).map_err(|e| Error::internal(format!("an inner header: {e}")))
+}
+
+fn without_payload() -> Error {
+    Error::internal("an inner header does not say what is behind it")
 }
 
 fn split(frames: Vec<Bytes>) -> Result<(Bytes, std::vec::IntoIter<Bytes>)> {
@@ -361,194 +308,68 @@ fn rows_of_runs(runs: &[Batch]) -> Vec<u64> {
 /// Writes a chunk: the header, the parameters if there are any, then for each member its inputs. All but the header is
 /// shared, not copied.
 pub(crate) fn write_chunk(chunk: &Chunk<Bytes>) -> Vec<Bytes> {
-    write_chunk_with(chunk, |chunk| header(&WorkerHeader::Chunk(chunk)))
+    let payload = ChunkPayload::of(chunk);
+    let header = header(&ToWorkerRef::Chunk(chunk), Some(&payload));
+    payload.frames(header, chunk)
 }
 
 pub(crate) fn write_to_worker(message: &ToWorker) -> Vec<Bytes> {
-    vec![header(&match message {
-        ToWorker::Chunk(chunk) => return write_chunk(chunk.as_written()),
-        ToWorker::Open(model) => WorkerHeader::Open(*model),
-        ToWorker::Forget(model) => WorkerHeader::Forget(*model),
-        ToWorker::Resume => WorkerHeader::Resume,
-        ToWorker::Stop => WorkerHeader::Stop,
-    })]
+    match message {
+        ToWorker::Chunk(chunk) => write_chunk(chunk.as_written()),
+        other => vec![header(other, None::<&()>)],
+    }
 }
 
 pub(crate) fn read_to_worker(frames: Vec<Bytes>) -> Result<ToWorker> {
     let (first, rest) = split(frames)?;
-    Ok(match parse(&first)? {
-        WorkerHeader::Resume => ToWorker::Resume,
-        WorkerHeader::Stop => ToWorker::Stop,
-        WorkerHeader::Open(model) => ToWorker::Open(model),
-        WorkerHeader::Forget(model) => ToWorker::Forget(model),
-        WorkerHeader::Chunk(header) => {
-            ToWorker::Chunk(Box::new(UncheckedChunk::read(header, rest)?))
-        }
-    })
+    let (mut message, payload): (_, Option<ChunkPayload<'_>>) = parse(&first)?;
+    if let ToWorker::Chunk(chunk) = &mut message {
+        chunk.take_payload(&payload.ok_or_else(without_payload)?, rest)?;
+    }
+    Ok(message)
 }
 
 pub(crate) fn write_to_sink(message: &ToSink) -> Vec<Bytes> {
-    let plain = match message {
-        ToSink::Part(part) => {
-            let (outcome, done): (_, &[Ran]) = match &part.outcome {
-                Outcome::Done(done) => (Ending::Done, done),
-                Outcome::Skipped => (Ending::Skipped, &[]),
-                Outcome::Failed => (Ending::Failed, &[]),
-            };
-            let batches = done.iter().flat_map(|ran| &ran.runs);
-            let of = |ran: &Ran| (ran.members as u32, rows_of_runs(&ran.runs));
-            let mut frames = vec![header(&SinkHeader::Part(PartHeader {
-                chunk: part.chunk,
-                worker: part.worker,
-                attempt: part.attempt,
-                compute_us: part.compute_us,
-                outcome,
-                members: Cow::Borrowed(&part.members),
-                runs: done.iter().map(of).collect(),
-                columns: columns(batches.clone()),
-            }))];
-            push_batches(&mut frames, batches);
-            return frames;
-        }
-        ToSink::Stopped(worker) => SinkHeader::Stopped(*worker),
-        ToSink::Close(close) => SinkHeader::Close(close.clone()),
-        ToSink::Lost(serial, chunks) => SinkHeader::Lost(*serial, *chunks),
-        ToSink::WorkerLost(lost) => SinkHeader::WorkerLost(lost.clone()),
-        ToSink::Out(out) => SinkHeader::Out(out.clone()),
-        ToSink::Report(token) => SinkHeader::Report(*token),
-        ToSink::Gone(reply) => SinkHeader::Gone(*reply),
-        ToSink::Finish => SinkHeader::Finish,
+    let ToSink::Part(part) = message else {
+        return vec![header(message, None::<&()>)];
     };
-    vec![header(&plain)]
+    let mut frames = vec![header(message, Some(&PartPayload::of(part)))];
+    if let Outcome::Done(done) = &part.outcome {
+        push_batches(&mut frames, done.iter().flat_map(|ran| &ran.runs));
+    }
+    frames
 }
 
 pub(crate) fn read_to_sink(frames: Vec<Bytes>) -> Result<ToSink> {
     let (first, rest) = split(frames)?;
-    Ok(match parse(&first)? {
-        SinkHeader::Part(h) => {
-            let outcome = match h.outcome {
-                Ending::Done => {
-                    // What is run whole is one run of one member.
-                    let is_whole = h.members.iter().any(|member| member.whole);
-                    let rows = h.runs.iter().flat_map(|(_, rows)| rows);
-                    let rows = rows.map(|rows| (*rows, is_whole));
-                    let mut done = take_batches(rows, &h.columns, rest)?.into_iter();
-                    let of = |(members, rows): &(u32, Vec<u64>)| Ran {
-                        members: *members as usize,
-                        runs: done.by_ref().take(rows.len()).collect(),
-                    };
-                    Outcome::Done(h.runs.iter().map(of).collect())
-                }
-                Ending::Skipped => Outcome::Skipped,
-                Ending::Failed => Outcome::Failed,
-            };
-            ToSink::Part(Box::new(Part {
-                chunk: h.chunk,
-                worker: h.worker,
-                attempt: h.attempt,
-                compute_us: h.compute_us,
-                members: h.members.into_owned(),
-                outcome,
-            }))
-        }
-        SinkHeader::Stopped(worker) => ToSink::Stopped(worker),
-        SinkHeader::Close(close) => ToSink::Close(close),
-        SinkHeader::Lost(serial, chunks) => ToSink::Lost(serial, chunks),
-        SinkHeader::WorkerLost(lost) => ToSink::WorkerLost(lost),
-        SinkHeader::Out(out) => ToSink::Out(out),
-        SinkHeader::Report(token) => ToSink::Report(token),
-        SinkHeader::Gone(reply) => ToSink::Gone(reply),
-        SinkHeader::Finish => ToSink::Finish,
-    })
+    let (mut message, payload): (_, Option<PartPayload<'_>>) = parse(&first)?;
+    if let ToSink::Part(part) = &mut message {
+        let payload = payload.ok_or_else(without_payload)?;
+        part.outcome = payload.outcome(&part.members, rest)?;
+    }
+    Ok(message)
 }
 
-pub(crate) fn write_to_ventilator(message: ToVentilator) -> Vec<Bytes> {
-    vec![header(&match message {
-        ToVentilator::Up(worker) => VentilatorHeader::Up(worker),
-        ToVentilator::Credit(credit) => {
-            let batches = credit.handed.iter().map(|handed| &handed.batch);
-            let mut frames = vec![header(&VentilatorHeader::Credit {
-                worker: credit.worker,
-                chunk: credit.chunk,
-                model: credit.model,
-                rows: credit.rows,
-                compute_us: credit.compute_us,
-                spent_us: credit.spent_us,
-                failed: credit
-                    .failed
-                    .into_iter()
-                    .map(|(serial, error)| (serial, error.into()))
-                    .collect(),
-                handed: credit.handed.iter().map(|h| (h.serial, h.rows)).collect(),
-                columns: columns(batches.clone()),
-            })];
-            push_batches(&mut frames, batches);
-            return frames;
-        }
-        ToVentilator::Opened(worker, model, error) => {
-            VentilatorHeader::Opened(worker, model, error.map(Failure::from))
-        }
-        ToVentilator::Down(worker, why) => VentilatorHeader::Down(worker, why),
-        ToVentilator::Loaded(ticket) => VentilatorHeader::Loaded(ticket),
-        ToVentilator::Gone(reply) => VentilatorHeader::Gone(reply),
-        ToVentilator::Silent(reply) => VentilatorHeader::Silent(reply),
-        ToVentilator::Abort(serial) => VentilatorHeader::Abort(serial),
-        ToVentilator::Arrived(arrived) => VentilatorHeader::Arrived(arrived),
-        ToVentilator::WhatIsOut => VentilatorHeader::WhatIsOut,
-        ToVentilator::Report(token, report) => VentilatorHeader::Report(token, report),
-        ToVentilator::SinkStopped => VentilatorHeader::SinkStopped,
-    })]
+pub(crate) fn write_to_ventilator(message: &ToVentilator) -> Vec<Bytes> {
+    let ToVentilator::Credit(credit) = message else {
+        return vec![header(message, None::<&()>)];
+    };
+    let batches = credit.handed.iter().map(|handed| &handed.batch);
+    let mut frames = vec![header(message, Some(&columns(batches.clone())))];
+    push_batches(&mut frames, batches);
+    frames
 }
 
 pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
     let (first, rest) = split(frames)?;
-    Ok(match parse(&first)? {
-        VentilatorHeader::Up(worker) => ToVentilator::Up(worker),
-        VentilatorHeader::Credit {
-            worker,
-            chunk,
-            model,
-            rows,
-            compute_us,
-            spent_us,
-            failed,
-            handed,
-            columns,
-        } => {
-            // Rows that are handed back are rows: a model that is run whole has one leg.
-            let rows_of = handed.iter().map(|(_, rows)| (*rows, false));
-            let batches = take_batches(rows_of, &columns, rest)?;
-            ToVentilator::Credit(Credit {
-                worker,
-                chunk,
-                model,
-                rows,
-                compute_us,
-                spent_us,
-                failed: failed
-                    .into_iter()
-                    .map(|(serial, failure)| (serial, failure.into()))
-                    .collect(),
-                handed: std::iter::zip(handed, batches)
-                    .map(|((serial, rows), batch)| Handed {
-                        serial,
-                        rows,
-                        batch,
-                    })
-                    .collect(),
-            })
+    let (mut message, payload): (_, Option<Columns<'_>>) = parse(&first)?;
+    if let ToVentilator::Credit(credit) = &mut message {
+        // Rows that are handed back are rows: a model that is run whole has one leg.
+        let rows_of = credit.handed.iter().map(|handed| (handed.rows, false));
+        let batches = take_batches(rows_of, &payload.ok_or_else(without_payload)?, rest)?;
+        for (handed, batch) in std::iter::zip(&mut credit.handed, batches) {
+            handed.batch = batch;
         }
-        VentilatorHeader::Opened(worker, model, failure) => {
-            ToVentilator::Opened(worker, model, failure.map(Error::from))
-        }
-        VentilatorHeader::Down(worker, why) => ToVentilator::Down(worker, why),
-        VentilatorHeader::Loaded(ticket) => ToVentilator::Loaded(ticket),
-        VentilatorHeader::Gone(reply) => ToVentilator::Gone(reply),
-        VentilatorHeader::Silent(reply) => ToVentilator::Silent(reply),
-        VentilatorHeader::Abort(serial) => ToVentilator::Abort(serial),
-        VentilatorHeader::Arrived(arrived) => ToVentilator::Arrived(arrived),
-        VentilatorHeader::WhatIsOut => ToVentilator::WhatIsOut,
-        VentilatorHeader::Report(token, report) => ToVentilator::Report(token, report),
-        VentilatorHeader::SinkStopped => ToVentilator::SinkStopped,
-    })
+    }
+    Ok(message)
 }

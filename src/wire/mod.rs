@@ -1,6 +1,4 @@
-//! Frames <-> messages: the only user of rmp-serde.
-//!
-//! A message is `[header][payload frame]*`, the header a msgpack map with string keys.
+//! Frames <-> messages. The protocol is the second part of this page.
 //!
 //! ```text
 //! client -> port       infer | cancel | hello | status | models | terminate | load | unload   (client.rs)
@@ -9,33 +7,15 @@
 //! port_out -> client   welcome | result | part | end | error                                   (server.rs)
 //! inside               chunk, part, credit, and the ventilator's orders to the sink            (inner.rs)
 //! ```
-//! `models` lists what is loaded. With a `model` or `params` it asks for one: `models_ok` then describes the model that
-//! an infer with these would get, read from its file if it is not loaded, and never loaded anew.
-//!
-//! `stream: true` has parts come as they finish, and then the end. A model that is served whole has no rows to send in
-//! parts: it answers a stream with one `result`.
-//!
-//! # Sessions
-//!
-//! A session is a DEALER at `port` and one at `port_out` (ZMTP 3.0 or 3.1, mechanism NULL), both with the same routing id: 16
-//! random bytes, the first not 0. It says `hello` on both and has the answers before its first infer. A second connection
-//! that claims an id in use is closed. A connection that ends ends the session: the complete messages that had come are
-//! heard, the other connection is closed, and what is open is cancelled.
-//!
-//! Six seconds of silence end a connection; bytes are no silence, in either direction, however slowly they move. The server sends PINGs, of
-//! time to live 0, to peers that announce 3.1 and to those that have sent a PING with a time to live. It answers every
-//! PING. A message beyond `max_request_bytes` and 64 KiB, or of more than 16,384 frames, ends its connection; `port_out`
-//! takes messages of up to 4 KiB. A client that lets more than 256 KiB of answers wait on `port` is not heard until it reads.
-//!
-//! # Two steps
-//!
 //! `client.rs` is what clients say, `server.rs` what they are told; both ends of each direction are in one file,
 //! so that the writer and the reader of a frame cannot drift apart.
 //!
-//! What a client says is read in two steps, for the thread that reads it has all clients to serve. The front looks at the
-//! header, at datatypes, counts and lengths (`header.rs`, `params.rs`, `bounded.rs`, over `msgpack.rs`); the worker that
+//! What a client says is read in two steps, for the thread that reads it has all clients to serve. The ventilator looks at
+//! the header, at datatypes, counts and lengths (`header.rs`, `params.rs`, `bounded.rs`, over `msgpack.rs`); the worker that
 //! gets the rows looks at their values and reads the parameters (`chunk.rs`), and what is wrong there ends that request
-//! alone.
+//! alone. Looking at each BOOL byte or offset of a large request in the ventilator would hold up everybody.
+//!
+#![doc = include_str!("protocol.md")]
 
 mod answer;
 pub(crate) mod bounded;
@@ -47,10 +27,11 @@ mod header;
 pub(crate) mod id;
 #[cfg(feature = "server")]
 pub(crate) mod inner;
-#[cfg(feature = "server")]
-mod members;
 mod msgpack;
 pub(crate) mod params;
+#[cfg(test)]
+#[cfg(feature = "client")]
+mod quoted;
 #[cfg(feature = "server")]
 pub(crate) mod rows;
 pub mod server;
@@ -117,16 +98,6 @@ impl<'a> TensorHeader<'a> {
             })
             .collect()
     }
-}
-
-/// One msgpack document, as JSON elements hold it.
-pub(crate) fn to_document<T: Serialize>(value: &T) -> Result<Vec<u8>> {
-    rmp_serde::to_vec_named(value).map_err(|e| Error::invalid(format!("not a document: {e}")))
-}
-
-/// Reads one msgpack document.
-pub(crate) fn from_document<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
-    rmp_serde::from_slice(bytes).map_err(|e| Error::invalid(format!("not a document: {e}")))
 }
 
 /// Writes a header: a map with string keys.

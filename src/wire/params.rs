@@ -84,7 +84,7 @@ impl RawParams {
         if params.is_empty() {
             return Ok(RawParams::default());
         }
-        let bytes = Bytes::from(super::to_document(params)?);
+        let bytes = Bytes::from(crate::tensor::to_document(params)?);
         RawParams::read(&mut Reader::new(&bytes), &bytes)
             .map_err(|why| Error::invalid(format!("`params`: {why}")))
     }
@@ -218,7 +218,7 @@ mod tests {
     }
 
     fn packed(value: &Value) -> Vec<u8> {
-        crate::wire::to_document(value).unwrap()
+        crate::tensor::to_document(value).unwrap()
     }
 
     #[test]

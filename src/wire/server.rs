@@ -9,6 +9,7 @@ use super::answer::read_header;
 use super::{TensorHeader, VERSION, take_payload, write};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{RequestId, Stats};
+pub use crate::signature::{DimInfo, PortInfo};
 use crate::tensor::{Batch, DataType, Tensor};
 
 /// What a server tells of itself at the start of a session.
@@ -24,40 +25,6 @@ pub struct Welcome {
     pub max_request_bytes: u64,
     /// Most bytes gathered for or on their way to one client.
     pub max_client_bytes: u64,
-}
-
-/// An input or output of a model. A dimension is a number, or the symbol's name, or -1 if it is unnamed and dynamic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortInfo {
-    /// The name.
-    pub name: String,
-    /// The datatype's name.
-    pub dtype: String,
-    /// The dimensions, the row first.
-    pub shape: Vec<DimInfo>,
-}
-
-/// For people: `name DTYPE [N,?,4]`.
-impl std::fmt::Display for PortInfo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let dims = self.shape.iter().map(|dim| match dim {
-            DimInfo::Size(-1) => "?".to_owned(),
-            DimInfo::Size(size) => size.to_string(),
-            DimInfo::Symbol(name) => name.clone(),
-        });
-        let dims = dims.collect::<Vec<_>>().join(",");
-        write!(f, "{} {} [{dims}]", self.name, self.dtype)
-    }
-}
-
-/// A dimension as it is shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum DimInfo {
-    /// Its size, or -1 if it is unnamed and dynamic.
-    Size(i64),
-    /// The symbol's name.
-    Symbol(String),
 }
 
 /// A loaded model.

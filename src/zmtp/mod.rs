@@ -10,8 +10,13 @@
 //! dealer.rs      the client's end: one connection
 //! ```
 //! libzmq hides what a server has to know of its peers: who is connected, what waits unsent, how far a frame has come.
-//! Here all three are fields. What is spoken is the same (<https://rfc.zeromq.org/spec/23/>, `/37/` for 3.1), so that
+//! Here all three are fields, and the bounds are on these numbers themselves. What is spoken is the same (<https://rfc.zeromq.org/spec/23/>, `/37/` for 3.1), so that
 //! libzmq and every library that speaks ZMTP 3 connects to these fronts, and the client to a ROUTER of theirs.
+//!
+//! A connection ends by 6 s without a byte. Bytes that arrive at the other end are a sign of life, and what cannot arrive
+//! because the other end does not read is no silence. Our PINGs carry a time to live of 0, so that nobody ends a connection
+//! because of them. The client announces ZMTP 3.0, since it has no thread that could answer a PING at any time, and asks for
+//! signs of life itself while somebody waits.
 //!
 //! Own lines and not a library: `omq-proto` (0.37, ISC, with CURVE, tested against pyzmq) was weighed for the codec. It
 //! has 30,000 lines where we need five hundred, an interface that changed 37 times in half a year, one author, and

@@ -1,7 +1,7 @@
 //! The parts that ONNX models are made of: nodes, values, weights, attributes.
 #![allow(dead_code)] // as in onnx.rs
 
-#[path = "../../src/model/proto.rs"]
+#[path = "../../src/model/engine/proto.rs"]
 pub mod proto;
 
 use mdm::DataType;

@@ -354,9 +354,9 @@ fn the_demo_runs_the_five_steps() {
 /// The commands are run as they are written, on a free port, with `target/release` and `target/ner` where they are here.
 #[test]
 fn the_five_steps_of_the_readme_do_what_it_says() {
-    const README: &str = include_str!("../../README.md");
+    const README: &str = include_str!("../../examples/ner/README.md");
     within(PATIENCE, || {
-        let (_, section) = README.split_once("## NER: the five steps").unwrap();
+        let (_, section) = README.split_once("## The five steps").unwrap();
         let (_, block) = section.split_once("```console\n").unwrap();
         let (block, _) = block.split_once("```").unwrap();
         let mut commands = block.split("$ ").skip(1).map(|command| {

@@ -1,4 +1,4 @@
-//! What the README tells people to type works, and prints what it says.
+//! What the README and the guide tell people to type works, and prints what they say.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -6,15 +6,52 @@ use std::process::{Child, Stdio};
 
 use crate::common::{PATIENCE, command, models, wait, within};
 
-const README: &str = include_str!("../../README.md");
+/// Every page with commands. A page is run from its first to its last command, in a folder of its own.
+const PAGES: [(&str, &str); 9] = [
+    ("README.md", include_str!("../../README.md")),
+    ("proxies.md", include_str!("../../src/guide/proxies.md")),
+    ("life.md", include_str!("../../src/guide/life.md")),
+    ("plugins.md", include_str!("../../src/guide/plugins.md")),
+    ("clients.md", include_str!("../../src/guide/clients.md")),
+    (
+        "deployment.md",
+        include_str!("../../src/guide/deployment.md"),
+    ),
+    ("tuning.md", include_str!("../../src/guide/tuning.md")),
+    ("errors.md", include_str!("../../src/guide/errors.md")),
+    (
+        "contributing.md",
+        include_str!("../../src/guide/contributing.md"),
+    ),
+];
 
-/// The console blocks: the lines of each.
-fn blocks() -> Vec<Vec<&'static str>> {
-    let mut blocks = README.split("```console\n").skip(1);
-    let mut all = Vec::new();
-    for block in blocks.by_ref() {
+fn page(name: &str) -> &'static str {
+    let found = PAGES.iter().find(|(own, _)| *own == name);
+    found.expect("one of the pages").1
+}
+
+/// What is typed on a page, and the lines that it prints.
+struct Typed {
+    line: &'static str,
+    printed: Vec<&'static str>,
+}
+
+/// The commands of the console blocks.
+fn typed(page: &'static str) -> Vec<Typed> {
+    let mut all: Vec<Typed> = Vec::new();
+    for block in page.split("```console\n").skip(1) {
         let (block, _) = block.split_once("```").expect("a closed block");
-        all.push(block.lines().collect());
+        for line in block.lines() {
+            if let Some(line) = line.strip_prefix("$ ") {
+                all.push(Typed {
+                    line,
+                    printed: Vec::new(),
+                });
+            } else {
+                let last = all.last_mut().expect("a command before what it prints");
+                last.printed.push(line);
+            }
+        }
     }
     all
 }
@@ -26,7 +63,7 @@ fn without_numbers(line: &str) -> String {
     words.join("#")
 }
 
-/// The server of the README, ended with the test however that ends.
+/// The server of a page, ended with the test however that ends.
 struct Running(Child);
 
 impl Drop for Running {
@@ -37,65 +74,118 @@ impl Drop for Running {
     }
 }
 
-#[test]
-fn the_commands_of_the_readme_run_and_print_what_it_says() {
-    within(PATIENCE, || {
+/// Runs a page's commands over a folder with one model, `NAME`. The page says what a file holds by `cat`: that is what
+/// gets written. True if the page has a server, which has to be stopped on it.
+fn run(page: &'static str, dir: &Path) -> bool {
+    let mut server: Option<Running> = None;
+    let mut port = String::new();
+    for Typed { line, printed } in typed(page) {
+        let own = line.replace("NAME", "digits");
+        let mut words = own.split_whitespace();
+        let name = words.next().expect("a command");
+        if name == "cat" {
+            let text = printed.join("\n").replace("NAME", "digits");
+            let file = dir.join(words.next().expect("a file"));
+            std::fs::write(file, text + "\n").expect("a file");
+            continue;
+        }
+        if !name.starts_with("mdm-") {
+            continue; // a make that these tests are run by
+        }
+        let mut command = command(name);
+        // A free port in place of the usual one, which somebody may be using.
+        let words = words.map(|word| if word == "5555" { &*port } else { word });
+        command.current_dir(dir).args(words).stdin(Stdio::null());
+        if name == "mdm-server-start" {
+            command.args(["--port", "0", "--port-out", "0"]);
+            command.stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut child = command.spawn().expect("it runs");
+            let stdout = child.stdout.take().expect("stdout");
+            let mut ready = String::new();
+            BufReader::new(stdout).read_line(&mut ready).expect("text");
+            server = Some(Running(child));
+            let ready = ready.trim_end();
+            assert_eq!(
+                without_numbers(ready),
+                without_numbers(printed[0]),
+                "{line}"
+            );
+            let word = ready.split(' ').find_map(|word| word.strip_prefix("port="));
+            word.expect("a port").clone_into(&mut port);
+        } else {
+            let asks_no_server =
+                own.starts_with("mdm-model check") || own.starts_with("mdm-model list");
+            if !asks_no_server && !own.contains("--port") {
+                command.args(["--port", &port]);
+            }
+            let output = command.output().expect("it runs");
+            assert_eq!(output.status.code(), Some(0), "{line}: {output:?}");
+        }
+    }
+    let Some(mut server) = server else {
+        return false;
+    };
+    assert_eq!(wait(&mut server.0).code(), Some(0), "terminated as it says");
+    true
+}
+
+/// A folder with the model of the digits, and rows for it.
+fn run_in_a_folder(name: &'static str) {
+    within(PATIENCE, move || {
         let digits = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits");
         let model = std::fs::read(digits.join("digits.onnx")).unwrap();
         let dir = models(&[("digits.onnx", model)]);
         std::fs::copy(digits.join("images.npy"), dir.path().join("rows.npy")).unwrap();
-        let mut server: Option<Running> = None;
-        let mut port = String::new();
-        let mut ran = 0;
-        for block in blocks() {
-            for (index, line) in block.iter().enumerate() {
-                let Some(typed) = line.strip_prefix("$ mdm-") else {
-                    continue; // output, or a make that these tests are run by
-                };
-                let typed = typed.replace("NAME", "digits");
-                let mut words = typed.split_whitespace();
-                let name = format!("mdm-{}", words.next().expect("a command"));
-                let mut command = command(&name);
-                // A free port in place of the usual one, which somebody may be using.
-                let words = words.map(|word| if word == "5555" { &*port } else { word });
-                command
-                    .current_dir(dir.path())
-                    .args(words)
-                    .stdin(Stdio::null());
-                if name == "mdm-server-start" {
-                    command.args(["--port", "0", "--port-out", "0"]);
-                    command.stdout(Stdio::piped()).stderr(Stdio::null());
-                    let mut child = command.spawn().expect("it runs");
-                    let stdout = child.stdout.take().expect("stdout");
-                    let mut ready = String::new();
-                    BufReader::new(stdout).read_line(&mut ready).expect("text");
-                    server = Some(Running(child));
-                    assert_eq!(
-                        without_numbers(ready.trim_end()),
-                        without_numbers(block[index + 1])
-                    );
-                    let word = ready.split(' ').find_map(|word| word.strip_prefix("port="));
-                    word.expect("a port").clone_into(&mut port);
-                } else {
-                    if !typed.contains("--port") {
-                        command.args(["--port", &port]);
-                    }
-                    let output = command.output().expect("it runs");
-                    assert_eq!(output.status.code(), Some(0), "{line}: {output:?}");
-                }
-                ran += 1;
-            }
-        }
-        assert!(ran >= 4, "the README's commands are not found: {ran}");
-        assert!(dir.path().join("results.npz").exists());
-        let mut server = server.expect("a server");
-        assert_eq!(wait(&mut server.0).code(), Some(0), "terminated as it says");
+        assert!(run(page(name), dir.path()), "no server on {name}");
     });
 }
 
-/// A flag that the README names is one of a command of ours.
 #[test]
-fn the_flags_of_the_readme_are_flags() {
+fn the_commands_of_the_readme_run_and_print_what_it_says() {
+    run_in_a_folder("README.md");
+}
+
+#[test]
+fn the_commands_of_the_guide_about_proxies_run() {
+    run_in_a_folder("proxies.md");
+}
+
+#[test]
+fn the_commands_of_the_guide_about_the_life_of_a_model_run() {
+    run_in_a_folder("life.md");
+}
+
+#[test]
+fn the_commands_of_the_guide_about_calling_run() {
+    run_in_a_folder("clients.md");
+}
+
+#[test]
+fn the_commands_of_the_guide_about_deployment_run() {
+    run_in_a_folder("deployment.md");
+}
+
+/// A page with commands that nobody runs would be wrong one day.
+#[test]
+fn every_page_with_commands_is_run_by_a_test() {
+    let run = [
+        "README.md",
+        "proxies.md",
+        "life.md",
+        "clients.md",
+        "deployment.md",
+    ];
+    for (name, page) in PAGES {
+        let has = typed(page)
+            .iter()
+            .any(|typed| typed.line.starts_with("mdm-"));
+        assert_eq!(has, run.contains(&name), "{name}");
+    }
+}
+
+/// A flag that the README or the guide names is one of a command of ours.
+#[test]
+fn the_flags_of_the_readme_and_the_guide_are_flags() {
     within(PATIENCE, || {
         let commands = ["start", "terminate", "status"].map(|name| format!("mdm-server-{name}"));
         let mut help = String::new();
@@ -108,18 +198,78 @@ fn the_flags_of_the_readme_are_flags() {
             help += &String::from_utf8(output.expect("it runs").stdout).expect("text");
         }
         let is_word = |c: char| c.is_ascii_lowercase() || c == '-';
-        let cargos = ["--path", "--open", "--release", "--locked"];
+        let cargos = [
+            "--path",
+            "--open",
+            "--release",
+            "--locked",
+            "--lib",
+            "--test",
+            "--no-default-features",
+            "--features",
+        ];
         let mut known = 0;
-        for (start, _) in README.match_indices("--") {
-            let rest = &README[start..];
-            let flag = &rest[..rest.find(|c| !is_word(c)).unwrap_or(rest.len())];
-            let begins = README[..start].ends_with([' ', '`', '|', '(', '\n']);
-            if !begins || flag.trim_matches('-').is_empty() || cargos.contains(&flag) {
-                continue;
+        for (name, page) in PAGES {
+            for (start, _) in page.match_indices("--") {
+                let rest = &page[start..];
+                let flag = &rest[..rest.find(|c| !is_word(c)).unwrap_or(rest.len())];
+                let begins = page[..start].ends_with([' ', '`', '|', '(', '\n', '[']);
+                if !begins || flag.trim_matches('-').is_empty() || cargos.contains(&flag) {
+                    continue;
+                }
+                let is_there = help.split(|c| !is_word(c)).any(|word| word == flag);
+                assert!(is_there, "{flag} on {name} is no flag of our commands");
+                known += 1;
             }
-            assert!(help.contains(flag), "{flag} is no flag of our commands");
-            known += 1;
         }
-        assert!(known > 20, "the README's flags are not found: {known}");
+        assert!(known > 60, "the flags are not found: {known}");
     });
+}
+
+/// A page that moved, or was never written, leaves a link behind that leads nowhere.
+#[test]
+fn the_links_of_the_readme_and_the_guide_lead_to_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut followed = 0;
+    for (name, page) in PAGES {
+        let folder = match name {
+            "README.md" => root.to_owned(),
+            _ => root.join("src/guide"),
+        };
+        let inline = page
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split_once(')'));
+        let below = page.lines().filter(|line| line.starts_with('['));
+        let below = below.filter_map(|line| line.split_once("]: "));
+        let targets = inline
+            .map(|(target, _)| target)
+            .chain(below.map(|(_, target)| target));
+        for target in targets {
+            assert!(folder.join(target).exists(), "{target} on {name}");
+            followed += 1;
+        }
+    }
+    assert!(followed > 20, "the links are not found: {followed}");
+}
+
+/// The bug: the first page of the documentation told of files that had long been merged or renamed.
+#[test]
+fn the_files_that_the_crates_page_names_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = include_str!("../../src/lib.rs");
+    let page = page.lines().filter(|line| line.starts_with("//!"));
+    // Two rows of the map name files of the directory that the row is about.
+    let folders = ["src", "src/wire"].map(|folder| root.join(folder));
+    let mut named = 0;
+    for line in page {
+        for word in line.split('`').skip(1).step_by(2) {
+            if word.ends_with(".rs") {
+                let is_there = folders.iter().any(|folder| folder.join(word).exists());
+                assert!(is_there, "{word}, in: {line}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 20, "the files are not found: {named}");
 }

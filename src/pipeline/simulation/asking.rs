@@ -24,7 +24,15 @@ impl Simulation<'_> {
             self.exit
                 .ledger
                 .may_end_with(serial, ErrorCode::InvalidArgument);
-            let close = Close::new(serial, reply, request, self.now_us, &error);
+            let close = Close {
+                serial,
+                reply,
+                request,
+                chunks: 0,
+                arrived_us: self.now_us,
+                answered: false,
+                error,
+            };
             self.to_sink.push_back(ToSink::Close(close));
             return;
         }

@@ -372,7 +372,7 @@ impl Answers {
                 request: close.request,
                 arrived_us: close.arrived_us,
             };
-            self.answer_error(asker, close.error(), turn);
+            self.answer_error(asker, close.error.clone(), turn);
         }
         self.forget_if_complete(close.serial);
     }

@@ -122,9 +122,15 @@ impl Bench {
 
     fn close(&mut self, member: &Member, chunks: u64) {
         let error = Error::new(ErrorCode::Cancelled, "taken back");
-        let mut close = Close::new(member.serial, REPLY, member.request, 0, &error);
-        close.chunks = chunks;
-        self.tell(ToSink::Close(close));
+        self.tell(ToSink::Close(Close {
+            serial: member.serial,
+            reply: REPLY,
+            request: member.request,
+            chunks,
+            arrived_us: 0,
+            answered: false,
+            error,
+        }));
     }
 
     /// Lets the sink write until the client has something.

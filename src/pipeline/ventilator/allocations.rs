@@ -224,7 +224,7 @@ impl Path {
         }));
         let part = inner::read_to_sink(inner::write_to_sink(&part)).unwrap();
         self.answers.hear(part, 2, &mut self.exit);
-        let credit = inner::write_to_ventilator(ToVentilator::Credit(credit));
+        let credit = inner::write_to_ventilator(&ToVentilator::Credit(credit));
         let Ok(ToVentilator::Credit(credit)) = inner::read_to_ventilator(credit) else {
             panic!("no credit")
         };

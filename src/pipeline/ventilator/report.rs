@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::requests::Carry;
+use super::requests::LegOutputs;
 use super::{Facts, Models, SinkReport};
 use crate::catalog::{Amount, Asker, Bounds, Shares};
 use crate::error::{Error, Result};
@@ -196,7 +196,7 @@ impl Ledger {
 /// What status says besides counters comes from here.
 pub(super) struct Reported<'a> {
     pub(super) facts: &'a Facts,
-    pub(super) scheduler: &'a Scheduler<Arc<Carry>>,
+    pub(super) scheduler: &'a Scheduler<Arc<LegOutputs>>,
     pub(super) catalog: &'a Models,
     pub(super) up_us: u64,
     pub(super) pending: u64,

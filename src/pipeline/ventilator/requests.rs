@@ -35,7 +35,7 @@ pub(crate) struct Held {
 
 /// What an earlier leg gave for a chunk's rows.
 #[derive(Debug)]
-pub(crate) struct Carry {
+pub(crate) struct LegOutputs {
     handed: Vec<Handed>,
     spent_us: u64,
 }
@@ -80,7 +80,7 @@ enum Meanwhile {
 
 /// The queue, with what is held for its requests.
 pub(crate) struct Requests {
-    pub(in crate::pipeline) scheduler: Scheduler<Arc<Carry>>,
+    pub(in crate::pipeline) scheduler: Scheduler<Arc<LegOutputs>>,
     held: HashMap<Serial, Held>,
     /// Lost workers of which the sink has not said yet what had arrived, and how they are meanwhile.
     settling: HashMap<WorkerId, Meanwhile>,
@@ -134,11 +134,13 @@ impl Requests {
             self.close(*serial, error, Answered::Not);
         }
         if !credit.handed.is_empty() {
-            let carry = Arc::new(Carry {
+            let leg_outputs = Arc::new(LegOutputs {
                 handed: credit.handed,
                 spent_us: credit.spent_us + credit.compute_us,
             });
-            let closed = self.scheduler.hand_back(credit.chunk, ran, carry, now_us);
+            let closed = self
+                .scheduler
+                .hand_back(credit.chunk, ran, leg_outputs, now_us);
             for serial in closed {
                 // What failed was sent to the sink as a part; of the others nothing will come.
                 if !credit.failed.iter().any(|(failed, _)| *failed == serial) {
@@ -204,10 +206,15 @@ impl Requests {
             self.actions.push(Action::Cancel(serial));
         }
         if let Some(held) = self.finish(serial) {
-            let mut close = Close::new(serial, held.reply, held.request, held.arrived_us, error);
-            close.chunks = chunks;
-            close.answered = answered == Answered::BySink;
-            self.tell_sink(ToSink::Close(close));
+            self.tell_sink(ToSink::Close(Close {
+                serial,
+                reply: held.reply,
+                request: held.request,
+                chunks,
+                arrived_us: held.arrived_us,
+                answered: answered == Answered::BySink,
+                error: error.clone(),
+            }));
         }
     }
 
@@ -250,19 +257,21 @@ impl Requests {
     }
 
     /// A chunk with the rows of an assignment: those of small requests in one piece, others shared and not copied.
-    fn chunk(&self, assignment: Assignment<Arc<Carry>>, now_us: u64) -> Chunk<Bytes> {
-        let carry = assignment.carry.as_deref();
+    fn chunk(&self, assignment: Assignment<Arc<LegOutputs>>, now_us: u64) -> Chunk<Bytes> {
+        let leg_outputs = assignment.leg_outputs.as_deref();
         // In the order of the pieces, of which some may have been closed since.
-        let mut handed = carry.map_or(&[][..], |carry| &carry.handed).iter();
+        let mut handed = leg_outputs
+            .map_or(&[][..], |leg_outputs| &leg_outputs.handed)
+            .iter();
         let mut chunk = Chunk {
             id: assignment.chunk,
             leg: assignment.legs.start,
             until: assignment.legs.end,
             goes_on: false,
-            spent_us: carry.map_or(0, |carry| carry.spent_us),
+            spent_us: leg_outputs.map_or(0, |leg_outputs| leg_outputs.spent_us),
             attempt: assignment.attempt,
             model: assignment.model,
-            run: assignment.run as u64,
+            run: assignment.run.map(|rows| rows as u64),
             params: Bytes::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
             rows: Rows::Each(Vec::new()),
@@ -299,7 +308,7 @@ impl Requests {
             }
         }
         // Rows that have legs left part again before the next.
-        let is_last = !chunk.goes_on && carry.is_none();
+        let is_last = !chunk.goes_on && leg_outputs.is_none();
         let joined = is_last.then(|| Batch::joined(&each, JOINED_BYTES));
         chunk.rows = match joined.flatten() {
             Some(joined) => Rows::Joined(joined),

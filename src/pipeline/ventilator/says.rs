@@ -256,8 +256,15 @@ impl Ventilator {
         tracing::debug!(serial = serial.0, request_id = request.0, %error, "refused");
         let now_us = self.links.clock.now_us();
         self.clients.end(reply, request);
-        let close = Close::new(serial, reply, request, now_us, error);
-        self.tell_sink(&ToSink::Close(close))
+        self.tell_sink(&ToSink::Close(Close {
+            serial,
+            reply,
+            request,
+            chunks: 0,
+            arrived_us: now_us,
+            answered: false,
+            error: error.clone(),
+        }))
     }
 
     /// Ends a session, whichever of its connections is left. What has come on `port` in full is heard before.

@@ -5,9 +5,8 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Worker;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::message::{Chunk, Member, ModelId, Rows};
-use crate::model::loader::panic_message;
 use crate::model::{Model, Run};
 use crate::schedule::Lane;
 use crate::tensor::{Batch, Tensor};
@@ -91,12 +90,9 @@ impl Worker {
         inputs: &Batch,
     ) -> Result<Option<Computed>> {
         let mut computed = Computed::default();
-        let size = if chunk.run == 0 || member.whole {
-            member.rows
-        } else {
-            chunk.run
-        };
-        let mut runs = Vec::with_capacity(member.rows.div_ceil(size.max(1)) as usize);
+        let size = chunk.run.filter(|_| !member.whole);
+        let size = size.unwrap_or(member.rows).max(1);
+        let mut runs = Vec::with_capacity(member.rows.div_ceil(size) as usize);
         let mut start = 0;
         while start < member.rows {
             let rows = size.min(member.rows - start);
@@ -247,13 +243,13 @@ impl Worker {
     }
 }
 
-/// Members in a row whose rows run at once: no more than `run` rows where a member alone has not more (0: all).
-pub(super) fn together(members: &[Member], run: u64) -> Vec<Range<usize>> {
+/// Members in a row whose rows run at once: no more than `run` rows where a member alone has not more.
+pub(super) fn together(members: &[Member], run: Option<u64>) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let (mut start, mut rows) = (0, 0u64);
     for (index, member) in members.iter().enumerate() {
         let with = rows.saturating_add(member.rows);
-        if run > 0 && index > start && with > run {
+        if index > start && run.is_some_and(|most| with > most) {
             ranges.push(start..index);
             (start, rows) = (index, member.rows);
         } else {

@@ -84,7 +84,7 @@ impl Bench {
             spent_us: 0,
             attempt: 0,
             model,
-            run: 0,
+            run: None,
             params: Bytes::new(),
             members,
             rows: Rows::Each(rows.iter().map(row).collect()),
@@ -348,7 +348,7 @@ fn bulk(bench: &mut Bench, model: ModelId, rows: &[f32], run: u64) -> Chunk<Byte
     (member.offset, member.rows, member.total) = (10, rows.len() as u64, 100);
     let rows = Tensor::from_slice("x", vec![rows.len(), 1], rows).unwrap();
     chunk.rows = Rows::Each(vec![rows.into()]);
-    chunk.run = run;
+    chunk.run = Some(run);
     chunk
 }
 
@@ -391,7 +391,7 @@ fn small_requests_are_not_cut_and_run_together_as_they_fit() {
     let three = Tensor::from_slice("x", vec![3, 1], &[2f32, 2.5, 3.]).unwrap();
     each(&mut chunk)[1].tensors[0] = three;
     (chunk.members[1].rows, chunk.members[1].total) = (3, 3);
-    chunk.run = 2;
+    chunk.run = Some(2);
     for (round, chunk) in (1..).zip([chunk.clone(), joined(&chunk)]) {
         bench.give(Lane::Small, &chunk);
         let part = bench.part();
@@ -409,9 +409,9 @@ fn members_share_runs_up_to_their_size() {
     let mut chunk = bench.chunk(ModelId(1), &[0.; 5]);
     chunk.members[2].rows = 9;
     let of = |run| super::run::together(&chunk.members, run);
-    assert_eq!(of(0), vec![0..5]);
-    assert_eq!(of(3), [0..2, 2..3, 3..5]);
-    assert_eq!(of(11), [0..3, 3..5]);
+    assert_eq!(of(None), vec![0..5]);
+    assert_eq!(of(Some(3)), [0..2, 2..3, 3..5]);
+    assert_eq!(of(Some(11)), [0..3, 3..5]);
     bench.stop();
 }
 

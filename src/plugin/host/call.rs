@@ -10,7 +10,7 @@ use super::memory::Shown;
 use super::output::Outputs;
 use super::{Library, Services};
 use crate::error::{Error, Result};
-use crate::model::Run;
+use crate::message::Run;
 use crate::plugin::abi;
 use crate::signature::Signature;
 use crate::tensor::Batch;

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 
 use super::table;
+use super::text::read_text;
 use crate::error::{Error, Result};
 use crate::plugin::abi;
 
@@ -142,8 +143,8 @@ impl Library {
         // Where the copy lies says nothing to anybody.
         let shown = copy.path.to_string_lossy().into_owned();
         let named = |why: &str| why.replace(&shown, &format!("{name:?}"));
-        crate::model::check_whole(&copy.path).map_err(|e| failed(named(e.message())))?;
-        // SAFETY: whoever may write into the server's directories may run code in it, the README says.
+        crate::elf::check_whole(&copy.path).map_err(|e| failed(named(e.message())))?;
+        // SAFETY: whoever may write into the server's directories may run code in it, the guide says (`guide/plugins.md`).
         let handle = unsafe { Handle::open(Some(copy.path.as_os_str()), RTLD_NOW | RTLD_LOCAL) };
         #[cfg(not(target_os = "linux"))]
         let _ = std::fs::remove_file(&copy.path); // it is open, or will not be
@@ -225,7 +226,7 @@ impl Library {
                 )));
             }
             // SAFETY: a short text, which is as long as the plugin says.
-            let entry_name = unsafe { table::read_text(entry.name) }
+            let entry_name = unsafe { read_text(entry.name) }
                 .filter(|name| !name.is_empty())
                 .ok_or_else(|| failed(format!("entry {index} has no name that is text")))?;
             for (function, missing) in [

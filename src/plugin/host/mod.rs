@@ -6,6 +6,7 @@
 //! memory.rs    buffers: memory of ours that plugins see, and memory of theirs that we adopt
 //! output.rs    the checks of what a plugin gives out
 //! session.rs   sessions of the engine for plugins
+//! text.rs      texts that plugins give
 //! ```
 //! What a plugin returns is not believed: an error names the plugin, the output, what was expected and what came.
 
@@ -17,6 +18,7 @@ mod session;
 mod table;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::path::PathBuf;
 

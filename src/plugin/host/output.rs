@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::Library;
 use super::memory::{Buffer, Lender, Shown, lent};
-use super::table::read_text;
+use super::text::read_text;
 use crate::error::{Error, Result};
 use crate::plugin::abi;
 use crate::signature::{Port, Signature};

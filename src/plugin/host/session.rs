@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::Session;
 use super::memory::{Shown, lent};
-use super::table::read_text;
+use super::text::read_text;
 use crate::error::{Error, Result};
 use crate::plugin::abi;
 use crate::tensor::{Batch, Data, Tensor, element_count};

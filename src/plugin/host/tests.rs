@@ -12,8 +12,7 @@ use tempfile::TempDir;
 use super::call::Broken;
 use super::{Instance, Library, Plugin, Services, Session};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Member, Params};
-use crate::model::Run;
+use crate::message::{Member, Params, Run};
 use crate::signature::Signature;
 use crate::tensor::{Batch, Data, DataType, Tensor};
 

@@ -260,7 +260,7 @@ fn nothing_is_lost_or_kept_whatever_clients_do() {
         }
         assert_eq!(world.finished.len() + closed, asked.len(), "seed {seed}");
         assert_eq!(world.scheduler.waiting(), Waiting::default());
-        let kept: usize = world.scheduler.fresh.iter().map(Fresh::kept).sum();
+        let kept: usize = world.scheduler.backlogs.iter().map(Backlog::kept).sum();
         assert_eq!(kept, 0, "seed {seed}");
     }
 }

@@ -33,6 +33,7 @@ pub(crate) struct Out {
 #[cfg(test)]
 mod tests {
     use super::super::*;
+    use super::ChunkId;
 
     #[test]
     fn what_is_asked_and_answered_of_lost_workers_comes_back_as_it_was() {
@@ -54,10 +55,10 @@ mod tests {
             matches!(to_sink(ToSink::WorkerLost(lost.clone())), ToSink::WorkerLost(l) if l == lost)
         );
         assert!(matches!(to_sink(ToSink::Out(out.clone())), ToSink::Out(o) if o == out));
-        let frames = write_to_ventilator(ToVentilator::Arrived(arrived.clone()));
+        let frames = write_to_ventilator(&ToVentilator::Arrived(arrived.clone()));
         let read = read_to_ventilator(frames).unwrap();
         assert!(matches!(read, ToVentilator::Arrived(a) if a == arrived));
-        let frames = write_to_ventilator(ToVentilator::WhatIsOut);
+        let frames = write_to_ventilator(&ToVentilator::WhatIsOut);
         assert!(matches!(
             read_to_ventilator(frames),
             Ok(ToVentilator::WhatIsOut)

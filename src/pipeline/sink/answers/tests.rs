@@ -118,9 +118,15 @@ impl Bench {
 
     fn close(&mut self, member: &Member, chunks: u64) {
         let error = Error::new(ErrorCode::Cancelled, "taken back");
-        let mut close = Close::new(member.serial, REPLY, member.request, 0, &error);
-        close.chunks = chunks;
-        self.tell(ToSink::Close(close));
+        self.tell(ToSink::Close(Close {
+            serial: member.serial,
+            reply: REPLY,
+            request: member.request,
+            chunks,
+            arrived_us: 0,
+            answered: false,
+            error,
+        }));
     }
 
     fn hear(&mut self) -> (RequestId, ServerMessage) {
@@ -329,9 +335,15 @@ fn too_much_for_one_client_ends_that_request_once() {
     ));
     // The ventilator closes it without another answer.
     let error = Error::internal("answered");
-    let mut close = Close::new(Serial(1), REPLY, RequestId(101), 0, &error);
-    (close.chunks, close.answered) = (3, true);
-    bench.tell(ToSink::Close(close));
+    bench.tell(ToSink::Close(Close {
+        serial: Serial(1),
+        reply: REPLY,
+        request: RequestId(101),
+        chunks: 3,
+        arrived_us: 0,
+        answered: true,
+        error,
+    }));
     bench.done(&parts[2]);
     bench.hears_nothing();
     bench.remembers_nothing();

@@ -107,7 +107,7 @@ fn a_bad_element_of_a_chunk_has_its_number_in_the_whole_request() {
         let piece = whole.slice_rows(rows.start, rows.len());
         let mut chunk = unchecked(&mut bench, model, vec![piece]);
         (chunk.members[0].offset, chunk.members[0].total) = (rows.start as u64, 6);
-        chunk.run = 2;
+        chunk.run = Some(2);
         let (good, failed) = ends_of_runs(&mut bench, &chunk);
         match words {
             None => assert_eq!((good, failed), (rows.len(), vec![])),
@@ -139,7 +139,7 @@ fn parameters_come_to_the_model_as_they_were_sent() {
     let params = serde_json::json!({"k": [1, {"a": null}], "t": "x"});
     let mut bench = bench(Arc::new(MockSource::default()));
     let mut chunk = bench.chunk(ModelId(1), &[1.0]);
-    chunk.params = crate::wire::to_document(&params).unwrap().into();
+    chunk.params = crate::tensor::to_document(&params).unwrap().into();
     let frames = inner::write_chunk(&chunk);
     assert_eq!(frames[1], chunk.params);
     let read = |frames| match inner::read_to_worker(frames).unwrap() {

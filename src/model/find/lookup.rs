@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! model "digits"      run-script-dir/digits           a file
-//!                     run-script-dir/digits.proxy     JSON that says what to serve: proxy.rs
+//!                     run-script-dir/digits.proxy     JSON that says what to serve: src/proxy
 //!                     run-script-dir/digits.onnx
 //!                     run-script-dir/digits/          VERSION/model.proxy or model.onnx, the highest version
 //! model "digits/3"    run-script-dir/digits/3/        model.proxy or model.onnx: that version
@@ -19,12 +19,12 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use super::files::file_name;
 use super::found::{Found, Stage, StageRuns};
-use super::proxy::{EXAMPLES, Proxy, Runs, SessionOptions, StageText, kind_of};
-use super::source::file_name;
-use super::versions::{self, MODEL_VERSION};
-use crate::error::{Error, Result};
-use crate::message::Params;
+use super::versions;
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{MODEL_VERSION, Params};
+use crate::proxy::{EXAMPLES, Proxy, Runs, SessionOptions, StageText, kind_of};
 
 /// The parameter by which the ancestor's clients name a model.
 const MODEL_PROXY_PATH: &str = "model_proxy_path";
@@ -82,7 +82,7 @@ impl Lookup {
 
 /// By what a request names a model, without a look at any file: different spellings of a path are one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Alias {
+pub(crate) struct Alias {
     by: By,
     path: PathBuf,
     version: Option<u64>,
@@ -96,7 +96,7 @@ enum By {
 
 /// The directories that paths may lead into.
 #[derive(Debug)]
-pub(super) struct Roots {
+pub(crate) struct Roots {
     /// As it was given, for messages.
     shown: String,
     /// The run-script directory first; each as given and with links followed.
@@ -131,7 +131,7 @@ impl Root {
 impl Roots {
     /// # Errors
     /// `FAILED_PRECONDITION`, naming the flag, if one of them is not a directory.
-    pub(super) fn new(run_script_dir: &Path, allowed: &[PathBuf]) -> Result<Roots> {
+    pub(crate) fn new(run_script_dir: &Path, allowed: &[PathBuf]) -> Result<Roots> {
         let mut roots = vec![Root::of(run_script_dir, "--run-script-dir")?];
         for path in allowed {
             roots.push(Root::of(path, "--allow-path")?);
@@ -143,7 +143,7 @@ impl Roots {
     }
 
     /// The run-script directory.
-    pub(super) fn first(&self) -> &Path {
+    pub(crate) fn first(&self) -> &Path {
         let first = self.roots.first();
         first.map_or(Path::new("/"), |root| &root.real)
     }
@@ -153,7 +153,7 @@ impl Roots {
     /// # Errors
     /// `INVALID_ARGUMENT` no model named, or two different ones, or a path that is none · `PERMISSION_DENIED` ·
     /// `NOT_FOUND` · `FAILED_PRECONDITION` something there that is no model.
-    pub(super) fn find(&self, lookup: &Lookup) -> Result<Found> {
+    pub(crate) fn find(&self, lookup: &Lookup) -> Result<Found> {
         let asked = versions::asked(lookup.version.as_ref())?;
         self.check_parameters(lookup)?;
         let by_path = match lookup.paths.iter().find(|(key, _)| key == MODEL_PROXY_PATH) {
@@ -205,7 +205,7 @@ impl Roots {
     ///
     /// # Errors
     /// As [`Roots::find`], naming the key.
-    pub(super) fn check_parameters(&self, lookup: &Lookup) -> Result<()> {
+    pub(crate) fn check_parameters(&self, lookup: &Lookup) -> Result<()> {
         let own = |(key, _): &&(String, Value)| key != MODEL_PROXY_PATH;
         for (key, value) in lookup.paths.iter().filter(own) {
             self.entry(key, path_text(key, value)?)?;
@@ -214,7 +214,7 @@ impl Roots {
     }
 
     /// By what a request names a model; `None` if [`Roots::find`] has to look at it.
-    pub(super) fn alias(&self, lookup: &Lookup) -> Option<Alias> {
+    pub(crate) fn alias(&self, lookup: &Lookup) -> Option<Alias> {
         let by_path = lookup.paths.iter().find(|(key, _)| key == MODEL_PROXY_PATH);
         let (by, text) = match (&lookup.model, by_path) {
             (Some(name), None) => (By::Name, name.as_str()),
@@ -232,7 +232,7 @@ impl Roots {
     ///
     /// # Errors
     /// As [`Roots::find`], naming the key.
-    pub(super) fn beside(&self, folder: &Path, key: &str, text: &str) -> Result<PathBuf> {
+    pub(crate) fn beside(&self, folder: &Path, key: &str, text: &str) -> Result<PathBuf> {
         Ok(self.target_beside(folder, key, text)?.path)
     }
 
@@ -251,14 +251,14 @@ impl Roots {
     ///
     /// # Errors
     /// As [`Roots::find`], naming the key.
-    pub(super) fn parameter(&self, key: &str, text: &str) -> Result<PathBuf> {
+    pub(crate) fn parameter(&self, key: &str, text: &str) -> Result<PathBuf> {
         Ok(self.entry(key, text)?.path)
     }
 
     /// As [`Roots::named`]; where nothing has that name, what is behind its last dot is a proxy's method.
     fn named_with_method(&self, name: &str) -> Result<(Target, Option<String>)> {
         let missing = match self.named(name) {
-            Err(e) if e.code() == crate::ErrorCode::NotFound => e,
+            Err(e) if e.code() == ErrorCode::NotFound => e,
             result => return Ok((result?, None)),
         };
         if let Some((base, method)) = name.rsplit_once('.')
@@ -303,12 +303,12 @@ impl Roots {
             let mut with_ending = base.clone().into_os_string();
             with_ending.push(ending);
             match self.real("model", name, Path::new(&with_ending)) {
-                Err(e) if e.code() == crate::ErrorCode::NotFound => {}
+                Err(e) if e.code() == ErrorCode::NotFound => {}
                 result => return result,
             }
         }
         exact.map_err(|e| {
-            if e.code() == crate::ErrorCode::NotFound {
+            if e.code() == ErrorCode::NotFound {
                 Error::not_found(format!(
                     "model {name:?}: {} has neither that file nor {:?}, {:?} or {:?}",
                     self.shown,

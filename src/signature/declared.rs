@@ -1,10 +1,10 @@
-//! What a model takes and gives: ports, their dimensions, and whether its rows are independent.
+//! What a model or a plugin declares: ports, and the JSON of a signature.
 
 use serde::{Deserialize, Serialize};
 
+use super::{DimInfo, PortInfo};
 use crate::error::{Error, Result};
 use crate::tensor::DataType;
-use crate::wire::server::{DimInfo, PortInfo};
 
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 64;

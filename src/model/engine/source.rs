@@ -3,105 +3,29 @@
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use ort::session::Session;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{Outlet, ValueType};
 use prost::Message;
 
-use super::engine::{Engine, cuda};
-use super::files::Files;
 use super::onnx::OnnxModel;
-use super::proto::{ModelProto, NodeProto, TypeProto, ValueInfoProto};
-use super::proxy::{GraphOptimization, SessionOptions};
+use super::proto::{ModelProto, NodeProto};
+use super::session::{Options, Signature, builder, signature};
 use super::weights::{Weights, subgraphs};
-use super::{BatchKind, Description, Device, Dim, Empty, Port, memory, values};
+use super::{Device, Engine, memory};
 use crate::error::{Error, Result};
-
-/// What a model takes and gives, and how rows may be put together for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Signature {
-    pub(super) kind: BatchKind,
-    pub(super) inputs: Vec<Port>,
-    pub(super) outputs: Vec<Port>,
-    pub(super) empty: Empty,
-}
+use crate::model::find::{Files, Stamp, file_name};
+use crate::model::interface::{BatchKind, Description, Empty};
 
 /// Most bytes of a message of Protocol Buffers, which an ONNX file is.
 const MAX_ONNX_BYTES: u64 = i32::MAX as u64;
 /// A file of up to so many bytes may be open twice in one worker without weights to share.
 const SMALL_MODEL_BYTES: u64 = 1 << 20;
 
-/// Tells one state of a file from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Stamp {
-    modified: Option<SystemTime>,
-    bytes: u64,
-    /// A file that was moved into place may have an old time and the same size.
-    inode: u64,
-}
-
-impl Stamp {
-    pub(super) fn of(path: &Path) -> std::io::Result<Stamp> {
-        Ok(Stamp::from(&fs::metadata(path)?))
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
-impl From<&fs::Metadata> for Stamp {
-    fn from(metadata: &fs::Metadata) -> Stamp {
-        Stamp {
-            modified: metadata.modified().ok(),
-            bytes: metadata.len(),
-            inode: metadata.ino(),
-        }
-    }
-}
-
-/// How sessions are made.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Options {
-    /// Threads inside a session; 1 runs in the worker's own.
-    pub(super) intra_op_threads: usize,
-    /// The most memory that a session's arena may take on a GPU; 0 leaves it to the engine.
-    pub(super) gpu_limit_bytes: usize,
-    /// What a proxy wants.
-    pub(super) wanted: SessionOptions,
-}
-
-impl Options {
-    /// These, with what a proxy wants.
-    pub(super) fn with(&self, wanted: &SessionOptions) -> Options {
-        Options {
-            wanted: wanted.clone(),
-            ..self.clone()
-        }
-    }
-
-    /// Threads inside a session, as the proxy or else the server wants it.
-    fn threads(&self) -> usize {
-        let wanted = self.wanted.intra_op_threads;
-        wanted.unwrap_or(self.intra_op_threads).max(1)
-    }
-
-    /// These, for a session that runs in the worker's own thread.
-    fn of_one_thread(&self) -> Options {
-        let mut options = self.clone();
-        options.wanted.intra_op_threads = Some(1);
-        options
-    }
-}
-
 /// A model file that was opened once.
-pub(super) struct OnnxSource {
+pub(crate) struct OnnxSource {
     engine: Engine,
     path: PathBuf,
     /// Open, so that it can still be read when another one was moved into its place.
@@ -121,7 +45,7 @@ impl OnnxSource {
     /// # Errors
     /// `FAILED_PRECONDITION`: the engine refuses it (its message follows), or an input or output is of a type that
     /// is not served.
-    pub(super) fn load(
+    pub(crate) fn load(
         engine: &Engine,
         path: &Path,
         device: Device,
@@ -165,22 +89,22 @@ impl OnnxSource {
         Ok(source)
     }
 
-    pub(super) fn signature(&self) -> &Signature {
+    pub(crate) fn signature(&self) -> &Signature {
         &self.signature
     }
 
     /// The state of the file that was read.
-    pub(super) fn stamp(&self) -> Stamp {
+    pub(crate) fn stamp(&self) -> Stamp {
         self.stamp
     }
 
     /// Whether the files that hold its weights, if any do, are those that were read.
-    pub(super) fn has_its_weights(&self) -> bool {
+    pub(crate) fn has_its_weights(&self) -> bool {
         self.external.are_unchanged()
     }
 
     /// The file, and those that hold its weights.
-    pub(super) fn add_files(&self, files: &mut Files) {
+    pub(crate) fn add_files(&self, files: &mut Files) {
         files.add_as(&self.path, self.stamp);
         files.extend(&self.external);
     }
@@ -189,7 +113,7 @@ impl OnnxSource {
     ///
     /// # Errors
     /// `FAILED_PRECONDITION`: the engine refuses it, or the file is not the one that was described.
-    pub(super) fn open(
+    pub(crate) fn open(
         &self,
         description: Arc<Description>,
         device: Device,
@@ -208,8 +132,8 @@ impl OnnxSource {
             }
         };
         let mut model = OnnxModel::new(session, description);
-        if device == Device::Cpu && options.threads() > 1 && self.is_cheap_to_repeat() {
-            self.add_single(&mut model, options);
+        if device.has_short_runs() && options.threads() > 1 && self.is_cheap_to_repeat() {
+            self.add_single(&mut model, device, options);
         }
         Ok(model)
     }
@@ -221,11 +145,11 @@ impl OnnxSource {
     }
 
     /// Gives a model whose runs may be short a session for those (`short_runs.rs`).
-    fn add_single(&self, model: &mut OnnxModel, options: &Options) {
+    fn add_single(&self, model: &mut OnnxModel, device: Device, options: &Options) {
         let Some(shortest_run) = model.shortest_run() else {
             return;
         };
-        match self.session(Device::Cpu, &options.of_one_thread()) {
+        match self.session(device, &options.of_one_thread()) {
             Ok(session) => model.add_single(session, shortest_run),
             Err(error) => {
                 tracing::debug!(model = %self.path.display(), %error, "no session for short runs");
@@ -238,7 +162,7 @@ impl OnnxSource {
         let path = self.readable()?;
         let attempt = || -> ort::Result<Session> {
             let mut builder = builder(&self.engine, device, options)?;
-            if let (Device::Cpu, Some(weights)) = (device, &self.weights) {
+            if let (Ok(()), Some(weights)) = (device.shares_weights(), &self.weights) {
                 builder = weights.give(builder)?;
             }
             builder.commit_from_file(&path)
@@ -282,12 +206,6 @@ impl OnnxSource {
         }
         Err(changed(&self.path))
     }
-}
-
-/// A file's name without where it lies.
-pub(super) fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map_or_else(String::new, |name| format!("{:?}", name.to_string_lossy()))
 }
 
 /// What the engine says, without the folder of a file: where it lies is nobody's business who sends requests.
@@ -342,11 +260,7 @@ fn read(path: &Path, mut file: &fs::File, device: Device) -> Result<Content> {
             empty: Empty::Refused,
         });
     };
-    let weights = match device {
-        Device::Cpu => Weights::of(&model),
-        Device::Cuda(_) => Err("it runs on a GPU"),
-    };
-    let weights = match weights {
+    let weights = match device.shares_weights().and_then(|()| Weights::of(&model)) {
         Ok(weights) => {
             tracing::debug!(model = %path.display(), bytes = weights.bytes(), "weights are shared");
             Some(weights)
@@ -398,119 +312,4 @@ fn external(path: &Path, model: Option<&ModelProto>) -> Files {
         }
     }
     files
-}
-
-fn builder(engine: &Engine, device: Device, options: &Options) -> ort::Result<SessionBuilder> {
-    let mut builder = Session::builder(engine.environment())?
-        .with_optimization_level(match options.wanted.graph_optimization {
-            None | Some(GraphOptimization::All) => GraphOptimizationLevel::All,
-            Some(GraphOptimization::Extended) => GraphOptimizationLevel::Level2,
-            Some(GraphOptimization::Basic) => GraphOptimizationLevel::Level1,
-            Some(GraphOptimization::None) => GraphOptimizationLevel::Disable,
-        })?
-        .with_intra_threads(options.threads())?
-        .with_inter_threads(1)?
-        .with_memory_pattern(true)?
-        // Idle threads of one worker would spin on the cores that the others need.
-        .with_intra_op_spinning(false)?;
-    if let Device::Cuda(number) = device {
-        builder = builder.with_execution_providers([cuda(
-            number,
-            options.gpu_limit_bytes,
-            &options.wanted.execution_provider,
-        )])?;
-    }
-    Ok(builder)
-}
-
-fn signature(session: &Session, model: Option<&ModelProto>, empty: Empty) -> Result<Signature> {
-    let graph = model.and_then(|model| model.graph.as_ref());
-    let ports = |outlets: &[Outlet], side: &str, declared: Option<&[ValueInfoProto]>| {
-        outlets
-            .iter()
-            .map(|outlet| {
-                let declared = declared
-                    .and_then(|ports| ports.iter().find(|port| port.name == outlet.name()))
-                    .and_then(|port| port.r#type.as_ref());
-                port(outlet, side, declared)
-            })
-            .collect::<Result<Vec<Port>>>()
-    };
-    let inputs = ports(
-        session.inputs(),
-        "input",
-        graph.map(|graph| &graph.input[..]),
-    )?;
-    let outputs = ports(
-        session.outputs(),
-        "output",
-        graph.map(|graph| &graph.output[..]),
-    )?;
-    Ok(Signature {
-        kind: kind(&inputs, &outputs),
-        inputs,
-        outputs,
-        empty,
-    })
-}
-
-fn port(outlet: &Outlet, side: &str, declared: Option<&TypeProto>) -> Result<Port> {
-    let name = outlet.name();
-    let ValueType::Tensor {
-        ty,
-        shape,
-        dimension_symbols,
-    } = outlet.dtype()
-    else {
-        return Err(Error::precondition(format!(
-            "{side} {name:?} is {}: only tensors are served",
-            outlet.dtype()
-        )));
-    };
-    let Some(datatype) = values::datatype_of(*ty) else {
-        return Err(Error::precondition(format!(
-            "{side} {name:?} has elements of type {ty}, which are not served"
-        )));
-    };
-    // The engine shows a tensor of unknown rank as a scalar; only the file tells them apart.
-    let unranked = shape.is_empty()
-        && declared
-            .and_then(|declared| declared.tensor_type.as_ref())
-            .is_some_and(|tensor| tensor.shape.is_none());
-    let shape = if unranked {
-        vec![Dim::Rest]
-    } else {
-        shape
-            .iter()
-            .enumerate()
-            .map(|(axis, &size)| match usize::try_from(size) {
-                Ok(size) => Dim::Fixed(size),
-                Err(_) => match dimension_symbols.get(axis) {
-                    Some(symbol) if !symbol.is_empty() => Dim::Symbol(symbol.clone()),
-                    _ => Dim::Dynamic,
-                },
-            })
-            .collect()
-    };
-    Ok(Port {
-        name: name.to_owned(),
-        datatype,
-        shape,
-    })
-}
-
-/// Rows are independent if dimension 0 is the same everywhere: one symbol, dynamic without names, or one constant.
-fn kind(inputs: &[Port], outputs: &[Port]) -> BatchKind {
-    let mut firsts = inputs.iter().chain(outputs).map(|port| port.shape.first());
-    let Some(Some(first)) = firsts.next() else {
-        return BatchKind::Whole;
-    };
-    if inputs.is_empty() || !firsts.all(|other| other == Some(first)) {
-        return BatchKind::Whole;
-    }
-    match first {
-        Dim::Symbol(_) | Dim::Dynamic => BatchKind::Batched,
-        Dim::Fixed(0) | Dim::Rest => BatchKind::Whole,
-        Dim::Fixed(rows) => BatchKind::Fixed(*rows),
-    }
 }

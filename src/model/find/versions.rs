@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-pub(super) use crate::message::MODEL_VERSION;
+use crate::message::MODEL_VERSION;
 
 /// What a version's folder may hold, in the order in which it is looked for.
 const FILES: [&str; 2] = ["model.proxy", "model.onnx"];
@@ -15,19 +15,19 @@ const MOST_LISTED: usize = 20;
 
 /// One version, and the file that says what it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version {
-    pub(super) number: u64,
-    pub(super) file: PathBuf,
+pub(crate) struct Version {
+    pub(crate) number: u64,
+    pub(crate) file: PathBuf,
 }
 
 /// The file in a folder that is one version itself.
-pub(super) fn direct(folder: &Path) -> Option<PathBuf> {
+pub(crate) fn direct(folder: &Path) -> Option<PathBuf> {
     let mut files = FILES.iter().map(|file| folder.join(file));
     files.find(|file| file.exists())
 }
 
 /// The number that a folder's name is.
-pub(super) fn number_of(folder: &Path) -> Option<u64> {
+pub(crate) fn number_of(folder: &Path) -> Option<u64> {
     number(folder.file_name()?.to_str()?)
 }
 
@@ -41,7 +41,7 @@ fn number(text: &str) -> Option<u64> {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub(super) fn versions(folder: &Path) -> io::Result<Vec<Version>> {
+pub(crate) fn versions(folder: &Path) -> io::Result<Vec<Version>> {
     let mut versions: Vec<Version> = folder
         .read_dir()?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -57,7 +57,7 @@ pub(super) fn versions(folder: &Path) -> io::Result<Vec<Version>> {
 }
 
 /// The file that a repository folder stands for: its own, or its highest version's.
-pub(super) fn served(folder: &Path) -> Option<PathBuf> {
+pub(crate) fn served(folder: &Path) -> Option<PathBuf> {
     let highest = || Some(versions(folder).ok()?.pop()?.file);
     direct(folder).or_else(highest)
 }
@@ -66,7 +66,7 @@ pub(super) fn served(folder: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` if it is no number.
-pub(super) fn asked(value: Option<&Value>) -> Result<Option<u64>> {
+pub(crate) fn asked(value: Option<&Value>) -> Result<Option<u64>> {
     let Some(value) = value else {
         return Ok(None);
     };
@@ -83,7 +83,7 @@ pub(super) fn asked(value: Option<&Value>) -> Result<Option<u64>> {
 ///
 /// # Errors
 /// `NOT_FOUND`, listing the versions that there are; `INVALID_ARGUMENT` if the folder is another version.
-pub(super) fn choose(name: &str, folder: &Path, asked: Option<u64>) -> Result<Version> {
+pub(crate) fn choose(name: &str, folder: &Path, asked: Option<u64>) -> Result<Version> {
     if let Some(file) = direct(folder) {
         let own = number_of(folder);
         let number = own.unwrap_or(1);
@@ -114,14 +114,14 @@ pub(super) fn choose(name: &str, folder: &Path, asked: Option<u64>) -> Result<Ve
 }
 
 /// Asked for a version of what has none.
-pub(super) fn only_version(name: &str, asked: u64) -> Error {
+pub(crate) fn only_version(name: &str, asked: u64) -> Error {
     Error::not_found(format!(
         "model {name:?} has no version {asked}: it is no folder of versions, and its only version is 1"
     ))
 }
 
 /// What to say of `BASE/NUMBER` where BASE is a folder of versions that has no such version.
-pub(super) fn missing_below(name: &str, base: &str, last: &str, folder: &Path) -> Option<Error> {
+pub(crate) fn missing_below(name: &str, base: &str, last: &str, folder: &Path) -> Option<Error> {
     let asked = number(last)?;
     let versions = versions(folder).ok()?;
     let error = missing(base, asked, &versions);

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use ort::session::{Session, SessionInputValue};
 
 use super::short_runs::{SHORT, Sessions};
-use super::{BatchKind, Description, Dim, Model, Port, Run, values};
+use super::values;
 use crate::error::{Error, Result};
-use crate::message::Params;
+use crate::message::{Params, Run};
+use crate::model::interface::{BatchKind, Description, Model};
+use crate::signature::{Dim, Port};
 use crate::tensor::{Batch, Data, DataType, Tensor};
 
 /// A model in ONNX Runtime, on one device, for one worker.

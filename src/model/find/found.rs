@@ -4,36 +4,36 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::Rows;
-use super::proxy::SessionOptions;
+use crate::proxy::SessionOptions;
+use crate::signature::Rows;
 
 /// What a name leads to.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Found {
-    pub(super) name: String,
-    pub(super) version: String,
+pub(crate) struct Found {
+    pub(crate) name: String,
+    pub(crate) version: String,
     /// The file that says what is served: the ONNX file itself, where there is nothing more to say than its name.
-    pub(super) origin: PathBuf,
-    pub(super) method: Option<String>,
-    pub(super) rows: Option<Rows>,
+    pub(crate) origin: PathBuf,
+    pub(crate) method: Option<String>,
+    pub(crate) rows: Option<Rows>,
     /// At least one.
-    pub(super) stages: Vec<Stage>,
-    pub(super) warm_up: Option<Map<String, Value>>,
+    pub(crate) stages: Vec<Stage>,
+    pub(crate) warm_up: Option<Map<String, Value>>,
 }
 
 /// A stage whose files are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stage {
+pub(crate) struct Stage {
     /// What to call it in messages.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// The file, links followed.
-    pub(super) path: PathBuf,
-    pub(super) runs: StageRuns,
+    pub(crate) path: PathBuf,
+    pub(crate) runs: StageRuns,
 }
 
 /// What a stage does with its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum StageRuns {
+pub(crate) enum StageRuns {
     Onnx(SessionOptions),
     Plugin {
         entry: Option<String>,
@@ -46,7 +46,7 @@ pub(super) enum StageRuns {
 
 impl Found {
     /// An ONNX file as it is.
-    pub(super) fn onnx(name: &str, version: String, path: PathBuf, rows: Option<Rows>) -> Found {
+    pub(crate) fn onnx(name: &str, version: String, path: PathBuf, rows: Option<Rows>) -> Found {
         let file = path.file_name().unwrap_or_default();
         let stage = Stage {
             // The same whatever name the file was found by.

@@ -9,7 +9,9 @@ use std::ops::Range;
 use super::groups::Groups;
 use super::pace::{Pace, Runs, Target};
 use super::turns::{Rest, Turns};
-use super::{Assignment, Chosen, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, whole_run};
+use super::{
+    Assignment, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, Selection, whole_run,
+};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::Cut;
 use foldhash::HashMap;
@@ -25,16 +27,16 @@ const WAITING_PER_WORKER: usize = 2;
 
 /// The requests that wait for workers of one role.
 #[derive(Debug)]
-pub(super) struct Fresh {
+pub(super) struct Backlog {
     pub(super) groups: Groups,
     high: Turns,
     normal: Turns,
     high_in_a_row: u32,
 }
 
-impl Fresh {
-    pub(super) fn new(limits: &Limits) -> Fresh {
-        Fresh {
+impl Backlog {
+    pub(super) fn new(limits: &Limits) -> Backlog {
+        Backlog {
             groups: Groups::new(limits.batch_delay_us, limits.max_batch_rows),
             high: Turns::default(),
             normal: Turns::default(),
@@ -89,18 +91,18 @@ impl Fresh {
 }
 
 impl<C: Clone> Scheduler<C> {
-    pub(super) fn next_fresh(&mut self, now_us: u64) -> Option<Assignment<C>> {
+    pub(super) fn next_new(&mut self, now_us: u64) -> Option<Assignment<C>> {
         for lane in [Lane::Small, Lane::Bulk] {
             for role in [Role::Main, Role::Extra] {
-                let Some((worker, alone)) = self.taker(role, lane) else {
+                let Some((worker, alone)) = self.worker_for(role, lane) else {
                     continue;
                 };
-                let chosen = match lane {
+                let selection = match lane {
                     Lane::Small => self.next_small(role, alone, now_us),
                     Lane::Bulk => self.next_bulk(role, alone, now_us),
                 };
-                if let Some((chosen, legs)) = chosen {
-                    return Some(self.give(worker, lane, legs, 0, chosen, now_us));
+                if let Some((selection, legs)) = selection {
+                    return Some(self.give(worker, lane, legs, 0, selection, now_us));
                 }
             }
         }
@@ -108,7 +110,7 @@ impl<C: Clone> Scheduler<C> {
     }
 
     /// Who takes new rows that are for workers of this role, and whether it runs every leg of them.
-    pub(super) fn taker(&self, role: Role, lane: Lane) -> Option<(WorkerId, bool)> {
+    pub(super) fn worker_for(&self, role: Role, lane: Lane) -> Option<(WorkerId, bool)> {
         let [main, extra] = &self.pools;
         if role == Role::Main {
             return Some((main.best(lane)?, true));
@@ -128,8 +130,13 @@ impl<C: Clone> Scheduler<C> {
             .or_else(|| Some((main.best_idle(lane)?, true)))
     }
 
-    fn next_small(&mut self, role: Role, alone: bool, now_us: u64) -> Option<(Chosen, Range<u32>)> {
-        let turn = self.fresh[role as usize].groups.next(now_us)?;
+    fn next_small(
+        &mut self,
+        role: Role,
+        alone: bool,
+        now_us: u64,
+    ) -> Option<(Selection, Range<u32>)> {
+        let turn = self.backlogs[role as usize].groups.next(now_us)?;
         let first = &self.entries.get(&turn.oldest)?.job;
         let (model, splittable, step) = (first.model, first.splittable, first.step.max(1));
         let legs = if alone { first.legs.len() as u32 } else { 1 };
@@ -140,8 +147,8 @@ impl<C: Clone> Scheduler<C> {
         } else {
             ONE_BY_ONE
         };
-        let row_us = self.row_us(pace, target.run);
-        let groups = &mut self.fresh[role as usize].groups;
+        let row_us = self.row_us(pace, target.run.unwrap_or(1));
+        let groups = &mut self.backlogs[role as usize].groups;
         let taken = groups.take(turn, target.rows, row_us);
         let mut pieces = Vec::with_capacity(taken.requests.len());
         for (serial, rows) in taken.requests {
@@ -159,16 +166,11 @@ impl<C: Clone> Scheduler<C> {
             self.coalesced += pieces.len() as u64;
         }
         // A small request runs at once.
-        let run = match target.run {
-            0 => 0,
-            run => pieces.iter().fold(run, |run, piece| run.max(piece.rows)),
-        };
-        let chosen = Chosen {
-            model,
-            pieces,
-            run: run.next_multiple_of(step),
-        };
-        Some((chosen, 0..legs))
+        let run = target.run.map(|run| {
+            let most = pieces.iter().fold(run, |run, piece| run.max(piece.rows));
+            most.next_multiple_of(step)
+        });
+        Some((Selection { model, pieces, run }, 0..legs))
     }
 
     /// What a client is charged for a row.
@@ -190,13 +192,18 @@ impl<C: Clone> Scheduler<C> {
         }
     }
 
-    fn next_bulk(&mut self, role: Role, alone: bool, now_us: u64) -> Option<(Chosen, Range<u32>)> {
+    fn next_bulk(
+        &mut self,
+        role: Role,
+        alone: bool,
+        now_us: u64,
+    ) -> Option<(Selection, Range<u32>)> {
         let since_small = self.small_us.map(|at| now_us.saturating_sub(at));
         let runs = match since_small {
             Some(us) if us < SMALL_COME_US => Runs::Short,
             _ => Runs::Cheapest,
         };
-        let serial = self.fresh[role as usize].next_bulk()?;
+        let serial = self.backlogs[role as usize].next_bulk()?;
         // Only open requests with rows left are in the turns.
         let entry = self.entries.get_mut(&serial)?;
         let (model, client, priority) = (entry.job.model, entry.job.client, entry.job.priority);
@@ -205,7 +212,10 @@ impl<C: Clone> Scheduler<C> {
         let Target { rows, run } = if entry.job.splittable {
             cut(&self.limits, &mut self.paces, entry, &legs, left, runs)
         } else {
-            Target { rows: left, run: 0 }
+            Target {
+                rows: left,
+                run: None,
+            }
         };
         let piece = Piece {
             serial,
@@ -216,9 +226,9 @@ impl<C: Clone> Scheduler<C> {
         entry.chunks += 1;
         entry.out += 1;
         self.waiting_rows -= rows;
-        let run_rows = if run == 0 { rows } else { run };
-        let us = rows as f64 * self.row_us(PaceKey::of(model, &legs), run_rows);
-        let turns = self.fresh[role as usize].bulk(priority);
+        let row_us = self.row_us(PaceKey::of(model, &legs), run.unwrap_or(rows));
+        let us = rows as f64 * row_us;
+        let turns = self.backlogs[role as usize].bulk(priority);
         let rest = if rows < left {
             Rest::Waits
         } else {
@@ -226,12 +236,12 @@ impl<C: Clone> Scheduler<C> {
         };
         turns.charge(client, serial.0, us as u64, rest);
         let pieces = vec![piece];
-        Some((Chosen { model, pieces, run }, legs))
+        Some((Selection { model, pieces, run }, legs))
     }
 }
 
 /// What cannot be split is not put together either, and runs as it is.
-const ONE_BY_ONE: Target = Target { rows: 0, run: 0 };
+const ONE_BY_ONE: Target = Target { rows: 0, run: None };
 
 /// What a model's pace says of its next chunk.
 pub(super) fn target(
@@ -248,7 +258,7 @@ pub(super) fn target(
             .target(most_us, most_rows, runs),
         None => Target {
             rows: most_rows,
-            run: 0,
+            run: None,
         },
     }
 }
@@ -284,10 +294,11 @@ fn cut(
         workers: limits.workers + extra,
         step,
     };
-    if limits.max_chunk_us.is_some() {
+    if let Some(run) = run {
         // Runs of a model of a fixed batch are whole batches.
         let run = run.next_multiple_of(step);
         let rows = cut.guided(left, run);
+        let run = Some(run);
         return Target { rows, run };
     }
     if entry.planned == 0 || left.div_ceil(entry.planned) > cut.most {

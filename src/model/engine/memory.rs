@@ -9,8 +9,7 @@
 //! and each opened in a passing thread 240 MB     the next such thread inherits that heap
 //! ```
 
-use super::loader::panic_message;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 pub(crate) use crate::frames::trim_heaps as trim;
 
 /// Runs a job that needs much memory for a moment in a thread of its own, and waits for it. When the thread ends, its

@@ -1,22 +1,20 @@
-//! The members of a chunk as they lie in an inner header: records of one size, one after the other. A field by itself
+//! The members of a chunk as they travel between the loops: records of one size, one after the other. A field by itself
 //! costs a look at its kind each time, and there are ten for every small request, twice written and twice read.
 
-use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Error as _, Visitor};
+use serde::de::Visitor;
 use serde::{Deserializer, Serializer};
 
-use crate::message::{Member, ReplyTo, RequestId, Serial};
+use super::{Member, ReplyTo, RequestId, Serial};
 
 const STREAM: u8 = 1;
 const WHOLE: u8 = 2;
 /// Seven numbers, where the answer goes, and a byte of flags.
 const RECORD_BYTES: usize = 7 * 8 + 16 + 1;
 
-#[allow(clippy::ptr_arg)] // serde hands the field over as it is
 pub(super) fn serialize<S: Serializer>(
-    members: &Cow<'_, [Member]>,
+    members: &[Member],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     let mut records = Vec::with_capacity(members.len() * RECORD_BYTES);
@@ -41,9 +39,9 @@ pub(super) fn serialize<S: Serializer>(
     serializer.serialize_bytes(&records)
 }
 
-pub(super) fn deserialize<'de, 'a, D: Deserializer<'de>>(
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     deserializer: D,
-) -> Result<Cow<'a, [Member]>, D::Error> {
+) -> Result<Vec<Member>, D::Error> {
     struct Records;
 
     impl Visitor<'_> for Records {
@@ -60,8 +58,7 @@ pub(super) fn deserialize<'de, 'a, D: Deserializer<'de>>(
         }
     }
 
-    let members = deserializer.deserialize_bytes(Records);
-    members.map(Cow::Owned).map_err(D::Error::custom)
+    deserializer.deserialize_bytes(Records)
 }
 
 fn read(record: &[u8]) -> Option<Member> {
@@ -96,9 +93,9 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     #[derive(Serialize, Deserialize)]
-    struct Header<'a> {
+    struct Header {
         #[serde(with = "super")]
-        members: Cow<'a, [Member]>,
+        members: Vec<Member>,
     }
 
     #[test]
@@ -119,14 +116,14 @@ mod tests {
             .collect();
         for count in 0..=members.len() {
             let header = Header {
-                members: Cow::Borrowed(&members[..count]),
+                members: members[..count].to_vec(),
             };
             let bytes = rmp_serde::to_vec(&header).unwrap();
-            let read: Header<'_> = rmp_serde::from_slice(&bytes).unwrap();
-            assert_eq!(*read.members, members[..count]);
+            let read: Header = rmp_serde::from_slice(&bytes).unwrap();
+            assert_eq!(read.members, members[..count]);
         }
         let short = rmp_serde::to_vec(&[serde_bytes_of(RECORD_BYTES - 1)]).unwrap();
-        assert!(rmp_serde::from_slice::<Header<'_>>(&short).is_err());
+        assert!(rmp_serde::from_slice::<Header>(&short).is_err());
     }
 
     fn serde_bytes_of(count: usize) -> impl Serialize {

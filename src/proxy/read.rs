@@ -1,90 +1,25 @@
-//! What is in a `NAME.proxy`: JSON that names a plugin and holds a model's state, or an ONNX file with options, or
-//! lists stages. The README has the schema; nothing here follows a path.
+//! Reading a proxy: every key is checked, and what is wrong names the key.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::Rows;
+use super::{EXAMPLES, Method, Proxy, Runs, SessionOptions, StageText, VERSION, kind_of};
 use crate::error::{Error, Result};
+use crate::signature::Rows;
 
 /// A proxy holds a model's state: a transition matrix, a list of labels; weights belong into ONNX files.
 const MOST_PROXY_BYTES: u64 = 64 << 20;
 /// Most stages of a chain.
 const MOST_STAGES: usize = 64;
-/// The method that a model's name without one means, where there are several.
-const DEFAULT_METHOD: &str = "predict";
-
-/// How to write one, for errors.
-pub(super) const EXAMPLES: &str =
-    "{\"mdm\":1,\"onnx\":\"NAME.onnx\"} or {\"mdm\":1,\"plugin\":\"libNAME.so\",\"state\":{...}}";
-
-/// A proxy's methods; one without a name where the file lists none.
-#[derive(Debug, PartialEq)]
-pub(super) struct Proxy {
-    methods: Vec<(Option<String>, Method)>,
-}
-
-/// A chain of stages: what one model runs.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Method {
-    pub(super) stages: Vec<StageText>,
-    pub(super) rows: Option<Rows>,
-    /// Inputs to warm the model with, by name.
-    pub(super) warm_up: Option<Map<String, Value>>,
-}
-
-/// A stage as it is written.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct StageText {
-    pub(super) name: Option<String>,
-    pub(super) runs: Runs,
-}
-
-/// What a stage runs. Files are relative to the proxy's folder.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Runs {
-    Onnx {
-        file: String,
-        options: SessionOptions,
-    },
-    Plugin {
-        file: String,
-        entry: Option<String>,
-        state: Value,
-    },
-}
-
-/// How a proxy wants its sessions made; what it does not say is the server's own choice.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct SessionOptions {
-    /// At least 1.
-    pub(super) intra_op_threads: Option<usize>,
-    pub(super) graph_optimization: Option<GraphOptimization>,
-    /// Options of the CUDA execution provider, which workers on the CPU leave alone.
-    pub(super) execution_provider: BTreeMap<String, String>,
-    /// Exactly so many rows at a time, the last batch padded; at least 1.
-    pub(super) batch: Option<usize>,
-}
-
-/// The engine's levels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum GraphOptimization {
-    None,
-    Basic,
-    Extended,
-    All,
-}
-
 impl Proxy {
     /// Reads a file.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION`, naming the key: expected and got.
-    pub(super) fn read(path: &Path) -> Result<Proxy> {
+    pub(crate) fn read(path: &Path) -> Result<Proxy> {
         let mut text = Vec::new();
         fs::File::open(path)
             .and_then(|file| file.take(MOST_PROXY_BYTES + 1).read_to_end(&mut text))
@@ -99,7 +34,7 @@ impl Proxy {
 
     /// # Errors
     /// As [`Proxy::read`].
-    pub(super) fn parse(text: &[u8]) -> Result<Proxy> {
+    pub(crate) fn parse(text: &[u8]) -> Result<Proxy> {
         let value: Value = serde_json::from_slice(text).map_err(|e| {
             Error::precondition(format!(
                 "expected JSON such as {EXAMPLES}, and it is none ({e}); proxies of Python programs have to be \
@@ -107,9 +42,9 @@ impl Proxy {
             ))
         })?;
         let object = Object::of("the proxy", value)?;
-        if object.get("mdm").and_then(Value::as_u64) != Some(1) {
+        if object.get("mdm").and_then(Value::as_u64) != Some(VERSION) {
             return Err(Error::precondition(format!(
-                "expected \"mdm\":1, the proxy format of this version, got {}",
+                "expected \"mdm\":{VERSION}, the proxy format of this version, got {}",
                 object.get("mdm").unwrap_or(&Value::Null)
             )));
         }
@@ -140,79 +75,16 @@ impl Proxy {
         }
         Ok(Proxy { methods })
     }
-
-    /// The method of that name; without one the only method, or "predict".
-    ///
-    /// # Errors
-    /// `NOT_FOUND`, naming the methods that there are.
-    pub(super) fn method(self, name: Option<&str>) -> Result<(Option<String>, Method)> {
-        let names: Vec<String> = self
-            .methods
-            .iter()
-            .map(|(name, _)| format!("{:?}", name.as_deref().unwrap_or_default()))
-            .collect();
-        let several = self.methods.len() > 1;
-        let found = self.methods.into_iter().find(|(other, _)| match name {
-            Some(name) => other.as_deref() == Some(name),
-            None => !several || other.as_deref() == Some(DEFAULT_METHOD),
-        });
-        found.ok_or_else(|| {
-            Error::not_found(match name {
-                Some(name) if names == ["\"\""] => {
-                    format!("it has no method {name:?}: it lists none")
-                }
-                Some(name) => {
-                    format!(
-                        "it has no method {name:?}, expected one of {}",
-                        names.join(", ")
-                    )
-                }
-                None => format!(
-                    "it has several methods, give NAME.METHOD with one of {}",
-                    names.join(", ")
-                ),
-            })
-        })
-    }
-
-    /// The names of its methods; none where the file lists none.
-    pub(super) fn methods(&self) -> impl Iterator<Item = &str> {
-        self.methods.iter().filter_map(|(name, _)| name.as_deref())
-    }
-}
-
-impl StageText {
-    /// What to call it: its name, or its file.
-    pub(super) fn shown(&self) -> String {
-        match (&self.name, &self.runs) {
-            (Some(name), _) => name.clone(),
-            (
-                None,
-                Runs::Onnx { file, .. }
-                | Runs::Plugin {
-                    file, entry: None, ..
-                },
-            ) => file.clone(),
-            (
-                None,
-                Runs::Plugin {
-                    file,
-                    entry: Some(entry),
-                    ..
-                },
-            ) => format!("{file}:{entry}"),
-        }
-    }
 }
 
 /// An object of the proxy, and what to call it in messages.
-struct Object {
+pub(super) struct Object {
     place: String,
-    map: Map<String, Value>,
+    pub(super) map: Map<String, Value>,
 }
 
 impl Object {
-    fn of(place: &str, value: Value) -> Result<Object> {
+    pub(super) fn of(place: &str, value: Value) -> Result<Object> {
         match value {
             Value::Object(map) => Ok(Object {
                 place: place.to_owned(),
@@ -225,21 +97,21 @@ impl Object {
         }
     }
 
-    fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
 
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key)
     }
 
     /// The value of that key, or null.
-    fn value(&self, key: &str) -> Value {
+    pub(super) fn value(&self, key: &str) -> Value {
         self.get(key).cloned().unwrap_or(Value::Null)
     }
 
     /// No other keys than these.
-    fn only(&self, known: &[&str]) -> Result<()> {
+    pub(super) fn only(&self, known: &[&str]) -> Result<()> {
         match self.map.keys().find(|key| !known.contains(&key.as_str())) {
             None => Ok(()),
             Some(key) => {
@@ -253,7 +125,7 @@ impl Object {
         }
     }
 
-    fn wrong(&self, key: &str, expected: &str) -> Error {
+    pub(super) fn wrong(&self, key: &str, expected: &str) -> Error {
         let got = match self.get(key) {
             Some(value @ (Value::Array(_) | Value::Object(_))) => kind_of(value).to_owned(),
             Some(value) => value.to_string(),
@@ -273,7 +145,7 @@ impl Object {
         }
     }
 
-    fn count(&self, key: &str) -> Result<Option<usize>> {
+    pub(super) fn count(&self, key: &str) -> Result<Option<usize>> {
         match self.get(key) {
             None => Ok(None),
             Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
@@ -375,62 +247,6 @@ fn stage(object: &Object, more: &[&str]) -> Result<StageText> {
         }
     };
     Ok(StageText { name, runs })
-}
-
-impl SessionOptions {
-    /// # Errors
-    /// `FAILED_PRECONDITION`, naming the key: expected and got.
-    pub(super) fn of(value: Value) -> Result<SessionOptions> {
-        let object = Object::of("\"options\"", value)?;
-        object.only(&[
-            "intra_op_threads",
-            "graph_optimization",
-            "execution_provider",
-            "batch",
-        ])?;
-        let graph_optimization = match object.get("graph_optimization").map(Value::as_str) {
-            None => None,
-            Some(Some("none")) => Some(GraphOptimization::None),
-            Some(Some("basic")) => Some(GraphOptimization::Basic),
-            Some(Some("extended")) => Some(GraphOptimization::Extended),
-            Some(Some("all")) => Some(GraphOptimization::All),
-            Some(_) => {
-                let expected = "\"none\", \"basic\", \"extended\" or \"all\"";
-                return Err(object.wrong("graph_optimization", expected));
-            }
-        };
-        let mut execution_provider = BTreeMap::new();
-        if object.has("execution_provider") {
-            let place = "\"execution_provider\"";
-            let given = Object::of(place, object.value("execution_provider"))?;
-            for (key, value) in &given.map {
-                let text = match value {
-                    Value::String(text) => text.clone(),
-                    Value::Number(number) => number.to_string(),
-                    Value::Bool(flag) => u8::from(*flag).to_string(),
-                    _ => return Err(given.wrong(key, "a string, a number or a boolean")),
-                };
-                execution_provider.insert(key.clone(), text);
-            }
-        }
-        Ok(SessionOptions {
-            intra_op_threads: object.count("intra_op_threads")?,
-            graph_optimization,
-            execution_provider,
-            batch: object.count("batch")?,
-        })
-    }
-}
-
-pub(super) fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

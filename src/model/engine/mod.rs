@@ -1,4 +1,27 @@
-//! The engine: ONNX Runtime, loaded once per process, and the devices that it can use.
+//! The engine: ONNX Runtime, loaded once per process, and all that the server asks of it. Nothing outside this folder
+//! uses `ort`.
+//!
+//! ```text
+//! mod.rs, library.rs         the engine of this process, and where its library is; telemetry.rs keeps it silent
+//! device.rs                  where a session runs, and all that differs from device to device
+//! shared.rs, source.rs       ONNX files that are open, and the weights of each (weights.rs, proto.rs) for its sessions
+//! session.rs                 one session: how it is made, and what its model takes and gives
+//! onnx.rs, short_runs.rs     a worker's instance, which runs batches: tensors to values and back (values.rs)
+//! memory.rs                  what opening a model leaves behind goes back to the system
+//! ```
+
+mod device;
+mod library;
+pub(crate) mod memory;
+mod onnx;
+mod proto;
+mod session;
+mod shared;
+mod short_runs;
+mod source;
+mod telemetry;
+mod values;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,14 +29,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
-use ort::ep::{
-    ArbitrarilyConfigurableExecutionProvider, CUDA, ExecutionProvider, ExecutionProviderDispatch,
-};
 use ort::logging::LogLevel;
 use ort::session::Session;
 
-use super::library::{self, Candidate, Surroundings};
-use super::{Device, gpu};
+pub use device::Device;
+pub use telemetry::without_telemetry;
+
+pub(crate) use onnx::OnnxModel;
+pub(crate) use session::Options;
+pub(crate) use shared::Shared;
+pub(crate) use source::OnnxSource;
+
+use library::{Candidate, Surroundings};
+
+use crate::elf::check_whole;
 use crate::error::{Error, Result};
 
 /// What mends a missing library.
@@ -45,7 +74,7 @@ impl Engine {
     /// system's loader. The engine's own log goes to `tracing`, warnings and errors only unless `verbose`.
     ///
     /// Once an engine is loaded, every later call returns that one. What it would report to its makers see
-    /// [`without_telemetry`](super::without_telemetry), which a program calls before it does anything else.
+    /// [`without_telemetry`](without_telemetry), which a program calls before it does anything else.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION`: what was looked for and where, why each library found does not do, and the command
@@ -77,29 +106,21 @@ impl Engine {
     /// Whether sessions can run on a device. The processor always can.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION`, naming what is missing: CUDA in the library, the driver, that GPU, or what the library
-    /// needs to use it.
+    /// `FAILED_PRECONDITION`, naming what is missing: the device's provider in the library, the driver, that GPU, or
+    /// what the library needs to use it.
     pub fn check_device(&self, device: Device) -> Result<()> {
-        let Device::Cuda(number) = device else {
+        device.check(&self.library)?;
+        let Some(provider) = device.provider(0, &BTreeMap::new()) else {
             return Ok(());
         };
-        let available = CUDA::is_available().unwrap_or(false);
-        if !available {
-            return Err(Error::precondition(format!(
-                "device {number}: {} has no CUDA; `make onnxruntime DEVICE=cuda` fetches one that has",
-                self.library.display()
-            )));
-        }
-        gpu::check_driver(number)?;
         // The rest (the provider's own libraries, the driver's version, the card's state) only a session tells.
         let attempt = || -> ort::Result<()> {
             Session::builder(&self.environment)?
-                .with_execution_providers([cuda(number, 0, &BTreeMap::new())])?
+                .with_execution_providers([provider])?
                 .commit_from_memory(&smallest_model())?;
             Ok(())
         };
-        attempt()
-            .map_err(|e| Error::precondition(format!("device {number}: CUDA does not start: {e}")))
+        attempt().map_err(|e| device.unusable(format_args!("{device} does not start: {e}")))
     }
 
     /// The engine's own handle, of which a process can have only one: for tests and benchmarks that compare with the
@@ -110,30 +131,10 @@ impl Engine {
     }
 }
 
-/// The CUDA execution provider on a card, with its arena bounded to `limit_bytes` (0: the engine's own default), and
-/// whatever else a proxy wants of it. It fails rather than fall back to the processor.
-pub(crate) fn cuda(
-    number: u32,
-    limit_bytes: usize,
-    wanted: &BTreeMap<String, String>,
-) -> ExecutionProviderDispatch {
-    let mut provider = CUDA::default().with_device_id(i32::try_from(number).unwrap_or(i32::MAX));
-    if limit_bytes > 0 {
-        provider = provider.with_memory_limit(limit_bytes);
-    }
-    for (key, value) in wanted {
-        // Which card a worker has is the server's to say.
-        if key != "device_id" {
-            provider = provider.with_arbitrary_config(key, value);
-        }
-    }
-    provider.build().error_on_failure()
-}
-
 /// An identity of one number.
 fn smallest_model() -> Vec<u8> {
-    use super::proto::*;
     use prost::Message;
+    use proto::*;
     let port = |name: &str| ValueInfoProto {
         name: name.to_owned(),
         r#type: Some(TypeProto {
@@ -190,7 +191,7 @@ fn search(surroundings: &Surroundings, verbose: bool) -> Result<Engine> {
 }
 
 fn open_file(file: &Path, verbose: bool) -> Result<Engine> {
-    library::check_whole(file).map_err(|e| e.context("ONNX Runtime"))?;
+    check_whole(file).map_err(|e| e.context("ONNX Runtime"))?;
     open(file, verbose)
 }
 

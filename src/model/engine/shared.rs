@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::Device;
-use super::engine::Engine;
-use super::source::{OnnxSource, Options, Stamp, file_name};
+use super::session::Options;
+use super::source::OnnxSource;
+use super::{Device, Engine};
 use crate::error::{Error, Result};
+use crate::model::find::{Stamp, file_name};
 
 /// What is open, for as long as somebody uses it.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     engine: Engine,
     open: Mutex<Vec<Known>>,
 }
@@ -18,13 +19,13 @@ pub(super) struct Shared {
 struct Known {
     path: PathBuf,
     stamp: Stamp,
-    /// Weights are shared on the processor only.
-    on_cpu: bool,
+    /// Not every device can share weights.
+    shares_weights: bool,
     source: Weak<OnnxSource>,
 }
 
 impl Shared {
-    pub(super) fn new(engine: Engine) -> Shared {
+    pub(crate) fn new(engine: Engine) -> Shared {
         Shared {
             engine,
             open: Mutex::default(),
@@ -35,7 +36,7 @@ impl Shared {
     ///
     /// # Errors
     /// As [`OnnxSource::load`].
-    pub(super) fn open(
+    pub(crate) fn open(
         &self,
         path: &Path,
         device: Device,
@@ -43,12 +44,13 @@ impl Shared {
     ) -> Result<Arc<OnnxSource>> {
         let stamp = Stamp::of(path)
             .map_err(|e| Error::precondition(format!("cannot read {}: {e}", file_name(path))))?;
-        let on_cpu = device == Device::Cpu;
+        let shares_weights = device.shares_weights().is_ok();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|known| known.source.strong_count() > 0);
         let known = open
             .iter()
-            .filter(|known| known.on_cpu == on_cpu && known.stamp == stamp && known.path == path)
+            .filter(|known| known.shares_weights == shares_weights)
+            .filter(|known| known.stamp == stamp && known.path == path)
             .filter_map(|known| known.source.upgrade())
             .find(|source| source.has_its_weights());
         if let Some(source) = known {
@@ -58,7 +60,7 @@ impl Shared {
         open.push(Known {
             path: path.to_owned(),
             stamp: source.stamp(),
-            on_cpu,
+            shares_weights,
             source: Arc::downgrade(&source),
         });
         Ok(source)

@@ -1,0 +1,232 @@
+//! The sessions of one client: idle ones, which the next call takes, and two that calls share.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use super::encoded::Encoded;
+use super::session::{Purpose, Session, Settings};
+use super::tickets::Shared;
+use crate::error::Result;
+
+/// Larger requests, and results, have a session to themselves: what is behind them would wait.
+const SHARED_BYTES: usize = 64 * 1024;
+
+/// After a large result so many small requests have sessions of their own.
+const ALONE: usize = 1024;
+
+/// A session that any number of calls use at once. It is opened when it is first needed, and after it was lost.
+pub(super) type SharedSession = Mutex<Option<Arc<Shared>>>;
+
+/// A client's sessions.
+pub(super) struct Pool {
+    settings: Settings,
+    /// Of either purpose.
+    idle: Mutex<Vec<Session>>,
+    /// The session of all tickets.
+    pub(super) tickets: SharedSession,
+    /// The session of small requests when there are many at once. Not that of tickets: theirs may be large, and what is
+    /// behind them would wait.
+    pub(super) small: SharedSession,
+    load: Load,
+}
+
+impl Pool {
+    pub(super) fn new(settings: Settings) -> Pool {
+        Pool {
+            settings,
+            idle: Mutex::default(),
+            tickets: Mutex::default(),
+            small: Mutex::default(),
+            load: Load::new(),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// An idle session that is still alive, or a new one.
+    ///
+    /// # Errors
+    /// Why none can be opened.
+    pub(super) fn take(&self, purpose: Purpose) -> Result<Session> {
+        // Not `while let`: its lock would last through the body.
+        loop {
+            let idle = {
+                let mut idle = lock(&self.idle);
+                let newest = idle.iter().rposition(|s| s.purpose() == purpose);
+                newest.map(|index| idle.swap_remove(index))
+            };
+            let Some(mut session) = idle else {
+                return Session::open(&self.settings, purpose);
+            };
+            if session.is_alive() {
+                return Ok(session);
+            }
+        }
+    }
+
+    /// Keeps a session for the next call, unless it is lost.
+    pub(super) fn give_back(&self, session: Session) {
+        if session.is_reusable() {
+            lock(&self.idle).push(session);
+        }
+    }
+
+    /// A shared session, opened if it has to be.
+    ///
+    /// # Errors
+    /// As [`Pool::take`].
+    pub(super) fn shared(&self, place: &SharedSession) -> Result<Arc<Shared>> {
+        if let Some(session) = &*lock(place)
+            && !session.is_lost()
+        {
+            return Ok(session.clone());
+        }
+        let session = self.take(Purpose::Infer)?;
+        let mut shared = lock(place);
+        if let Some(other) = shared.clone()
+            && !other.is_lost()
+        {
+            // Another thread was faster.
+            drop(shared);
+            self.give_back(session);
+            return Ok(other);
+        }
+        let session = Shared::new(session)?;
+        Ok(shared.insert(Arc::new(session)).clone())
+    }
+
+    /// What session a request should have. It counts as under way until the answer is dropped.
+    pub(super) fn session_for(&self, request: &Encoded<'_>) -> SessionFor<'_> {
+        self.load.session_for(request.frame_bytes() as usize)
+    }
+
+    /// The result of a small request had so many bytes.
+    pub(super) fn saw_result(&self, bytes: usize) {
+        self.load.saw_result(bytes);
+    }
+}
+
+/// How many calls there are at once.
+struct Load {
+    cores: usize,
+    /// Calls that have a session of their own.
+    alone: AtomicUsize,
+    /// Calls that share one.
+    sharing: AtomicUsize,
+    /// Small requests that are still to have sessions of their own, because a result was large.
+    kept_apart: AtomicUsize,
+}
+
+/// What session a call has, for as long as this lives.
+pub(super) enum SessionFor<'a> {
+    /// One of its own.
+    Alone { _calls: Counted<'a> },
+    /// One with other small requests.
+    Sharing { _calls: Counted<'a> },
+}
+
+impl Load {
+    fn new() -> Load {
+        Load {
+            // Asked once: the answer is in files.
+            cores: thread::available_parallelism().map_or(1, usize::from),
+            alone: AtomicUsize::new(0),
+            sharing: AtomicUsize::new(0),
+            kept_apart: AtomicUsize::new(0),
+        }
+    }
+
+    /// Small requests share a session as soon as there are more than there are cores to answer them to, and for as long
+    /// as those that share have company.
+    fn session_for(&self, bytes: usize) -> SessionFor<'_> {
+        let calls = Counted::new(&self.alone);
+        let many = calls.before >= self.cores || self.sharing.load(Ordering::Relaxed) > 0;
+        if bytes > SHARED_BYTES || !many || self.is_kept_apart() {
+            return SessionFor::Alone { _calls: calls };
+        }
+        SessionFor::Sharing {
+            _calls: Counted::new(&self.sharing),
+        }
+    }
+
+    fn is_kept_apart(&self) -> bool {
+        let one_less = |left: usize| left.checked_sub(1);
+        let left = &self.kept_apart;
+        left.load(Ordering::Relaxed) > 0
+            && left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+                .is_ok()
+    }
+
+    fn saw_result(&self, bytes: usize) {
+        if bytes > SHARED_BYTES {
+            self.kept_apart.store(ALONE, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One more, for as long as this lives.
+pub(super) struct Counted<'a> {
+    count: &'a AtomicUsize,
+    before: usize,
+}
+
+impl Counted<'_> {
+    fn new(count: &AtomicUsize) -> Counted<'_> {
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        Counted { count, before }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Lists of sessions are whole between any two statements, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether each of so many small requests, all under way at once with others, shares a session.
+    fn shares(load: &Load, requests: usize) -> Vec<bool> {
+        let company: Vec<_> = (0..load.cores)
+            .map(|_| load.session_for(SHARED_BYTES + 1))
+            .collect();
+        let requests = (0..requests).map(|_| load.session_for(100));
+        let shares = requests.map(|session| matches!(session, SessionFor::Sharing { .. }));
+        let shares = shares.collect();
+        drop(company);
+        shares
+    }
+
+    #[test]
+    fn small_requests_share_a_session_once_there_are_more_than_cores() {
+        let load = Load::new();
+        let alone = load.session_for(1);
+        assert!(matches!(alone, SessionFor::Alone { .. }));
+        drop(alone);
+        assert_eq!(shares(&load, 3), [true; 3]);
+        assert!(matches!(load.session_for(1), SessionFor::Alone { .. }));
+        assert!(load.alone.into_inner() == 0 && load.sharing.into_inner() == 0);
+    }
+
+    #[test]
+    fn one_large_result_does_not_keep_small_requests_apart_for_ever() {
+        let load = Load::new();
+        load.saw_result(SHARED_BYTES);
+        assert_eq!(shares(&load, 1), [true]);
+        load.saw_result(SHARED_BYTES + 1);
+        let shares = shares(&load, ALONE + 1);
+        assert_eq!(shares.iter().filter(|shares| **shares).count(), 1);
+        assert!(shares[ALONE]);
+    }
+}

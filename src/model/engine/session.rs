@@ -1,0 +1,247 @@
+//! One engine session: how it is made, and what it says that the model takes and gives.
+
+use std::sync::Arc;
+
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::{Outlet, ValueType};
+
+use super::proto::{ModelProto, TypeProto, ValueInfoProto};
+use super::{Device, Engine, values};
+use crate::error::{Error, Result};
+use crate::message::{ModelId, Role};
+use crate::model::interface::{BatchKind, Description, Empty, Takes};
+use crate::proxy::{GraphOptimization, SessionOptions};
+use crate::signature::{Dim, Port, Rows};
+
+/// What a model takes and gives, and how rows may be put together for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Signature {
+    pub(crate) kind: BatchKind,
+    pub(crate) inputs: Vec<Port>,
+    pub(crate) outputs: Vec<Port>,
+    pub(crate) empty: Empty,
+}
+
+impl Signature {
+    /// What is known of an ONNX file, as a stage or a plugin's session has it: its `options` may ask for a fixed batch,
+    /// and its proxy say of its rows what the file does not.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: a fixed batch or rows that its shapes do not allow.
+    pub(crate) fn describe(
+        &self,
+        name: &str,
+        batch: Option<usize>,
+        rows: Option<Rows>,
+    ) -> Result<Arc<Description>> {
+        let kind = match (batch, self.kind_with(rows)?) {
+            (None, kind) => kind,
+            (Some(batch), BatchKind::Batched) => BatchKind::Fixed(batch),
+            (Some(batch), BatchKind::Fixed(size)) if batch == size => BatchKind::Fixed(size),
+            (Some(batch), other) => {
+                return Err(Error::precondition(format!(
+                    "the options' \"batch\" is {batch}, but the model {}",
+                    match other {
+                        BatchKind::Fixed(size) => format!("takes exactly {size} rows"),
+                        _ => "has no dimension of rows".to_owned(),
+                    }
+                )));
+            }
+        };
+        Ok(Arc::new(Description {
+            id: ModelId(0),
+            name: name.to_owned(),
+            version: "1".to_owned(),
+            kind,
+            takes: Takes::Declared,
+            inputs: self.inputs.clone(),
+            outputs: self.outputs.clone(),
+            legs: [Role::Main].into(),
+            empty: self.empty,
+        }))
+    }
+
+    /// The kind of batch, as a proxy overrules it.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`, naming the port that cannot take any number of rows.
+    fn kind_with(&self, rows: Option<Rows>) -> Result<BatchKind> {
+        match (rows, self.kind) {
+            (None, kind) => Ok(kind),
+            (Some(Rows::Whole), _) => Ok(BatchKind::Whole),
+            (Some(Rows::Independent), BatchKind::Whole) => {
+                for port in self.inputs.iter().chain(&self.outputs) {
+                    if matches!(port.shape.first(), None | Some(Dim::Fixed(_))) {
+                        return Err(Error::precondition(format!(
+                            "{:?} has no first dimension that could be any number of rows, but the proxy says that \
+                             rows are independent",
+                            port.name
+                        )));
+                    }
+                }
+                Ok(BatchKind::Batched)
+            }
+            (Some(Rows::Independent), kind) => Ok(kind),
+        }
+    }
+}
+
+/// How sessions are made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Options {
+    /// Threads inside a session; 1 runs in the worker's own.
+    pub(crate) intra_op_threads: usize,
+    /// The most memory that a session's arena may take on a GPU; 0 leaves it to the engine.
+    pub(crate) gpu_limit_bytes: usize,
+    /// What a proxy wants.
+    pub(crate) wanted: SessionOptions,
+}
+
+impl Options {
+    /// These, with what a proxy wants.
+    pub(crate) fn with(&self, wanted: &SessionOptions) -> Options {
+        Options {
+            wanted: wanted.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// Threads inside a session, as the proxy or else the server wants it.
+    pub(super) fn threads(&self) -> usize {
+        let wanted = self.wanted.intra_op_threads;
+        wanted.unwrap_or(self.intra_op_threads).max(1)
+    }
+
+    /// These, for a session that runs in the worker's own thread.
+    pub(super) fn of_one_thread(&self) -> Options {
+        let mut options = self.clone();
+        options.wanted.intra_op_threads = Some(1);
+        options
+    }
+}
+
+/// What makes a session on a device.
+pub(super) fn builder(
+    engine: &Engine,
+    device: Device,
+    options: &Options,
+) -> ort::Result<SessionBuilder> {
+    let mut builder = Session::builder(engine.environment())?
+        .with_optimization_level(match options.wanted.graph_optimization {
+            None | Some(GraphOptimization::All) => GraphOptimizationLevel::All,
+            Some(GraphOptimization::Extended) => GraphOptimizationLevel::Level2,
+            Some(GraphOptimization::Basic) => GraphOptimizationLevel::Level1,
+            Some(GraphOptimization::None) => GraphOptimizationLevel::Disable,
+        })?
+        .with_intra_threads(options.threads())?
+        .with_inter_threads(1)?
+        .with_memory_pattern(true)?
+        // Idle threads of one worker would spin on the cores that the others need.
+        .with_intra_op_spinning(false)?;
+    let wanted = &options.wanted.execution_provider;
+    if let Some(provider) = device.provider(options.gpu_limit_bytes, wanted) {
+        builder = builder.with_execution_providers([provider])?;
+    }
+    Ok(builder)
+}
+
+/// What a session's model takes and gives. The file itself knows some of it better than the session.
+///
+/// # Errors
+/// `FAILED_PRECONDITION`, naming an input or output of a type that is not served.
+pub(super) fn signature(
+    session: &Session,
+    model: Option<&ModelProto>,
+    empty: Empty,
+) -> Result<Signature> {
+    let graph = model.and_then(|model| model.graph.as_ref());
+    let ports = |outlets: &[Outlet], side: &str, declared: Option<&[ValueInfoProto]>| {
+        outlets
+            .iter()
+            .map(|outlet| {
+                let declared = declared
+                    .and_then(|ports| ports.iter().find(|port| port.name == outlet.name()))
+                    .and_then(|port| port.r#type.as_ref());
+                port(outlet, side, declared)
+            })
+            .collect::<Result<Vec<Port>>>()
+    };
+    let inputs = ports(
+        session.inputs(),
+        "input",
+        graph.map(|graph| &graph.input[..]),
+    )?;
+    let outputs = ports(
+        session.outputs(),
+        "output",
+        graph.map(|graph| &graph.output[..]),
+    )?;
+    Ok(Signature {
+        kind: kind(&inputs, &outputs),
+        inputs,
+        outputs,
+        empty,
+    })
+}
+
+fn port(outlet: &Outlet, side: &str, declared: Option<&TypeProto>) -> Result<Port> {
+    let name = outlet.name();
+    let ValueType::Tensor {
+        ty,
+        shape,
+        dimension_symbols,
+    } = outlet.dtype()
+    else {
+        return Err(Error::precondition(format!(
+            "{side} {name:?} is {}: only tensors are served",
+            outlet.dtype()
+        )));
+    };
+    let Some(datatype) = values::datatype_of(*ty) else {
+        return Err(Error::precondition(format!(
+            "{side} {name:?} has elements of type {ty}, which are not served"
+        )));
+    };
+    // The engine shows a tensor of unknown rank as a scalar; only the file tells them apart.
+    let unranked = shape.is_empty()
+        && declared
+            .and_then(|declared| declared.tensor_type.as_ref())
+            .is_some_and(|tensor| tensor.shape.is_none());
+    let shape = if unranked {
+        vec![Dim::Rest]
+    } else {
+        shape
+            .iter()
+            .enumerate()
+            .map(|(axis, &size)| match usize::try_from(size) {
+                Ok(size) => Dim::Fixed(size),
+                Err(_) => match dimension_symbols.get(axis) {
+                    Some(symbol) if !symbol.is_empty() => Dim::Symbol(symbol.clone()),
+                    _ => Dim::Dynamic,
+                },
+            })
+            .collect()
+    };
+    Ok(Port {
+        name: name.to_owned(),
+        datatype,
+        shape,
+    })
+}
+
+/// Rows are independent if dimension 0 is the same everywhere: one symbol, dynamic without names, or one constant.
+fn kind(inputs: &[Port], outputs: &[Port]) -> BatchKind {
+    let mut firsts = inputs.iter().chain(outputs).map(|port| port.shape.first());
+    let Some(Some(first)) = firsts.next() else {
+        return BatchKind::Whole;
+    };
+    if inputs.is_empty() || !firsts.all(|other| other == Some(first)) {
+        return BatchKind::Whole;
+    }
+    match first {
+        Dim::Symbol(_) | Dim::Dynamic => BatchKind::Batched,
+        Dim::Fixed(0) | Dim::Rest => BatchKind::Whole,
+        Dim::Fixed(rows) => BatchKind::Fixed(*rows),
+    }
+}
