@@ -28,7 +28,7 @@
 //! | `frames`, `socket` | zero-copy frames; how the loops' sockets are set up and waited for |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
-//! | `catalog` | the life of a model as a pure state machine, with its simulation: what is served, coming, leaving, who waits |
+//! | `catalog` | the life of a model as a pure state machine, with its simulation: what is served, coming, leaving, and who waits |
 //! | [`model`] | what a worker runs and where it comes from: `find/` from names to files, `engine/` the only user of ONNX Runtime, loader, store, stages, chains |
 //! | `proxy`, `signature` | what stands in a proxy, read and written; what a model takes and gives |
 //! | [`plugin`], `elf` | models of one's own: the author's interface, the C interface below it, its host |
@@ -50,6 +50,16 @@
 //! | a chunk travels to a worker, which runs it | `wire/chunk.rs`, `pipeline/worker.rs`, `pipeline/worker/run.rs`, `model/engine/onnx.rs` |
 //! | its parts travel to the sink, which answers when all have come | `wire/inner.rs`, `pipeline/sink.rs`, `pipeline/sink/answers.rs` |
 //! | the client reads the result | `client/response.rs` |
+//!
+//! # Following one load
+//!
+//! | step | files |
+//! |---|---|
+//! | the ventilator hears who wants it, or that a request needs it | `pipeline/ventilator/says.rs` |
+//! | what its name leads to is found, and whether it is to be read | `catalog/mod.rs`, `model/loader.rs` |
+//! | it is read, and kept for the workers | `model/store.rs` |
+//! | each worker opens it | `pipeline/worker.rs` |
+//! | it is served in place of what it replaces; others leave, if there is no room | `catalog/models.rs` |
 //!
 //! # Threads and sockets
 //!

@@ -104,7 +104,7 @@ fn names_lead_to_files_proxies_and_versions() {
         );
 
         let find =
-            |model: Option<&str>, value| place.registry.resolve(&Lookup::of(model, &params(value)));
+            |model: Option<&str>, value| place.models.resolve(&Lookup::of(model, &params(value)));
         let by_path = json!({"model_proxy_path": "p.proxy"});
         assert_eq!(find(None, by_path.clone()).unwrap().id, mlp.id);
         assert_eq!(find(Some("p"), by_path.clone()).unwrap().id, mlp.id);
@@ -142,7 +142,7 @@ fn a_version_can_be_asked_for() {
                 serde_json::Value::Null => Params::new(),
                 version => params(json!({ "model_version": version })),
             };
-            let found = place.registry.resolve(&Lookup::of(Some(name), &params));
+            let found = place.models.resolve(&Lookup::of(Some(name), &params));
             found.map(|found| (found.id, found.version.clone(), found.kind))
         };
         let table = [
@@ -205,7 +205,7 @@ fn a_version_can_be_asked_for() {
             assert_eq!(e.code(), code, "{name} {asked}: {e}");
             assert!(e.message().contains(why), "{name} {asked}: {e}");
         }
-        let names = place.registry.store().names().unwrap();
+        let names = place.models.store().names().unwrap();
         assert_eq!(names, ["m", "p", "single", "v", "w"]);
     })
 }
@@ -284,7 +284,7 @@ fn paths_stay_below_the_allowed_directories() {
 
         let check = |value| {
             let lookup = Lookup::of(Some("m"), &params(value));
-            place.registry.resolve(&lookup).map(|_| ())
+            place.models.resolve(&lookup).map(|_| ())
         };
         check(json!({"vocabulary_path": "sub/words.txt", "folder_path": "sub", "other": "../.."}))
             .unwrap();
@@ -338,9 +338,9 @@ fn a_proxy_cannot_lead_out_either() {
 /// Loads what a name leads to now, serves it, and has a request hold it.
 fn load(place: &Place, name: &str) -> Arc<Description> {
     let lookup = Lookup::of(Some(name), &Params::new());
-    let loaded = place.registry.load(&lookup).unwrap();
-    assert!(place.registry.serve(loaded.id));
-    place.registry.hold(loaded.id);
+    let loaded = place.models.load(&lookup).unwrap();
+    assert!(place.models.serve(loaded.id));
+    place.models.hold(loaded.id);
     loaded
 }
 
@@ -352,7 +352,7 @@ fn a_changed_file_is_another_model_from_the_next_load_on() {
         let lookup = Lookup::of(Some("m"), &Params::new());
         let first = place.find("m").unwrap();
         assert_eq!(
-            place.registry.load(&lookup).unwrap().id,
+            place.models.load(&lookup).unwrap().id,
             first.id,
             "nothing has changed"
         );
@@ -362,7 +362,7 @@ fn a_changed_file_is_another_model_from_the_next_load_on() {
         for name in ["m", "./m", "m.onnx"] {
             assert_eq!(place.find(name).unwrap().id, first.id, "{name}");
         }
-        let second = place.registry.load(&lookup).unwrap();
+        let second = place.models.load(&lookup).unwrap();
         assert_ne!(first.id, second.id);
         assert_eq!(second.kind, BatchKind::Fixed(3));
         assert_eq!(
@@ -370,29 +370,29 @@ fn a_changed_file_is_another_model_from_the_next_load_on() {
             first.id,
             "it is not served yet"
         );
-        place.registry.hold(first.id);
-        assert!(place.registry.serve(second.id));
-        assert!(!place.registry.is_served(first.id));
+        place.models.hold(first.id);
+        assert!(place.models.serve(second.id));
+        assert!(!place.models.is_served(first.id));
         for name in ["m", "./m", "m.onnx"] {
             assert_eq!(place.find(name).unwrap().id, second.id, "{name}");
         }
-        assert_eq!(place.registry.models().len(), 1);
+        assert_eq!(place.models.models().len(), 1);
         // What is open goes on; what is not yet open must not get the new graph under the old number.
         let inputs = Batch {
             tensors: vec![ramp("x", &[2, 8])],
         };
         session.infer(&inputs, &Params::new()).unwrap();
-        let Err(e) = place.registry.open(first.id, 0, WorkerId(1)) else {
+        let Err(e) = place.models.open(first.id, 0, WorkerId(1)) else {
             panic!("the file is another one")
         };
         assert_eq!(e.code(), FailedPrecondition, "{e}");
         assert!(e.message().contains("was changed"), "{e}");
-        place.registry.open(second.id, 0, WorkerId(1)).unwrap();
-        place.registry.release(first.id);
-        assert!(place.registry.describe(first.id).is_none());
+        place.models.open(second.id, 0, WorkerId(1)).unwrap();
+        place.models.release(first.id);
+        assert!(place.models.describe(first.id).is_none());
         // One that cannot be loaded changes nothing.
         write(&path, b"noise");
-        place.registry.load(&lookup).unwrap_err();
+        place.models.load(&lookup).unwrap_err();
         assert_eq!(place.find("m").unwrap().id, second.id);
     })
 }
@@ -406,14 +406,14 @@ fn a_file_that_was_moved_away_or_replaced_can_still_be_opened_as_it_was() {
         ]);
         let folder = place.folder.path();
         let first = place.find("m").unwrap();
-        place.registry.hold(first.id);
+        place.models.hold(first.id);
         fs::rename(folder.join("new"), folder.join("m.onnx")).unwrap();
         let second = load(&place, "m");
         assert_eq!(second.kind, BatchKind::Fixed(3));
         fs::remove_file(folder.join("m.onnx")).unwrap();
         for (model, rows) in [(&first, 2), (&second, 3)] {
             for worker in 0..3 {
-                let mut opened = place.registry.open(model.id, 0, WorkerId(worker)).unwrap();
+                let mut opened = place.models.open(model.id, 0, WorkerId(worker)).unwrap();
                 let inputs = ramp("x", &[rows, 8]).into();
                 let outputs = opened.infer(&inputs, &Params::new()).unwrap();
                 assert_eq!(outputs.rows().unwrap(), rows);
@@ -439,10 +439,10 @@ fn a_new_version_is_found_by_the_next_load() {
         assert_eq!(place.find("v/3").unwrap().version, "3");
         assert_eq!(place.find("v").unwrap().id, two.id);
         let lookup = Lookup::of(Some("v"), &Params::new());
-        let three = place.registry.load(&lookup).unwrap();
+        let three = place.models.load(&lookup).unwrap();
         // The one that has a name of its own stays.
-        assert!(place.registry.serve(three.id));
-        assert!(place.registry.is_served(two.id));
+        assert!(place.models.serve(three.id));
+        assert!(place.models.is_served(two.id));
         assert_eq!(place.find("v").unwrap().version, "3");
         assert_eq!(place.find("v/2").unwrap().id, two.id);
         // One that has no other name leaves.
@@ -451,7 +451,7 @@ fn a_new_version_is_found_by_the_next_load() {
             &onnx::fixed_batch(4),
         );
         place
-            .registry
+            .models
             .unload(&Lookup::of(Some("v/3"), &Params::new()))
             .unwrap();
         let four = load(&place, "v");
@@ -461,10 +461,10 @@ fn a_new_version_is_found_by_the_next_load() {
             &onnx::fixed_batch(5),
         );
         load(&place, "v");
-        assert!(!place.registry.is_served(four.id));
-        let unloaded = place.registry.unload(&lookup).unwrap();
+        assert!(!place.models.is_served(four.id));
+        let unloaded = place.models.unload(&lookup).unwrap();
         assert_eq!(unloaded.len(), 1);
-        assert_eq!(place.registry.models().len(), 1, "v/2 is left");
+        assert_eq!(place.models.models().len(), 1, "v/2 is left");
     })
 }
 
@@ -505,7 +505,7 @@ fn a_load_looks_at_every_file_of_a_model() {
             br#"{"mdm":1,"onnx":"a.onnx","rows":"whole","warm_up":{"x":[[3,4]]}}"#,
         );
         assert_ne!(load(&place, "p").id, proxy.id);
-        assert_eq!(place.registry.models().len(), 2);
+        assert_eq!(place.models.models().len(), 2);
     })
 }
 
@@ -517,12 +517,12 @@ fn weights_outside_of_a_file_are_part_of_the_model() {
         other.rotate_left(64);
         let place = Place::new(&[("m.onnx", model.clone()), ("weights.bin", raw.clone())]);
         let run = |model: &Description, worker| {
-            let mut opened = place.registry.open(model.id, 0, WorkerId(worker))?;
+            let mut opened = place.models.open(model.id, 0, WorkerId(worker))?;
             opened.infer(&ramp("x", &[2, 256]).into(), &Params::new())
         };
         let first = load(&place, "m");
         assert_eq!(
-            place.registry.size(first.id),
+            place.models.size(first.id),
             (model.len() + raw.len()) as u64
         );
         let before = run(&first, 0).unwrap();
@@ -554,7 +554,7 @@ fn files_larger_than_the_bound_are_refused_before_they_are_read() {
         assert!(e.message().contains("--max-model-bytes"), "{e}");
         let small = place.find("small").unwrap();
         assert_eq!(
-            place.registry.size(small.id),
+            place.models.size(small.id),
             onnx::fixed_batch(2).len() as u64
         );
     })
@@ -578,32 +578,32 @@ fn unloading_forgets() {
     within(LIMIT, || {
         let place = Place::new(&[("m.onnx", onnx::mlp()), ("n.onnx", onnx::mlp())]);
         let lookup = Lookup::of(Some("m"), &Params::new());
-        assert_eq!(place.registry.unload(&lookup).unwrap_err().code(), NotFound);
+        assert_eq!(place.models.unload(&lookup).unwrap_err().code(), NotFound);
         let m = place.find("m").unwrap();
         let n = place.find("n").unwrap();
-        assert_eq!(place.registry.models().len(), 2);
-        place.registry.hold(m.id);
-        assert_eq!(place.registry.unload(&lookup).unwrap(), [m.id]);
-        assert_eq!(place.registry.models().len(), 1);
-        assert_eq!(place.registry.models()[0].name, "n");
+        assert_eq!(place.models.models().len(), 2);
+        place.models.hold(m.id);
+        assert_eq!(place.models.unload(&lookup).unwrap(), [m.id]);
+        assert_eq!(place.models.models().len(), 1);
+        assert_eq!(place.models.models()[0].name, "n");
         // Requests that had found it are still to be answered.
-        assert!(place.registry.open(m.id, 0, WorkerId(0)).is_ok());
-        place.registry.release(m.id);
-        assert!(place.registry.describe(m.id).is_none());
-        assert_eq!(place.registry.describe(n.id), Some(n));
-        let Err(e) = place.registry.open(m.id, 0, WorkerId(0)) else {
+        assert!(place.models.open(m.id, 0, WorkerId(0)).is_ok());
+        place.models.release(m.id);
+        assert!(place.models.describe(m.id).is_none());
+        assert_eq!(place.models.describe(n.id), Some(n));
+        let Err(e) = place.models.open(m.id, 0, WorkerId(0)) else {
             panic!("it is forgotten")
         };
         assert_eq!(e.code(), NotFound);
         // A file that is gone can still be unloaded by its name.
         fs::remove_file(place.folder.path().join("n.onnx")).unwrap();
         let gone = Lookup::of(Some("n"), &Params::new());
-        assert_eq!(place.registry.unload(&gone).unwrap().len(), 1);
+        assert_eq!(place.models.unload(&gone).unwrap().len(), 1);
         assert!(
             place.find("m").unwrap().id > m.id,
             "numbers are not used again"
         );
-        assert!(place.registry.open(ModelId(999), 0, WorkerId(0)).is_err());
+        assert!(place.models.open(ModelId(999), 0, WorkerId(0)).is_err());
     })
 }
 

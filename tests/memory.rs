@@ -40,7 +40,7 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
         // Many weights of a few megabytes are harder than one large one: malloc keeps such pieces.
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("m.onnx"), onnx::matmul_weights(100)).unwrap();
-        let registry = Arc::new(
+        let models = Arc::new(
             ModelFolder::new(
                 Engine::load(None, false).unwrap(),
                 StoreConfig {
@@ -57,7 +57,7 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
         );
         let none = memory();
         let lookup = Lookup::of(Some("m"), &Params::new());
-        let id = registry.resolve(&lookup).unwrap().id;
+        let id = models.resolve(&lookup).unwrap().id;
         let described = memory();
         // Each worker opens and runs in its own thread, and stays until all have been measured.
         let (ready, is_ready) = mpsc::channel();
@@ -65,9 +65,9 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
         let mut measured = Vec::new();
         for worker in 0..8 {
             let (stop, stopped) = mpsc::channel::<()>();
-            let (registry, ready) = (registry.clone(), ready.clone());
+            let (models, ready) = (models.clone(), ready.clone());
             let thread = std::thread::spawn(move || {
-                let mut model = registry.open(id, 0, WorkerId(worker)).unwrap();
+                let mut model = models.open(id, 0, WorkerId(worker)).unwrap();
                 let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
                 let outputs = model
                     .infer(&Batch { tensors: vec![x] }, &Params::new())

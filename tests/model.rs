@@ -136,7 +136,7 @@ fn results_are_the_bare_engines_bit_for_bit() {
             let place = Place::new(&[("m.onnx", model)]);
             let (_, mut first) = place.open("m");
             let (description, mut second) = place.open("m");
-            let mut third = place.registry.open(description.id, 0, WorkerId(7)).unwrap();
+            let mut third = place.models.open(description.id, 0, WorkerId(7)).unwrap();
             for model in [&mut first, &mut second, &mut third] {
                 let inputs = Batch {
                     tensors: vec![input.clone()],
@@ -445,7 +445,7 @@ fn weights_outside_the_file_are_found_beside_it() {
         let place = Place::new(&[("sub/m.onnx", model), ("sub/weights.bin", raw)]);
         let x = ramp("x", &[2, 256]);
         let (description, mut first) = place.open("sub/m");
-        let mut second = place.registry.open(description.id, 0, WorkerId(1)).unwrap();
+        let mut second = place.models.open(description.id, 0, WorkerId(1)).unwrap();
         let inputs = Batch { tensors: vec![x] };
         let outputs = first.infer(&inputs, &Params::new()).unwrap();
         assert_eq!(outputs, second.infer(&inputs, &Params::new()).unwrap());

@@ -24,7 +24,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     std::fs::write(folder.path().join("plugin.proxy"), proxy)?;
     let echo = onnx::echo(mdm::DataType::Fp32, &[256]);
     std::fs::write(folder.path().join("engine.onnx"), echo)?;
-    let registry = ModelFolder::new(
+    let models = ModelFolder::new(
         Engine::load(Some(&library()?), false)?,
         StoreConfig {
             run_script_dir: folder.path().to_owned(),
@@ -37,8 +37,8 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
         },
     )?;
     let open = |name: &str| -> Result<Box<dyn Model>> {
-        let found = registry.resolve(&Lookup::of(Some(name), &Params::new()))?;
-        Ok(registry.open(found.id, 0, WorkerId(0))?)
+        let found = models.resolve(&Lookup::of(Some(name), &Params::new()))?;
+        Ok(models.open(found.id, 0, WorkerId(0))?)
     };
     let (mut plugin, mut engine) = (open("plugin")?, open("engine")?);
     for rows in ROWS {

@@ -7,7 +7,7 @@ use super::names::lookup_bytes;
 use super::shares::{Amount, Bounds, Shares};
 use super::waiting::Asker;
 use crate::error::{Error, Result};
-use crate::message::{ModelId, ReplyTo};
+use crate::message::ReplyTo;
 use crate::model::{FoundModel, Lookup, Name};
 
 /// What the loader was asked and has not answered. Those of requests and questions count as waiting bytes too.
@@ -92,8 +92,8 @@ pub(super) struct Asked {
     pub(super) request: LoadRequest,
     /// In whose turn it is done.
     pub(super) client: ReplyTo,
-    /// It is being read under that number.
-    pub(super) reading: Option<(ModelId, Arc<FoundModel>)>,
+    /// What it has led to, which is being read.
+    pub(super) reading: Option<Arc<FoundModel>>,
     bytes: u64,
 }
 

@@ -341,7 +341,7 @@ impl<P> Catalog<P> {
             Next::Check => return Some(Job::Check(request.named().lookup.clone())),
             Next::Read(found, unless) => {
                 let id = self.models.known.next_id();
-                self.loads.get_mut(ticket)?.reading = Some((id, found.clone()));
+                self.loads.get_mut(ticket)?.reading = Some(found.clone());
                 return Some(Job::Read(Reading { id, found, unless }));
             }
             Next::Settled(result) => result,
@@ -409,7 +409,7 @@ impl<P> Catalog<P> {
         let Some(asked) = self.loads.finish(ticket) else {
             return Ok(());
         };
-        let Some((_, found)) = asked.reading else {
+        let Some(found) = asked.reading else {
             return Err(not_asked());
         };
         match (asked.request, read) {

@@ -1,4 +1,4 @@
-//! A plugin's model: what the registry knows of it, and a worker's instance.
+//! A plugin's model: what the store holds of it, and a worker's instance.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 /// A folder of models, and what a server knows of it.
 pub struct Place {
     pub folder: TempDir,
-    pub registry: ModelFolder,
+    pub models: ModelFolder,
 }
 
 pub fn engine() -> Engine {
@@ -41,18 +41,17 @@ impl Place {
             max_model_bytes: None,
         };
         change(&mut config);
-        let registry = ModelFolder::new(engine(), config).unwrap();
-        Place { folder, registry }
+        let models = ModelFolder::new(engine(), config).unwrap();
+        Place { folder, models }
     }
 
     pub fn find(&self, name: &str) -> Result<Arc<Description>, Error> {
-        self.registry
-            .resolve(&Lookup::of(Some(name), &Params::new()))
+        self.models.resolve(&Lookup::of(Some(name), &Params::new()))
     }
 
     pub fn open(&self, name: &str) -> (Arc<Description>, Box<dyn Model>) {
         let description = self.find(name).unwrap();
-        let model = self.registry.open(description.id, 0, WorkerId(0)).unwrap();
+        let model = self.models.open(description.id, 0, WorkerId(0)).unwrap();
         (description, model)
     }
 

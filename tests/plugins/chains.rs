@@ -9,7 +9,7 @@ use crate::{echo_plugin, refused, serve};
 
 const PASS: &str = r#"{"plugin":"libecho.so","entry":"echo"}"#;
 
-/// A registry over these files, the example's plugin and a few ONNX models.
+/// A folder of these files, the example's plugin and a few ONNX models.
 fn place(proxies: &[(&str, String)]) -> Place {
     let mut files: Vec<(&str, Vec<u8>)> = proxies
         .iter()

@@ -14,9 +14,9 @@ use crate::{build_sample, echo_plugin, refused, serve};
 
 fn load(place: &Place, name: &str) -> Arc<Description> {
     let lookup = Lookup::of(Some(name), &Params::new());
-    let loaded = place.registry.load(&lookup).unwrap();
-    assert!(place.registry.serve(loaded.id));
-    place.registry.hold(loaded.id);
+    let loaded = place.models.load(&lookup).unwrap();
+    assert!(place.models.serve(loaded.id));
+    place.models.hold(loaded.id);
     loaded
 }
 
@@ -37,7 +37,7 @@ fn a_changed_plugin_or_proxy_is_taken_up_by_the_next_load() {
     ]);
     let at = |name: &str| place.folder.path().join(name);
     let shout = |model: &Description| {
-        let mut opened = place.registry.open(model.id, 0, WorkerId(0)).unwrap();
+        let mut opened = place.models.open(model.id, 0, WorkerId(0)).unwrap();
         let text = Tensor::from_strings("text", None, &["a"]).unwrap();
         let outputs = opened.infer(&text.into(), &Params::new()).unwrap();
         let rows = outputs.tensors[0].json_rows::<serde_json::Value>().unwrap();
@@ -90,7 +90,7 @@ fn a_file_that_a_plugin_opens_is_one_of_its_models() {
     build_sample(&place.folder.path().join("libsample.so"));
     let first = load(&place, "p");
     let run = |model: &Description, worker| {
-        let mut opened = place.registry.open(model.id, 0, WorkerId(worker)).unwrap();
+        let mut opened = place.models.open(model.id, 0, WorkerId(worker)).unwrap();
         let x = Tensor::from_vec("x", vec![2], vec![1i32, 2]).unwrap();
         let outputs = opened.infer(&x.into(), &Params::new()).unwrap();
         outputs.tensors[0].to_vec::<i32>().unwrap()
@@ -98,7 +98,7 @@ fn a_file_that_a_plugin_opens_is_one_of_its_models() {
     assert_eq!(run(&first, 0), [1, 2]);
     // What it takes is known from now on, and counts.
     let net = table(1).len() as u64;
-    assert!(place.registry.size(first.id) > net);
+    assert!(place.models.size(first.id) > net);
     assert_eq!(load(&place, "p").id, first.id);
     let new = place.folder.path().join("new");
     fs::write(&new, table(10)).unwrap();

@@ -1,4 +1,4 @@
-//! Plugins, proxies and stages through the real server and the registry: what a user sees.
+//! Plugins, proxies and stages through the real server and a folder of models: what a user sees.
 #![cfg(feature = "server")]
 
 #[path = "../common/built.rs"]
