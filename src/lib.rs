@@ -104,6 +104,8 @@ pub mod client;
 #[cfg(feature = "server")]
 pub mod config;
 #[cfg(feature = "server")]
+mod deadlines;
+#[cfg(feature = "server")]
 mod elf;
 pub mod error;
 #[cfg(feature = "server")]

@@ -29,7 +29,7 @@ use crate::model::loader::Loader;
 use crate::model::{Engine, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::doors::Doors;
-use crate::pipeline::ventilator::{Facts, Lanes, Links};
+use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
 use crate::pipeline::worker::Seat;
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,
@@ -459,16 +459,16 @@ fn run_ventilator(
     };
     ventilator::run(ventilator::Setup {
         links,
-        facts: facts(config, own.port, own.port_out),
+        info: info(config, own.port, own.port_out),
         ready: own.ready,
     })
 }
 
-fn facts(config: &Config, port: u16, port_out: u16) -> Facts {
+fn info(config: &Config, port: u16, port_out: u16) -> ServerInfo {
     let mut settings = config.settings();
     settings.insert("port".to_owned(), port.to_string());
     settings.insert("port_out".to_owned(), port_out.to_string());
-    Facts {
+    ServerInfo {
         welcome: Welcome {
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
             port_out,

@@ -1,12 +1,11 @@
 //! The requests and questions that wait for a model to be described, within bounds, and for whom the loader was asked.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use foldhash::HashMap;
 
 use super::shares::{Amount, Bounds, Shares};
+use crate::deadlines::Deadlines;
 use crate::error::Result;
 use crate::message::{ReplyTo, RequestId, Serial};
 use crate::model::Lookup;
@@ -74,7 +73,7 @@ pub(super) struct Waiting<P> {
     question_shares: Shares<ReplyTo>,
     /// Numbers in `queues` of requests and questions that have ended.
     ended: usize,
-    deadlines: BinaryHeap<Reverse<(u64, Serial)>>,
+    deadlines: Deadlines,
 }
 
 impl<P> Default for Waiting<P> {
@@ -86,7 +85,7 @@ impl<P> Default for Waiting<P> {
             questions: HashMap::default(),
             question_shares: Shares::default(),
             ended: 0,
-            deadlines: BinaryHeap::new(),
+            deadlines: Deadlines::default(),
         }
     }
 }
@@ -225,7 +224,7 @@ impl<P> Waiting<P> {
             ..
         } = parked.arrival;
         if let Some(deadline) = deadline_us {
-            self.deadlines.push(Reverse((deadline, serial)));
+            self.deadlines.push(deadline, serial);
         }
         self.parked_shares.add(reply, bytes);
         self.parked.insert(serial, parked);
@@ -241,29 +240,14 @@ impl<P> Waiting<P> {
     }
 
     pub(super) fn due_us(&self) -> Option<u64> {
-        self.deadlines.peek().map(|Reverse((us, _))| *us)
+        self.deadlines.due_us()
     }
 
     /// Parked requests whose deadline has passed.
     pub(super) fn expired(&mut self, now_us: u64) -> Vec<Serial> {
-        if self.deadlines.len() > 2 * self.parked.len() + 1024 {
-            // Behind one that waits long, those that have ended would stay.
-            let parked = &self.parked;
-            self.deadlines
-                .retain(|Reverse((_, serial))| parked.contains_key(serial));
-        }
-        let mut expired = Vec::new();
-        while let Some(Reverse((deadline, serial))) = self.deadlines.peek().copied() {
-            let parked = self.parked.contains_key(&serial);
-            if parked && deadline > now_us {
-                break;
-            }
-            self.deadlines.pop();
-            if parked {
-                expired.push(serial);
-            }
-        }
-        expired
+        let parked = &self.parked;
+        let waits = |serial| parked.contains_key(&serial);
+        self.deadlines.expired(now_us, parked.len(), waits)
     }
 
     /// Whether nothing at all is kept.

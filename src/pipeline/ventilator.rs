@@ -61,7 +61,7 @@ pub(crate) struct Lanes {
 }
 
 /// What does not change while the server runs.
-pub(crate) struct Facts {
+pub(crate) struct ServerInfo {
     pub welcome: Welcome,
     pub settings: std::collections::BTreeMap<String, String>,
     /// Each worker's device.
@@ -92,7 +92,7 @@ pub(crate) struct Links {
 /// What the ventilator is set up with.
 pub(crate) struct Setup {
     pub links: Links,
-    pub facts: Facts,
+    pub info: ServerInfo,
     /// Told once, when every worker is up and every preloaded model is open, or why that failed.
     pub ready: Sender<Result<()>>,
 }
@@ -102,7 +102,7 @@ type Models = Catalog<Request<RawParams>>;
 
 struct Ventilator {
     links: Links,
-    facts: Facts,
+    info: ServerInfo,
     life: Life,
     clients: Clients,
     learnt: Learnt,
@@ -119,7 +119,7 @@ struct Ventilator {
 pub(crate) fn run(setup: Setup) -> Result<()> {
     let Setup {
         mut links,
-        facts,
+        info,
         ready,
     } = setup;
     links.router.watch(frames::descriptor(&links.inbox)?)?;
@@ -127,15 +127,15 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
     links.router.watch(links.doors.waker())?;
     let workers = links.lanes.len();
     let mut ventilator = Ventilator {
-        life: Life::new(ready, workers, facts.preload.clone()),
+        life: Life::new(ready, workers, info.preload.clone()),
         clients: Clients::default(),
         learnt: Learnt::default(),
-        catalog: Catalog::new(facts.most_models),
-        requests: Requests::new(facts.limits.clone()),
+        catalog: Catalog::new(info.most_models),
+        requests: Requests::new(info.limits.clone()),
         ledger: Ledger::new(workers),
         last_serial: 0,
         links,
-        facts,
+        info,
     };
     ventilator.serve()
 }
@@ -480,7 +480,7 @@ impl Ventilator {
         let (askers, again) = self.ledger.take_askers(token);
         if !askers.is_empty() {
             let server = Reported {
-                facts: &self.facts,
+                info: &self.info,
                 scheduler: &self.requests.scheduler,
                 catalog: &self.catalog,
                 up_us: self.links.clock.now_us(),

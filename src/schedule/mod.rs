@@ -20,7 +20,6 @@
 //! What is absent: rows, frames, sockets, names. A request is a [`Job`] here: numbers.
 
 mod backlog;
-pub(crate) mod deadlines;
 mod groups;
 mod job;
 pub(crate) mod lane;
@@ -36,10 +35,10 @@ mod workers;
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::deadlines::Deadlines;
 use crate::error::Result;
 use crate::message::{ChunkId, ModelId, ReplyTo, Role, Serial, WorkerId};
 use backlog::Backlog;
-use deadlines::Deadlines;
 use foldhash::HashMap;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;

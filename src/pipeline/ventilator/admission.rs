@@ -138,7 +138,7 @@ impl Ventilator {
                 rows: known.rows,
                 dims: Vec::new(),
             };
-            check_padding(&known.model, &checked, self.facts.welcome.max_request_bytes)?;
+            check_padding(&known.model, &checked, self.info.welcome.max_request_bytes)?;
             let fitting = Fitting {
                 model: known.model.clone(),
                 inputs: checked.inputs,
@@ -205,7 +205,7 @@ impl Ventilator {
         if self.life.phase != Phase::Serving {
             return Err(Error::unavailable("the server is shutting down"));
         }
-        let (own_bytes, most) = (weight.own_bytes, self.facts.welcome.max_request_bytes);
+        let (own_bytes, most) = (weight.own_bytes, self.info.welcome.max_request_bytes);
         if own_bytes > most {
             return Err(Error::exhausted(format!(
                 "the request has {own_bytes} bytes, this server takes {most} (--max-request-bytes)"
@@ -213,7 +213,7 @@ impl Ventilator {
         }
         let arrived_us = self.links.clock.now_us();
         let own_us = timeout_ms.map(|ms| ms.saturating_mul(1000));
-        let default_us = self.facts.default_timeout.map(|t| t.as_micros() as u64);
+        let default_us = self.info.default_timeout.map(|t| t.as_micros() as u64);
         let timeout = own_us.or(default_us);
         // What its header made is held as long as its rows are.
         let bytes = own_bytes + weight.header_bytes as u64 + TENSOR_BYTES * weight.tensors as u64;
@@ -261,7 +261,7 @@ impl Ventilator {
     pub(super) fn enqueue(&mut self, parked: Waiting, model: Arc<Description>) -> Result<()> {
         let Parked { arrival, body } = parked;
         let checked = check_inputs(&model, body.inputs)?;
-        check_padding(&model, &checked, self.facts.welcome.max_request_bytes)?;
+        check_padding(&model, &checked, self.info.welcome.max_request_bytes)?;
         let params = body.params.bytes();
         let fitting = Fitting {
             group: self.learnt.group(model.id, checked.dims, params),

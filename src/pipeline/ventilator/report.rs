@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::requests::LegOutputs;
-use super::{Facts, Models, SinkReport};
+use super::{Models, ServerInfo, SinkReport};
 use crate::catalog::{Amount, Asker, Bounds, Shares};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo, WorkerId};
@@ -140,7 +140,7 @@ impl Ledger {
     /// What status says.
     pub(super) fn status(&self, server: &Reported<'_>, sink: &SinkReport) -> Status {
         let Reported {
-            facts,
+            info,
             scheduler,
             catalog,
             ..
@@ -148,7 +148,7 @@ impl Ledger {
         let up_us = server.up_us.max(1);
         let worker = |(index, w): (usize, &Worker)| WorkerInfo {
             id: index as u32,
-            device: facts.devices.get(index).cloned().unwrap_or_default(),
+            device: info.devices.get(index).cloned().unwrap_or_default(),
             state: match (w.up, w.lost) {
                 (_, true) => "lost",
                 (false, false) => "starting",
@@ -170,9 +170,9 @@ impl Ledger {
         }
         let waiting = scheduler.waiting();
         Status {
-            version: facts.welcome.server_version.clone(),
+            version: info.welcome.server_version.clone(),
             uptime_s: up_us / 1_000_000,
-            settings: facts.settings.clone(),
+            settings: info.settings.clone(),
             models: models(catalog),
             workers: self.workers.iter().enumerate().map(worker).collect(),
             queue: QueueInfo {
@@ -195,7 +195,7 @@ impl Ledger {
 
 /// What status says besides counters comes from here.
 pub(super) struct Reported<'a> {
-    pub(super) facts: &'a Facts,
+    pub(super) info: &'a ServerInfo,
     pub(super) scheduler: &'a Scheduler<Arc<LegOutputs>>,
     pub(super) catalog: &'a Models,
     pub(super) up_us: u64,

@@ -111,7 +111,7 @@ impl Ventilator {
                 None => Ok(()), // it has ended, or never was
             },
             ClientMessage::Hello(id) => {
-                let welcome = ServerMessage::HelloOk(self.facts.welcome.clone());
+                let welcome = ServerMessage::HelloOk(self.info.welcome.clone());
                 self.answer(reply, id, &welcome);
                 Ok(())
             }
