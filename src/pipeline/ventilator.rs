@@ -210,7 +210,7 @@ impl Ventilator {
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
         let busy = self.requests.scheduler.busy_workers();
         self.waiter.busy(busy);
-        if self.router.has_news() || self.doors.has_said() {
+        if self.router.has_work() || self.doors.has_said() {
             self.router.wait(Some(Duration::ZERO))?;
             return Ok(());
         }
@@ -239,7 +239,7 @@ impl Ventilator {
 
     /// Takes what came from inside, until nothing is left, which the inbox's descriptor needs to tell of what comes next.
     fn hear_inside(&mut self) -> Result<()> {
-        if !self.router.take_inner_news() {
+        if !self.router.take_inner_readable() {
             return Ok(());
         }
         for _ in 0..TURN {
@@ -248,7 +248,7 @@ impl Ventilator {
             };
             self.take(inner::read_to_ventilator(message)?)?;
         }
-        self.router.keep_inner_news();
+        self.router.keep_inner_readable();
         Ok(())
     }
 
