@@ -22,8 +22,8 @@ use self::ports::{BoundPort, BoundPorts};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::message::{Role, WorkerId};
-use crate::model::Engine;
 use crate::model::loader::Loader;
+use crate::model::{Engine, EngineLog};
 use crate::model::{Registry, RegistryConfig};
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::doors::Doors;
@@ -159,7 +159,14 @@ impl Server {
     /// What is missing: the engine's library, a device, a free port, a folder that can be written. Nothing is left
     /// behind then.
     pub fn begin(mut config: Config) -> Result<Starting> {
-        let engine = Engine::load(config.onnxruntime.as_deref(), config.verbose)?;
+        let engine = Engine::load(
+            config.onnxruntime.as_deref(),
+            if config.verbose {
+                EngineLog::Everything
+            } else {
+                EngineLog::Problems
+            },
+        )?;
         // A bare name was left to the system's loader: it is not a path that could be shown or given again.
         if engine.library().is_absolute() {
             config.onnxruntime = Some(engine.library().to_owned());

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use mdm::message::{Params, WorkerId};
-use mdm::model::{Device, Engine, Lookup, Model, ModelSource, Registry, RegistryConfig};
+use mdm::model::{Device, Engine, EngineLog, Lookup, Model, ModelSource, Registry, RegistryConfig};
 use mdm::{Batch, Tensor};
 
 use super::engine::library;
@@ -24,7 +24,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let echo = onnx::echo(mdm::DataType::Fp32, &[256]);
     std::fs::write(folder.path().join("engine.onnx"), echo)?;
     let registry = Registry::new(
-        Engine::load(Some(&library()?), false)?,
+        Engine::load(Some(&library()?), EngineLog::Problems)?,
         RegistryConfig {
             run_script_dir: folder.path().to_owned(),
             allow_paths: Vec::new(),

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use mdm::client::Client;
 use mdm::config::whole;
-use mdm::model::{Device, Engine, Inspection, Registry, RegistryConfig};
+use mdm::model::{Device, Engine, EngineLog, Inspection, Registry, RegistryConfig};
 use mdm::wire::server::{ModelInfo, PortInfo};
 
 const NAME: &str = "mdm-model";
@@ -130,7 +130,7 @@ fn client(remote: &Remote) -> anyhow::Result<Client> {
 }
 
 fn registry(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Registry> {
-    let engine = Engine::load(place.onnxruntime.as_deref(), false)?;
+    let engine = Engine::load(place.onnxruntime.as_deref(), EngineLog::Problems)?;
     Ok(Registry::new(
         engine,
         RegistryConfig {

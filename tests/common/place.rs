@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mdm::message::WorkerId;
 use mdm::model::{
-    Description, Device, Engine, Lookup, Model, ModelSource, Registry, RegistryConfig,
+    Description, Device, Engine, EngineLog, Lookup, Model, ModelSource, Registry, RegistryConfig,
 };
 use mdm::{Batch, Error, Params, Tensor};
 use tempfile::TempDir;
@@ -19,7 +19,7 @@ pub struct Place {
 }
 
 pub fn engine() -> Engine {
-    Engine::load(None, false).unwrap()
+    Engine::load(None, EngineLog::Problems).unwrap()
 }
 
 impl Place {
