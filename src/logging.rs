@@ -1,4 +1,4 @@
-//! The log: all of it into a file, warnings and errors on standard error too.
+//! Sets up the process's log: all of it goes into a file, warnings and errors to standard error too.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -15,13 +15,13 @@ use tracing_subscriber::{Layer, fmt};
 use crate::config::{Config, Rotation};
 use crate::error::{Error, Result};
 
-/// What the log file gets: the engine speaks up only about trouble.
+/// The log file's filter without `--verbose`: of the engine only warnings and errors.
 const NORMAL: &str = "info,ort=warn";
 /// With `--verbose`.
 const VERBOSE: &str = "debug";
-/// Read for the file's filter, the first that is set.
+/// Environment variables with a filter for the file; the first that is set counts.
 const VARIABLES: [&str; 2] = ["MDM_LOG", "RUST_LOG"];
-/// The target for what a command prints itself and the log should have as well.
+/// The target of lines that a command prints itself, so that they go to the log file only.
 pub const PRINTED: &str = "mdm::printed";
 
 /// The log while it is open. Dropping it writes out what is still on its way.
@@ -36,7 +36,7 @@ impl Log {
     pub fn discard(self) {
         drop(self.guards);
         for path in self.made {
-            // Already gone: all the better.
+            // It may be gone already.
             let _ = fs::remove_file(path);
         }
     }
@@ -47,7 +47,7 @@ impl Log {
 /// # Errors
 /// The file cannot be written, a filter in the environment cannot be read, or there is a log already.
 pub fn init(config: &Config) -> Result<Log> {
-    let filter = filter(config.verbose)?;
+    let filter = filter(if config.verbose { VERBOSE } else { NORMAL })?;
     let (appender, made) = open(&config.logger, config.logger_rotation)?;
     // Lossy, with a bounded buffer: a full disk must not hold up the data path.
     let (writer, file_guard) = tracing_appender::non_blocking(appender);
@@ -55,7 +55,7 @@ pub fn init(config: &Config) -> Result<Log> {
         .with_writer(writer)
         .with_ansi(false)
         .with_filter(filter);
-    // So must not whoever started this, and does not read what it says.
+    // Neither must a parent process that does not read standard error.
     let (writer, stderr_guard) = tracing_appender::non_blocking(io::stderr());
     let stderr = fmt::layer()
         .with_writer(writer)
@@ -76,7 +76,8 @@ pub fn init(config: &Config) -> Result<Log> {
     })
 }
 
-fn filter(verbose: bool) -> Result<EnvFilter> {
+/// The filter that the environment says, or else this one.
+fn filter(default: &str) -> Result<EnvFilter> {
     for name in VARIABLES {
         let Some(text) = std::env::var_os(name).filter(|text| !text.is_empty()) else {
             continue;
@@ -84,11 +85,11 @@ fn filter(verbose: bool) -> Result<EnvFilter> {
         let text = text.to_string_lossy();
         return EnvFilter::try_new(&text).map_err(|e| {
             Error::invalid(format!(
-                "{name} {text:?} is no log filter: {e}; expected one such as info,mdm=debug"
+                "{name} {text:?} is not a log filter: {e}; expected one such as info,mdm=debug"
             ))
         });
     }
-    Ok(EnvFilter::new(if verbose { VERBOSE } else { NORMAL }))
+    Ok(EnvFilter::new(default))
 }
 
 /// Opens the file; says which files that made.

@@ -1,14 +1,14 @@
-//! Wiring: threads and sockets, being ready, and the order of stopping.
+//! A server in this process: starts its threads, says when it is ready, and stops them in order.
 //!
 //! ```text
-//! start: engine, store of models ▸ ports, files ▸ sink and ventilator have their sockets ▸ workers connect ▸ preload ▸ ready
-//! stop:  ventilator drains ▸ marker through each worker to the sink ▸ sink ends ▸ ventilator's last word ▸ join
+//! start: engine, store of models ▸ ports, files ▸ sink and ventilator open their sockets ▸ workers connect ▸ preload ▸ ready
+//! stop:  ventilator drains ▸ marker through each worker to the sink ▸ sink ends ▸ ventilator answers terminate ▸ join
 //! ```
 
 mod door;
 mod folder;
-mod fronts;
 mod local;
+mod ports;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,14 +19,14 @@ use zmq::Context;
 
 pub use self::door::{Door, DoorAnswer};
 pub use self::folder::ModelFolder;
-use self::fronts::{Front, Fronts};
 use self::local::LocalFiles;
+use self::ports::{BoundPort, BoundPorts};
 use crate::catalog::MostModels;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::message::{Role, WorkerId};
 use crate::model::loader::Loader;
-use crate::model::{Engine, Store, StoreConfig};
+use crate::model::{Engine, EngineLog, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::doors::Doors;
 use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
@@ -41,8 +41,8 @@ use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToVentilator};
 use crate::wire::server::Welcome;
 
-/// How long a stop at once waits for workers that are inside a model.
-const WORKER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long an immediate stop waits for each worker that is inside a model.
+const WORKER_EXIT_WAIT: Duration = Duration::from_secs(1);
 
 /// A running server.
 pub struct Server {
@@ -51,7 +51,7 @@ pub struct Server {
     stopper: Stopper,
     stop_sink: Arc<StopOrder>,
     doors: Arc<Doors>,
-    /// The inner sockets' own; it ends with the threads.
+    /// Of the inner sockets. It is kept until the threads have ended.
     _context: Context,
     ventilator: JoinHandle<Result<()>>,
     sink: JoinHandle<Result<()>>,
@@ -67,7 +67,8 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// Asks for a stop; [`Server::wait`] tells when it is over. It takes no descriptor, and works when none is left.
+    /// Asks for a stop; [`Server::wait`] returns when it is done. This needs no file descriptor, so it works when none is
+    /// left.
     pub fn stop(&self, mode: StopMode) {
         self.order.give(mode);
     }
@@ -96,22 +97,22 @@ pub struct Starting {
 }
 
 impl Starting {
-    /// Where requests arrive.
+    /// The port where requests arrive.
     pub fn port(&self) -> u16 {
         self.server.port
     }
 
-    /// Where results leave.
+    /// The port where results leave.
     pub fn port_out(&self) -> u16 {
         self.server.port_out
     }
 
-    /// The settings in force: the ports that were bound and the engine's library that was found are in them.
+    /// The settings in force, with the ports that were bound and the engine's library that was found.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Asks this server to stop, whether it is ready by then or not.
+    /// Asks this server to stop, before or after it is ready.
     pub fn stopper(&self) -> Stopper {
         self.server.stopper()
     }
@@ -126,7 +127,7 @@ impl Starting {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 server.stopper.stop(StopMode::Now);
-                // The reason for the stop is the one to report.
+                // The error that stopped the start is reported, not what follows from stopping.
                 let _ = server.wait();
                 return Err(error);
             }
@@ -154,14 +155,21 @@ impl Server {
         Server::begin(config)?.ready()
     }
 
-    /// Begins to start a server: what it needs is there, and its ports are bound.
+    /// Begins to start a server. When this returns its ports are bound; its workers and models may still be opening.
     ///
     /// # Errors
     /// What is missing: the engine's library, a device, a free port, a folder that can be written. Nothing is left
     /// behind then.
     pub fn begin(mut config: Config) -> Result<Starting> {
-        let engine = Engine::load(config.onnxruntime.as_deref(), config.verbose)?;
-        // A bare name is what the system's loader was asked for, and no path to give it again.
+        let engine = Engine::load(
+            config.onnxruntime.as_deref(),
+            if config.verbose {
+                EngineLog::Everything
+            } else {
+                EngineLog::Problems
+            },
+        )?;
+        // A bare name was left to the system's loader: it is not a path that could be shown or given again.
         if engine.library().is_absolute() {
             config.onnxruntime = Some(engine.library().to_owned());
         }
@@ -170,10 +178,12 @@ impl Server {
         }
         let store = Arc::new(Store::new(engine, store_config(&config))?);
         let context = Context::new();
-        let fronts = Fronts::open(&config)?;
-        let (port, port_out) = (fronts.port, fronts.port_out);
-        let files = fronts.files.clone();
+        let ports = BoundPorts::open(&config)?;
+        let (port, port_out) = (ports.port, ports.port_out);
+        let files = ports.files.clone();
         let shared = Shared {
+            context: context.clone(),
+            config: Arc::new(config.clone()),
             store,
             board: CancelBoard::new(),
             doors: Arc::new(Doors::new()?),
@@ -183,35 +193,35 @@ impl Server {
             stop_sink: Arc::new(StopOrder::new()?),
         };
         let (ready_sender, ready) = bounded(1);
-        let (made, is_made) = bounded(2);
+        let (opened_sender, opened) = bounded(2);
         let sink = {
-            let (context, config) = (context.clone(), config.clone());
-            let (shared, front, made) = (shared.clone(), fronts.out, made.clone());
+            let (shared, port, opened) = (shared.clone(), ports.out, opened_sender.clone());
             spawn("sink".to_owned(), move || {
                 priority::ask_for_short_slices();
-                run_sink(&context, &config, shared, front, &made)
+                run_sink(shared, port, &opened)
             })?
         };
         let ventilator = {
-            let (context, config) = (context.clone(), config.clone());
             let shared = shared.clone();
-            let own = Own {
-                front: fronts.requests,
+            let own = VentilatorOnly {
+                bound: ports.requests,
                 port,
                 port_out,
                 ready: ready_sender,
             };
             spawn("ventilator".to_owned(), move || {
                 priority::ask_for_short_slices();
-                run_ventilator(&context, &config, shared, own, &made)
+                run_ventilator(shared, own, &opened_sender)
             })
         };
         let ventilator = ventilator.inspect_err(|_| shared.stop_sink.give(StopMode::Now))?;
         for _ in 0..2 {
-            let made = is_made.recv().unwrap_or_else(|_| {
-                Err(Error::internal("a thread ended before it had its sockets"))
+            let opened = opened.recv().unwrap_or_else(|_| {
+                Err(Error::internal(
+                    "a thread ended before it had opened its sockets",
+                ))
             });
-            if let Err(error) = made {
+            if let Err(error) = opened {
                 shared.stop.give(StopMode::Now);
                 shared.stop_sink.give(StopMode::Now);
                 return Err(error);
@@ -240,7 +250,7 @@ impl Server {
                 if let Err(error) = worker::run(&context, seat) {
                     tracing::debug!(worker_id = number, %error, "a worker ended");
                 }
-                let _ = ended.send(()); // the server may not wait any more
+                let _ = ended.send(()); // nobody may be waiting for it any more
             })?);
         }
         let server = Server {
@@ -269,17 +279,17 @@ impl Server {
         })
     }
 
-    /// Where requests arrive.
+    /// The port where requests arrive.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where results leave.
+    /// The port where results leave.
     pub fn port_out(&self) -> u16 {
         self.port_out
     }
 
-    /// A client of the pipeline inside this process.
+    /// Opens a door: a client of the pipeline inside this process.
     ///
     /// # Errors
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
@@ -299,18 +309,18 @@ impl Server {
     pub fn wait(self) -> Result<()> {
         let ventilator = join("ventilator", self.ventilator);
         if ventilator.is_err() {
-            // It ended out of turn, and told nobody: the sink would wait for ever.
+            // It ended without sending the marker that stops the sink, which would wait for ever.
             self.stop_sink.give(StopMode::Now);
         }
         let sink = join("sink", self.sink);
-        // After a stop at once a worker may be inside a model for minutes: such a thread ends with the process.
+        // After an immediate stop a worker may be inside a model for minutes: such a thread is left to the process's end.
         let all_ended = self
             .workers
             .iter()
-            .all(|_| self.worker_ended.recv_timeout(WORKER_PATIENCE).is_ok());
+            .all(|_| self.worker_ended.recv_timeout(WORKER_EXIT_WAIT).is_ok());
         if all_ended {
             for worker in self.workers {
-                // It has said that it ended; a panic on the way out was logged by the hook.
+                // It has ended; a panic after that was logged by the panic hook.
                 let _ = worker.join();
             }
         }
@@ -342,6 +352,8 @@ fn store_config(config: &Config) -> StoreConfig {
 /// What the threads of a server share.
 #[derive(Clone)]
 struct Shared {
+    context: Context,
+    config: Arc<Config>,
     store: Arc<Store>,
     board: Arc<CancelBoard>,
     doors: Arc<Doors>,
@@ -352,33 +364,28 @@ struct Shared {
 }
 
 /// What only the ventilator has.
-struct Own {
-    front: Front,
+struct VentilatorOnly {
+    bound: BoundPort,
     port: u16,
     port_out: u16,
     ready: Sender<Result<()>>,
 }
 
-/// Says whether a thread has its sockets; it makes them itself, and only it uses them.
-fn tell_made<T>(made: &Sender<Result<()>>, sockets: Result<T>) -> Result<T> {
+/// Reports whether a thread could open its sockets. Each thread opens those that it uses itself.
+fn report_opened<T>(opened: &Sender<Result<()>>, sockets: Result<T>) -> Result<T> {
     let result = sockets.as_ref().map(|_| ()).map_err(Error::clone);
-    // Whoever started the server may have given up.
-    let _ = made.send(result);
+    // The starting thread may have returned with an error by now.
+    let _ = opened.send(result);
     sockets
 }
 
-fn run_sink(
-    context: &Context,
-    config: &Config,
-    shared: Shared,
-    front: Front,
-    made: &Sender<Result<()>>,
-) -> Result<()> {
+fn run_sink(shared: Shared, port: BoundPort, opened: &Sender<Result<()>>) -> Result<()> {
+    let (context, config) = (&shared.context, &shared.config);
     let sockets = socket::inner_bound(context, zmq::PULL, TO_SINK).and_then(|inbox| {
         let ventilator = socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?;
-        Ok((inbox, ventilator, front.open()?))
+        Ok((inbox, ventilator, port.open()?))
     });
-    let (inbox, ventilator, router) = tell_made(made, sockets)?;
+    let (inbox, ventilator, router) = report_opened(opened, sockets)?;
     sink::run(sink::Setup {
         router,
         inbox,
@@ -388,7 +395,7 @@ fn run_sink(
         clock: shared.clock,
         waiter: shared.busy_poll.waiter(),
         workers: config.all_workers(),
-        // One runs and so many wait, in each of two lanes.
+        // In each of its two lanes a worker has one chunk that runs and `prefetch_size` that wait.
         worker_chunks: 2 * (1 + config.prefetch_size),
         max_client_bytes: config.max_client_bytes,
     })
@@ -403,7 +410,7 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn make(context: &Context, config: &Config, store: Arc<Store>) -> Result<Sockets> {
+    fn open(context: &Context, config: &Config, store: Arc<Store>) -> Result<Sockets> {
         let lanes = (0..config.all_workers()).map(|number| {
             let push = |lane| {
                 let endpoint = lane_endpoint(WorkerId(number as u32), lane);
@@ -421,7 +428,7 @@ impl Sockets {
             Ok(move |ticket| {
                 let loaded = inner::write_to_ventilator(&ToVentilator::Loaded(ticket));
                 if let Err(error) = tell(&mut ventilator, loaded) {
-                    tracing::debug!(%error, "the loader has nobody to tell");
+                    tracing::debug!(%error, "the loader could not report to the ventilator");
                 }
             })
         })?;
@@ -434,16 +441,11 @@ impl Sockets {
     }
 }
 
-fn run_ventilator(
-    context: &Context,
-    config: &Config,
-    shared: Shared,
-    own: Own,
-    made: &Sender<Result<()>>,
-) -> Result<()> {
-    let sockets = Sockets::make(context, config, shared.store.clone());
-    let sockets = sockets.and_then(|sockets| Ok((sockets, own.front.open()?)));
-    let (sockets, router) = tell_made(made, sockets)?;
+fn run_ventilator(shared: Shared, own: VentilatorOnly, opened: &Sender<Result<()>>) -> Result<()> {
+    let config = &shared.config;
+    let sockets = Sockets::open(&shared.context, config, shared.store.clone());
+    let sockets = sockets.and_then(|sockets| Ok((sockets, own.bound.open()?)));
+    let (sockets, router) = report_opened(opened, sockets)?;
     let links = Links {
         router,
         inbox: sockets.inbox,

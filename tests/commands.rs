@@ -51,7 +51,11 @@ fn terminate_says_how_it_ended() {
     let (code, out, _) = stop(0, true, &[]);
     assert_eq!((code, out.starts_with("stopped")), (0, true), "{out}");
     let (code, out, _) = stop(2, false, &["-timeout=5000"]);
-    assert_eq!((code, out.contains("last word")), (0, true), "{out}");
+    assert_eq!(
+        (code, out.contains("without confirming")),
+        (0, true),
+        "{out}"
+    );
     let (code, _, err) = stop(7, true, &["--timeout", "2000"]);
     assert_eq!(code, 3, "{err}");
     assert!(err.contains("3 requests left to answer"), "{err}");

@@ -8,11 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mdm::ErrorCode::FailedPrecondition;
-use mdm::model::Engine;
+use mdm::model::{Engine, EngineLog};
 use within::{LIMIT, within};
 
 fn refused(library: &Path, why: &str) {
-    let e = Engine::load(Some(library), false).unwrap_err();
+    let e = Engine::load(Some(library), EngineLog::Problems).unwrap_err();
     assert_eq!(e.code(), FailedPrecondition);
     assert!(e.message().contains(why), "{}: {e}", library.display());
     assert!(
@@ -58,12 +58,12 @@ fn what_is_not_the_engine_is_refused_and_the_engine_loads_afterwards() {
             fs::write(at("short.so"), &whole[..whole.len() / 2]).unwrap();
             refused(&at("short.so"), "cut short");
             // A folder is searched.
-            let engine = Engine::load(Some(&fetched), false).unwrap();
+            let engine = Engine::load(Some(&fetched), EngineLog::Problems).unwrap();
             assert_eq!(engine.library().file_name(), library.file_name());
         }
-        let engine = Engine::load(None, false).unwrap();
+        let engine = Engine::load(None, EngineLog::Problems).unwrap();
         // One engine is loaded for good: every later call gives it.
-        let again = Engine::load(Some(&at("nothing.so")), false).unwrap();
+        let again = Engine::load(Some(&at("nothing.so")), EngineLog::Problems).unwrap();
         assert_eq!(again.library(), engine.library());
     })
 }

@@ -11,7 +11,7 @@ use common::within::{LIMIT, within};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use mdm::message::WorkerId;
-use mdm::model::{Device, Engine, Lookup, ModelSource, StoreConfig};
+use mdm::model::{Device, Engine, EngineLog, Lookup, ModelSource, StoreConfig};
 use mdm::server::ModelFolder;
 use mdm::{Batch, Params, Tensor};
 
@@ -42,7 +42,7 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
         std::fs::write(folder.path().join("m.onnx"), onnx::matmul_weights(100)).unwrap();
         let models = Arc::new(
             ModelFolder::new(
-                Engine::load(None, false).unwrap(),
+                Engine::load(None, EngineLog::Problems).unwrap(),
                 StoreConfig {
                     run_script_dir: folder.path().to_owned(),
                     allow_paths: vec![],

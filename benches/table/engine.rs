@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use mdm::model::Engine;
+use mdm::model::{Engine, EngineLog};
 use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorRef};
 
@@ -39,7 +39,7 @@ pub fn library() -> Result<PathBuf> {
 /// A session with one thread.
 pub fn session(model: &[u8]) -> Result<Session> {
     Ok(
-        Session::builder(Engine::load(Some(&library()?), false)?.environment())?
+        Session::builder(Engine::load(Some(&library()?), EngineLog::Problems)?.environment())?
             .with_intra_threads(1)
             .map_err(|e| anyhow!("{e}"))?
             .commit_from_memory(model)?,

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use mdm::message::{Params, WorkerId};
-use mdm::model::{Device, Engine, Lookup, Model, ModelSource, StoreConfig};
+use mdm::model::{Device, Engine, EngineLog, Lookup, Model, ModelSource, StoreConfig};
 use mdm::server::ModelFolder;
 use mdm::{Batch, Tensor};
 
@@ -25,7 +25,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
     let echo = onnx::echo(mdm::DataType::Fp32, &[256]);
     std::fs::write(folder.path().join("engine.onnx"), echo)?;
     let models = ModelFolder::new(
-        Engine::load(Some(&library()?), false)?,
+        Engine::load(Some(&library()?), EngineLog::Problems)?,
         StoreConfig {
             run_script_dir: folder.path().to_owned(),
             allow_paths: Vec::new(),

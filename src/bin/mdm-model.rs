@@ -1,4 +1,4 @@
-//! `mdm-model`: looks at models before they are served, and loads and unloads them in a server that runs.
+//! `mdm-model`: checks models before they are served, and loads and unloads them in a running server.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod shared;
@@ -11,8 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use mdm::client::Client;
-use mdm::config::whole;
-use mdm::model::{Device, Engine, Inspection, Store, StoreConfig};
+use mdm::model::{Device, Engine, EngineLog, Inspection, Store, StoreConfig};
 use mdm::wire::server::{ModelInfo, PortInfo};
 
 const NAME: &str = "mdm-model";
@@ -25,13 +24,13 @@ The older spelling works too: -port=5555 -run_script_dir=models";
 /// Looks at models before they are served, and loads and unloads them in a server that runs.
 #[derive(Parser, Debug)]
 #[command(name = "mdm-model", version, after_help = AFTER_HELP)]
-struct Typed {
+struct CommandLine {
     #[command(subcommand)]
-    order: Order,
+    action: Action,
 }
 
 #[derive(Subcommand, Debug)]
-enum Order {
+enum Action {
     /// Opens a proxy or an ONNX file as a worker would; shows inputs, outputs, kind of batch and stages
     Check {
         /// NAME.proxy, NAME.onnx, or a folder with VERSION/model.onnx or VERSION/model.proxy
@@ -70,38 +69,33 @@ struct Place {
     onnxruntime: Option<PathBuf>,
 }
 
+const TIMEOUT: &str =
+    "The longest to wait for its word, in milliseconds: loading takes what it takes. At least 1";
+
 #[derive(Args, Debug)]
+#[command(mut_arg("timeout", |timeout| timeout.default_value("600000").help(TIMEOUT)))]
 struct Remote {
     /// The model, as requests name it; NAME/VERSION is one version of it
     name: String,
-    /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
-    #[arg(value_parser = whole::<u16>(1..=65535))]
-    port: u16,
-    /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost")]
-    ip: String,
-    /// The longest to wait for its word, in milliseconds: loading takes what it takes. At least 1
-    #[arg(long, value_name = "MS", default_value_t = 600_000)]
-    #[arg(value_parser = whole::<u64>(1..=86_400_000))]
-    timeout: u64,
+    #[command(flatten)]
+    ask: shared::AskFlags,
 }
 
 fn main() -> ExitCode {
     mdm::model::without_telemetry();
-    let typed: Typed = shared::parse(NAME);
-    shared::run(NAME, || match typed.order {
-        Order::Check {
+    let typed: CommandLine = shared::parse(NAME);
+    shared::run(NAME, || match typed.action {
+        Action::Check {
             file,
             run_script_dir,
             place,
         } => check(&file, run_script_dir, place),
-        Order::List {
+        Action::List {
             dir,
             run_script_dir,
             place,
         } => list(dir.unwrap_or(run_script_dir), place),
-        Order::Load(remote) => {
+        Action::Load(remote) => {
             let model = client(&remote)?.load(&remote.name)?;
             let ModelInfo {
                 name,
@@ -112,7 +106,7 @@ fn main() -> ExitCode {
             writeln!(stdout(), "loaded {name}, version {version} ({kind})")?;
             Ok(ExitCode::SUCCESS)
         }
-        Order::Unload(remote) => {
+        Action::Unload(remote) => {
             client(&remote)?.unload(&remote.name)?;
             writeln!(stdout(), "unloaded {}", remote.name)?;
             Ok(ExitCode::SUCCESS)
@@ -121,8 +115,8 @@ fn main() -> ExitCode {
 }
 
 fn client(remote: &Remote) -> anyhow::Result<Client> {
-    let timeout = Duration::from_millis(remote.timeout);
-    let address = shared::address(&remote.ip, remote.port);
+    let timeout = remote.ask.timeout();
+    let address = remote.ask.address();
     Ok(Client::builder()
         .connect_timeout(timeout.min(Duration::from_secs(5)))
         .timeout(timeout)
@@ -130,7 +124,7 @@ fn client(remote: &Remote) -> anyhow::Result<Client> {
 }
 
 fn store(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Store> {
-    let engine = Engine::load(place.onnxruntime.as_deref(), false)?;
+    let engine = Engine::load(place.onnxruntime.as_deref(), EngineLog::Problems)?;
     Ok(Store::new(
         engine,
         StoreConfig {
@@ -261,24 +255,24 @@ mod tests {
             &[NAME, "reload", "digits"],
             &[NAME, "unload", "digits"],
         ] {
-            let shown = |typed: &Typed| format!("{:?}", typed.order);
+            let shown = |typed: &CommandLine| format!("{:?}", typed.action);
             shared::every_flag::reads(start, sample, shown);
         }
-        let e = mdm::config::parse_flags::<Typed>([NAME.into()], |_| None).unwrap_err();
+        let e = mdm::config::parse_flags::<CommandLine>([NAME.into()], |_| None).unwrap_err();
         assert!(e.message().contains("check, list, load, unload"), "{e}");
     }
 
     #[test]
     fn allowed_paths_are_split_like_path() {
         let start = [NAME, "check", "a.onnx"].map(Into::into);
-        let read = mdm::config::parse_flags::<Typed>(start, |name| {
+        let read = mdm::config::parse_flags::<CommandLine>(start, |name| {
             (name == "MDM_ALLOW_PATH").then(|| "a:b".into())
         });
         let Ok(mdm::config::Asked::Run(typed)) = read else {
             panic!("not read");
         };
-        let Order::Check { place, .. } = typed.order else {
-            panic!("another order");
+        let Action::Check { place, .. } = typed.action else {
+            panic!("another action");
         };
         assert_eq!(place.allow_path, [PathBuf::from("a"), PathBuf::from("b")]);
     }

@@ -1,4 +1,4 @@
-//! `mdm-server-status`: how a server is, as a page or as JSON.
+//! `mdm-server-status`: shows a server's state, as a page or as JSON.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod shared;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use mdm::client::{Client, Status};
-use mdm::config::{switch, whole};
+use mdm::config::switch;
 use mdm::wire::server::PortInfo;
 
 const NAME: &str = "mdm-server-status";
@@ -23,15 +23,10 @@ The older spelling works too: -port=5555 -ip=localhost";
 /// Shows a server's version, settings, models, workers, queue, counts and latency.
 #[derive(Parser, Debug)]
 #[command(name = "mdm-server-status", version, after_help = AFTER_HELP)]
+#[command(mut_arg("timeout", |timeout| timeout.display_order(100)))] // last
 struct Args {
-    /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
-    #[arg(value_parser = whole::<u16>(1..=65535))]
-    port: u16,
-
-    /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost")]
-    ip: String,
+    #[command(flatten)]
+    ask: shared::AskFlags,
 
     /// One line of JSON instead of a page
     #[arg(
@@ -47,11 +42,6 @@ struct Args {
     /// Again and again, every so many seconds (2 if not said), until it is interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
     watch: Option<Duration>,
-
-    /// The longest to wait for an answer, in milliseconds, at least 1
-    #[arg(long, value_name = "MS", default_value_t = 5000)]
-    #[arg(value_parser = whole::<u64>(1..=86_400_000))]
-    timeout: u64,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -67,17 +57,17 @@ fn main() -> ExitCode {
 }
 
 fn status(args: &Args) -> anyhow::Result<ExitCode> {
-    let address = shared::address(&args.ip, args.port);
+    let address = args.ask.address();
     // Only `port` is needed: a server whose results cannot be reached can still be asked.
     let client = Client::builder()
-        .connect_timeout(Duration::from_millis(args.timeout))
+        .connect_timeout(args.ask.timeout())
         .connect_later(&address)?;
     show(&client.status()?, &address, args)?;
     while let Some(pause) = args.watch {
         std::thread::sleep(pause);
         match client.status() {
             Ok(status) => show(&status, &address, args)?,
-            // It may come back; the next look opens a new session.
+            // The server may come back: the next question opens a new session.
             Err(e) => shared::complain(NAME, e.message()),
         }
     }
@@ -91,7 +81,7 @@ fn show(status: &Status, address: &str, args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     if args.watch.is_some() && out.is_terminal() {
-        // Home and clear: the page stays in its place.
+        // Cursor home, then clear: each page is drawn over the last.
         write!(out, "\x1b[H\x1b[2J")?;
     }
     out.write_all(page(status, address).as_bytes())?;

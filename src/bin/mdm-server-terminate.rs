@@ -1,18 +1,20 @@
-//! `mdm-server-terminate`: stops a server, and waits for its own word that it has stopped.
+//! `mdm-server-terminate`: stops a server, and waits until it confirms that it has stopped.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod shared;
 
 use std::io::{Write, stdout};
 use std::process::ExitCode;
-use std::time::Duration;
 
+use clap::builder::Resettable;
 use clap::{ArgAction, Parser};
 use mdm::client::{Client, StopMode, StopOutcome};
-use mdm::config::{switch, whole};
+use mdm::config::switch;
 
 const NAME: &str = "mdm-server-terminate";
 const STILL_DRAINING: u8 = 3;
+const TIMEOUT: &str =
+    "The longest to wait for its word that it has stopped, in milliseconds, at least 1";
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 stopped, 1 no server there or it refused, 2 wrong usage, 3 still answering requests when the time ended.
@@ -22,20 +24,12 @@ The older spelling works too: -port=5555 -ip=localhost -timeout=5000";
 /// Stops a server: it answers what it has accepted, refuses what comes, and says when it has stopped.
 #[derive(Parser, Debug)]
 #[command(name = "mdm-server-terminate", version, after_help = AFTER_HELP)]
+// No default: nobody should stop a server by accident.
+#[command(mut_arg("port", |port| port.required(true).default_value(Resettable::Reset)))]
+#[command(mut_arg("timeout", |timeout| timeout.help(TIMEOUT)))]
 struct Args {
-    /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"])]
-    #[arg(value_parser = whole::<u16>(1..=65535))]
-    port: u16,
-
-    /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost")]
-    ip: String,
-
-    /// The longest to wait for its word that it has stopped, in milliseconds, at least 1
-    #[arg(long, value_name = "MS", default_value_t = 5000)]
-    #[arg(value_parser = whole::<u64>(1..=86_400_000))]
-    timeout: u64,
+    #[command(flatten)]
+    ask: shared::AskFlags,
 
     /// End what waits with UNAVAILABLE instead of answering it
     #[arg(
@@ -55,8 +49,8 @@ fn main() -> ExitCode {
 }
 
 fn terminate(args: &Args) -> anyhow::Result<ExitCode> {
-    let timeout = Duration::from_millis(args.timeout);
-    let address = shared::address(&args.ip, args.port);
+    let timeout = args.ask.timeout();
+    let address = args.ask.address();
     // Only `port` is needed: a server whose results cannot be reached can still be stopped.
     let client = Client::builder()
         .connect_timeout(timeout)
@@ -75,14 +69,14 @@ fn terminate(args: &Args) -> anyhow::Result<ExitCode> {
         StopOutcome::Stopped => writeln!(stdout(), "stopped {address}")?,
         StopOutcome::ConnectionEnded => writeln!(
             stdout(),
-            "stopped {address} (it ended the connection without a last word)"
+            "stopped {address} (it ended the connection without confirming that it has stopped)"
         )?,
         StopOutcome::StillDraining(left) => {
             shared::complain(
                 NAME,
                 format_args!(
                     "{address} is still draining after {} ms: {} left to answer; run this again to wait on, or with --now to end them",
-                    args.timeout,
+                    timeout.as_millis(),
                     requests(left)
                 ),
             );
@@ -122,7 +116,8 @@ mod tests {
         let Ok(mdm::config::Asked::Run(args)) = read else {
             panic!("{read:?}");
         };
-        assert_eq!((args.port, args.timeout), (7001, 9));
+        assert_eq!(args.ask.address(), "tcp://localhost:7001");
+        assert_eq!(args.ask.timeout().as_millis(), 9);
         let read = mdm::config::parse_flags::<Args>(start.map(Into::into), |_| None);
         let e = read.expect_err("no port");
         assert!(e.message().contains("--port"), "{e}");

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::encoded::Encoded;
 use super::inputs::LentInputs;
-use super::session::PATIENCE;
+use super::session::ANSWER_GRACE;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Params, Priority};
 use crate::wire::client::{InferHeader, check_params};
@@ -28,7 +28,7 @@ pub struct Call {
     params: Params,
     timeout: Option<Duration>,
     priority: Priority,
-    /// What was wrong with what the call was made from; told when it is used.
+    /// The error in what the call was made from: returned when the call is used.
     problem: Option<Error>,
 }
 
@@ -76,8 +76,8 @@ impl Call {
         self
     }
 
-    /// What asks which model it would get: the name, the parameters, and how long the answer may take.
-    pub(super) fn into_question(self) -> Result<(Option<String>, Params, Option<Duration>)> {
+    /// The parts of a describe request: the model's name, the parameters, and how long the answer may take.
+    pub(super) fn into_describe(self) -> Result<(Option<String>, Params, Option<Duration>)> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
@@ -90,8 +90,8 @@ impl Call {
         self,
         inputs: LentInputs<'_>,
         default_timeout: Option<Duration>,
-        answer: Answer,
-    ) -> Result<(Encoded<'_>, Limit)> {
+        delivery: Delivery,
+    ) -> Result<(Encoded<'_>, TimeLimit)> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
@@ -102,16 +102,16 @@ impl Call {
         let header = InferHeader::new(id::UNKNOWN, self.model.as_deref(), &self.params).with(
             timeout_ms,
             self.priority,
-            answer == Answer::Parts,
+            delivery == Delivery::Parts,
         );
-        Ok((Encoded::infer(header, inputs), Limit(timeout)))
+        Ok((Encoded::infer(header, inputs), TimeLimit(timeout)))
     }
 }
 
-/// How an answer comes.
+/// How the rows of a result are to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// At once, all rows.
+pub(super) enum Delivery {
+    /// All in one result.
     Whole,
     /// In parts, as they finish.
     Parts,
@@ -119,9 +119,9 @@ pub(super) enum Answer {
 
 /// How long a request may take, as its client sees it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limit(Option<Duration>);
+pub(super) struct TimeLimit(Option<Duration>);
 
-impl Limit {
+impl TimeLimit {
     /// When the request's own time is over, if it is sent now.
     pub(super) fn end(self) -> Option<Instant> {
         Instant::now().checked_add(self.0?)
@@ -129,16 +129,16 @@ impl Limit {
 
     /// When a client gives up a request that it sends now: a little after the server should have.
     pub(super) fn deadline(self) -> Option<Instant> {
-        // A time beyond what a clock can hold is no limit.
-        Instant::now().checked_add(self.0?.checked_add(PATIENCE)?)
+        // A time that an `Instant` cannot hold is no limit.
+        Instant::now().checked_add(self.0?.checked_add(ANSWER_GRACE)?)
     }
 }
 
-/// The error of a client that waited longer than the server should have taken.
+/// The error when the server should have answered by now and has not.
 pub(super) fn gave_up() -> Error {
     Error::new(
         ErrorCode::DeadlineExceeded,
-        "the server did not answer within the request's time; the request was taken back",
+        "the server did not answer within the request's time; the request was cancelled",
     )
 }
 
@@ -186,7 +186,7 @@ impl From<Value> for Call {
             Value::Object(params) => Call::from(params),
             other => Call {
                 problem: Some(Error::invalid(format!(
-                    "parameters are a JSON object, got {other}"
+                    "parameters: expected a JSON object, got {other}"
                 ))),
                 ..Call::default()
             },

@@ -5,26 +5,26 @@
 
 use std::time::{Duration, Instant};
 
-use super::session::{Event, Purpose, Session, after};
+use super::session::{Next, Purpose, Session, after};
 use super::{Call, Client};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::RequestId;
 use crate::wire::client::{ClientMessage, StopMode};
 use crate::wire::server::{ModelInfo, ServerMessage, Status, StopState, Welcome};
 
-/// How far a stop came.
+/// How an order to stop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopOutcome {
     /// The server said that it answered everything and stopped.
     Stopped,
-    /// The server had begun to stop, and then the connection ended without its last word.
+    /// The server had begun to stop, and the connection ended before it confirmed that it had stopped.
     ConnectionEnded,
-    /// The time is over; so many requests are still to be answered.
+    /// The timeout passed; this many requests are still to be answered.
     StillDraining(u64),
 }
 
 impl Client {
-    /// What the server says of itself: its version and bounds.
+    /// The server's version and bounds.
     ///
     /// # Errors
     /// `UNAVAILABLE` without a server, `DEADLINE_EXCEEDED` if it does not answer within the connect timeout.
@@ -36,7 +36,7 @@ impl Client {
         }
     }
 
-    /// How the server is: settings, models, workers, queue, totals, latency.
+    /// The server's settings, models, workers, queue, totals and latency.
     ///
     /// # Errors
     /// As [`Client::hello`].
@@ -64,9 +64,9 @@ impl Client {
     /// file is read; what is loaded is not loaded anew. Takes at most the call's timeout, or else the client's.
     ///
     /// # Errors
-    /// The server's for a call that no infer would do with, naming the model.
+    /// The server's, naming the model, where an infer with this call would fail in the same way.
     pub fn describe(&self, call: impl Into<Call>) -> Result<ModelInfo> {
-        let (model, params, timeout) = call.into().into_question()?;
+        let (model, params, timeout) = call.into().into_describe()?;
         let question = |id| ClientMessage::Describe(id, model, params);
         match self.ask(question, timeout.or(self.timeout))? {
             ServerMessage::ModelsOk(mut models) if models.len() == 1 => Ok(models.remove(0)),
@@ -101,8 +101,8 @@ impl Client {
         }
     }
 
-    /// Stops the server, and waits for its own word that it has stopped, for at most `timeout` (connecting
-    /// included). `progress` hears how many requests are still to be answered.
+    /// Stops the server, and waits until it confirms that it has stopped, for at most `timeout` (connecting
+    /// included). `progress` is called with the number of requests that are still to be answered.
     ///
     /// # Errors
     /// `UNAVAILABLE` if there is no server, or it was lost before it confirmed the order.
@@ -115,17 +115,17 @@ impl Client {
         let deadline = after(timeout);
         let mut settings = self.pool.settings().clone();
         settings.connect_timeout = settings.connect_timeout.min(timeout);
-        // A session of its own, and the client keeps none of it: there is nothing to use it for afterwards.
+        // A session of its own that is not pooled: no call can follow on it.
         let mut session = Session::open(&settings, Purpose::Ask)?;
         let order = session.send_question(|id| ClientMessage::Terminate(id, mode))?;
-        // At the end there is time left to ask how much is left.
+        // The last part of the time is kept for asking how many requests are left.
         let last_question = deadline - (timeout / 4).min(Duration::from_millis(500));
         let mut pending: Option<u64> = None;
         let mut question: Option<RequestId> = None;
         loop {
             let until = question.map_or(last_question, |_| deadline);
             match session.next(Some(until)) {
-                Ok(Event::Message(id, ServerMessage::TerminateOk(state))) if id == order => {
+                Ok(Next::Message(id, ServerMessage::TerminateOk(state))) if id == order => {
                     match state {
                         StopState::Stopped => return Ok(StopOutcome::Stopped),
                         StopState::Draining(left) => {
@@ -134,20 +134,20 @@ impl Client {
                         }
                     }
                 }
-                Ok(Event::Message(id, ServerMessage::Error(e))) if id == order => return Err(e),
-                Ok(Event::Message(id, ServerMessage::StatusOk(status))) if Some(id) == question => {
+                Ok(Next::Message(id, ServerMessage::Error(e))) if id == order => return Err(e),
+                Ok(Next::Message(id, ServerMessage::StatusOk(status))) if Some(id) == question => {
                     pending = Some(status.queue.requests);
                 }
-                Ok(Event::Message(..)) => {}
-                Ok(Event::TimedOut) if question.is_none() => {
-                    // Where it cannot be asked, the next wait says so.
+                Ok(Next::Message(..)) => {}
+                Ok(Next::TimedOut) if question.is_none() => {
+                    // If the question cannot be sent, the next wait returns the error.
                     question = Some(
                         session
                             .send_question(ClientMessage::Status)
                             .unwrap_or_default(),
                     );
                 }
-                Ok(Event::TimedOut) => {
+                Ok(Next::TimedOut) => {
                     return match pending {
                         Some(left) => Ok(StopOutcome::StillDraining(left)),
                         None => Err(Error::new(
@@ -181,7 +181,7 @@ impl Client {
 }
 
 fn unexpected(question: &str, answer: &ServerMessage) -> Error {
-    // Only its kind: an answer may be long.
+    // Only the variant's name: an answer may be long.
     let answer = format!("{answer:?}");
     let kind = answer.split(['(', ' ']).next().unwrap_or_default();
     Error::internal(format!("the server answered {question} with {kind}"))

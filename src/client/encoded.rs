@@ -1,8 +1,8 @@
 //! An infer as it goes out: all bytes of it but its id, which is put in when it is sent.
 //!
-//! So the work is done before any lock is taken, and under it there is a number to write and a piece to queue. Small
-//! frames are copied to where the header is; large ones stay where they are. What was borrowed for the length of a call is
-//! written from where it lies: a copy into fresh memory costs as much as the rest of a large request's way.
+//! All the work is done before a session's lock is taken; under the lock the id is written and the bytes are queued. Small
+//! frames are copied behind the header; large ones are not copied, and borrowed arrays are written from the caller's
+//! memory: copying a large request costs as much as all the rest of its way.
 
 use std::io::IoSlice;
 
@@ -16,9 +16,9 @@ use crate::wire::{self, TensorHeader, id};
 use crate::zmtp::codec::push_head;
 use crate::zmtp::outgoing::{COPY_BYTES, Outgoing};
 
-/// The bytes of one message.
+/// The bytes of one request, as pieces for one vectored write.
 pub(super) struct Encoded<'a> {
-    /// The header's frame, and those behind it up to the first that stays where it is.
+    /// The header's frame, and those behind it up to the first large one.
     start: Vec<u8>,
     /// Where in `start` the id is.
     id_at: usize,
@@ -27,8 +27,8 @@ pub(super) struct Encoded<'a> {
 }
 
 enum Piece<'a> {
-    /// Heads, and frames that were copied.
-    LaidOut(Vec<u8>),
+    /// Frame heads and small frames.
+    Copied(Vec<u8>),
     Own(Bytes),
     Lent(&'a [u8]),
 }
@@ -36,7 +36,7 @@ enum Piece<'a> {
 impl Piece<'_> {
     fn bytes(&self) -> &[u8] {
         match self {
-            Piece::LaidOut(bytes) => bytes,
+            Piece::Copied(bytes) => bytes,
             Piece::Own(bytes) => bytes,
             Piece::Lent(bytes) => bytes,
         }
@@ -45,11 +45,11 @@ impl Piece<'_> {
 
 /// The most that a frame's head takes.
 const HEAD_BYTES: usize = 9;
-/// A header of few inputs and no parameters.
+/// About what a header of few inputs and no parameters takes.
 const USUAL_HEADER_BYTES: usize = 160;
 
 impl<'a> Encoded<'a> {
-    /// Lays out a request; the id in its header is [`id::UNKNOWN`].
+    /// Encodes a request; the id in its header is [`id::UNKNOWN`] until [`Encoded::set_id`].
     #[expect(
         clippy::expect_used,
         reason = "the header was just written, with an id in it"
@@ -105,15 +105,15 @@ impl<'a> Encoded<'a> {
         self.frame_bytes += bytes as u64;
         let stays = bytes > COPY_BYTES;
         let layout = match self.rest.last_mut() {
-            Some(Piece::LaidOut(layout)) => layout,
-            // A frame that stays is followed by a layout.
+            Some(Piece::Copied(layout)) => layout,
+            // Every large frame is followed by a piece for heads: there is none only while `rest` is empty.
             _ => &mut self.start,
         };
         push_head(layout, bytes, more);
         if stays {
             self.rest.push(frame);
             if more {
-                self.rest.push(Piece::LaidOut(Vec::new()));
+                self.rest.push(Piece::Copied(Vec::new()));
             }
         } else {
             layout.extend_from_slice(frame.bytes());
@@ -143,7 +143,7 @@ impl<'a> Encoded<'a> {
     /// The same, with nothing lent in it.
     pub(super) fn into_owned(self) -> Encoded<'static> {
         let own = |piece| match piece {
-            Piece::LaidOut(bytes) => Piece::LaidOut(bytes),
+            Piece::Copied(bytes) => Piece::Copied(bytes),
             Piece::Own(bytes) => Piece::Own(bytes),
             Piece::Lent(bytes) => Piece::Own(Bytes::copy_from_slice(bytes)),
         };
@@ -159,10 +159,10 @@ impl<'a> Encoded<'a> {
 impl Encoded<'static> {
     /// Appends it to what waits to be written.
     pub(super) fn push_to(self, outgoing: &mut Outgoing) {
-        outgoing.push_laid_out(self.start);
+        outgoing.push_encoded(self.start);
         for piece in self.rest {
             match piece {
-                Piece::LaidOut(bytes) => outgoing.push_laid_out(bytes),
+                Piece::Copied(bytes) => outgoing.push_encoded(bytes),
                 Piece::Own(bytes) => outgoing.push_lent(bytes),
                 Piece::Lent(bytes) => outgoing.push_lent(Bytes::from_static(bytes)),
             }
@@ -189,7 +189,7 @@ fn describe<'a>(column: &'a Column<'_>) -> TensorHeader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::call::Answer;
+    use crate::client::call::Delivery;
     use crate::client::{Call, Inputs, IntoInputs};
     use crate::wire::client::{ClientMessage, read, write_infer};
     use crate::zmtp::codec::{Decoder, Event, Limits};
@@ -203,7 +203,7 @@ mod tests {
         };
         let null = || Null::new(SocketType::Router, Bytes::new());
         let mut decoder = Decoder::new(Box::new(null()), limits);
-        let mut stream = crate::zmtp::codec::greeting(0, "NULL", false).to_vec();
+        let mut stream = crate::zmtp::codec::greeting(0, "NULL").to_vec();
         let mut peer = Null::new(SocketType::Dealer, Bytes::new());
         crate::zmtp::codec::push_command(&mut stream, &peer.first());
         stream.extend_from_slice(bytes);
@@ -238,7 +238,7 @@ mod tests {
         for inputs in cases {
             let batch = inputs.clone().into_inputs().unwrap();
             let call = || Call::model("m").param("p", "x".repeat(300)).high_priority();
-            let encode = |inputs| call().encode(inputs, None, Answer::Parts).unwrap().0;
+            let encode = |inputs| call().encode(inputs, None, Delivery::Parts).unwrap().0;
             let mut encoded = encode(inputs.lend_inputs().unwrap());
             encoded.set_id(RequestId(5));
             let slices = |slices: &mut [IoSlice<'_>]| {
@@ -269,7 +269,7 @@ mod tests {
         let large = vec![7u8; COPY_BYTES + 1];
         let inputs = ("a", &large[..]).lend_inputs().unwrap();
         let (encoded, _) = Call::model("m")
-            .encode(inputs, None, Answer::Whole)
+            .encode(inputs, None, Delivery::Whole)
             .unwrap();
         encoded.with_slices(|slices| {
             assert_eq!(slices.len(), 2);

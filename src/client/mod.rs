@@ -30,11 +30,11 @@ mod tickets;
 use std::time::Duration;
 
 use address::Address;
-use call::{Answer, Limit, gave_up};
+use call::{Delivery, TimeLimit, gave_up};
 use encoded::Encoded;
 use inputs::LentInputs;
-use pool::{Pool, SessionFor, SharedSession};
-use session::{Event, Purpose, Session, Settings};
+use pool::{Pool, SessionFor, SharedPlace};
+use session::{Next, Purpose, Session, Settings};
 use tickets::Submitted;
 
 pub use call::Call;
@@ -161,14 +161,14 @@ impl Client {
     }
 
     fn infer_lent(&self, inputs: LentInputs<'_>, call: Call) -> Result<Response> {
-        let (request, limit) = call.encode(inputs, self.timeout, Answer::Whole)?;
+        let (request, limit) = call.encode(inputs, self.timeout, Delivery::Whole)?;
         let session = self.pool.session_for(&request);
         if let SessionFor::Sharing { .. } = session {
             let request = request.into_owned();
             let ticket = self.submit_to(&self.pool.small, request, limit)?;
             let response = ticket.fetch()?;
             let bytes = response.parts().iter().map(Batch::payload_bytes).sum();
-            self.pool.saw_result(bytes);
+            self.pool.note_result(bytes);
             return Ok(response);
         }
         let mut session = self.pool.take(Purpose::Infer)?;
@@ -176,12 +176,12 @@ impl Client {
         let answer = session.send_now(request, deadline).and_then(|id| {
             loop {
                 match session.next(deadline)? {
-                    Event::Message(of, message) if of == id => {
+                    Next::Message(of, message) if of == id => {
                         return Response::from_message(message);
                     }
-                    // What a request that was given up left behind.
-                    Event::Message(..) => {}
-                    Event::TimedOut => {
+                    // The late answer to a request that was given up.
+                    Next::Message(..) => {}
+                    Next::TimedOut => {
                         session.send_cancel(id);
                         return Err(gave_up());
                     }
@@ -198,17 +198,17 @@ impl Client {
     /// As [`Client::infer`], as far as they show before an answer.
     pub fn submit(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Ticket> {
         let inputs = data.into_inputs()?.into();
-        let (request, limit) = call.into().encode(inputs, self.timeout, Answer::Whole)?;
+        let (request, limit) = call.into().encode(inputs, self.timeout, Delivery::Whole)?;
         self.submit_to(&self.pool.tickets, request, limit)
     }
 
     fn submit_to(
         &self,
-        place: &SharedSession,
+        place: &SharedPlace,
         mut request: Encoded<'static>,
-        limit: Limit,
+        limit: TimeLimit,
     ) -> Result<Ticket> {
-        // A session may be lost just as it was found, or made; twice would be no accident.
+        // A session may be lost right after it was found or opened. Twice in a row is reported.
         for _ in 0..2 {
             let session = self.pool.shared(place)?;
             match session.submit(request, limit)? {
@@ -243,7 +243,7 @@ impl Client {
     /// As [`Client::infer`], as far as they show before an answer.
     pub fn infer_stream(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Parts<'_>> {
         let inputs = data.into_inputs()?.into();
-        let (request, limit) = call.into().encode(inputs, self.timeout, Answer::Parts)?;
+        let (request, limit) = call.into().encode(inputs, self.timeout, Delivery::Parts)?;
         let mut session = self.pool.take(Purpose::Infer)?;
         match session.send_owned(request, limit.deadline()) {
             Ok(id) => Ok(Parts::new(self, session, id, limit.deadline())),

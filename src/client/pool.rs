@@ -6,28 +6,27 @@ use std::thread;
 
 use super::encoded::Encoded;
 use super::session::{Purpose, Session, Settings};
-use super::tickets::Shared;
+use super::tickets::SharedSession;
 use crate::error::Result;
 
-/// Larger requests, and results, have a session to themselves: what is behind them would wait.
+/// Requests and results above this do not share a session: the small ones behind them would wait for all their bytes.
 const SHARED_BYTES: usize = 64 * 1024;
 
-/// After a large result so many small requests have sessions of their own.
-const ALONE: usize = 1024;
+/// After a large result, the next small requests have sessions of their own: this many.
+const UNSHARED_AFTER_LARGE: usize = 1024;
 
-/// A session that any number of calls use at once. It is opened when it is first needed, and after it was lost.
-pub(super) type SharedSession = Mutex<Option<Arc<Shared>>>;
+/// A place for a session that any number of calls use at once: opened when it is first needed, and again after a loss.
+pub(super) type SharedPlace = Mutex<Option<Arc<SharedSession>>>;
 
 /// A client's sessions.
 pub(super) struct Pool {
     settings: Settings,
-    /// Of either purpose.
+    /// Sessions that no call uses, of either purpose.
     idle: Mutex<Vec<Session>>,
     /// The session of all tickets.
-    pub(super) tickets: SharedSession,
-    /// The session of small requests when there are many at once. Not that of tickets: theirs may be large, and what is
-    /// behind them would wait.
-    pub(super) small: SharedSession,
+    pub(super) tickets: SharedPlace,
+    /// The session of small requests when there are many at once. Not the tickets' one: tickets' requests may be large.
+    pub(super) small: SharedPlace,
     load: Load,
 }
 
@@ -78,7 +77,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::take`].
-    pub(super) fn shared(&self, place: &SharedSession) -> Result<Arc<Shared>> {
+    pub(super) fn shared(&self, place: &SharedPlace) -> Result<Arc<SharedSession>> {
         if let Some(session) = &*lock(place)
             && !session.is_lost()
         {
@@ -94,33 +93,33 @@ impl Pool {
             self.give_back(session);
             return Ok(other);
         }
-        let session = Shared::new(session)?;
+        let session = SharedSession::new(session)?;
         Ok(shared.insert(Arc::new(session)).clone())
     }
 
-    /// What session a request should have. It counts as under way until the answer is dropped.
+    /// Which session a request should use. The call counts as under way until the returned value is dropped.
     pub(super) fn session_for(&self, request: &Encoded<'_>) -> SessionFor<'_> {
         self.load.session_for(request.frame_bytes() as usize)
     }
 
-    /// The result of a small request had so many bytes.
-    pub(super) fn saw_result(&self, bytes: usize) {
-        self.load.saw_result(bytes);
+    /// Notes the size of a small request's result: after a large one, requests share less.
+    pub(super) fn note_result(&self, bytes: usize) {
+        self.load.note_result(bytes);
     }
 }
 
-/// How many calls there are at once.
+/// How many calls are under way at once, and whether the next should share a session.
 struct Load {
     cores: usize,
     /// Calls that have a session of their own.
     alone: AtomicUsize,
     /// Calls that share one.
     sharing: AtomicUsize,
-    /// Small requests that are still to have sessions of their own, because a result was large.
+    /// How many more small requests are to have sessions of their own, because a result was large.
     kept_apart: AtomicUsize,
 }
 
-/// What session a call has, for as long as this lives.
+/// Which session a call uses. The call is counted until this is dropped.
 pub(super) enum SessionFor<'a> {
     /// One of its own.
     Alone { _calls: Counted<'a> },
@@ -131,7 +130,7 @@ pub(super) enum SessionFor<'a> {
 impl Load {
     fn new() -> Load {
         Load {
-            // Asked once: the answer is in files.
+            // Asked once: each time reads files of the system.
             cores: thread::available_parallelism().map_or(1, usize::from),
             alone: AtomicUsize::new(0),
             sharing: AtomicUsize::new(0),
@@ -139,8 +138,7 @@ impl Load {
         }
     }
 
-    /// Small requests share a session as soon as there are more than there are cores to answer them to, and for as long
-    /// as those that share have company.
+    /// Small requests share a session while there are more calls than cores, and while others already share one.
     fn session_for(&self, bytes: usize) -> SessionFor<'_> {
         let calls = Counted::new(&self.alone);
         let many = calls.before >= self.cores || self.sharing.load(Ordering::Relaxed) > 0;
@@ -161,14 +159,15 @@ impl Load {
                 .is_ok()
     }
 
-    fn saw_result(&self, bytes: usize) {
+    fn note_result(&self, bytes: usize) {
         if bytes > SHARED_BYTES {
-            self.kept_apart.store(ALONE, Ordering::Relaxed);
+            self.kept_apart
+                .store(UNSHARED_AFTER_LARGE, Ordering::Relaxed);
         }
     }
 }
 
-/// One more, for as long as this lives.
+/// Raises a counter by one until it is dropped.
 pub(super) struct Counted<'a> {
     count: &'a AtomicUsize,
     before: usize,
@@ -187,7 +186,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Lists of sessions are whole between any two statements, so a panic elsewhere does not spoil them.
+/// A poisoned lock is used on: the lists are consistent between any two statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -222,11 +221,11 @@ mod tests {
     #[test]
     fn one_large_result_does_not_keep_small_requests_apart_for_ever() {
         let load = Load::new();
-        load.saw_result(SHARED_BYTES);
+        load.note_result(SHARED_BYTES);
         assert_eq!(shares(&load, 1), [true]);
-        load.saw_result(SHARED_BYTES + 1);
-        let shares = shares(&load, ALONE + 1);
+        load.note_result(SHARED_BYTES + 1);
+        let shares = shares(&load, UNSHARED_AFTER_LARGE + 1);
         assert_eq!(shares.iter().filter(|shares| **shares).count(), 1);
-        assert!(shares[ALONE]);
+        assert!(shares[UNSHARED_AFTER_LARGE]);
     }
 }

@@ -1,4 +1,4 @@
-//! A session: a connection to `port`, one to `port_out`, one routing id; whatever ends one of them ends it.
+//! A client's session: one connection to `port` and one to `port_out`, under one routing id. It ends when either of them ends.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,20 +15,20 @@ use crate::message::RequestId;
 use crate::waker::Waker;
 use crate::wire::client::{ClientMessage, write_message};
 use crate::wire::server::{self, ServerMessage, Welcome};
-use crate::zmtp::dealer::{Dealer, Endpoint, Inbox, Phase};
+use crate::zmtp::dealer::{ConnectionState, Dealer, Endpoint, Inbox};
 use crate::zmtp::outgoing::Outgoing;
 
-/// What a server may take longer than a request's own time until its client gives up by itself.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// How much longer than the request's own time the client waits: the server is to report the timeout first.
+pub(super) const ANSWER_GRACE: Duration = Duration::from_secs(2);
 
-/// What one connection may still bring after the other was lost: a server that stops closes both, and the answers that
-/// it gave last are to count whichever end is seen first.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long one connection is still read after the other was lost. A server that stops closes both, and its last answers
+/// must be read whichever end is noticed first.
+const READ_AFTER_LOSS: Duration = Duration::from_millis(100);
 
-/// How often those who wait look whether the server still gives signs of life.
-const CHECK: Duration = Duration::from_secs(1);
+/// How often a waiting thread checks that the server is still alive.
+const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);
 
-/// How sessions are opened.
+/// What is needed to open a session.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) address: Address,
@@ -39,30 +39,30 @@ pub(super) struct Settings {
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Rows: it needs a way for results.
+    /// Requests with rows: it connects to `port_out` too, where results leave.
     Infer,
-    /// Questions, which are answered where they are asked.
+    /// Questions, which are answered on `port`.
     Ask,
 }
 
-/// What a wait for an answer ended with.
+/// What [`Session::next`] returns.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum Next {
     Message(RequestId, ServerMessage),
-    /// The time is over.
+    /// The deadline has passed.
     TimedOut,
 }
 
-/// What a wait for anything ended with.
+/// Why [`Session::wait`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
-    /// Answers have come: [`Session::take_message`] has them.
+pub(super) enum WaitEnd {
+    /// Answers have arrived: [`Session::take_message`] returns them.
     Messages,
-    /// The time is over.
+    /// The deadline has passed.
     TimedOut,
-    /// Another thread wants something.
+    /// Another thread used the waker.
     Woken,
-    /// What waited for room is out.
+    /// All that was queued is written.
     Written,
 }
 
@@ -74,12 +74,12 @@ pub(super) struct Session {
     last_id: u64,
     welcome: Welcome,
     lost: Option<Loss>,
-    /// When somebody last waited for what may come.
-    waited: Instant,
+    /// When a thread last polled the connections.
+    polled_at: Instant,
     check_at: Instant,
 }
 
-/// Why a session is over, and until when answers that were under way may still come.
+/// Why a session is over, and until when its other connection is still read.
 struct Loss {
     error: Error,
     until: Instant,
@@ -122,8 +122,8 @@ impl Session {
             last_id: 0,
             welcome: Welcome::default(),
             lost: None,
-            waited: now,
-            check_at: now + CHECK,
+            polled_at: now,
+            check_at: now + HEARTBEAT_CHECK,
         };
         session.welcome = match session.greet(deadline)? {
             ServerMessage::HelloOk(welcome) => welcome,
@@ -156,15 +156,15 @@ impl Session {
     /// Says hello on the connection that was opened last, and waits for the answer.
     fn greet(&mut self, deadline: Instant) -> Result<ServerMessage> {
         let started = Instant::now();
-        // libzmq's ROUTER refuses messages that come before it has said its own part of the handshake.
-        while self.newest().phase() != Phase::Open {
+        // libzmq's ROUTER refuses messages that arrive before it has sent its own part of the handshake.
+        while self.newest().state() != ConnectionState::Open {
             if let Some(lost) = &self.lost {
                 return Err(lost.error.clone());
             }
-            if self.waited >= deadline {
-                return Err(self.newest().silence(started.elapsed()));
+            if self.polled_at >= deadline {
+                return Err(self.newest().hello_timeout(started.elapsed()));
             }
-            self.turn(Some(deadline), None)?;
+            self.poll_once(Some(deadline), None)?;
         }
         let id = self.next_id();
         let hello = write_message(&ClientMessage::Hello(id));
@@ -173,27 +173,25 @@ impl Session {
         self.write();
         loop {
             match self.next(Some(deadline)) {
-                Ok(Event::Message(_, message @ ServerMessage::HelloOk(_)))
-                    if self.out.is_none() =>
-                {
+                Ok(Next::Message(_, message @ ServerMessage::HelloOk(_))) if self.out.is_none() => {
                     return Ok(message);
                 }
-                Ok(Event::Message(_, ServerMessage::Welcome)) => return Ok(ServerMessage::Welcome),
-                Ok(Event::Message(_, ServerMessage::HelloOk(_))) => {
+                Ok(Next::Message(_, ServerMessage::Welcome)) => return Ok(ServerMessage::Welcome),
+                Ok(Next::Message(_, ServerMessage::HelloOk(_))) => {
                     return Err(Error::precondition(
                         "that endpoint takes requests, expected the one where results leave",
                     ));
                 }
-                Ok(Event::Message(_, ServerMessage::Error(e))) => {
+                Ok(Next::Message(_, ServerMessage::Error(e))) => {
                     return Err(Error::precondition(format!(
                         "{}: the server refused hello: {}",
                         self.newest().endpoint(),
                         e.message()
                     )));
                 }
-                Ok(Event::Message(..)) => {}
-                Ok(Event::TimedOut) => return Err(self.newest().silence(started.elapsed())),
-                // What came cannot be read: a peer of another kind, or of another version.
+                Ok(Next::Message(..)) => {}
+                Ok(Next::TimedOut) => return Err(self.newest().hello_timeout(started.elapsed())),
+                // The answer cannot be decoded: a peer of another kind or version.
                 Err(e) if e.code() == ErrorCode::Internal => {
                     return Err(Error::precondition(e.message()));
                 }
@@ -212,7 +210,7 @@ impl Session {
         RequestId(self.last_id)
     }
 
-    /// What it was opened for.
+    /// What the session was opened for.
     pub(super) fn purpose(&self) -> Purpose {
         match self.out {
             Some(_) => Purpose::Infer,
@@ -225,37 +223,38 @@ impl Session {
         self.welcome.max_request_bytes
     }
 
-    /// Why it is over.
+    /// Why the session is over, if it is.
     pub(super) fn loss(&self) -> Option<&Error> {
         self.lost.as_ref().map(|lost| &lost.error)
     }
 
-    /// Whether the session can serve another call, looking at nothing. What waits unwritten would be before that call.
+    /// Whether another call may use the session, as far as that is known without a system call. Unwritten bytes would
+    /// leave before that call's.
     pub(super) fn is_reusable(&self) -> bool {
         self.lost.is_none() && !self.port.has_unwritten()
     }
 
-    /// Whether a session that was idle can be used, or was lost meanwhile. Answers that nobody waits for any more are
-    /// dropped. Where nothing has come, the usual case, it takes one system call.
+    /// Whether a session that was idle is still open. Late answers to earlier calls are dropped. Where nothing has
+    /// arrived, the usual case, this takes one system call.
     pub(super) fn is_alive(&mut self) -> bool {
-        while self.lost.is_none() && self.look() {}
+        while self.lost.is_none() && self.read_available() {}
         self.inbox.messages.clear();
         self.lost.is_none()
     }
 
-    /// Reads and writes what can be at once. `false`: there was nothing to read.
-    pub(super) fn look(&mut self) -> bool {
-        self.inbox.came = false;
-        // A failure is a loss, which is noted.
-        let _ = self.turn(Some(self.waited), None);
-        self.inbox.came
+    /// Reads and writes what is possible without waiting. Returns whether bytes were read.
+    pub(super) fn read_available(&mut self) -> bool {
+        self.inbox.has_read = false;
+        // An error is recorded as the session's loss.
+        let _ = self.poll_once(Some(self.polled_at), None);
+        self.inbox.has_read
     }
 
-    /// Sends a request from where its bytes lie, and returns when all of them are out.
+    /// Sends a request from the caller's memory, and returns when all of it is written.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` for more than the server takes at once, `DEADLINE_EXCEEDED`, and the session's end. A request
-    /// that was given up half way ends the session.
+    /// `RESOURCE_EXHAUSTED` for more than the server takes at once, `DEADLINE_EXCEEDED`, and the session's loss. A
+    /// request that was given up when it was written in part ends the session.
     pub(super) fn send_now(
         &mut self,
         mut request: Encoded<'_>,
@@ -287,17 +286,16 @@ impl Session {
                 }
                 return Err(error);
             }
-            // What comes meanwhile is read: a server that waits for us to read would not go on reading either.
-            self.turn(deadline, None)?;
-            now = self.waited;
+            // Answers are read meanwhile: a server stops reading from a client that does not read.
+            self.poll_once(deadline, None)?;
+            now = self.polled_at;
         }
     }
 
-    /// Sends a request that owns its bytes, and returns when all of them are out: nothing writes the rest while the caller
-    /// is busy elsewhere.
+    /// Sends a request that owns its bytes, and returns when all of it is written: no other thread would write the rest.
     ///
     /// # Errors
-    /// As [`Session::send_now`]; a request that was given up half way still leaves, if the session is used on.
+    /// As [`Session::send_now`]; the rest of a request that was given up is written when the session is used again.
     pub(super) fn send_owned(
         &mut self,
         mut request: Encoded<'static>,
@@ -309,29 +307,29 @@ impl Session {
         request.push_to(self.port.outgoing());
         self.write_or_loss()?;
         while self.has_unwritten() {
-            self.turn(deadline, None)?;
+            self.poll_once(deadline, None)?;
             if let Some(lost) = &self.lost {
                 return Err(lost.error.clone());
             }
-            if deadline.is_some_and(|deadline| deadline <= self.waited) {
+            if deadline.is_some_and(|deadline| deadline <= self.polled_at) {
                 return Err(gave_up());
             }
         }
         Ok(id)
     }
 
-    /// Whether something waits for room.
+    /// Whether queued bytes are not written yet.
     pub(super) fn has_unwritten(&self) -> bool {
         self.lost.is_none() && self.port.has_unwritten()
     }
 
-    /// Writes what others have queued elsewhere, as far as there is room.
+    /// Takes over what other threads have queued, and writes as much as the connection takes.
     pub(super) fn send_backlog(&mut self, backlog: &mut Outgoing) {
         self.port.outgoing().append(backlog);
         self.write();
     }
 
-    /// Asks a question; the answer carries its id.
+    /// Sends a question. The answer has the same id.
     pub(super) fn send_question(
         &mut self,
         question: impl FnOnce(RequestId) -> ClientMessage,
@@ -344,7 +342,7 @@ impl Session {
         Ok(id)
     }
 
-    /// Takes a request back. That the session is lost needs no telling: the request is lost with it.
+    /// Cancels a request. No error: where the session is lost, the request is too.
     pub(super) fn send_cancel(&mut self, id: RequestId) {
         let cancel = write_message(&ClientMessage::Cancel(id));
         self.port.outgoing().push_message(cancel);
@@ -375,47 +373,47 @@ impl Session {
         lost.error.clone()
     }
 
-    /// Waits for the next answer, the deadline, or the end of the session, which is an error.
-    pub(super) fn next(&mut self, deadline: Option<Instant>) -> Result<Event> {
+    /// Waits for the next answer or the deadline. The loss of the session is an error.
+    pub(super) fn next(&mut self, deadline: Option<Instant>) -> Result<Next> {
         loop {
             if let Some(frames) = self.take_message() {
                 return match server::read(frames) {
-                    Ok((id, message)) => Ok(Event::Message(id, message)),
+                    Ok((id, message)) => Ok(Next::Message(id, message)),
                     Err(e) => Err(self.lose_unreadable(&e)),
                 };
             }
-            if self.wait(deadline, None)? == News::TimedOut {
-                return Ok(Event::TimedOut);
+            if self.wait(deadline, None)? == WaitEnd::TimedOut {
+                return Ok(Next::TimedOut);
             }
         }
     }
 
-    /// What cannot be read ends the session: nobody could say whose answer it was.
+    /// Ends the session because of an answer that cannot be decoded: it is not known which request it is for.
     pub(super) fn lose_unreadable(&mut self, error: &Error) -> Error {
         let endpoint = self.port.endpoint();
         let error = Error::internal(format!("{endpoint}: {}", error.message()));
         self.lose(error)
     }
 
-    /// An answer that has come.
+    /// The next answer that has arrived.
     pub(super) fn take_message(&mut self) -> Option<Vec<Bytes>> {
         self.inbox.messages.pop_front()
     }
 
-    /// Waits until an answer has come, all that waited for room is out, another thread wants something, or the time is over. The end of the session is an
-    /// error; what had come before it counts, and is given first.
+    /// Waits until an answer has arrived, all that was queued is written, another thread uses the waker, or the deadline has
+    /// passed. The loss of the session is an error; answers that arrived before it are returned first.
     pub(super) fn wait(
         &mut self,
         deadline: Option<Instant>,
         waker: Option<&Waker>,
-    ) -> Result<News> {
+    ) -> Result<WaitEnd> {
         let had_unwritten = self.has_unwritten();
         loop {
             if !self.inbox.messages.is_empty() {
-                return Ok(News::Messages);
+                return Ok(WaitEnd::Messages);
             }
             if had_unwritten && self.lost.is_none() && !self.has_unwritten() {
-                return Ok(News::Written);
+                return Ok(WaitEnd::Written);
             }
             let limit = match &self.lost {
                 Some(lost) if self.is_all_lost() || lost.until <= Instant::now() => {
@@ -424,37 +422,37 @@ impl Session {
                 Some(lost) => Some(lost.until),
                 None => deadline,
             };
-            if self.turn(limit, waker)? && self.inbox.messages.is_empty() {
-                return Ok(News::Woken);
+            if self.poll_once(limit, waker)? && self.inbox.messages.is_empty() {
+                return Ok(WaitEnd::Woken);
             }
-            let is_over = deadline.is_some_and(|deadline| deadline <= self.waited);
+            let is_over = deadline.is_some_and(|deadline| deadline <= self.polled_at);
             if is_over && self.inbox.messages.is_empty() && self.lost.is_none() {
-                return Ok(News::TimedOut);
+                return Ok(WaitEnd::TimedOut);
             }
         }
     }
 
     fn is_all_lost(&self) -> bool {
-        let is_lost = |dealer: &Dealer| dealer.phase() == Phase::Lost;
+        let is_lost = |dealer: &Dealer| dealer.state() == ConnectionState::Lost;
         is_lost(&self.port) && self.out.as_ref().is_none_or(is_lost)
     }
 
-    /// Waits once, until `limit` or until there is something to do, and does it: reads what has come, writes what there
-    /// is room for, asks for signs of life. True if another thread asked for this one.
-    fn turn(&mut self, limit: Option<Instant>, waker: Option<&Waker>) -> Result<bool> {
+    /// Polls once, until `limit` at the latest, and then reads, writes, and sends heartbeats where they are due. Returns
+    /// whether the waker was used.
+    fn poll_once(&mut self, limit: Option<Instant>, waker: Option<&Waker>) -> Result<bool> {
         let start = Instant::now();
-        self.skip(start);
+        self.skip_idle_time(start);
         let until = limit.map_or(self.check_at, |limit| limit.min(self.check_at));
-        let seen = self.poll(until.saturating_duration_since(start), waker)?;
+        let events = self.poll(until.saturating_duration_since(start), waker)?;
         let now = Instant::now();
-        self.waited = now;
-        let [port, out, woken] = seen;
+        self.polled_at = now;
+        let [port, out, woken] = events;
         if let Some(dealer) = &mut self.out {
-            dealer.go_on(out, now, &mut self.inbox);
+            dealer.handle(out, now, &mut self.inbox);
         }
-        self.port.go_on(port, now, &mut self.inbox);
+        self.port.handle(port, now, &mut self.inbox);
         if now >= self.check_at {
-            self.check_at = now + CHECK;
+            self.check_at = now + HEARTBEAT_CHECK;
             for dealer in self.out.iter_mut().chain([&mut self.port]) {
                 dealer.check(now, &mut self.inbox);
             }
@@ -469,19 +467,19 @@ impl Session {
         Ok(is_woken)
     }
 
-    /// The time since the last wait: nobody would have heard the server.
-    fn skip(&mut self, now: Instant) {
-        let idle = now.saturating_duration_since(self.waited);
+    /// Leaves the time since the last poll out of the heartbeats: nothing was read in it.
+    fn skip_idle_time(&mut self, now: Instant) {
+        let idle = now.saturating_duration_since(self.polled_at);
         self.check_at += idle;
         for dealer in self.out.iter_mut().chain([&mut self.port]) {
-            dealer.not_heard(idle, now);
+            dealer.not_read_for(idle, now);
         }
     }
 
-    /// What is to be seen at `port`, `port_out` and the waker, at the latest when the time is over.
+    /// The poll events of `port`, `port_out` and the waker; none of them after the timeout.
     fn poll(&mut self, timeout: Duration, waker: Option<&Waker>) -> Result<[PollFlags; 3]> {
-        // A connection that is lost would always have its end to tell.
-        let open = |dealer: &Dealer| dealer.phase() != Phase::Lost;
+        // A lost connection is left out: it would be ready at once, each time.
+        let open = |dealer: &Dealer| dealer.state() != ConnectionState::Lost;
         let dealers = [Some(&self.port), self.out.as_ref()];
         let [port, out] = dealers.map(|dealer| dealer.filter(|dealer| open(dealer)));
         let wanted: [Option<(BorrowedFd<'_>, PollFlags)>; 3] = [
@@ -502,16 +500,16 @@ impl Session {
         };
         match poll(&mut fds[..count], Some(&timeout)) {
             Ok(_) => {}
-            // A signal: there is nothing to see this time.
+            // A signal ended the wait: no events this time.
             Err(rustix::io::Errno::INTR) => return Ok([PollFlags::empty(); 3]),
             Err(e) => {
                 let error = Error::unavailable(format!("{}: poll: {e}", self.port.endpoint()));
                 return Err(self.lose(error));
             }
         }
-        let mut seen = fds[..count].iter().map(PollFd::revents);
+        let mut events = fds[..count].iter().map(PollFd::revents);
         Ok(wanted.map(|wanted| match wanted {
-            Some(_) => seen.next().unwrap_or(PollFlags::empty()),
+            Some(_) => events.next().unwrap_or(PollFlags::empty()),
             None => PollFlags::empty(),
         }))
     }
@@ -521,15 +519,15 @@ impl Session {
             return;
         }
         let mut dealers = self.out.iter().chain([&self.port]);
-        if let Some(lost) = dealers.find(|dealer| dealer.phase() == Phase::Lost) {
+        if let Some(lost) = dealers.find(|dealer| dealer.state() == ConnectionState::Lost) {
             self.lost = Some(Loss {
                 error: lost.loss(),
-                until: now + LAST_WORDS,
+                until: now + READ_AFTER_LOSS,
             });
         }
     }
 
-    /// Waits for the final answer to one request; other answers are for nobody.
+    /// Waits for the final answer to one request; other answers are late ones, and are dropped.
     pub(super) fn wait_for(
         &mut self,
         id: RequestId,
@@ -537,10 +535,10 @@ impl Session {
     ) -> Result<ServerMessage> {
         loop {
             match self.next(deadline)? {
-                Event::Message(of, ServerMessage::Error(e)) if of == id => return Err(e),
-                Event::Message(of, message) if of == id => return Ok(message),
-                Event::Message(..) => {}
-                Event::TimedOut => {
+                Next::Message(of, ServerMessage::Error(e)) if of == id => return Err(e),
+                Next::Message(of, message) if of == id => return Ok(message),
+                Next::Message(..) => {}
+                Next::TimedOut => {
                     return Err(Error::new(
                         ErrorCode::DeadlineExceeded,
                         format!("{}: no answer in time", self.port.endpoint()),
@@ -551,7 +549,7 @@ impl Session {
     }
 }
 
-/// Beyond the server's bound the connection would be cut without a word.
+/// Checks a request against the server's bound: the server closes a connection that sends more, without an error.
 pub(super) fn check_size(request: &Encoded<'_>, limit: u64) -> Result<()> {
     let bytes = request.frame_bytes();
     if bytes <= limit {
@@ -562,7 +560,7 @@ pub(super) fn check_size(request: &Encoded<'_>, limit: u64) -> Result<()> {
     )))
 }
 
-/// When that time is over. What no clock can hold is for ever: some years.
+/// The instant so much later; about 34 years from now for more than an `Instant` can hold.
 pub(super) fn after(time: Duration) -> Instant {
     const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 
@@ -570,7 +568,7 @@ pub(super) fn after(time: Duration) -> Instant {
     now.checked_add(time).unwrap_or_else(|| now + FOR_EVER)
 }
 
-/// 16 random bytes, the first not 0: ids that start with 0 are those that a ROUTER makes itself.
+/// 16 random bytes, the first not 0: ZMTP keeps ids that begin with 0 for those that a ROUTER assigns.
 fn routing_id() -> Result<[u8; 16]> {
     let mut id = [0; 16];
     while id[0] == 0 {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Client;
 use super::call::gave_up;
 use super::response::PartRows;
-use super::session::{Event, Session};
+use super::session::{Next, Session};
 use crate::error::{Error, Result};
 use crate::message::{RequestId, Stats};
 use crate::tensor::{Batch, Tensor};
@@ -20,7 +20,7 @@ pub struct Parts<'a> {
     session: Option<Session>,
     id: RequestId,
     deadline: Option<Instant>,
-    /// Of a result that came whole after all.
+    /// The parts of a result that came whole.
     rest: std::vec::IntoIter<Batch>,
     next_row: u64,
     end: Option<(Option<u64>, Stats)>,
@@ -78,9 +78,9 @@ impl Iterator for Parts<'_> {
         }
         loop {
             let message = match self.session.as_mut()?.next(self.deadline) {
-                Ok(Event::Message(id, message)) if id == self.id => message,
-                Ok(Event::Message(..)) => continue,
-                Ok(Event::TimedOut) => {
+                Ok(Next::Message(id, message)) if id == self.id => message,
+                Ok(Next::Message(..)) => continue,
+                Ok(Next::TimedOut) => {
                     self.take_back();
                     return Some(Err(gave_up()));
                 }
@@ -114,7 +114,7 @@ impl Iterator for Parts<'_> {
                 _ => {
                     self.take_back();
                     return Some(Err(Error::internal(
-                        "the server answered an infer with something that is no part",
+                        "the server answered an infer with a message that is neither a part, a result nor an error",
                     )));
                 }
             }
@@ -127,7 +127,7 @@ impl Parts<'_> {
         if let Some(session) = &mut self.session {
             session.send_cancel(self.id);
         }
-        // Parts that are still on their way are dropped when the session is next used.
+        // Parts that still arrive are dropped when the session is next used.
         self.finish();
     }
 }

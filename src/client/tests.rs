@@ -31,7 +31,7 @@ impl Peer {
         let (stream, _) = listener.accept().ok()?;
         stream.set_nodelay(true).ok()?;
         let mut mechanism = Null::new(SocketType::Router, Bytes::new());
-        let mut opening = codec::greeting(1, mechanism.name(), false).to_vec();
+        let mut opening = codec::greeting(1, mechanism.name()).to_vec();
         codec::push_command(&mut opening, &mechanism.first());
         let limits = Limits {
             message_bytes: u64::MAX,

@@ -1,14 +1,13 @@
 //! Several requests in flight on one session, of any threads, fetched in any order.
 //!
 //! ```text
-//! submit ─▶ backlog ─┐                  ┌─▶ the seat of the thread that waits for it, which reads it
-//! submit ─▶ backlog ─┴─▶ the driver: ───┴─▶ the slot of its request, until somebody asks
+//! submit ─▶ backlog ─┐                  ┌─▶ the mailbox of the thread that waits for that answer
+//! submit ─▶ backlog ─┴─▶ the driver: ───┴─▶ `pending`, where no thread waits for it yet
 //! cancel ─▶ backlog ─┘   session
 //! ```
-//! One of the threads that wait is the driver: it sends what others have queued and hands out what comes, until it has
-//! its own answer; then the next one is told to drive. Under load it finds much to do each time, so that
-//! many requests share what waking up costs, on this side and at the server. Where nobody waits, whoever submits
-//! sends by itself.
+//! One of the waiting threads is the driver: it alone reads and writes the session. It sends what others have queued and
+//! delivers what arrives until it has its own answer; then it makes another waiting thread the driver. Under load each
+//! wakeup handles many requests, here and at the server. While no thread waits, the thread that submits sends.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,10 +17,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use foldhash::HashMap;
 
-use super::call::{Limit, gave_up};
+use super::call::{TimeLimit, gave_up};
 use super::encoded::Encoded;
 use super::response::Response;
-use super::session::{News, Session, check_size};
+use super::session::{Session, WaitEnd, check_size};
 use crate::error::{Error, Result};
 use crate::message::RequestId;
 use crate::waker::Waker;
@@ -29,8 +28,9 @@ use crate::wire::client::{ClientMessage, write_message};
 use crate::wire::{id, server};
 use crate::zmtp::outgoing::Outgoing;
 
-/// How often those who submit look for answers where nobody waits for any: what nobody reads, the server has to hold.
-const LOOK: Duration = Duration::from_millis(1);
+/// While no thread waits, a thread that submits also reads what has arrived, at most this often: answers that are not
+/// read take memory at the server.
+const READ_WHILE_SUBMITTING: Duration = Duration::from_millis(1);
 
 /// A request in flight; [`Client::fetch`](super::Client::fetch) turns it into its answer. Dropping it takes the
 /// request back.
@@ -38,17 +38,17 @@ const LOOK: Duration = Duration::from_millis(1);
 #[must_use = "dropping a ticket cancels its request"]
 pub struct Ticket {
     id: RequestId,
-    shared: Arc<Shared>,
+    shared: Arc<SharedSession>,
     deadline: Option<Instant>,
-    /// Its answer was fetched: there is nothing to take back.
-    settled: bool,
+    /// Its answer was fetched: dropping the ticket need not cancel the request.
+    fetched: bool,
 }
 
 impl Ticket {
     pub(super) fn fetch(mut self) -> Result<Response> {
         let frames = self.shared.await_answer(self.id, self.deadline)?;
-        self.settled = true;
-        // Read here, and not by the driver, who has to go on.
+        self.fetched = true;
+        // Decoded in this thread, so that the driver can go on with other answers.
         let (_, message) = server::read(frames)
             .map_err(|e| Error::internal(format!("the answer cannot be read: {}", e.message())))?;
         Response::from_message(message)
@@ -61,7 +61,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !self.settled {
+        if !self.fetched {
             self.shared.abandon(self.id);
         }
     }
@@ -74,89 +74,93 @@ pub(super) enum Submitted {
     Lost(Encoded<'static>),
 }
 
-/// A session that several tickets belong to.
-pub(super) struct Shared {
+/// A session that several threads use at once.
+pub(super) struct SharedSession {
     state: Mutex<State>,
     /// Wakes the driver.
     waker: Waker,
     max_request_bytes: u64,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for SharedSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Shared(..)")
+        f.write_str("SharedSession(..)")
     }
 }
 
-/// An answer as it came.
-type Answer = Vec<Bytes>;
+/// An answer's frames, not decoded yet.
+type Frames = Vec<Bytes>;
 
 struct State {
-    /// `None` while a thread drives.
+    /// `None` while a driver has it.
     session: Option<Session>,
     last_id: u64,
-    /// Requests whose ticket is still there, and the answers of those that nobody was waiting for when they came.
-    slots: HashMap<RequestId, Option<Answer>>,
-    /// Those who wait. None of them is the driver, and none has its answer.
-    waiting: BTreeMap<RequestId, Arc<Seat>>,
+    /// Requests whose ticket still exists, with the answer if it arrived before a thread waited for it.
+    pending: HashMap<RequestId, Option<Frames>>,
+    /// The threads that wait, by request. The driver is not among them, nor is a thread whose answer has arrived.
+    waiting: BTreeMap<RequestId, Arc<Mailbox>>,
     /// For the driver to send: requests in the order of their ids, and cancels.
     backlog: Outgoing,
-    /// The driver sleeps, and has to be woken.
-    sleeping: bool,
-    /// Somebody was told to drive, and is about to.
-    told_to_drive: bool,
-    looked: Instant,
+    /// The driver sleeps in `poll`: whoever adds to the backlog has to wake it.
+    driver_sleeps: bool,
+    /// A waiting thread was made the driver and has not taken the session yet.
+    driver_chosen: bool,
+    /// When a thread last read while it submitted.
+    last_read: Instant,
     lost: Option<Error>,
 }
 
-/// Where one thread waits, with nobody else. (Not `thread::park`: that would use up what the program's own code wants to
-/// be woken by.)
+/// Where one thread waits for its notice. (Not `thread::park`, whose token the program's own code may depend on.)
 #[derive(Default)]
-struct Seat {
-    word: Mutex<Option<Word>>,
-    said: Condvar,
+struct Mailbox {
+    notice: Mutex<Option<Notice>>,
+    filled: Condvar,
 }
 
-enum Word {
-    Answer(Answer),
+/// What a waiting thread is woken with.
+enum Notice {
+    Answer(Frames),
     /// The session is over.
     Lost(Error),
-    /// Nobody drives.
-    Drive,
+    /// There is no driver: this thread has to be it.
+    BecomeDriver,
 }
 
-impl Seat {
-    fn lock(&self) -> MutexGuard<'_, Option<Word>> {
-        self.word.lock().unwrap_or_else(PoisonError::into_inner)
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Option<Notice>> {
+        self.notice.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a word there. Its thread has to be notified then, once no lock is held that it would wait for.
-    fn put(&self, word: Word) {
-        *self.lock() = Some(word);
+    /// Leaves a notice. The thread is woken by [`wake_all`], after the locks that it would wait for were released.
+    fn put(&self, notice: Notice) {
+        *self.lock() = Some(notice);
     }
 
-    fn wait(&self, deadline: Option<Instant>) -> Option<Word> {
-        let mut word = self.lock();
-        while word.is_none() {
-            word = match left(deadline) {
-                None => self.said.wait(word).unwrap_or_else(PoisonError::into_inner),
+    fn wait(&self, deadline: Option<Instant>) -> Option<Notice> {
+        let mut notice = self.lock();
+        while notice.is_none() {
+            notice = match left(deadline) {
+                None => {
+                    let woken = self.filled.wait(notice);
+                    woken.unwrap_or_else(PoisonError::into_inner)
+                }
                 Some(left) if left.is_zero() => return None,
                 Some(left) => {
-                    let woken = self.said.wait_timeout(word, left);
+                    let woken = self.filled.wait_timeout(notice, left);
                     woken.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
-        word.take()
+        notice.take()
     }
 }
 
-/// Threads that have a word waiting for them.
-type Told = Vec<Arc<Seat>>;
+/// Threads whose mailbox was filled and that are still to be woken.
+type ToWake = Vec<Arc<Mailbox>>;
 
-fn notify(told: &mut Told) {
-    for seat in told.drain(..) {
-        seat.said.notify_one();
+fn wake_all(to_wake: &mut ToWake) {
+    for mailbox in to_wake.drain(..) {
+        mailbox.filled.notify_one();
     }
 }
 
@@ -166,60 +170,60 @@ impl State {
         RequestId(self.last_id)
     }
 
-    /// Hands out what has come.
-    fn hand_out(&mut self, session: &mut Session, told: &mut Told) {
+    /// Delivers the answers that have arrived.
+    fn deliver(&mut self, session: &mut Session, to_wake: &mut ToWake) {
         while let Some(frames) = session.take_message() {
             let id = frames.first().and_then(|header| id::look(header));
-            // A header of another make is read in full here, and once more by whoever gets it.
+            // `look` knows the usual header only. Another one is decoded here in full, and again by the thread that gets it.
             let id = id.map_or_else(|| server::read(frames.clone()).map(|(id, _)| id), Ok);
             match id {
-                Ok(id) => self.answer(id, frames, told),
+                Ok(id) => self.answer(id, frames, to_wake),
                 Err(e) => {
                     let error = session.lose_unreadable(&e);
-                    self.lose(error, told);
+                    self.lose(error, to_wake);
                 }
             }
         }
     }
 
-    fn answer(&mut self, id: RequestId, answer: Answer, told: &mut Told) {
-        if let Some(seat) = self.waiting.remove(&id) {
-            self.slots.remove(&id);
-            seat.put(Word::Answer(answer));
-            told.push(seat);
-        } else if let Some(slot) = self.slots.get_mut(&id) {
+    fn answer(&mut self, id: RequestId, answer: Frames, to_wake: &mut ToWake) {
+        if let Some(mailbox) = self.waiting.remove(&id) {
+            self.pending.remove(&id);
+            mailbox.put(Notice::Answer(answer));
+            to_wake.push(mailbox);
+        } else if let Some(slot) = self.pending.get_mut(&id) {
             *slot = Some(answer);
-        } // what nobody waits for any more is dropped
+        } // otherwise its ticket was dropped, and the answer is not wanted
     }
 
-    fn lose(&mut self, error: Error, told: &mut Told) {
+    fn lose(&mut self, error: Error, to_wake: &mut ToWake) {
         let error = self.lost.get_or_insert(error);
-        for (_, seat) in std::mem::take(&mut self.waiting) {
-            seat.put(Word::Lost(error.clone()));
-            told.push(seat);
+        for (_, mailbox) in std::mem::take(&mut self.waiting) {
+            mailbox.put(Notice::Lost(error.clone()));
+            to_wake.push(mailbox);
         }
     }
 
-    /// What came before the session's end, and the end.
-    fn hear_the_end(&mut self, session: &mut Session, told: &mut Told) {
+    /// Delivers what arrived before the session was lost, and then the loss.
+    fn deliver_loss(&mut self, session: &mut Session, to_wake: &mut ToWake) {
         while self.lost.is_none() {
             match session.wait(None, None) {
-                Ok(_) => self.hand_out(session, told),
-                Err(e) => self.lose(e, told),
+                Ok(_) => self.deliver(session, to_wake),
+                Err(e) => self.lose(e, to_wake),
             }
         }
     }
 
-    /// If nobody drives, one of those who wait has to. The one whose request is the newest may do so for longest.
-    fn pass_on(&mut self, told: &mut Told) {
+    /// Makes a waiting thread the driver if there is none: the one with the newest request, which is likely to wait longest.
+    fn choose_driver(&mut self, to_wake: &mut ToWake) {
         if self.session.is_some()
             && self.lost.is_none()
-            && !self.told_to_drive
-            && let Some((_, seat)) = self.waiting.pop_last()
+            && !self.driver_chosen
+            && let Some((_, mailbox)) = self.waiting.pop_last()
         {
-            self.told_to_drive = true;
-            seat.put(Word::Drive);
-            told.push(seat);
+            self.driver_chosen = true;
+            mailbox.put(Notice::BecomeDriver);
+            to_wake.push(mailbox);
         }
     }
 
@@ -228,38 +232,38 @@ impl State {
     }
 
     fn has_answer(&self, id: RequestId) -> bool {
-        self.slots.get(&id).is_none_or(Option::is_some)
+        self.pending.get(&id).is_none_or(Option::is_some)
     }
 }
 
-/// What a thread drives for.
+/// Until when a thread stays the driver.
 #[derive(Clone, Copy)]
 enum Goal {
-    /// Its request's answer.
+    /// Its own answer has arrived.
     Answer(RequestId),
-    /// All that was queued has left.
+    /// All that was queued is written.
     Written,
 }
 
-/// The session in the driver's hands. However the driver ends, the next finds it where it was.
+/// The session while one thread drives it. It is given back however that thread ends, by a panic too.
 struct Driver<'a> {
-    shared: &'a Shared,
+    shared: &'a SharedSession,
     session: Option<Session>,
 }
 
 impl Driver<'_> {
-    /// Another thread may drive now. Once the session is back, nothing of the driver's state is this one's to touch.
-    fn give_back(&mut self, state: &mut State, told: &mut Told) {
+    /// Puts the session back, for the next driver.
+    fn give_back(&mut self, state: &mut State, to_wake: &mut ToWake) {
         let Some(mut session) = self.session.take() else {
             return;
         };
-        state.sleeping = false;
-        // What others queued meanwhile: the next to send may do so by itself, and must not be before them.
+        state.driver_sleeps = false;
+        // What others queued meanwhile leaves first: the next thread that submits may write at once.
         if !state.backlog.is_empty() {
             session.send_backlog(&mut state.backlog);
         }
         state.session = Some(session);
-        state.pass_on(told);
+        state.choose_driver(to_wake);
     }
 }
 
@@ -269,34 +273,34 @@ impl Drop for Driver<'_> {
             return;
         }
         let shared = self.shared;
-        let mut told = Told::new();
+        let mut to_wake = ToWake::new();
         let mut state = shared.lock();
-        self.give_back(&mut state, &mut told);
+        self.give_back(&mut state, &mut to_wake);
         drop(state);
-        notify(&mut told);
+        wake_all(&mut to_wake);
     }
 }
 
-impl Shared {
-    pub(super) fn new(mut session: Session) -> Result<Shared> {
-        Ok(Shared {
+impl SharedSession {
+    pub(super) fn new(mut session: Session) -> Result<SharedSession> {
+        Ok(SharedSession {
             waker: Waker::new()?,
             max_request_bytes: session.max_request_bytes(),
             state: Mutex::new(State {
                 last_id: session.next_id().0,
                 session: Some(session),
-                slots: HashMap::default(),
+                pending: HashMap::default(),
                 waiting: BTreeMap::new(),
                 backlog: Outgoing::default(),
-                sleeping: false,
-                told_to_drive: false,
-                looked: Instant::now(),
+                driver_sleeps: false,
+                driver_chosen: false,
+                last_read: Instant::now(),
                 lost: None,
             }),
         })
     }
 
-    /// The state is consistent between any two statements, so a panic elsewhere does not spoil it.
+    /// A poisoned lock is used on: the state is consistent between any two statements.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -305,62 +309,66 @@ impl Shared {
         self.lock().lost.is_some()
     }
 
-    /// Sends a request, or has it sent.
+    /// Sends a request, or queues it for the driver.
     ///
     /// # Errors
     /// What is wrong with the request.
     pub(super) fn submit(
-        self: &Arc<Shared>,
+        self: &Arc<SharedSession>,
         mut request: Encoded<'static>,
-        limit: Limit,
+        limit: TimeLimit,
     ) -> Result<Submitted> {
         check_size(&request, self.max_request_bytes)?;
         let now = Instant::now();
-        let mut told = Told::new();
+        let mut to_wake = ToWake::new();
         let mut state = self.lock();
-        if now.saturating_duration_since(state.looked) >= LOOK {
-            state.looked = now;
-            self.look(&mut state, &mut told);
+        if now.saturating_duration_since(state.last_read) >= READ_WHILE_SUBMITTING {
+            state.last_read = now;
+            self.read_available(&mut state, &mut to_wake);
         }
         if state.lost.is_some() {
             drop(state);
-            notify(&mut told);
+            wake_all(&mut to_wake);
             return Ok(Submitted::Lost(request));
         }
         let id = state.new_id();
         request.set_id(id);
         request.push_to(&mut state.backlog);
-        state.slots.insert(id, None);
-        self.send(state, &mut told, limit.end());
+        state.pending.insert(id, None);
+        self.send(state, &mut to_wake, limit.end());
         Ok(Submitted::Ticket(Ticket {
             id,
             shared: self.clone(),
             deadline: limit.deadline(),
-            settled: false,
+            fetched: false,
         }))
     }
 
-    /// Where nobody drives: hands out what has come, and notices if the session is lost.
-    fn look(&self, state: &mut State, told: &mut Told) {
+    /// While there is no driver: delivers what has arrived, and notices if the session is lost.
+    fn read_available(&self, state: &mut State, to_wake: &mut ToWake) {
         if let Some(mut session) = state.session.take() {
-            while session.look() {
-                state.hand_out(&mut session, told);
+            while session.read_available() {
+                state.deliver(&mut session, to_wake);
             }
             if session.loss().is_some() {
-                state.hear_the_end(&mut session, told);
+                state.deliver_loss(&mut session, to_wake);
             }
             state.session = Some(session);
         }
     }
 
-    /// Sends the backlog, or has the driver do so. What there is no room for yet is written before this returns: nothing
-    /// would write it while nobody waits for an answer. Where there is no room until the deadline, whoever waits or submits
-    /// next goes on.
-    fn send(&self, mut state: MutexGuard<'_, State>, told: &mut Told, deadline: Option<Instant>) {
+    /// Sends the backlog, or wakes the driver to do so. Without a driver this returns only when all of it is written, or at
+    /// the deadline; then the next thread that waits or submits writes the rest.
+    fn send(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        to_wake: &mut ToWake,
+        deadline: Option<Instant>,
+    ) {
         let Some(session) = state.session.take() else {
-            let wake = std::mem::take(&mut state.sleeping);
+            let wake = std::mem::take(&mut state.driver_sleeps);
             drop(state);
-            notify(told);
+            wake_all(to_wake);
             if wake {
                 self.waker.wake();
             }
@@ -368,8 +376,8 @@ impl Shared {
         };
         let mut backlog = std::mem::take(&mut state.backlog);
         drop(state);
-        notify(told);
-        // Not under the lock: a write takes as long as all that others do there.
+        wake_all(to_wake);
+        // Not under the lock: other threads would wait for as long as the write takes.
         let mut driver = Driver {
             shared: self,
             session: Some(session),
@@ -380,20 +388,20 @@ impl Shared {
         self.drive(driver, Goal::Written, deadline);
     }
 
-    /// Waits for one answer, and forgets its request. An error leaves the request where it is.
-    fn await_answer(&self, id: RequestId, deadline: Option<Instant>) -> Result<Answer> {
-        let mut told = Told::new();
+    /// Waits for one answer and removes its request from `pending`; after an error the request stays there.
+    fn await_answer(&self, id: RequestId, deadline: Option<Instant>) -> Result<Frames> {
+        let mut to_wake = ToWake::new();
         let mut state = self.lock();
         let answer = loop {
-            if let Some(answer) = state.slots.get_mut(&id).and_then(Option::take) {
-                state.slots.remove(&id);
+            if let Some(answer) = state.pending.get_mut(&id).and_then(Option::take) {
+                state.pending.remove(&id);
                 break Ok(answer);
             }
             if let Some(lost) = &state.lost {
                 break Err(lost.clone());
             }
             if is_past(deadline) {
-                // The drop of its ticket takes the request back.
+                // Dropping its ticket cancels the request.
                 break Err(gave_up());
             }
             if let Some(session) = state.session.take() {
@@ -406,76 +414,76 @@ impl Shared {
                 state = self.lock();
                 continue;
             }
-            let seat = Arc::<Seat>::default();
-            state.waiting.insert(id, seat.clone());
+            let mailbox = Arc::<Mailbox>::default();
+            state.waiting.insert(id, mailbox.clone());
             drop(state);
-            match seat.wait(deadline) {
-                Some(Word::Answer(answer)) => return Ok(answer),
-                Some(Word::Lost(error)) => return Err(error),
-                Some(Word::Drive) => {
+            match mailbox.wait(deadline) {
+                Some(Notice::Answer(answer)) => return Ok(answer),
+                Some(Notice::Lost(error)) => return Err(error),
+                Some(Notice::BecomeDriver) => {
                     state = self.lock();
-                    state.told_to_drive = false;
+                    state.driver_chosen = false;
                     continue;
                 }
                 None => {}
             }
             state = self.lock();
-            // A word is put there under the lock, so now it is there, or will never be.
+            // Notices are left under this lock: one is there by now, or none will come.
             if state.waiting.remove(&id).is_none() {
-                match seat.lock().take() {
-                    Some(Word::Answer(answer)) => break Ok(answer),
-                    Some(Word::Drive) => state.told_to_drive = false,
-                    Some(Word::Lost(_)) | None => {}
+                match mailbox.lock().take() {
+                    Some(Notice::Answer(answer)) => break Ok(answer),
+                    Some(Notice::BecomeDriver) => state.driver_chosen = false,
+                    Some(Notice::Lost(_)) | None => {}
                 }
             }
         };
-        // It may have been told to drive.
-        state.pass_on(&mut told);
+        // This thread may have been chosen as the driver.
+        state.choose_driver(&mut to_wake);
         drop(state);
-        notify(&mut told);
+        wake_all(&mut to_wake);
         answer
     }
 
-    /// Sends and hands out for all, until the goal is reached or no time left.
+    /// Sends and delivers for all threads, until the goal is reached or the deadline has passed.
     fn drive(&self, mut driver: Driver<'_>, goal: Goal, deadline: Option<Instant>) {
         let Some(session) = &mut driver.session else {
             return;
         };
-        let mut told = Told::new();
+        let mut to_wake = ToWake::new();
         let mut backlog = Outgoing::default();
-        let mut end = None;
+        let mut loss = None;
         let mut wrote_last = false;
         loop {
             let mut state = self.lock();
-            state.sleeping = false;
-            state.hand_out(session, &mut told);
-            if let Some(error) = end.take() {
-                state.lose(error, &mut told);
+            state.driver_sleeps = false;
+            state.deliver(session, &mut to_wake);
+            if let Some(error) = loss.take() {
+                state.lose(error, &mut to_wake);
             }
             let is_done = match goal {
-                // With nobody to pass the rest on to, it would wait.
+                // If no other thread can drive, what is still to be written is written first.
                 Goal::Answer(id) if state.has_answer(id) => {
                     !state.waiting.is_empty() || state.has_sent_all(session)
                 }
                 Goal::Answer(_) => false,
-                // The end of the session is heard here, and told to those who wait.
+                // A loss is read to its end here, so that the waiting threads learn of it.
                 Goal::Written => state.has_sent_all(session) && session.loss().is_none(),
             };
             if is_done || state.lost.is_some() || is_past(deadline) {
-                // Under the same lock: what is queued from now on, its own thread sends.
-                driver.give_back(&mut state, &mut told);
+                // Under the same lock: whoever queues something from now on sends it.
+                driver.give_back(&mut state, &mut to_wake);
                 drop(state);
-                notify(&mut told);
+                wake_all(&mut to_wake);
                 return;
             }
             std::mem::swap(&mut backlog, &mut state.backlog);
-            let idle = backlog.is_empty() && told.is_empty();
-            state.sleeping = idle;
+            let idle = backlog.is_empty() && to_wake.is_empty();
+            state.driver_sleeps = idle;
             drop(state);
-            if !told.is_empty() {
-                notify(&mut told);
+            if !to_wake.is_empty() {
+                wake_all(&mut to_wake);
                 if backlog.is_empty() {
-                    // Who has its answer is likely to ask for the next: what they queue now leaves in one write.
+                    // The woken threads are likely to send their next requests now: those then leave in one write.
                     thread::yield_now();
                     continue;
                 }
@@ -486,35 +494,36 @@ impl Shared {
                 session.send_backlog(&mut backlog);
                 Some(Instant::now())
             };
-            // Right after a request there is no answer; but whoever submits without end must not keep those that wait.
+            // There is no answer right after a write, so the queue is looked at again first. Not twice in a row: threads that
+            // submit all the time must not keep others from their answers.
             if !idle && !wrote_last && session.loss().is_none() {
                 wrote_last = true;
                 continue;
             }
             wrote_last = !idle;
             match session.wait(until, Some(&self.waker)) {
-                Ok(News::Messages | News::Written | News::TimedOut | News::Woken) => {}
-                Err(e) => end = Some(e),
+                Ok(WaitEnd::Messages | WaitEnd::Written | WaitEnd::TimedOut | WaitEnd::Woken) => {}
+                Err(e) => loss = Some(e),
             }
         }
     }
 
     fn cancel(&self, id: RequestId) {
         let mut state = self.lock();
-        // Else it has its answer, or was given up.
-        if let Some(None) = state.slots.get(&id) {
+        // Otherwise it has its answer, or its ticket is gone.
+        if let Some(None) = state.pending.get(&id) {
             push_cancel(&mut state, id);
-            self.send(state, &mut Told::new(), Some(Instant::now()));
+            self.send(state, &mut ToWake::new(), Some(Instant::now()));
         }
     }
 
     fn abandon(&self, id: RequestId) {
         let mut state = self.lock();
-        if let Some(None) = state.slots.remove(&id)
+        if let Some(None) = state.pending.remove(&id)
             && state.lost.is_none()
         {
             push_cancel(&mut state, id);
-            self.send(state, &mut Told::new(), Some(Instant::now()));
+            self.send(state, &mut ToWake::new(), Some(Instant::now()));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Stages one after another: preprocess -> model -> postprocess, batches passed on without a copy.
+//! Runs stages one after another, such as preprocess -> model -> postprocess, and hands batches on without a copy.
 //!
 //! A stage's outputs become the next stage's inputs by this rule, which is checked when the model is described, as far
 //! as both sides are declared:
@@ -22,15 +22,23 @@ use crate::tensor::{Batch, DataType, Tensor};
 /// One worker's instances of stages that run one after another.
 pub(super) struct Chain {
     stages: Vec<(Arc<Description>, Box<dyn Model>)>,
-    /// What comes is what a stage gave that ran elsewhere, and not a request's own inputs.
-    goes_on: bool,
+    inputs: ChainInputs,
+}
+
+/// What a chain's first stage gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ChainInputs {
+    /// The inputs of requests.
+    Request,
+    /// The outputs of a stage that ran in another worker.
+    EarlierStage,
 }
 
 impl Chain {
-    pub(super) fn new(goes_on: bool) -> Chain {
+    pub(super) fn new(inputs: ChainInputs) -> Chain {
         Chain {
             stages: Vec::new(),
-            goes_on,
+            inputs,
         }
     }
 
@@ -45,14 +53,14 @@ impl Model for Chain {
         for (index, (description, model)) in self.stages.iter_mut().enumerate() {
             let stage = &description.name;
             let place = |e: Error| e.context(format_args!("stage {stage:?}"));
-            if index > 0 || self.goes_on {
+            if index > 0 || self.inputs == ChainInputs::EarlierStage {
                 if (run.cancelled)() {
                     return Err(place(Error::new(
                         ErrorCode::Cancelled,
-                        "not begun: nobody waits for it any more",
+                        "not begun: the request was cancelled",
                     )));
                 }
-                // The rows were the client's; what does not fit here is the model's own doing.
+                // The inputs were checked; what does not fit here is a stage's output, so the error is the model's.
                 batch =
                     linked(description, batch).map_err(|e| place(Error::internal(e.message())))?;
             }

@@ -1,4 +1,4 @@
-//! A request's inputs against a model's description. It runs in the ventilator for every request.
+//! Checks a request's inputs against a model's description, in the ventilator and for every request.
 
 use super::{BatchKind, Description, Dim, Empty, Port, Takes};
 use crate::error::{Error, Result};
@@ -44,7 +44,7 @@ pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<C
         let any_rank = port.shape.last() == Some(&Dim::Rest);
         let (rank, expected) = (tensor.shape().len(), port.shape.len());
         if (rank != expected && !any_rank) || (any_rank && rank + 1 < expected) {
-            return Err(mismatch(port, tensor, batched));
+            return Err(mismatch(description, port, tensor));
         }
         for (axis, (dim, &size)) in port.shape.iter().zip(tensor.shape()).enumerate() {
             // Rows are counted below; a fixed batch takes any number of them.
@@ -53,10 +53,10 @@ pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<C
             }
             match dim {
                 Dim::Fixed(expected) if *expected != size => {
-                    return Err(mismatch(port, tensor, batched));
+                    return Err(mismatch(description, port, tensor));
                 }
                 Dim::Symbol(symbol) => {
-                    check_symbol(description, &inputs, symbol, (index, axis), batched)?;
+                    check_symbol(description, &inputs, symbol, (index, axis))?;
                     dims.push(size);
                 }
                 Dim::Dynamic => dims.push(size),
@@ -72,7 +72,7 @@ pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<C
     let rows = if batched { inputs.rows()? } else { 1 };
     if rows == 0 {
         return Err(Error::invalid(format!(
-            "model {:?}: a request of no rows",
+            "model {:?}: the request has no rows, expected at least one",
             description.name
         )));
     }
@@ -196,8 +196,8 @@ fn check_symbol(
     inputs: &Batch,
     symbol: &str,
     (index, axis): (usize, usize),
-    batched: bool,
 ) -> Result<()> {
+    let batched = description.kind != BatchKind::Whole;
     let size = |index: usize, axis: usize| inputs.tensors[index].shape().get(axis).copied();
     for (earlier, port) in description.inputs.iter().enumerate().take(index + 1) {
         for (other, dim) in port.shape.iter().enumerate() {
@@ -234,7 +234,8 @@ fn missing(description: &Description, inputs: &Batch, port: &Port) -> Error {
     ))
 }
 
-fn mismatch(port: &Port, tensor: &Tensor, batched: bool) -> Error {
+fn mismatch(description: &Description, port: &Port, tensor: &Tensor) -> Error {
+    let batched = description.kind != BatchKind::Whole;
     let dims: Vec<String> = port
         .shape
         .iter()

@@ -1,14 +1,14 @@
-//! Looking at models without serving them: what a file is, and what a folder offers.
+//! Describes models without serving them: what a file is, and what a folder offers.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::find::{StageRuns, versions};
+use super::find::versions;
 use super::store::LookedAt;
 use super::{Lookup, Store};
 use crate::error::Result;
 use crate::message::Params;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, StageRuns};
 use crate::wire::server::ModelInfo;
 
 /// How deep below the run-script directory models are looked for.

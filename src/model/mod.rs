@@ -20,7 +20,7 @@ mod stage;
 mod store;
 mod turns;
 
-pub use engine::{Device, Engine, without_telemetry};
+pub use engine::{Device, Engine, EngineLog, without_telemetry};
 pub use find::Lookup;
 pub use inspect::{Inspection, StageInfo};
 pub use interface::{BatchKind, Description, Empty, Model, ModelSource, Takes};

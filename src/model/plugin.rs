@@ -9,14 +9,14 @@ use super::find::{Files, Roots, file_name};
 use super::{Description, Model, Rows, Run};
 use crate::error::{Error, Result};
 use crate::message::Params;
-use crate::plugin::host::{Instance, Library, Plugin, Services, Session};
+use crate::plugin::host::{EngineSession, InferCall, Instance, Library, Plugin, Services};
 use crate::proxy::SessionOptions;
 use crate::signature::Signature;
 use crate::tensor::Batch;
 
-/// What plugins may use of the server, in a worker or while they are described.
+/// What a model may use of the server, in a worker or while it is described: files, the engine's sessions, a device.
 #[derive(Clone)]
-pub(super) struct Surroundings {
+pub(super) struct ModelEnv {
     pub(super) roots: Arc<Roots>,
     pub(super) shared: Arc<Shared>,
     pub(super) device: Device,
@@ -32,6 +32,16 @@ pub(super) struct PluginSource {
     opened: Arc<Opened>,
 }
 
+/// A stage that is a plugin.
+pub(super) struct PluginStage<'a> {
+    pub(super) path: &'a Path,
+    pub(super) entry: Option<&'a str>,
+    /// JSON.
+    pub(super) state: String,
+    /// What the state's paths are relative to.
+    pub(super) folder: &'a Path,
+}
+
 /// What a plugin's models have opened through the server: the next worker's instance has the same, and a load looks
 /// whether any of it has changed.
 #[derive(Default)]
@@ -42,7 +52,7 @@ struct Opened {
     sources: Mutex<Vec<(PathBuf, Device, Arc<OnnxSource>)>>,
 }
 
-/// Files of one model that are remembered: a plugin may ask for ever.
+/// Most files of one model that are remembered: a plugin may ask for any number.
 const MOST_FILES: usize = 64;
 
 impl Opened {
@@ -95,7 +105,7 @@ impl Opened {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing is left half done in there.
+    // A poisoned lock is used on: what it guards is consistent between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -105,27 +115,33 @@ impl PluginSource {
     /// # Errors
     /// `FAILED_PRECONDITION` if it is no plugin; what the plugin says of its state.
     pub(super) fn load(
-        path: &Path,
-        entry: Option<&str>,
-        state: &str,
-        folder: &Path,
+        stage: PluginStage<'_>,
         rows: Option<Rows>,
-        surroundings: &Surroundings,
+        env: &ModelEnv,
     ) -> Result<PluginSource> {
+        let PluginStage {
+            path,
+            entry,
+            state,
+            folder,
+        } = stage;
         let opened = Arc::new(Opened::default());
         opened.files().add(path);
         let plugin = Plugin::of(Library::open(path)?, entry)?;
         let services = PluginServices {
-            surroundings: surroundings.clone(),
+            env: env.clone(),
             folder: folder.to_owned(),
             opened: opened.clone(),
         };
-        let mut signature = plugin.describe(state, &services)?;
+        let mut signature = plugin.describe(&state, &services)?;
         if let Some(rows) = rows {
             signature.rows = rows;
-            signature
-                .check()
-                .map_err(|e| e.context(format_args!("{}, as the proxy says", plugin.label())))?;
+            signature.check().map_err(|e| {
+                e.context(format_args!(
+                    "{}, with the rows that the proxy says",
+                    plugin.label()
+                ))
+            })?;
         }
         Ok(PluginSource {
             plugin,
@@ -149,13 +165,13 @@ impl PluginSource {
     ///
     /// # Errors
     /// The plugin's own; `FAILED_PRECONDITION` if a file that it reads has changed since the first instance did.
-    pub(super) fn open(&self, surroundings: &Surroundings) -> Result<PluginModel> {
+    pub(super) fn open(&self, env: &ModelEnv) -> Result<PluginModel> {
         let mut model = PluginModel {
             plugin: self.plugin.clone(),
             state: self.state.clone(),
             signature: self.signature.clone(),
             services: PluginServices {
-                surroundings: surroundings.clone(),
+                env: env.clone(),
                 folder: self.folder.clone(),
                 opened: self.opened.clone(),
             },
@@ -187,7 +203,14 @@ impl Model for PluginModel {
             Some(instance) => instance,
             None => self.plugin.load(&self.state, &self.services)?,
         };
-        match instance.infer(inputs, &self.signature, rows, run, &self.services) {
+        let call = InferCall {
+            inputs,
+            signature: &self.signature,
+            rows,
+            run,
+            services: &self.services,
+        };
+        match instance.infer(&call) {
             Ok(outputs) => {
                 self.instance = Some(instance);
                 Ok(outputs)
@@ -208,36 +231,37 @@ impl Model for PluginModel {
 
 /// What one model of a plugin may use.
 struct PluginServices {
-    surroundings: Surroundings,
+    env: ModelEnv,
     folder: PathBuf,
     opened: Arc<Opened>,
 }
 
 impl Services for PluginServices {
     fn state_path(&self, path: &str) -> Result<PathBuf> {
-        let path = self.surroundings.roots.beside(&self.folder, "path", path)?;
+        let path = self.env.roots.beside(&self.folder, "path", path)?;
         self.opened.reads(&path);
         Ok(path)
     }
 
     fn param_path(&self, key: &str, path: &str) -> Result<PathBuf> {
-        self.surroundings.roots.parameter(key, path)
+        self.env.roots.parameter(key, path)
     }
 
-    fn session(&self, path: &str, options: &str) -> Result<Box<dyn Session>> {
+    fn session(&self, path: &str, options: &str) -> Result<Box<dyn EngineSession>> {
         let wanted = if options.is_empty() {
             SessionOptions::default()
         } else {
-            let options = serde_json::from_str(options)
-                .map_err(|e| Error::precondition(format!("a session's options: {e}")))?;
+            let options = serde_json::from_str(options).map_err(|e| {
+                Error::precondition(format!("a session's options: expected JSON: {e}"))
+            })?;
             SessionOptions::of(options)?
         };
-        let Surroundings {
+        let ModelEnv {
             roots,
             shared,
             device,
             options,
-        } = &self.surroundings;
+        } = &self.env;
         let file = roots.beside(&self.folder, "session", path)?;
         let options = options.with(&wanted);
         let open = || shared.open(&file, *device, &options);
@@ -258,7 +282,7 @@ impl Services for PluginServices {
     }
 
     fn device(&self) -> String {
-        self.surroundings.device.to_string()
+        self.env.device.to_string()
     }
 }
 
@@ -267,11 +291,11 @@ struct HostedSession {
     model: OnnxModel,
     description: Arc<Description>,
     signature: Signature,
-    /// While it is open, others share its weights.
+    /// Kept open so that other sessions can share its weights.
     _source: Arc<OnnxSource>,
 }
 
-impl Session for HostedSession {
+impl EngineSession for HostedSession {
     fn signature(&self) -> &Signature {
         &self.signature
     }

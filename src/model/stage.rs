@@ -3,23 +3,24 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::chain::Chain;
+use super::chain::{Chain, ChainInputs};
 use super::engine::OnnxSource;
-use super::find::{Files, Stage, StageRuns};
-use super::plugin::{PluginSource, Surroundings};
+use super::find::{Files, Stage};
+use super::plugin::{ModelEnv, PluginSource, PluginStage};
 use super::{BatchKind, Description, Empty, Model, Rows, Takes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Role};
-use crate::proxy::SessionOptions;
+use crate::proxy::{SessionOptions, StageRuns};
 
 /// A stage that is described.
 pub(super) struct StageSource {
     /// What it takes and gives by itself; its name is the stage's.
     pub(super) description: Arc<Description>,
-    source: Source,
+    file: OpenFile,
 }
 
-enum Source {
+/// A stage's file, opened: workers' instances are made from it.
+enum OpenFile {
     Onnx(Arc<OnnxSource>, SessionOptions),
     Plugin(PluginSource),
 }
@@ -29,31 +30,26 @@ impl StageSource {
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` if the file is not what it should be, and what a plugin says of its state.
-    pub(super) fn load(
-        stage: &Stage,
-        rows: Option<Rows>,
-        surroundings: &Surroundings,
-    ) -> Result<StageSource> {
+    pub(super) fn load(stage: &Stage, rows: Option<Rows>, env: &ModelEnv) -> Result<StageSource> {
         match &stage.runs {
             StageRuns::Onnx(options) => {
-                let made = surroundings.options.with(options);
-                let source = surroundings
-                    .shared
-                    .open(&stage.path, surroundings.device, &made)?;
+                let made = env.options.with(options);
+                let source = env.shared.open(&stage.path, env.device, &made)?;
                 Ok(StageSource {
                     description: source
                         .signature()
                         .describe(&stage.name, options.batch, rows)?,
-                    source: Source::Onnx(source, options.clone()),
+                    file: OpenFile::Onnx(source, options.clone()),
                 })
             }
-            StageRuns::Plugin {
-                entry,
-                state,
-                folder,
-            } => {
-                let (path, entry) = (&stage.path, entry.as_deref());
-                let source = PluginSource::load(path, entry, state, folder, rows, surroundings)?;
+            StageRuns::Plugin { entry, state } => {
+                let plugin = PluginStage {
+                    path: &stage.path,
+                    entry: entry.as_deref(),
+                    state: state.to_string(),
+                    folder: &stage.folder,
+                };
+                let source = PluginSource::load(plugin, rows, env)?;
                 let signature = source.signature();
                 let description = Description {
                     id: ModelId(0),
@@ -74,7 +70,7 @@ impl StageSource {
                 };
                 Ok(StageSource {
                     description: Arc::new(description),
-                    source: Source::Plugin(source),
+                    file: OpenFile::Plugin(source),
                 })
             }
         }
@@ -82,9 +78,9 @@ impl StageSource {
 
     /// The files that it is made of, as far as that is known.
     pub(super) fn add_files(&self, files: &mut Files) {
-        match &self.source {
-            Source::Onnx(source, _) => source.add_files(files),
-            Source::Plugin(source) => source.add_files(files),
+        match &self.file {
+            OpenFile::Onnx(source, _) => source.add_files(files),
+            OpenFile::Plugin(source) => source.add_files(files),
         }
     }
 
@@ -92,31 +88,40 @@ impl StageSource {
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` if the file was changed meanwhile or cannot be opened here; a plugin's own.
-    pub(super) fn open(&self, surroundings: &Surroundings) -> Result<Box<dyn Model>> {
-        match &self.source {
-            Source::Onnx(source, options) => {
-                let options = surroundings.options.with(options);
-                let device = surroundings.device;
+    pub(super) fn open(&self, env: &ModelEnv) -> Result<Box<dyn Model>> {
+        match &self.file {
+            OpenFile::Onnx(source, options) => {
+                let options = env.options.with(options);
+                let device = env.device;
                 let model = source.open(self.description.clone(), device, &options)?;
                 Ok(Box::new(model))
             }
-            Source::Plugin(source) => Ok(Box::new(source.open(surroundings)?)),
+            OpenFile::Plugin(source) => Ok(Box::new(source.open(env)?)),
         }
     }
 }
 
-/// What a model of these stages is, to those who ask for it: it takes what the first takes and gives what the last
-/// gives. Stages that cannot follow each other are found here.
+/// What a model is besides its stages.
+pub(super) struct ModelText {
+    pub(super) name: String,
+    pub(super) version: String,
+    /// What the proxy says of the rows.
+    pub(super) rows: Option<Rows>,
+    /// Which workers run the plugins around an ONNX model.
+    pub(super) plugin_role: Role,
+}
+
+/// Describes a model of these stages: it takes what the first takes and gives what the last gives.
 ///
 /// # Errors
 /// `FAILED_PRECONDITION`, naming both stages and what of them does not fit.
-pub(super) fn described(
-    stages: &[StageSource],
-    rows: Option<Rows>,
-    name: String,
-    version: String,
-    extra_workers: bool,
-) -> Result<Description> {
+pub(super) fn described(stages: &[StageSource], model: ModelText) -> Result<Description> {
+    let ModelText {
+        name,
+        version,
+        rows,
+        plugin_role,
+    } = model;
     let (Some(first), Some(last)) = (stages.first(), stages.last()) else {
         return Err(Error::internal("a model without stages"));
     };
@@ -141,7 +146,7 @@ pub(super) fn described(
         takes: first.description.takes,
         inputs: first.description.inputs.clone(),
         outputs: last.description.outputs.clone(),
-        legs: legs(stages, kind, extra_workers)
+        legs: legs(stages, kind, plugin_role)
             .into_iter()
             .map(|(role, _)| role)
             .collect(),
@@ -150,16 +155,17 @@ pub(super) fn described(
     })
 }
 
-/// Who runs which stages. Extra workers get the plugins around an ONNX model. A model of plugins alone stays with the
+/// Who runs which stages. `plugin_role` gets the plugins around an ONNX model. A model of plugins alone stays with the
 /// workers that have a device: a plugin may open sessions there.
-fn legs(stages: &[StageSource], kind: BatchKind, extra_workers: bool) -> Vec<(Role, Range<usize>)> {
-    let role = |stage: &StageSource| match stage.source {
-        Source::Onnx(..) => Role::Main,
-        Source::Plugin(_) => Role::Extra,
+fn legs(stages: &[StageSource], kind: BatchKind, plugin_role: Role) -> Vec<(Role, Range<usize>)> {
+    let role = |stage: &StageSource| match stage.file {
+        OpenFile::Onnx(..) => Role::Main,
+        OpenFile::Plugin(_) => plugin_role,
     };
     let one = vec![(Role::Main, 0..stages.len())];
-    let has_onnx = stages.iter().any(|stage| role(stage) == Role::Main);
-    if !extra_workers || !has_onnx || kind == BatchKind::Whole {
+    let is_onnx = |stage: &StageSource| matches!(stage.file, OpenFile::Onnx(..));
+    let has_onnx = stages.iter().any(is_onnx);
+    if plugin_role == Role::Main || !has_onnx || kind == BatchKind::Whole {
         return one;
     }
     let mut legs: Vec<(Role, Range<usize>)> = Vec::new();
@@ -180,18 +186,28 @@ pub(super) fn open(
     stages: &[StageSource],
     description: &Description,
     leg: u32,
-    surroundings: &Surroundings,
+    env: &ModelEnv,
 ) -> Result<Box<dyn Model>> {
     if let [only] = stages {
-        return only.open(surroundings);
+        return only.open(env);
     }
-    let legs = legs(stages, description.kind, description.legs.len() > 1);
-    let (_, range) = legs
-        .get(leg as usize)
-        .ok_or_else(|| Error::internal(format!("there is no leg {leg} of {}", legs.len())))?;
-    let mut chain = Chain::new(leg > 0);
+    let plugin_role = match &*description.legs {
+        [_] => Role::Main,
+        _ => Role::Extra,
+    };
+    let legs = legs(stages, description.kind, plugin_role);
+    let (_, range) = legs.get(leg as usize).ok_or_else(|| {
+        Error::internal(format!(
+            "leg {leg} was asked for, and the model has {}",
+            legs.len()
+        ))
+    })?;
+    let mut chain = Chain::new(match leg {
+        0 => ChainInputs::Request,
+        _ => ChainInputs::EarlierStage,
+    });
     for stage in &stages[range.clone()] {
-        let model = stage.open(surroundings);
+        let model = stage.open(env);
         let place = format_args!("stage {:?}", stage.description.name);
         chain.push(
             stage.description.clone(),

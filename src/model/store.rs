@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::engine::{Device, Engine, Options, Shared, memory};
 use super::find::{Files, Found, Lookup, Roots, Stage};
 use super::key::{FoundModel, Name};
-use super::plugin::Surroundings;
+use super::plugin::ModelEnv;
 use super::sample::sample;
-use super::stage::{self, StageSource};
+use super::stage::{self, ModelText, StageSource};
 use super::{Description, Model, ModelSource, Rows};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Params, Role, WorkerId};
@@ -181,7 +181,7 @@ impl Store {
         let mut all = files.clone();
         found.stages.iter().for_each(|stage| all.add(&stage.path));
         self.check_bytes(&all).map_err(place)?;
-        let surroundings = self.surroundings(0);
+        let env = self.model_env(0);
         let started = std::time::Instant::now();
         let alone = found.stages.len() == 1;
         let describe = || -> Result<Vec<StageSource>> {
@@ -197,7 +197,7 @@ impl Store {
                     },
                     false => one,
                 };
-                StageSource::load(one, rows, &surroundings).map_err(|e| match alone {
+                StageSource::load(one, rows, &env).map_err(|e| match alone {
                     true => e,
                     false => e.context(format_args!("stage {:?}", one.name)),
                 })
@@ -205,14 +205,17 @@ impl Store {
             found.stages.iter().map(load).collect()
         };
         let stages = describe().map_err(place)?;
-        let description = stage::described(
-            &stages,
-            found.rows,
-            name.clone(),
-            found.version.clone(),
-            self.extra_workers,
-        )
-        .map_err(place)?;
+        let text = ModelText {
+            name: name.clone(),
+            version: found.version.clone(),
+            rows: found.rows,
+            plugin_role: if self.extra_workers {
+                Role::Extra
+            } else {
+                Role::Main
+            },
+        };
+        let description = stage::described(&stages, text).map_err(place)?;
         let mut samples = vec![None; description.legs.len()];
         if let (Some(given), Some(first)) = (&found.warm_up, samples.first_mut()) {
             *first = Some(sample(&description, given).map_err(place)?);
@@ -296,9 +299,9 @@ impl Store {
     }
 
     /// What models may use in a worker.
-    fn surroundings(&self, worker: u32) -> Surroundings {
+    fn model_env(&self, worker: u32) -> ModelEnv {
         let (device, options) = &self.devices[worker as usize % self.devices.len()];
-        Surroundings {
+        ModelEnv {
             roots: self.roots.clone(),
             shared: self.shared.clone(),
             device: *device,
@@ -307,8 +310,8 @@ impl Store {
     }
 
     fn open_of(&self, loaded: &Loaded, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>> {
-        let surroundings = self.surroundings(worker.0);
-        let device = surroundings.device;
+        let env = self.model_env(worker.0);
+        let device = env.device;
         let started = std::time::Instant::now();
         let place = |e: Error| e.context(format_args!("model {:?}", loaded.description.name));
         let mut opened = {
@@ -316,7 +319,7 @@ impl Store {
                 .opening
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            stage::open(&loaded.stages, &loaded.description, leg, &surroundings).map_err(place)?
+            stage::open(&loaded.stages, &loaded.description, leg, &env).map_err(place)?
         };
         // All workers at once: running needs no more than running does.
         loaded.warm_up(&mut *opened, leg).map_err(place)?;

@@ -25,7 +25,7 @@ use crate::wire::client::{self, ClientMessage};
 use crate::wire::inner::{self, ToSink, ToVentilator};
 use crate::wire::rows::{ResultRows, ResultWriter};
 use crate::wire::server::{self, ServerMessage};
-use crate::zmtp::router::{Gone, Incoming, LOOK, Leaving, Router};
+use crate::zmtp::router::{CLOSE_EVERY, Closing, Incoming, NotConnected, Router};
 
 /// Messages taken from one side before the other gets its turn.
 const TURN: usize = 256;
@@ -125,7 +125,7 @@ impl Exit {
     }
 
     /// An answer was sent, or could not be.
-    fn look_after(&mut self, reply: ReplyTo, sent: Result<(), Gone>) {
+    fn look_after(&mut self, reply: ReplyTo, sent: Result<(), NotConnected>) {
         if sent.is_err() {
             // Its connection ended while this was on its way here, or it never said hello.
             self.undelivered += 1;
@@ -167,7 +167,7 @@ struct Sink {
     answers: Answers,
     exit: Exit,
     /// Everything is answered, and on its way.
-    leaving: Option<Leaving>,
+    leaving: Option<Closing>,
     /// The server stops at once: nobody is waited for.
     at_once: bool,
 }
@@ -229,11 +229,11 @@ impl Sink {
             if self.answers.all_stopped() && self.leave(now)? {
                 return Ok(());
             }
-            if self.exit.router.has_news() {
+            if self.exit.router.has_work() {
                 self.exit.router.wait(Some(Duration::ZERO))?;
                 continue;
             }
-            let look = self.leaving.as_ref().map(|_| now + LOOK);
+            let look = self.leaving.as_ref().map(|_| now + CLOSE_EVERY);
             let due = look.into_iter().chain(self.exit.router.due()).min();
             let pause = due.map(|at| at.saturating_duration_since(now));
             let router = &mut self.exit.router;
@@ -243,7 +243,7 @@ impl Sink {
 
     /// Takes what came from inside, until nothing is left, which the inbox's descriptor needs to tell of what comes next.
     fn hear_inside(&mut self) -> Result<()> {
-        if !self.exit.router.take_inner_news() {
+        if !self.exit.router.take_inner_readable() {
             return Ok(());
         }
         for _ in 0..TURN {
@@ -252,7 +252,7 @@ impl Sink {
             };
             self.hear(inner::read_to_sink(message)?)?;
         }
-        self.exit.router.keep_inner_news();
+        self.exit.router.keep_inner_readable();
         Ok(())
     }
 
@@ -306,11 +306,11 @@ impl Sink {
         let router = &mut self.exit.router;
         let leaving = self
             .leaving
-            .get_or_insert_with(|| router.begin_leaving(now));
+            .get_or_insert_with(|| router.begin_closing(now));
         if self.at_once {
             leaving.give_up_at(now + LAST_PATIENCE);
         }
-        let Some(lost) = router.leave(leaving, now) else {
+        let Some(lost) = router.close_step(leaving, now) else {
             return Ok(false);
         };
         if lost > 0 {

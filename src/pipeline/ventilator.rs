@@ -207,7 +207,7 @@ impl Ventilator {
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
         let busy = self.requests.scheduler.busy_workers();
         self.links.waiter.busy(busy);
-        if self.links.router.has_news() || self.links.doors.has_said() {
+        if self.links.router.has_work() || self.links.doors.has_said() {
             self.links.router.wait(Some(Duration::ZERO))?;
             return Ok(());
         }
@@ -239,7 +239,7 @@ impl Ventilator {
 
     /// Takes what came from inside, until nothing is left, which the inbox's descriptor needs to tell of what comes next.
     fn hear_inside(&mut self) -> Result<()> {
-        if !self.links.router.take_inner_news() {
+        if !self.links.router.take_inner_readable() {
             return Ok(());
         }
         for _ in 0..TURN {
@@ -248,7 +248,7 @@ impl Ventilator {
             };
             self.take(inner::read_to_ventilator(message)?)?;
         }
-        self.links.router.keep_inner_news();
+        self.links.router.keep_inner_readable();
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What stands in a `NAME.proxy`, read (`read.rs`) and written (`write.rs`): the only place that knows the format.
+//! The format of a `NAME.proxy`, read (`read.rs`) and written (`write.rs`): no other module knows it.
 //!
 //! ```text
 //! proxy   = {"mdm": 1, METHOD}
@@ -32,7 +32,7 @@ const VERSION: u64 = 1;
 #[cfg(feature = "server")]
 const DEFAULT_METHOD: &str = "predict";
 
-/// How to write one, for errors.
+/// How to write a proxy, for errors.
 #[cfg(feature = "server")]
 pub(crate) const EXAMPLES: &str =
     "{\"mdm\":1,\"onnx\":\"NAME.onnx\"} or {\"mdm\":1,\"plugin\":\"libNAME.so\",\"state\":{...}}";
@@ -52,24 +52,24 @@ pub(crate) struct Method {
     pub(crate) warm_up: Option<Map<String, Value>>,
 }
 
-/// A stage as it is written.
+/// A stage as a proxy says it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StageText {
     pub(crate) name: Option<String>,
-    pub(crate) runs: Runs,
+    /// Relative to the proxy's folder.
+    pub(crate) file: String,
+    pub(crate) runs: StageRuns,
 }
 
-/// What a stage runs. Files are relative to the proxy's folder.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Runs {
+/// What a stage does with its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StageRuns {
     #[cfg(feature = "server")]
-    Onnx {
-        file: String,
-        options: SessionOptions,
-    },
+    Onnx(SessionOptions),
     Plugin {
-        file: String,
+        /// The plugin's entry; it need not be named if there is only one.
         entry: Option<String>,
+        /// What the plugin makes its model from.
         state: Value,
     },
 }
@@ -77,13 +77,13 @@ pub(crate) enum Runs {
 impl Proxy {
     /// One stage: a plugin with a state.
     pub(crate) fn of_plugin(file: &str, state: Value) -> Proxy {
-        let runs = Runs::Plugin {
+        let stage = StageText {
+            name: None,
             file: file.to_owned(),
-            entry: None,
-            state,
+            runs: StageRuns::Plugin { entry: None, state },
         };
         let method = Method {
-            stages: vec![StageText { name: None, runs }],
+            stages: vec![stage],
             rows: None,
             warm_up: None,
         };
@@ -97,9 +97,9 @@ impl Proxy {
         let methods = self.methods.iter_mut();
         for stage in methods.flat_map(|(_, method)| &mut method.stages) {
             match &mut stage.runs {
-                Runs::Plugin { entry, .. } => *entry = Some(name.to_owned()),
+                StageRuns::Plugin { entry, .. } => *entry = Some(name.to_owned()),
                 #[cfg(feature = "server")]
-                Runs::Onnx { .. } => {}
+                StageRuns::Onnx(_) => {}
             }
         }
     }
@@ -156,25 +156,18 @@ impl Proxy {
 
 #[cfg(feature = "server")]
 impl StageText {
-    /// What to call it: its name, or its file.
+    /// What to call it in messages: its name, or its file and entry.
     pub(crate) fn shown(&self) -> String {
+        let file = &self.file;
         match (&self.name, &self.runs) {
             (Some(name), _) => name.clone(),
             (
                 None,
-                Runs::Onnx { file, .. }
-                | Runs::Plugin {
-                    file, entry: None, ..
-                },
-            ) => file.clone(),
-            (
-                None,
-                Runs::Plugin {
-                    file,
-                    entry: Some(entry),
-                    ..
+                StageRuns::Plugin {
+                    entry: Some(entry), ..
                 },
             ) => format!("{file}:{entry}"),
+            (None, _) => file.clone(),
         }
     }
 }

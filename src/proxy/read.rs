@@ -1,4 +1,4 @@
-//! Reading a proxy: every key is checked, and what is wrong names the key.
+//! Reads a proxy. Every key is checked, and errors name the key.
 
 use std::fs;
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{EXAMPLES, Method, Proxy, Runs, SessionOptions, StageText, VERSION, kind_of};
+use super::{EXAMPLES, Method, Proxy, SessionOptions, StageRuns, StageText, VERSION, kind_of};
 use crate::error::{Error, Result};
 use crate::signature::Rows;
 
@@ -26,7 +26,7 @@ impl Proxy {
             .map_err(|e| Error::precondition(e.to_string()))?;
         if text.len() as u64 > MOST_PROXY_BYTES {
             return Err(Error::precondition(format!(
-                "a proxy has at most {MOST_PROXY_BYTES} bytes of JSON; weights belong into an ONNX file"
+                "it has more than {MOST_PROXY_BYTES} bytes, the most for a proxy; put weights into an ONNX file"
             )));
         }
         Proxy::parse(&text)
@@ -37,8 +37,8 @@ impl Proxy {
     pub(crate) fn parse(text: &[u8]) -> Result<Proxy> {
         let value: Value = serde_json::from_slice(text).map_err(|e| {
             Error::precondition(format!(
-                "expected JSON such as {EXAMPLES}, and it is none ({e}); proxies of Python programs have to be \
-                 exported anew"
+                "it is not JSON ({e}); expected a proxy such as {EXAMPLES}; a proxy of an older Python program has to be \
+                 exported again"
             ))
         })?;
         let object = Object::of("the proxy", value)?;
@@ -61,7 +61,7 @@ impl Proxy {
         for (name, value) in listed.map {
             if name.is_empty() || name.contains(['/', '.']) {
                 return Err(Error::precondition(format!(
-                    "\"methods\": {name:?} is no name for a method; expected one without / and dots"
+                    "\"methods\": {name:?} cannot be a method's name; expected one that is not empty and has neither / nor a dot"
                 )));
             }
             let mut method = method(Object::of(&format!("method {name:?}"), value)?, &[])?;
@@ -212,7 +212,7 @@ fn stage(object: &Object, more: &[&str]) -> Result<StageText> {
         None
     };
     let path = "the path of a file, relative to the proxy's folder";
-    let runs = match (object.text("onnx", path)?, object.text("plugin", path)?) {
+    let (file, runs) = match (object.text("onnx", path)?, object.text("plugin", path)?) {
         (Some(file), None) => {
             object.only(&[more, &["onnx", "options"]].concat())?;
             let options = match object.get("options") {
@@ -221,15 +221,15 @@ fn stage(object: &Object, more: &[&str]) -> Result<StageText> {
                     SessionOptions::of(options.clone()).map_err(|e| e.context(&object.place))?
                 }
             };
-            Runs::Onnx { file, options }
+            (file, StageRuns::Onnx(options))
         }
         (None, Some(file)) => {
             object.only(&[more, &["plugin", "entry", "state"]].concat())?;
-            Runs::Plugin {
-                file,
+            let runs = StageRuns::Plugin {
                 entry: object.text("entry", "the name of one of the plugin's entries")?,
                 state: object.value("state"),
-            }
+            };
+            (file, runs)
         }
         (one, _) => {
             let said = if one.is_some() { "both" } else { "none" };
@@ -246,7 +246,7 @@ fn stage(object: &Object, more: &[&str]) -> Result<StageText> {
             )));
         }
     };
-    Ok(StageText { name, runs })
+    Ok(StageText { name, file, runs })
 }
 
 #[cfg(test)]
@@ -264,10 +264,11 @@ mod tests {
         .unwrap();
         assert_eq!((name, method.rows), (None, Some(Rows::Whole)));
         assert!(method.warm_up.is_some());
-        let Runs::Onnx { file, options } = &method.stages[0].runs else {
+        let stage = &method.stages[0];
+        let StageRuns::Onnx(options) = &stage.runs else {
             panic!("{method:?}")
         };
-        assert_eq!((file.as_str(), options.batch), ("m.onnx", Some(8)));
+        assert_eq!((stage.file.as_str(), options.batch), ("m.onnx", Some(8)));
         assert_eq!(
             options.execution_provider["cudnn_conv_use_max_workspace"],
             "1"
@@ -346,7 +347,7 @@ mod tests {
             (r#"{"mdm":1,"methods":{}}"#, "\"methods\" is empty"),
             (
                 r#"{"mdm":1,"methods":{"a.b":{"onnx":"m"}}}"#,
-                "no name for a method",
+                "cannot be a method's name",
             ),
             (
                 r#"{"mdm":1,"methods":{"a":{"onnx":"m","x":1}}}"#,

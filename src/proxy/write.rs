@@ -1,9 +1,9 @@
-//! Writing a proxy, in the shortest form that reads back as the same.
+//! Writes a proxy, in the shortest form that reads back as the same.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
-use super::{Method, Proxy, Runs, StageText, VERSION};
+use super::{Method, Proxy, StageRuns, StageText, VERSION};
 
 impl Proxy {
     /// The file's text.
@@ -46,7 +46,7 @@ impl Serialize for Method {
 impl Method {
     fn write<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         match self.stages.as_slice() {
-            [StageText { name: None, runs }] => runs.write(map)?,
+            [stage @ StageText { name: None, .. }] => stage.write(map)?,
             stages => map.serialize_entry("stages", stages)?,
         }
         if let Some(rows) = &self.rows {
@@ -65,23 +65,24 @@ impl Serialize for StageText {
         if let Some(name) = &self.name {
             map.serialize_entry("name", name)?;
         }
-        self.runs.write(&mut map)?;
+        self.write(&mut map)?;
         map.end()
     }
 }
 
-impl Runs {
+impl StageText {
+    /// All but the name.
     fn write<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
-        match self {
+        match &self.runs {
             #[cfg(feature = "server")]
-            Runs::Onnx { file, options } => {
-                map.serialize_entry("onnx", file)?;
+            StageRuns::Onnx(options) => {
+                map.serialize_entry("onnx", &self.file)?;
                 if *options != super::SessionOptions::default() {
                     map.serialize_entry("options", options)?;
                 }
             }
-            Runs::Plugin { file, entry, state } => {
-                map.serialize_entry("plugin", file)?;
+            StageRuns::Plugin { entry, state } => {
+                map.serialize_entry("plugin", &self.file)?;
                 if let Some(entry) = entry {
                     map.serialize_entry("entry", entry)?;
                 }

@@ -1,4 +1,4 @@
-//! How elements lie in memory: lengths against shapes, offsets and values.
+//! How elements lie in memory: checks of lengths against shapes, and of offsets.
 
 use bytes::Bytes;
 
@@ -34,12 +34,11 @@ pub(super) fn offset_at(offsets: &[u8], index: usize) -> usize {
     u64::from_le_bytes(bytes) as usize
 }
 
-/// The number of bytes.
+/// Checks the number of bytes of a shape whose elements can be counted ([`element_count`]).
 pub(super) fn check_fixed(
     name: &str,
     datatype: DataType,
     shape: &[usize],
-    elements: usize,
     bytes: &Bytes,
 ) -> Result<()> {
     let Some(size) = datatype.size() else {
@@ -47,7 +46,7 @@ pub(super) fn check_fixed(
             "tensor {name:?}: {datatype} travels as two frames, offsets and values"
         )));
     };
-    let expected = elements * size;
+    let expected = shape.iter().product::<usize>() * size;
     if bytes.len() != expected {
         return Err(Error::invalid(format!(
             "tensor {name:?}: {datatype} {shape:?} takes {expected} bytes, got {}",
@@ -57,7 +56,7 @@ pub(super) fn check_fixed(
     Ok(())
 }
 
-/// The number of offsets, the first and the last.
+/// Checks the number of offsets, the first and the last.
 pub(super) fn check_offset_ends(
     name: &str,
     elements: usize,

@@ -1,4 +1,4 @@
-//! Tensors whose values nobody has looked at yet: the server's front checks lengths, the worker checks values.
+//! Tensors whose values nobody has looked at yet: the ventilator checks lengths, the worker checks values.
 //!
 //! Looking at every BOOL byte and every offset takes as long as there are bytes, and the thread that reads requests has
 //! all clients to serve. There a tensor is made with [`Tensor::unchecked`], which looks at lengths alone, and rows are
@@ -57,7 +57,7 @@ impl Tensor {
             )));
         };
         match &data {
-            Data::Fixed(bytes) => check_fixed(&name, datatype, &shape, elements, bytes)?,
+            Data::Fixed(bytes) => check_fixed(&name, datatype, &shape, bytes)?,
             Data::Variable { .. } if datatype.size().is_some() => {
                 return Err(Error::invalid(format!(
                     "tensor {name:?}: {datatype} travels in one frame, not as offsets and values"

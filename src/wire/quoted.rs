@@ -91,7 +91,7 @@ fn the_pages_result_is_what_is_written_and_read() {
 fn the_pages_connection_is_what_a_client_sends() {
     let quoted = frames();
     assert_eq!(
-        codec::greeting(0, "NULL", false).to_vec(),
+        codec::greeting(0, "NULL").to_vec(),
         quoted["connection, greeting"]
     );
     let id: Vec<u8> = (1..=16).collect();

@@ -1,11 +1,11 @@
-//! ZMTP 3 as bytes: greeting, handshake, frames, PING and PONG. No input or output, and no clock.
+//! ZMTP 3 as bytes, written and decoded: greeting, handshake, frames, PING and PONG. No I/O, and no clock.
 //!
 //! ```text
 //! greeting   FF 00×8 7F | major minor | mechanism, 20 bytes | as-server | 00×31          64 bytes each way
 //! frame      flags | length, 1 or 8 bytes | body         flags: 1 more follow, 2 the length has 8 bytes, 4 command
 //! command    name's length | name | data                 READY, ERROR in the handshake; PING, PONG, others at any time
 //! ```
-//! What has come of a message is counted while it comes, and memory is taken as bytes come and not as they are promised.
+//! A message's bytes are counted as they arrive, and memory is taken as they do: a frame's head may promise more than comes.
 
 #[cfg(test)]
 mod tests;
@@ -43,11 +43,11 @@ pub(crate) enum Violation {
     NoMemory,
 }
 
-/// What has come.
+/// What a peer's bytes amount to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// The handshake is to go on with this command.
-    Say(Vec<u8>),
+    /// The handshake goes on: this command is to be sent.
+    Reply(Vec<u8>),
     /// The handshake is done.
     Ready {
         /// Minor version that the peer announced: 1 and later know PING.
@@ -57,9 +57,9 @@ pub(crate) enum Event {
     },
     /// A whole message.
     Message(Vec<Bytes>),
-    /// The peer asks for a sign of life. `ttl`: it wants to be counted as lost after that many tenths of a second; 0: never.
+    /// The peer sent a PING. `ttl`: after that many tenths of a second of silence it may be given up; 0: never.
     Ping { ttl: u16, context: Bytes },
-    /// An answer to a PING, or a command that means nothing here.
+    /// A PONG, or a command that this end does not know.
     Other,
 }
 
@@ -78,32 +78,32 @@ const MORE: u8 = 1;
 const LONG: u8 = 2;
 const COMMAND: u8 = 4;
 
-/// Longest command: a handshake's has a socket's type and an id, a PING some bytes.
+/// Longest command that is taken: those of the handshake have a socket type and an id, a PING has some bytes.
 const MAX_COMMAND_BYTES: u64 = 4096;
-/// Memory for a frame is taken in full only once so much of it has come,
+/// The memory of a large frame is taken in full only once this much of it has arrived: its head costs a peer nothing.
 const FIRST_BYTES: usize = 64 * 1024;
-/// but for frames up to this: growing would copy too much of them, and what no byte was written to is no memory yet.
+/// Frames up to this get their memory at once. Growing would copy them, and the system gives no memory to pages that
+/// were not written.
 const AT_ONCE_BYTES: usize = 1024 * 1024;
 /// The most that a frame's head takes.
 const HEAD_BYTES: usize = 9;
-/// What a frame costs besides its bytes.
+/// Memory that a frame takes besides its bytes.
 const FRAME_COST: u64 = 64;
-/// Frames of more than this are worth a read of their own.
+/// Frames that lack more than this are read into their own memory.
 const DIRECT_BYTES: usize = 8 * 1024;
-/// Frames of a message that is copied as one piece.
+/// Most frames of a message that is copied as one piece.
 const MOST_AT_ONCE: usize = 8;
 
-/// The greeting that this end sends, of version 3.`minor`.
-pub(crate) fn greeting(minor: u8, mechanism: &str, as_server: bool) -> [u8; GREETING_BYTES] {
+/// The greeting that this end sends, of version 3.`minor`. Its as-server byte is 0, as NULL wants it.
+pub(crate) fn greeting(minor: u8, mechanism: &str) -> [u8; GREETING_BYTES] {
     let mut greeting = [0; GREETING_BYTES];
     (greeting[0], greeting[9]) = (0xff, 0x7f);
     (greeting[10], greeting[11]) = (3, minor);
     greeting[MECHANISM_AT..MECHANISM_AT + mechanism.len()].copy_from_slice(mechanism.as_bytes());
-    greeting[32] = u8::from(as_server);
     greeting
 }
 
-/// Appends the head of a message's frame.
+/// Appends the head of a message's frame; `more`: another frame of the message follows.
 pub(crate) fn push_head(out: &mut Vec<u8>, bytes: usize, more: bool) {
     let more = if more { MORE } else { 0 };
     match u8::try_from(bytes) {
@@ -137,26 +137,26 @@ pub(crate) fn push_pong(out: &mut Vec<u8>, context: &[u8]) {
     push_command(out, &[b"\x04PONG", context].concat());
 }
 
-/// Where the reader is.
+/// How far the connection is.
 enum State {
-    /// So much of the greeting has come.
+    /// The greeting, as far as it has arrived.
     Greeting(Vec<u8>),
-    /// Commands until the mechanism is content.
+    /// Commands, until the mechanism says that it is done.
     Handshake {
         minor: u8,
     },
     Traffic,
 }
 
-/// A frame whose head has come.
+/// A frame whose head has arrived.
 struct Body {
     flags: u8,
     bytes: usize,
-    /// As far as it has come.
+    /// As far as it has arrived.
     data: Vec<u8>,
 }
 
-/// Reads one connection's bytes, however they are cut.
+/// Decodes one connection's bytes, however they are cut.
 pub(crate) struct Decoder {
     state: State,
     mechanism: Option<Box<dyn Mechanism>>,
@@ -167,7 +167,7 @@ pub(crate) struct Decoder {
     body: Option<Body>,
     /// Frames of a message that has not ended.
     frames: Vec<Bytes>,
-    /// Bytes of those, each with what it costs.
+    /// Their bytes, each with [`FRAME_COST`].
     frames_cost: u64,
     frames_bytes: u64,
 }
@@ -192,7 +192,7 @@ impl Decoder {
         matches!(self.state, State::Traffic)
     }
 
-    /// What is held of a message that has not ended.
+    /// Bytes held of a message that has not arrived in full.
     pub(crate) fn unfinished_bytes(&self) -> u64 {
         let body = self.body.as_ref().map_or(0, |body| body.data.len() as u64);
         self.frames_cost + body
@@ -208,10 +208,10 @@ impl Decoder {
         greeting + self.frames.capacity() * size_of::<Bytes>()
     }
 
-    /// Takes from the front of `input` until something is complete, or nothing is left.
+    /// Takes bytes off the front of `input` until an event is complete, or none are left.
     ///
     /// # Errors
-    /// What the peer did wrong; nothing more can be read of it then.
+    /// What the peer did wrong; the connection has to be closed then.
     pub(crate) fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Event>, Violation> {
         if let State::Greeting(_) = self.state
             && !self.take_greeting(input)?
@@ -248,7 +248,7 @@ impl Decoder {
         }
     }
 
-    /// The memory of a frame that lacks many bytes: to be read into directly, and then [`Decoder::filled`].
+    /// The memory of a frame that lacks many bytes. Read into it, and then call [`Decoder::filled`].
     pub(crate) fn direct(&mut self) -> Result<Option<&mut Vec<u8>>, Violation> {
         let Some(body) = &mut self.body else {
             return Ok(None);
@@ -260,7 +260,7 @@ impl Decoder {
         Ok(Some(&mut body.data))
     }
 
-    /// Bytes were read directly. What came behind the frame's end is given back, to be fed.
+    /// Bytes were read into [`Decoder::direct`]'s memory. Those behind the frame's end are returned, to be fed.
     pub(crate) fn filled(&mut self) -> Result<(Option<Event>, Vec<u8>), Violation> {
         let Some(body) = &mut self.body else {
             return Ok((None, Vec::new()));
@@ -276,7 +276,7 @@ impl Decoder {
         Ok((self.finish_frame()?, behind))
     }
 
-    /// True once the greeting is complete.
+    /// Returns whether the greeting is complete.
     fn take_greeting(&mut self, input: &mut &[u8]) -> Result<bool, Violation> {
         let State::Greeting(greeting) = &mut self.state else {
             return Ok(true);
@@ -285,7 +285,7 @@ impl Decoder {
         let (now, rest) = input.split_at(count);
         greeting.extend_from_slice(now);
         *input = rest;
-        // As soon as it shows: a peer of another kind waits for an answer, and would never send the rest.
+        // Checked before all of it is there: a peer of another protocol waits for an answer and never sends the rest.
         if greeting.first().is_some_and(|first| *first != 0xff)
             || greeting.get(9).is_some_and(|last| last & 1 == 0)
         {
@@ -300,7 +300,7 @@ impl Decoder {
         if *major < 3 {
             return Err(Violation::OldVersion);
         }
-        // A later major version has to speak ours when it hears it.
+        // A peer of a later major version has to fall back to ours.
         let minor = if *major == 3 { *minor } else { 0 };
         if greeting.len() < GREETING_BYTES {
             return Ok(false);
@@ -318,8 +318,8 @@ impl Decoder {
         Ok(true)
     }
 
-    /// A message whose frames lie in `input` one and all: the usual one, which is copied as one piece. Each frame begins
-    /// at a multiple of 16, so that numbers can be used where they are.
+    /// A message whose frames are all in `input`, as most are: it is copied as one piece. Each frame begins at a multiple of
+    /// 16, so that its numbers are aligned and need no further copy.
     fn take_at_once(&mut self, input: &mut &[u8]) -> Result<Option<Vec<Bytes>>, Violation> {
         let mut places = [(0, 0); MOST_AT_ONCE];
         let (mut count, mut at, mut total) = (0, 0, 0);
@@ -360,7 +360,7 @@ impl Decoder {
         Ok(Some(message))
     }
 
-    /// True once a frame's head is complete, and its body begun.
+    /// Returns whether a frame's head is complete, and its body begun.
     fn take_head(&mut self, input: &mut &[u8]) -> Result<bool, Violation> {
         loop {
             let have = usize::from(self.head_bytes);
@@ -425,8 +425,8 @@ impl Decoder {
     fn command(&mut self, command: &[u8]) -> Result<Event, Violation> {
         if let (State::Handshake { minor }, Some(mechanism)) = (&self.state, &mut self.mechanism) {
             let minor = *minor;
-            return Ok(match mechanism.hear(command)? {
-                Step::Say(command) => Event::Say(command),
+            return Ok(match mechanism.handle(command)? {
+                Step::Reply(command) => Event::Reply(command),
                 Step::Done(identity) => {
                     self.state = State::Traffic;
                     self.mechanism = None;
@@ -437,7 +437,7 @@ impl Decoder {
         Ok(match named(command) {
             Some((b"PING", [high, low, context @ ..])) => Event::Ping {
                 ttl: u16::from_be_bytes([*high, *low]),
-                // Longer ones are not of the protocol; they are not given back.
+                // The protocol allows 16 bytes; no more are sent back.
                 context: Bytes::copy_from_slice(&context[..context.len().min(16)]),
             },
             Some(_) => Event::Other,
@@ -462,9 +462,9 @@ fn read_head(input: &[u8]) -> Result<Option<(u8, u64, usize)>, Violation> {
     Ok(bytes.map(|bytes| (flags, bytes, 9)))
 }
 
-/// How many bytes of a frame there is room for; makes some if there is none: little at first, all of it once the frame
-/// has proved that it comes. Where another frame follows, there is room for its head too: so it comes with the same read,
-/// and the next read goes straight into the next frame.
+/// Takes memory for a frame if there is none left, and returns how many of its bytes there is room for: little at first,
+/// all of it once the first bytes have arrived. If another frame follows there is room for its head too: that comes with
+/// the same read, and the next read goes straight into the next frame's memory.
 fn reserve(body: &mut Body) -> Result<usize, Violation> {
     let have = body.data.len();
     if body.data.capacity() == have {

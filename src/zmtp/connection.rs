@@ -1,4 +1,4 @@
-//! One connection: a stream, the reader of its bytes, what waits to be written, and when it last gave a sign of life.
+//! One connection: a stream, the decoder of its bytes, what waits to be written, and when its peer was last known to be alive.
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,7 +13,7 @@ use super::stream::Stream;
 use super::unsent::unsent;
 use super::{HEARTBEAT, SILENCE};
 
-/// Bytes that are read at once, where they are not part of a large frame.
+/// Most bytes of one read, but for a large frame, which is read into its own memory.
 pub(crate) const READ_BYTES: usize = 32 * 1024;
 
 /// Why a connection is over.
@@ -27,10 +27,10 @@ pub(crate) enum End {
     Io(#[from] io::Error),
 }
 
-/// What of the events of a connection its owner has to know.
+/// What a peer did that the connection's owner has to know.
 #[derive(Debug)]
-pub(crate) enum News {
-    /// The handshake is done; the routing id that the peer asks for.
+pub(crate) enum PeerEvent {
+    /// It has ended the handshake, and asks for this routing id.
     Ready(Bytes),
     Message(Vec<Bytes>),
 }
@@ -39,60 +39,80 @@ pub(crate) enum News {
 ///
 /// Version 3.1 promises to answer PING at any time, which only an end that always reads can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Announce {
+pub(crate) enum Announced {
     V30,
     V31,
 }
 
-/// How far a message is whose memory its owner lends for one call after the other.
+/// Whether a connection's owner reads from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    On,
+    /// What arrives is left unread, so silence does not say that the peer is gone.
+    Paused,
+}
+
+/// How far a message is written whose memory is borrowed for each call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LentMessage {
     None,
-    /// There was no room for its first byte.
+    /// Nothing of it is written: the system's buffer was full.
     Waits,
-    /// Some of it is out: nothing else may be written before its end.
+    /// Some of it is written: nothing else may be before its end.
     Begun,
 }
 
+/// What a connection is made of.
+pub(crate) struct ConnectionSetup {
+    pub stream: Stream,
+    pub mechanism: Box<dyn Mechanism>,
+    pub announced: Announced,
+    /// What is taken of the peer.
+    pub limits: Limits,
+    pub now: Instant,
+}
+
+/// One connection, from the first byte of its handshake.
 pub(crate) struct Connection {
     stream: Stream,
     decoder: Decoder,
     outgoing: Outgoing,
-    /// When bytes came, or arrived at the other end, for the last time.
+    /// When bytes last arrived from the peer, or at it.
     alive: Instant,
-    /// Bytes that were handed to the system. PINGs do not count: that they arrive says nothing of who should answer.
+    /// Bytes that were handed to the system. PINGs do not count: the peer's system confirms them even if the peer hangs.
     written: i64,
-    /// How many those were at the last look at what the system still holds.
-    looked_at: i64,
-    /// Most of those that had arrived at the other end at any look.
+    /// What `written` was when the system was last asked how much it still holds.
+    checked_written: i64,
+    /// The most of `written` that was ever known to have arrived at the peer.
     arrived: i64,
     /// The system took only a part of what was to be written.
     is_full: bool,
-    /// The peer answers PINGs, or wants to be counted as lost when it is silent.
+    /// The peer answers PINGs, or asked to be given up when it is silent.
     answers_pings: bool,
-    /// A PING or PONG waits to be written: there need not be a second one.
+    /// A PING waits to be written, and no second one is needed.
     ping_waits: bool,
+    /// A PONG waits to be written, and no second one is needed.
     pong_waits: bool,
-    /// The owner has stopped reading: what comes then is not heard, and silence says nothing.
-    paused: bool,
+    reading: Reading,
     lent: LentMessage,
 }
 
 impl Connection {
-    /// The greeting and the first command wait to be written.
-    pub(crate) fn new(
-        stream: Stream,
-        mut mechanism: Box<dyn Mechanism>,
-        announce: Announce,
-        limits: Limits,
-        now: Instant,
-    ) -> Connection {
-        let minor = match announce {
-            Announce::V30 => 0,
-            Announce::V31 => 1,
+    /// A connection whose greeting and first command wait to be written.
+    pub(crate) fn new(setup: ConnectionSetup) -> Connection {
+        let ConnectionSetup {
+            stream,
+            mut mechanism,
+            announced,
+            limits,
+            now,
+        } = setup;
+        let minor = match announced {
+            Announced::V30 => 0,
+            Announced::V31 => 1,
         };
         let mut outgoing = Outgoing::default();
-        let greeting = codec::greeting(minor, mechanism.name(), false);
+        let greeting = codec::greeting(minor, mechanism.name());
         let first = mechanism.first();
         outgoing.push_small(|piece| {
             piece.extend_from_slice(&greeting);
@@ -104,13 +124,13 @@ impl Connection {
             outgoing,
             alive: now,
             written: 0,
-            looked_at: 0,
+            checked_written: 0,
             arrived: 0,
             is_full: false,
             answers_pings: false,
             ping_waits: false,
             pong_waits: false,
-            paused: false,
+            reading: Reading::On,
             lent: LentMessage::None,
         }
     }
@@ -129,18 +149,18 @@ impl Connection {
         self.outgoing.bytes()
     }
 
-    /// What is held of a message that has not come to its end.
+    /// Bytes held of a message that has not arrived in full.
     pub(crate) fn unfinished_bytes(&self) -> u64 {
         self.decoder.unfinished_bytes()
     }
 
-    /// Memory that is held elsewhere while nothing comes and nothing waits.
+    /// Memory that is held besides this value while nothing arrives and nothing waits.
     #[cfg(test)]
     pub(crate) fn kept_bytes(&self) -> usize {
         self.outgoing.kept_bytes() + self.decoder.kept_bytes()
     }
 
-    /// When bytes came, or arrived at the other end, for the last time.
+    /// When bytes last arrived from the peer, or at it.
     pub(crate) fn alive(&self) -> Instant {
         self.alive
     }
@@ -150,12 +170,12 @@ impl Connection {
         &mut self.outgoing
     }
 
-    /// Whether it is to be told when the system takes more.
+    /// Whether the poll should report when the system takes more bytes.
     pub(crate) fn wants_room(&self) -> bool {
         self.lent != LentMessage::None || !self.outgoing.is_empty()
     }
 
-    /// Reads what is there, at most a large frame's share or [`READ_BYTES`] at once. `false`: nothing was there.
+    /// Reads once: into a large frame's own memory, or at most [`READ_BYTES`]. Returns whether there were bytes.
     ///
     /// # Errors
     /// The connection is over.
@@ -163,7 +183,7 @@ impl Connection {
         &mut self,
         scratch: &mut Vec<u8>,
         now: Instant,
-        mut news: impl FnMut(News),
+        mut on_event: impl FnMut(PeerEvent),
     ) -> Result<bool, End> {
         scratch.clear();
         let (buffer, is_direct) = match self.decoder.direct()? {
@@ -184,7 +204,7 @@ impl Connection {
         let behind = if is_direct {
             let (event, behind) = self.decoder.filled()?;
             if let Some(event) = event {
-                self.take(event, &mut news);
+                self.take(event, &mut on_event);
             }
             behind
         } else {
@@ -192,19 +212,19 @@ impl Connection {
         };
         let mut input = if is_direct { &behind[..] } else { &scratch[..] };
         while let Some(event) = self.decoder.feed(&mut input)? {
-            self.take(event, &mut news);
+            self.take(event, &mut on_event);
         }
         Ok(true)
     }
 
-    fn take(&mut self, event: Event, news: &mut impl FnMut(News)) {
+    fn take(&mut self, event: Event, on_event: &mut impl FnMut(PeerEvent)) {
         match event {
-            Event::Message(frames) => news(News::Message(frames)),
+            Event::Message(frames) => on_event(PeerEvent::Message(frames)),
             Event::Ready { minor, identity } => {
                 self.answers_pings |= minor >= 1;
-                news(News::Ready(identity));
+                on_event(PeerEvent::Ready(identity));
             }
-            Event::Say(command) => self
+            Event::Reply(command) => self
                 .outgoing
                 .push_small(|piece| codec::push_command(piece, &command)),
             Event::Ping { ttl, context } => {
@@ -219,7 +239,7 @@ impl Connection {
         }
     }
 
-    /// Writes what waits. `true` if nothing is left.
+    /// Writes as much of what waits as the system takes. Returns whether nothing is left.
     ///
     /// # Errors
     /// The connection is over.
@@ -231,7 +251,7 @@ impl Connection {
         let done = self.outgoing.write_to(&mut self.stream)?;
         let taken = before - self.outgoing.bytes();
         self.written += taken as i64;
-        // Only where there was no room before does it mean that others have arrived.
+        // The system's buffer was full and takes bytes again: earlier ones have arrived at the peer.
         if std::mem::replace(&mut self.is_full, !done) && taken > 0 {
             self.alive = now;
         }
@@ -241,14 +261,14 @@ impl Connection {
         Ok(done)
     }
 
-    /// Its owner did not listen for a while, so that silence says nothing.
-    pub(crate) fn excuse(&mut self, now: Instant) {
+    /// Counts the peer's silence from now on: its owner has not read for a while.
+    pub(crate) fn reset_silence(&mut self, now: Instant) {
         self.alive = now;
     }
 
-    /// Writes what waits, and then a message from memory that is lent for this call only. What was written is taken off
-    /// the front of `rest`. `true` if nothing is left; otherwise the next call has to bring the rest, or
-    /// [`Connection::give_up_lent`] to follow.
+    /// Writes what waits, and then a message from memory that is borrowed for this call. What was written is taken off the
+    /// front of `rest`. Returns whether nothing is left; otherwise call it again with the rest, or call
+    /// [`Connection::give_up_lent`].
     ///
     /// # Errors
     /// The connection is over.
@@ -289,7 +309,7 @@ impl Connection {
         Ok(true)
     }
 
-    /// The rest of a lent message will not come. `true` if some of it is out: then the connection is of no more use.
+    /// Gives up the rest of a borrowed message. Returns whether some of it was written: then the connection must be closed.
     #[cfg(feature = "client")]
     pub(crate) fn give_up_lent(&mut self) -> bool {
         if self.lent == LentMessage::Waits {
@@ -298,38 +318,38 @@ impl Connection {
         self.lent == LentMessage::Begun
     }
 
-    /// For so long nobody read: that does not count as the peer's silence.
+    /// Leaves time in which nobody read out of the peer's silence.
     #[cfg(feature = "client")]
-    pub(crate) fn not_heard(&mut self, time: Duration, now: Instant) {
+    pub(crate) fn not_read_for(&mut self, time: Duration, now: Instant) {
         self.alive = (self.alive + time).min(now);
     }
 
-    /// Whether its owner reads from it. While it does not, nothing can be heard.
-    pub(crate) fn pause(&mut self, paused: bool, now: Instant) {
-        if self.paused && !paused {
+    /// Notes whether the owner reads from it. The peer's silence counts from when it does again.
+    pub(crate) fn set_reading(&mut self, reading: Reading, now: Instant) {
+        if self.is_paused() && reading == Reading::On {
             self.alive = now;
         }
-        self.paused = paused;
+        self.reading = reading;
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.paused
+        self.reading == Reading::Paused
     }
 
-    /// Looks for a sign of life, and asks for one after [`HEARTBEAT`]. `true` if the peer should have given one long ago.
+    /// Whether the peer has shown no sign of life for [`SILENCE`]. Sends a PING after [`HEARTBEAT`].
     ///
-    /// Bytes that arrive at the other end are one, however slowly they do. So is an end that has no room for more: it is
-    /// there, and does not read. Peers that do not answer PINGs are left to the system, which asks for the host.
+    /// Bytes that arrive at the peer are a sign of life, however slowly they do; so is a full buffer at its end: it is
+    /// there and does not read. Peers that do not answer PINGs are left to TCP keepalive.
     pub(crate) fn is_silent(&mut self, now: Instant) -> bool {
         let quiet = now.saturating_duration_since(self.alive);
-        let nothing_new = quiet < HEARTBEAT && self.looked_at == self.written;
-        if nothing_new || self.paused || !self.is_ready() {
+        let nothing_new = quiet < HEARTBEAT && self.checked_written == self.written;
+        if nothing_new || self.is_paused() || !self.is_ready() {
             return false;
         }
         let unsent = unsent(&self.stream);
         let arrived = self.written - unsent.bytes as i64;
         let waits_for_room = unsent.bytes > 0 && unsent.on_the_way == 0;
-        self.looked_at = self.written;
+        self.checked_written = self.written;
         if arrived > self.arrived || waits_for_room {
             self.arrived = self.arrived.max(arrived);
             self.alive = now;
@@ -341,20 +361,20 @@ impl Connection {
         if !std::mem::replace(&mut self.ping_waits, true) {
             let before = self.outgoing.bytes();
             self.outgoing.push_small(codec::push_ping);
-            // Taken off in advance, since it is added when it is written.
+            // `write` will add it to `written`, where PINGs do not count.
             self.written -= (self.outgoing.bytes() - before) as i64;
         }
         quiet >= SILENCE
     }
 
-    /// Nothing more is to be written: once all has left, the other end sees the end of the stream.
+    /// Drops what waits and closes this direction: the peer sees the end of the stream.
     pub(crate) fn end_writing(&mut self) {
         self.outgoing.clear();
-        // Where that fails the connection is over already.
+        // It fails only if the connection is over already.
         let _ = self.stream.end_writing();
     }
 
-    /// What the system has not yet brought to the other end.
+    /// Written bytes that have not arrived at the peer.
     pub(crate) fn unsent_bytes(&self) -> u64 {
         unsent(&self.stream).bytes
     }

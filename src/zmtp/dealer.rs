@@ -1,10 +1,10 @@
 //! The client's end of ZMTP: one connection to a ROUTER, from connecting to its end.
 //!
-//! The client has no thread of its own, so a session that lies idle reads nothing and answers no PING. That is why this
-//! end announces ZMTP 3.0, which knows no PING: our server leaves such a peer to TCP keepalive, and a session may be idle
-//! for as long as its owner likes. While a caller waits it is this end that asks: a server that announced 3.1 gets a PING
+//! The client has no thread of its own, so an idle session reads nothing and answers no PING. That is why this end
+//! announces ZMTP 3.0, which has no PING: our server leaves such a peer to TCP keepalive, and a session may be idle for as
+//! long as its owner likes. While a caller waits, this end sends the heartbeats: a server that announced 3.1 gets a PING
 //! (time to live 0) after [`HEARTBEAT`](super::HEARTBEAT) without a byte, and is given up after
-//! [`SILENCE`](super::SILENCE). Time in which nobody waited does not count, because nobody would have heard anything.
+//! [`SILENCE`](super::SILENCE). Time in which no thread waited does not count, because nothing was read in it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,20 +19,20 @@ use bytes::Bytes;
 use rustix::event::PollFlags;
 
 use super::codec::{Limits, Violation};
-use super::connection::{Announce, Connection, End, News};
+use super::connection::{Announced, Connection, ConnectionSetup, End, PeerEvent};
 use super::mechanism::{Null, SocketType};
 use super::outgoing::Outgoing;
 use super::stream::Stream;
 use crate::error::{Error, Result};
 
-/// A server's answers are not bounded here: their size is the client's own choice, and the server bounds them.
+/// A server's answers are not bounded here: the client chose their size by its request, and the server bounds them.
 const LIMITS: Limits = Limits {
     message_bytes: u64::MAX,
     frames: usize::MAX,
 };
 
-/// A local listener whose backlog is full is asked again after so long; the system has no other way to tell.
-const RETRY: Duration = Duration::from_millis(5);
+/// How long to wait before connecting again to a local listener whose backlog is full; the system does not notify.
+const RETRY_AFTER: Duration = Duration::from_millis(5);
 
 /// Where a ROUTER listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,34 +51,34 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// How far a connection is.
+/// Where a connection is between connecting and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Nobody has accepted it.
+pub(crate) enum ConnectionState {
+    /// It is not accepted yet.
     Connecting,
-    /// Somebody has, and has not ended the handshake yet.
+    /// It is accepted; the handshake has not ended.
     Accepted,
-    /// The peer speaks ZMTP.
+    /// The handshake is done: messages may be sent.
     Open,
     /// It is over.
     Lost,
 }
 
-/// What came on the connections of one session, and the memory that it is read with.
+/// The messages that arrived on the connections of one session, and the buffer that all of them read into.
 #[derive(Default)]
 pub(crate) struct Inbox {
     pub messages: VecDeque<Vec<Bytes>>,
-    /// Bytes have come since somebody set this to false.
-    pub came: bool,
+    /// Set whenever bytes were read. Who wants to know resets it before.
+    pub has_read: bool,
     scratch: Vec<u8>,
 }
 
-/// One connection to one endpoint. After its end it is of no more use.
+/// One connection to one endpoint. It does not connect again after its end.
 pub(crate) struct Dealer {
     endpoint: Endpoint,
     connection: Connection,
-    phase: Phase,
-    /// Why it was lost, for a person.
+    state: ConnectionState,
+    /// Why it was lost, for the error's message.
     loss: String,
 }
 
@@ -86,7 +86,7 @@ impl Dealer {
     /// Begins to connect.
     ///
     /// # Errors
-    /// What shows at once: `UNAVAILABLE` if nobody listens, `RESOURCE_EXHAUSTED` if no descriptor is left.
+    /// What the system says at once: `UNAVAILABLE` if nobody listens, `RESOURCE_EXHAUSTED` if no descriptor is left.
     pub(crate) fn open(
         endpoint: Endpoint,
         routing_id: &[u8; 16],
@@ -96,14 +96,16 @@ impl Dealer {
             Endpoint::Tcp(address) => Stream::connect_tcp(*address),
             Endpoint::Local(path) => loop {
                 match Stream::connect_local(path) {
-                    Err(e) if is_full(&e) && Instant::now() < deadline => thread::sleep(RETRY),
+                    Err(e) if is_full(&e) && Instant::now() < deadline => {
+                        thread::sleep(RETRY_AFTER)
+                    }
                     other => break other,
                 }
             },
         };
-        let phase = match endpoint {
-            Endpoint::Tcp(_) => Phase::Connecting,
-            Endpoint::Local(_) => Phase::Accepted,
+        let state = match endpoint {
+            Endpoint::Tcp(_) => ConnectionState::Connecting,
+            Endpoint::Local(_) => ConnectionState::Accepted,
         };
         let stream = stream.map_err(|e| not_connected(&endpoint, &e))?;
         let identity = Bytes::copy_from_slice(routing_id);
@@ -111,8 +113,14 @@ impl Dealer {
         let now = Instant::now();
         Ok(Dealer {
             endpoint,
-            connection: Connection::new(stream, mechanism, Announce::V30, LIMITS, now),
-            phase,
+            connection: Connection::new(ConnectionSetup {
+                stream,
+                mechanism,
+                announced: Announced::V30,
+                limits: LIMITS,
+                now,
+            }),
+            state,
             loss: String::new(),
         })
     }
@@ -121,8 +129,8 @@ impl Dealer {
         &self.endpoint
     }
 
-    pub(crate) fn phase(&self) -> Phase {
-        self.phase
+    pub(crate) fn state(&self) -> ConnectionState {
+        self.state
     }
 
     /// What waits to be written, to append to; [`Dealer::write`] sends it.
@@ -135,31 +143,31 @@ impl Dealer {
         self.connection.wants_room()
     }
 
-    /// What it is to be polled for.
+    /// Which events to poll for.
     pub(crate) fn interest(&self) -> PollFlags {
-        if self.phase == Phase::Connecting || self.connection.wants_room() {
+        if self.state == ConnectionState::Connecting || self.connection.wants_room() {
             PollFlags::IN | PollFlags::OUT
         } else {
             PollFlags::IN
         }
     }
 
-    /// The poll saw these: connects, writes what there is room for, reads what is there.
-    pub(crate) fn go_on(&mut self, seen: PollFlags, now: Instant, inbox: &mut Inbox) {
-        if seen.is_empty() || self.phase == Phase::Lost {
+    /// Handles the poll's events: ends connecting, writes as much as the connection takes, reads what has arrived.
+    pub(crate) fn handle(&mut self, events: PollFlags, now: Instant, inbox: &mut Inbox) {
+        if events.is_empty() || self.state == ConnectionState::Lost {
             return;
         }
-        if self.phase == Phase::Connecting {
+        if self.state == ConnectionState::Connecting {
             if let Err(e) = self.connection.stream().error() {
                 self.lose(no_server(&e));
                 return;
             }
-            self.phase = Phase::Accepted;
+            self.state = ConnectionState::Accepted;
         }
-        if seen.contains(PollFlags::OUT) {
+        if events.contains(PollFlags::OUT) {
             self.write(now, inbox);
         }
-        if seen != PollFlags::OUT && self.phase != Phase::Lost {
+        if events != PollFlags::OUT && self.state != ConnectionState::Lost {
             self.read(now, inbox);
         }
     }
@@ -170,25 +178,28 @@ impl Dealer {
         let Inbox {
             messages, scratch, ..
         } = inbox;
-        let read = self.connection.read(scratch, now, |news| match news {
-            News::Ready(_) => is_ready = true,
-            News::Message(frames) => messages.push_back(frames),
+        let read = self.connection.read(scratch, now, |event| match event {
+            PeerEvent::Ready(_) => is_ready = true,
+            PeerEvent::Message(frames) => messages.push_back(frames),
         });
         if is_ready {
-            self.phase = Phase::Open;
+            self.state = ConnectionState::Open;
         }
-        inbox.came |= matches!(read, Ok(true));
+        inbox.has_read |= matches!(read, Ok(true));
         match read {
-            // The answer to a PING; what waited before is written when there is room.
+            // The answer to a PING leaves at once; what waited before is written when the poll says so.
             Ok(_) if !had_something_to_write => self.write(now, inbox),
             Ok(_) => {}
             Err(end) => self.end(end),
         }
     }
 
-    /// Writes what waits, as far as there is room.
+    /// Writes as much of what waits as the connection takes.
     pub(crate) fn write(&mut self, now: Instant, inbox: &mut Inbox) {
-        if matches!(self.phase, Phase::Connecting | Phase::Lost) {
+        if matches!(
+            self.state,
+            ConnectionState::Connecting | ConnectionState::Lost
+        ) {
             return;
         }
         if let Err(end) = self.connection.write(now) {
@@ -203,7 +214,7 @@ impl Dealer {
         now: Instant,
         inbox: &mut Inbox,
     ) -> bool {
-        if self.phase == Phase::Lost {
+        if self.state == ConnectionState::Lost {
             return true;
         }
         match self.connection.write_lent(rest, now) {
@@ -220,20 +231,20 @@ impl Dealer {
         self.connection.give_up_lent()
     }
 
-    /// For so long nobody waited.
-    pub(crate) fn not_heard(&mut self, time: Duration, now: Instant) {
-        self.connection.not_heard(time, now);
+    /// Nobody read for so long.
+    pub(crate) fn not_read_for(&mut self, time: Duration, now: Instant) {
+        self.connection.not_read_for(time, now);
     }
 
-    /// Asks for a sign of life where it is time for that; gives the server up if it has given none for too long.
+    /// Sends a heartbeat if one is due; gives the server up if nothing has arrived for too long.
     pub(crate) fn check(&mut self, now: Instant, inbox: &mut Inbox) {
-        if self.phase != Phase::Open {
+        if self.state != ConnectionState::Open {
             return;
         }
         if self.connection.is_silent(now) {
             let quiet = now.saturating_duration_since(self.connection.alive());
             self.lose(format!(
-                "the connection to the server was lost: the server is silent, not a byte came for {} s",
+                "the connection to the server was lost: the server is silent, no byte arrived for {} s",
                 quiet.as_secs()
             ));
         } else {
@@ -241,14 +252,14 @@ impl Dealer {
         }
     }
 
-    /// What was written before this end of the connection was noticed may have an answer that is there already.
+    /// Reads what has arrived before the connection ends: answers to earlier requests may be among it.
     fn end_after_reading(&mut self, end: End, now: Instant, inbox: &mut Inbox) {
         let Inbox {
             messages, scratch, ..
         } = inbox;
         loop {
-            let read = self.connection.read(scratch, now, |news| {
-                if let News::Message(frames) = news {
+            let read = self.connection.read(scratch, now, |event| {
+                if let PeerEvent::Message(frames) = event {
                     messages.push_back(frames);
                 }
             });
@@ -260,23 +271,27 @@ impl Dealer {
     }
 
     fn end(&mut self, end: End) {
-        let loss = match (self.phase, end) {
-            (Phase::Connecting, End::Io(e)) => no_server(&e),
+        let loss = match (self.state, end) {
+            (ConnectionState::Connecting, End::Io(e)) => no_server(&e),
             (
-                Phase::Connecting | Phase::Accepted,
+                ConnectionState::Connecting | ConnectionState::Accepted,
                 End::Closed | End::Io(_) | End::Violation(Violation::NoZmtp),
             ) => "the peer ended the connection during ZeroMQ's handshake: it is not an MDM server"
                 .to_owned(),
-            (Phase::Connecting | Phase::Accepted, End::Violation(Violation::Refused)) => {
-                "the server refused this client's authentication".to_owned()
-            }
-            (Phase::Connecting | Phase::Accepted, End::Violation(violation)) => {
+            (
+                ConnectionState::Connecting | ConnectionState::Accepted,
+                End::Violation(Violation::Refused),
+            ) => "the server refused this client's authentication".to_owned(),
+            (
+                ConnectionState::Connecting | ConnectionState::Accepted,
+                End::Violation(violation),
+            ) => {
                 format!("ZeroMQ's handshake failed: {violation}: it is not an MDM server")
             }
-            (Phase::Open | Phase::Lost, End::Violation(violation)) => {
+            (ConnectionState::Open | ConnectionState::Lost, End::Violation(violation)) => {
                 format!("the connection to the server was lost: {violation}")
             }
-            (Phase::Open | Phase::Lost, End::Closed | End::Io(_)) => {
+            (ConnectionState::Open | ConnectionState::Lost, End::Closed | End::Io(_)) => {
                 "the connection to the server was lost".to_owned()
             }
         };
@@ -284,27 +299,27 @@ impl Dealer {
     }
 
     fn lose(&mut self, loss: String) {
-        if self.phase != Phase::Lost {
-            (self.phase, self.loss) = (Phase::Lost, loss);
+        if self.state != ConnectionState::Lost {
+            (self.state, self.loss) = (ConnectionState::Lost, loss);
         }
     }
 
-    /// What to tell of a connection that is lost.
+    /// The error for a connection that is lost.
     pub(crate) fn loss(&self) -> Error {
         Error::unavailable(format!("{}: {}", self.endpoint, self.loss))
     }
 
-    /// What to tell of a connection on which hello was not answered in time.
-    pub(crate) fn silence(&self, waited: Duration) -> Error {
-        let why = match self.phase {
-            Phase::Connecting => "no connection: is the host up and the port open?",
-            Phase::Accepted => {
+    /// The error for a connection on which hello was not answered in time.
+    pub(crate) fn hello_timeout(&self, waited: Duration) -> Error {
+        let why = match self.state {
+            ConnectionState::Connecting => "no connection: is the host up and the port open?",
+            ConnectionState::Accepted => {
                 "something accepts connections there, but it does not speak ZeroMQ: it is not an MDM server, or it hangs"
             }
-            Phase::Open => {
+            ConnectionState::Open => {
                 "a ZeroMQ peer is there, but it does not answer hello: it is not an MDM server, or it hangs"
             }
-            Phase::Lost => &self.loss,
+            ConnectionState::Lost => &self.loss,
         };
         Error::unavailable(format!(
             "{}: {why} (waited {} s)",

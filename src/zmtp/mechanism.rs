@@ -1,13 +1,13 @@
-//! Security mechanisms: what is said between the greeting and the first message, and who may speak at all.
+//! Security mechanisms: the handshake between the greeting and the first message, which decides who may connect.
 //!
-//! There is NULL, which asks for nothing. CURVE (<https://rfc.zeromq.org/spec/26/>) would be a second one: its commands
-//! pass through [`Mechanism::hear`]; its frames need one more step in the codec.
+//! There is NULL, which lets everybody in. CURVE (<https://rfc.zeromq.org/spec/26/>) would be a second one: its commands
+//! go through [`Mechanism::handle`]; its encrypted frames need one more step in the codec.
 
 use bytes::Bytes;
 
 use super::codec::Violation;
 
-/// What a peer's socket is, as it says so itself.
+/// The type of a socket, as its READY command names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SocketType {
     Router,
@@ -22,10 +22,10 @@ impl SocketType {
         }
     }
 
-    /// Whether a socket of that name may speak with this one.
+    /// Whether a peer of that type may connect to this one.
     fn accepts(self, peer: &[u8]) -> bool {
         match self {
-            // A ROUTER's peers by the specification; a REQ's empty first frame is refused by the reader of headers.
+            // The peers that ZMTP allows a ROUTER. A REQ's empty first frame is refused later, as a header.
             SocketType::Router => [&b"DEALER"[..], b"REQ", b"ROUTER"].contains(&peer),
             SocketType::Dealer => [&b"ROUTER"[..], b"REP", b"DEALER"].contains(&peer),
         }
@@ -35,27 +35,27 @@ impl SocketType {
 /// What a handshake's command led to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The peer may speak from now on; this is the routing id that it asked for, empty if it asked for none.
+    /// The handshake is done; the routing id that the peer asked for, empty if it asked for none.
     Done(Bytes),
-    /// Say this command, and go on.
+    /// This command is to be sent; the handshake goes on.
     #[allow(dead_code)] // NULL has one command each way; mechanisms with keys have several
-    Say(Vec<u8>),
+    Reply(Vec<u8>),
 }
 
 /// A handshake's rules, for one connection.
 pub(crate) trait Mechanism: Send {
     /// The name in the greeting.
     fn name(&self) -> &'static str;
-    /// The body of the command that this end says first.
+    /// The body of this end's first command.
     fn first(&mut self) -> Vec<u8>;
-    /// A command of the peer's has come.
+    /// Handles a command of the peer.
     ///
     /// # Errors
-    /// Why the connection ends.
-    fn hear(&mut self, command: &[u8]) -> Result<Step, Violation>;
+    /// Why the connection has to be closed.
+    fn handle(&mut self, command: &[u8]) -> Result<Step, Violation>;
 }
 
-/// Anybody may speak: one READY each way, with the socket's type and its routing id.
+/// NULL: everybody may connect. One READY each way, with the socket's type and its routing id.
 pub(crate) struct Null {
     own: SocketType,
     identity: Bytes,
@@ -89,7 +89,7 @@ impl Mechanism for Null {
         ready
     }
 
-    fn hear(&mut self, command: &[u8]) -> Result<Step, Violation> {
+    fn handle(&mut self, command: &[u8]) -> Result<Step, Violation> {
         let (name, mut rest) = named(command).ok_or(Violation::Handshake)?;
         if name != b"READY" {
             return Err(match name {

@@ -1,4 +1,4 @@
-//! What waits to be written on one connection: small frames gathered in one piece of memory, large ones lent to `writev`.
+//! The bytes that wait to be written on one connection: small frames are copied together, large ones written in place.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -7,29 +7,29 @@ use bytes::Bytes;
 
 use super::codec::push_head;
 
-/// Frames of up to so many bytes are copied behind what waits already; more of them leave in one piece.
+/// Frames of up to so many bytes are copied behind what waits already; larger ones are written from where they lie.
 pub(crate) const COPY_BYTES: usize = 4096;
-/// A piece that gathers frames is not made longer than this.
+/// A piece of copied frames gets no further frame once it has so many bytes.
 const PIECE_BYTES: usize = 64 * 1024;
-/// Pieces in one write; systems take no more than 1,024.
+/// Most pieces of one vectored write; systems take no more than 1,024.
 pub(crate) const MOST_SLICES: usize = 64;
 /// Memory that an idle connection may keep for its next small answers.
 const KEPT_BYTES: usize = 512;
 /// Pieces that an idle connection keeps room for.
 const KEPT_PIECES: usize = 8;
-/// What one connection writes before others get their turn: a peer that reads as fast as we write would never say "enough",
-/// and a small answer to another waits for no longer than this takes to be copied.
+/// Most bytes that one connection writes before others get their turn: a peer that reads as fast as we write would never
+/// make us stop, and a small answer to another peer waits while these are copied.
 const TURN_BYTES: usize = 256 * 1024;
 
 enum Piece {
-    Gathered(Vec<u8>),
+    Copied(Vec<u8>),
     Lent(Bytes),
 }
 
 impl Piece {
     fn bytes(&self) -> &[u8] {
         match self {
-            Piece::Gathered(bytes) => bytes,
+            Piece::Copied(bytes) => bytes,
             Piece::Lent(bytes) => bytes,
         }
     }
@@ -39,10 +39,10 @@ impl Piece {
 #[derive(Default)]
 pub(crate) struct Outgoing {
     pieces: VecDeque<Piece>,
-    /// Of the first piece, bytes that were written.
+    /// Bytes of the first piece that were written.
     written: usize,
     bytes: u64,
-    /// Memory of a piece that was written, for the next.
+    /// The memory of a small piece that was written, for the next one.
     spare: Vec<u8>,
 }
 
@@ -74,19 +74,19 @@ impl Outgoing {
         }
     }
 
-    /// Appends bytes as they are: whole frames and heads, as their maker laid them out.
-    pub(crate) fn push_laid_out(&mut self, bytes: Vec<u8>) {
+    /// Appends bytes that the caller has encoded: heads, and frames.
+    pub(crate) fn push_encoded(&mut self, bytes: Vec<u8>) {
         if bytes.len() <= COPY_BYTES {
             self.push_small(|piece| piece.extend_from_slice(&bytes));
         } else {
             self.bytes += bytes.len() as u64;
-            self.pieces.push_back(Piece::Gathered(bytes));
+            self.pieces.push_back(Piece::Copied(bytes));
         }
     }
 
-    /// Appends the body of a frame whose head was appended before.
+    /// Appends the body of a frame whose head was appended before, without a copy.
     pub(crate) fn push_lent(&mut self, body: Bytes) {
-        // An empty piece would look like a writer that takes nothing.
+        // Writing an empty piece returns 0, which means an error.
         if !body.is_empty() {
             self.bytes += body.len() as u64;
             self.pieces.push_back(Piece::Lent(body));
@@ -96,7 +96,7 @@ impl Outgoing {
     /// Appends all that waits in another, which is empty afterwards.
     pub(crate) fn append(&mut self, other: &mut Outgoing) {
         if self.is_empty() {
-            // Their memory goes round with them.
+            // The two swap their memory, so that both are used again.
             std::mem::swap(self, other);
         } else if other.written == 0 {
             self.bytes += std::mem::take(&mut other.bytes);
@@ -106,24 +106,23 @@ impl Outgoing {
 
     /// Appends what `write` writes: a command, or the handshake.
     pub(crate) fn push_small(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let gathers =
-            matches!(self.pieces.back(), Some(Piece::Gathered(piece)) if piece.len() < PIECE_BYTES);
-        if !gathers {
+        let has_room =
+            matches!(self.pieces.back(), Some(Piece::Copied(piece)) if piece.len() < PIECE_BYTES);
+        if !has_room {
             let piece = std::mem::take(&mut self.spare);
-            self.pieces.push_back(Piece::Gathered(piece));
+            self.pieces.push_back(Piece::Copied(piece));
         }
-        if let Some(Piece::Gathered(piece)) = self.pieces.back_mut() {
+        if let Some(Piece::Copied(piece)) = self.pieces.back_mut() {
             let before = piece.len();
             write(piece);
             self.bytes += (piece.len() - before) as u64;
         }
     }
 
-    /// Writes as much as `writer` takes, up to [`TURN_BYTES`]: `Ok(true)` if nothing is left, `Ok(false)` if
-    /// the rest is to be written when `writer` can take it.
+    /// Writes as much as `writer` takes, up to [`TURN_BYTES`]. Returns whether nothing is left.
     ///
     /// # Errors
-    /// The writer's, where it is not "try again".
+    /// The writer's, but for `WouldBlock` and `Interrupted`.
     pub(crate) fn write_to(&mut self, writer: &mut impl io::Write) -> io::Result<bool> {
         let mut turn = TURN_BYTES;
         while self.bytes > 0 {
@@ -166,7 +165,7 @@ impl Outgoing {
                 return;
             }
             self.written -= length;
-            if let Some(Piece::Gathered(mut piece)) = self.pieces.pop_front()
+            if let Some(Piece::Copied(mut piece)) = self.pieces.pop_front()
                 && piece.capacity() <= KEPT_BYTES
             {
                 piece.clear();
@@ -178,7 +177,7 @@ impl Outgoing {
         }
     }
 
-    /// Whether memory that begins there is to be written from where it lies.
+    /// Whether a piece that begins at that address is to be written in place.
     #[cfg(test)]
     pub(crate) fn lends(&self, memory: *const u8) -> bool {
         let is_there =
@@ -285,8 +284,8 @@ mod tests {
         let mut first = Outgoing::default();
         for round in 0..3u8 {
             let mut second = Outgoing::default();
-            second.push_laid_out(vec![round; 3]);
-            second.push_laid_out(vec![round; COPY_BYTES + 1]);
+            second.push_encoded(vec![round; 3]);
+            second.push_encoded(vec![round; COPY_BYTES + 1]);
             second.push_lent(Bytes::new());
             second.push_lent(Bytes::from(vec![round; 5]));
             first.append(&mut second);

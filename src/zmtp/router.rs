@@ -1,11 +1,11 @@
-//! A ROUTER's end: many connections by routing id, polled in one epoll with the owner's inner sockets.
+//! The server's end of ZMTP: many connections by routing id, polled in one epoll with the owner's inner sockets.
 //!
 //! ```text
-//! wait ─▶ which connections can be read, written, accepted      next ─▶ a message, or the end of a session
+//! wait ─▶ which connections can be read, written, accepted      next ─▶ a message, or the end of a connection
 //! send ─▶ gathered per connection ─▶ flush: one write a turn    tick ─▶ once a second: heartbeats, deadlines, bounds
 //! ```
-//! It belongs to one thread, which calls these in turn and never waits but in [`Router::wait`]. Each connection has a
-//! [`ReplyTo`]: its own routing id where that is one of this protocol's, else a number that nobody else has.
+//! It belongs to one thread, which calls these in turn and blocks only in [`Router::wait`]. Each connection has a
+//! [`ReplyTo`]: its own routing id where that has the 16 bytes of this protocol's, else a unique number.
 
 mod finish;
 mod peers;
@@ -19,10 +19,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-pub(crate) use self::finish::{LOOK, Leaving};
+pub(crate) use self::finish::{CLOSE_EVERY, Closing};
 use self::peers::Peers;
 use super::codec::Limits;
-use super::connection::{Announce, Connection, End, News, READ_BYTES};
+use super::connection::{
+    Announced, Connection, ConnectionSetup, End, PeerEvent, READ_BYTES, Reading,
+};
 use super::mechanism::{Null, SocketType};
 use super::outgoing::Outgoing;
 use super::poller::{Interest, Poller, Ready};
@@ -40,7 +42,7 @@ pub(crate) struct Bounds {
     pub unfinished_bytes: u64,
     /// Connections at once.
     pub connections: usize,
-    /// A peer with so many bytes that it does not read is not read from.
+    /// A peer that leaves more bytes of answers unread than this is not read from.
     pub unread_bytes: u64,
 }
 
@@ -48,30 +50,30 @@ pub(crate) struct Bounds {
 #[derive(Debug)]
 pub(crate) enum Incoming {
     Message(ReplyTo, Vec<Bytes>),
-    /// Its connection is over; nothing more comes of it.
+    /// Its connection is over: nothing more comes from it.
     Closed(ReplyTo),
-    /// It should have given a sign of life long ago. It stays until the owner closes it.
+    /// It has shown no sign of life for [`SILENCE`]. It stays connected until the owner closes it.
     Silent(ReplyTo),
 }
 
-/// The peer is not connected (any more).
+/// The peer is not connected, or not any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Gone;
+pub(crate) struct NotConnected;
 
-/// Connections that are accepted before others get their turn.
+/// Most connections that are accepted in a row, before those that exist get their turn.
 const ACCEPT_TURN: usize = 64;
-/// How long nobody is accepted after the system had no descriptor left.
+/// How long accepting pauses after the system had no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often [`Router::tick`] looks at all connections.
+/// How often [`Router::tick`] checks all connections.
 const TICK: Duration = Duration::from_secs(1);
-/// The owner did not listen for so long: what has come lies unread, and nobody is judged by what was heard.
-const ABSENCE: Duration = Duration::from_secs(3);
-/// Messages of fewer bytes are given up only if there are no larger ones.
-const WORTH_BYTES: u64 = 64 * 1024;
-/// Reads of a connection that is about to be forgotten: complete messages that have come still count.
-const LAST_READS: usize = 64;
+/// If the owner did not call for so long, what peers sent lies unread, and their silence does not count.
+const OWNER_AWAY: Duration = Duration::from_secs(3);
+/// Unfinished messages of fewer bytes are given up only if there are no larger ones.
+const LARGE_UNFINISHED_BYTES: u64 = 64 * 1024;
+/// Most reads of a connection before it is closed: messages that have arrived in full still count.
+const READS_BEFORE_CLOSE: usize = 64;
 
-/// What a token of the poller stands for besides connections.
+/// Bits of a poller's token that mark what is not a connection.
 const LISTENER: u64 = 1 << 62;
 const INNER: u64 = 1 << 63;
 
@@ -83,21 +85,22 @@ pub(crate) struct Router {
     poller: Poller,
     listeners: Vec<Listener>,
     peers: Peers,
-    /// Connections that can be read.
+    /// Connections that can be read, in the order in which they are.
     readable: VecDeque<u64>,
     /// Connections with something to write.
     unwritten: Vec<u64>,
-    /// What was read and not taken yet.
+    /// What was read and not yet returned by [`Router::next`].
     inbox: VecDeque<Incoming>,
+    /// The buffer of all reads.
     scratch: Vec<u8>,
     /// One of the owner's descriptors could be read.
-    inner_news: bool,
+    inner_readable: bool,
     unfinished_bytes: u64,
     accept_again: Option<Instant>,
     last_tick: Instant,
-    /// Connections that were turned away since the last word about it.
-    turned_away: u64,
-    said_at: Option<Instant>,
+    /// Connections that were rejected since this was last logged.
+    rejected: u64,
+    logged_at: Option<Instant>,
 }
 
 impl Router {
@@ -116,16 +119,16 @@ impl Router {
             unwritten: Vec::new(),
             inbox: VecDeque::new(),
             scratch: Vec::with_capacity(READ_BYTES),
-            inner_news: true,
+            inner_readable: true,
             unfinished_bytes: 0,
             accept_again: None,
             last_tick: Instant::now(),
-            turned_away: 0,
-            said_at: None,
+            rejected: 0,
+            logged_at: None,
         })
     }
 
-    /// Accepts connections there from now on.
+    /// Accepts connections from this listener from now on.
     ///
     /// # Errors
     /// The poller's.
@@ -144,42 +147,46 @@ impl Router {
         self.poller.add(source, INNER, Interest::Read)
     }
 
-    /// Whether one of the owner's descriptors could be read since the last question, or at the start. A look at a socket
-    /// of libzmq's is a system call, which is saved where nothing can have come.
-    pub(crate) fn take_inner_news(&mut self) -> bool {
-        std::mem::take(&mut self.inner_news)
+    /// Whether one of the owner's descriptors could be read since the last call; true at the first call. Asking a libzmq
+    /// socket costs a system call, which is saved when nothing can have arrived.
+    pub(crate) fn take_inner_readable(&mut self) -> bool {
+        std::mem::take(&mut self.inner_readable)
     }
 
     /// Whether there is something to do without waiting.
-    pub(crate) fn has_news(&self) -> bool {
-        self.inner_news || self.has_input()
+    pub(crate) fn has_work(&self) -> bool {
+        self.inner_readable || self.has_input()
     }
 
-    /// The owner has left something unread.
-    pub(crate) fn keep_inner_news(&mut self) {
-        self.inner_news = true;
+    /// The owner has left something unread: the next [`Router::take_inner_readable`] is true again.
+    pub(crate) fn keep_inner_readable(&mut self) {
+        self.inner_readable = true;
     }
 
-    /// Whether something was read, or can be read, that nobody has taken yet.
+    /// Whether something was read, or can be read, that [`Router::next`] has not returned.
     pub(crate) fn has_input(&self) -> bool {
         !self.inbox.is_empty() || !self.readable.is_empty()
     }
 
-    /// Waits until there is something to do, or the time is over; not at all while [`Router::has_input`]. `false`:
-    /// nothing came.
+    /// Waits until there is something to do, or for the timeout; not at all while [`Router::has_input`]. Returns whether
+    /// there is something to do.
     ///
     /// # Errors
     /// The poller's.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
-        let (mut news, mut accepts) = (self.has_input(), 0u64);
-        let timeout = if news { Some(Duration::ZERO) } else { timeout };
+        let (mut ready_any, mut accepts) = (self.has_input(), 0u64);
+        let timeout = if ready_any {
+            Some(Duration::ZERO)
+        } else {
+            timeout
+        };
         let (peers, readable, unwritten) =
             (&mut self.peers, &mut self.readable, &mut self.unwritten);
-        let inner_news = &mut self.inner_news;
+        let inner_readable = &mut self.inner_readable;
         self.poller.wait(timeout, |ready: Ready| {
-            news = true;
+            ready_any = true;
             if ready.token & INNER != 0 {
-                *inner_news = true;
+                *inner_readable = true;
                 return;
             }
             if ready.token & LISTENER != 0 {
@@ -204,21 +211,21 @@ impl Router {
                 }
             }
         }
-        Ok(news)
+        Ok(ready_any)
     }
 
     fn accept(&mut self, index: usize, now: Instant) {
         for _ in 0..ACCEPT_TURN {
             match self.listeners[index].accept() {
                 Ok(Some(stream)) if self.peers.len() < self.bounds.connections => {
-                    self.begin(stream, now);
+                    self.add(stream, now);
                 }
-                // It learns at once that there is no room.
-                Ok(Some(_)) => self.turn_away(now),
+                // Dropped, which closes it: the peer learns at once that there is no room.
+                Ok(Some(_)) => self.reject(now),
                 Ok(None) => return,
                 Err(e) if is_connection_error(&e) => {}
                 Err(e) => {
-                    if self.may_say(now) {
+                    if self.may_log(now) {
                         tracing::warn!(port = self.name, %e, "no connection can be accepted; tried again in a moment");
                     }
                     self.accept_again = Some(now + ACCEPT_PAUSE);
@@ -238,33 +245,38 @@ impl Router {
         }
     }
 
-    fn turn_away(&mut self, now: Instant) {
-        self.turned_away += 1;
-        if self.may_say(now) {
+    fn reject(&mut self, now: Instant) {
+        self.rejected += 1;
+        if self.may_log(now) {
             tracing::warn!(
                 port = self.name,
                 connections = self.peers.len(),
-                turned_away = self.turned_away,
+                turned_away = self.rejected,
                 "connections were turned away: --max-sessions is reached"
             );
-            self.turned_away = 0;
+            self.rejected = 0;
         }
     }
 
-    /// Whether a word about connections that cannot be had is due: one a second is enough.
-    fn may_say(&mut self, now: Instant) -> bool {
+    /// Whether a rejected or failed connection may be logged now: at most one line a second.
+    fn may_log(&mut self, now: Instant) -> bool {
         let is_due = |at| now.saturating_duration_since(at) >= Duration::from_secs(1);
-        let may = self.said_at.is_none_or(is_due);
+        let may = self.logged_at.is_none_or(is_due);
         if may {
-            self.said_at = Some(now);
+            self.logged_at = Some(now);
         }
         may
     }
 
-    fn begin(&mut self, stream: Stream, now: Instant) {
+    fn add(&mut self, stream: Stream, now: Instant) {
         let mechanism = Box::new(Null::new(SocketType::Router, Bytes::new()));
-        let connection =
-            Connection::new(stream, mechanism, Announce::V31, self.bounds.message, now);
+        let connection = Connection::new(ConnectionSetup {
+            stream,
+            mechanism,
+            announced: Announced::V31,
+            limits: self.bounds.message,
+            now,
+        });
         let token = self.peers.insert(connection, now);
         let Some(peer) = self.peers.get_mut(token) else {
             return;
@@ -285,7 +297,7 @@ impl Router {
         }
     }
 
-    /// The next message, or end of a session, of what can be read. Each connection is read once, in turn.
+    /// The next message, or the end of a connection. Connections that can be read are read once each, in turn.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Incoming> {
         loop {
             if let Some(incoming) = self.inbox.pop_front() {
@@ -301,7 +313,7 @@ impl Router {
         }
     }
 
-    /// Reads once. `false` if nothing was there, or the connection is over.
+    /// Reads a connection once. Returns whether there may be more to read.
     fn read(&mut self, token: u64, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(token) else {
             return false;
@@ -312,13 +324,13 @@ impl Router {
         let mut early = Vec::new();
         let result = peer
             .connection
-            .read(&mut self.scratch, now, |news| match (news, reply) {
-                (News::Message(frames), Some(reply)) => {
+            .read(&mut self.scratch, now, |event| match (event, reply) {
+                (PeerEvent::Message(frames), Some(reply)) => {
                     inbox.push_back(Incoming::Message(reply, frames))
                 }
-                // Behind the handshake in the same bytes.
-                (News::Message(frames), None) => early.push(frames),
-                (News::Ready(identity), _) => asked_for = Some(identity),
+                // It arrived in the same bytes as the end of the handshake.
+                (PeerEvent::Message(frames), None) => early.push(frames),
+                (PeerEvent::Ready(identity), _) => asked_for = Some(identity),
             });
         let after = peer.connection.unfinished_bytes();
         peer.note_gain(before, after);
@@ -347,7 +359,7 @@ impl Router {
                     self.mark_unwritten(token);
                 }
                 if self.unfinished_bytes > self.bounds.unfinished_bytes {
-                    self.shed();
+                    self.close_slowest();
                 }
                 more
             }
@@ -360,8 +372,8 @@ impl Router {
 
     fn end(&mut self, token: u64, end: &End) {
         match end {
-            // Whoever scans ports makes many of these: one a second is enough.
-            End::Violation(violation) if self.may_say(Instant::now()) => {
+            // A scan of ports makes many of these: one a second is logged.
+            End::Violation(violation) if self.may_log(Instant::now()) => {
                 tracing::warn!(port = self.name, %violation, "a connection was closed");
             }
             End::Violation(_) | End::Closed | End::Io(_) => {
@@ -371,7 +383,7 @@ impl Router {
         self.drop_peer(token);
     }
 
-    /// Forgets a connection, and tells its owner if it had a name.
+    /// Closes a connection, and reports that to the owner if its handshake was done.
     fn drop_peer(&mut self, token: u64) {
         if let Some(peer) = self.peers.remove(token) {
             self.poller.remove(token);
@@ -382,13 +394,13 @@ impl Router {
         }
     }
 
-    /// Gives up unfinished messages until the rest are within the bound: those that gained least of late go first. A
-    /// large message that is the only one stays; its own bound holds for it.
-    fn shed(&mut self) {
+    /// Closes connections until the unfinished messages of the others are within the bound: those that received least
+    /// lately go first. A large message that is the only one stays: the bound of one message holds for it.
+    fn close_slowest(&mut self) {
         while self.unfinished_bytes > self.bounds.unfinished_bytes {
             let Some((token, bytes)) = self
                 .peers
-                .slowest(WORTH_BYTES, self.bounds.unfinished_bytes)
+                .slowest(LARGE_UNFINISHED_BYTES, self.bounds.unfinished_bytes)
             else {
                 return;
             };
@@ -414,11 +426,11 @@ impl Router {
         &mut self,
         to: ReplyTo,
         frames: impl IntoIterator<Item = Bytes>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), NotConnected> {
         self.send_with(to, |outgoing| outgoing.push_message(frames))
     }
 
-    /// As [`Router::send`], of a message that the caller lays out by itself.
+    /// As [`Router::send`], of a message that the caller encodes itself.
     ///
     /// # Errors
     /// The peer is not connected.
@@ -426,9 +438,9 @@ impl Router {
         &mut self,
         to: ReplyTo,
         push: impl FnOnce(&mut Outgoing),
-    ) -> Result<(), Gone> {
-        let token = self.peers.token(to).ok_or(Gone)?;
-        let peer = self.peers.get_mut(token).ok_or(Gone)?;
+    ) -> Result<(), NotConnected> {
+        let token = self.peers.token(to).ok_or(NotConnected)?;
+        let peer = self.peers.get_mut(token).ok_or(NotConnected)?;
         push(peer.connection.outgoing());
         if !std::mem::replace(&mut peer.is_unwritten, true) {
             self.unwritten.push(token);
@@ -436,25 +448,25 @@ impl Router {
         Ok(())
     }
 
-    /// Bytes that a peer has still to be sent.
+    /// Bytes that wait to be written to a peer.
     pub(crate) fn waiting_bytes(&self, to: ReplyTo) -> u64 {
         let peer = self.peers.token(to).and_then(|token| self.peers.get(token));
         peer.map_or(0, |peer| peer.connection.waiting_bytes())
     }
 
-    /// Whether a sign of life came from a peer in the last [`SILENCE`].
+    /// Whether a peer has shown a sign of life in the last [`SILENCE`].
     pub(crate) fn is_alive(&self, of: ReplyTo, now: Instant) -> bool {
         let peer = self.peers.token(of).and_then(|token| self.peers.get(token));
         peer.is_some_and(|peer| now.saturating_duration_since(peer.connection.alive()) < SILENCE)
     }
 
-    /// Writes what was queued, as far as connections take it; the rest leaves when they do.
+    /// Writes what was queued, as much as the connections take; the rest when they can be written again.
     pub(crate) fn flush(&mut self, now: Instant) {
         let mut unwritten = std::mem::take(&mut self.unwritten);
         for token in unwritten.drain(..) {
             self.write(token, now);
         }
-        // Ends of connections may have queued nothing here: the memory is for the next turn.
+        // The vector's memory is kept for the next turn.
         if self.unwritten.is_empty() {
             self.unwritten = unwritten;
         }
@@ -468,7 +480,8 @@ impl Router {
         match peer.connection.write(now) {
             Ok(done) => {
                 let paused = peer.connection.waiting_bytes() > self.bounds.unread_bytes;
-                peer.connection.pause(paused, now);
+                let reading = if paused { Reading::Paused } else { Reading::On };
+                peer.connection.set_reading(reading, now);
                 let interest = match (paused, done) {
                     (false, true) => Interest::Read,
                     (false, false) => Interest::Both,
@@ -483,15 +496,15 @@ impl Router {
                 }
             }
             Err(end) => {
-                // The other end has left; what it said before counts.
+                // The peer has closed; what it sent before still counts.
                 self.read_rest(token, now);
                 self.end(token, &end);
             }
         }
     }
 
-    /// Ends a session's connection from this side. Complete messages that have come are still given; what waits to be
-    /// written is dropped.
+    /// Closes a peer's connection. Messages that have arrived in full are still returned by [`Router::next`]; what waits
+    /// to be written is dropped.
     pub(crate) fn close(&mut self, of: ReplyTo, now: Instant) {
         let Some(token) = self.peers.token(of) else {
             return;
@@ -500,22 +513,22 @@ impl Router {
         self.drop_peer(token);
     }
 
-    /// Takes the messages that have come to a connection which is about to be forgotten.
+    /// Reads the messages that have arrived on a connection which is about to be closed.
     fn read_rest(&mut self, token: u64, now: Instant) {
-        for _ in 0..LAST_READS {
+        for _ in 0..READS_BEFORE_CLOSE {
             if !self.read(token, now) {
                 break;
             }
         }
     }
 
-    /// When [`Router::tick`] has something to do.
+    /// When [`Router::tick`] is to be called next.
     pub(crate) fn due(&self) -> Option<Instant> {
         let tick = (!self.peers.is_empty()).then(|| self.last_tick + TICK);
         tick.into_iter().chain(self.accept_again).min()
     }
 
-    /// Looks, once a second, for handshakes that take too long and for silence.
+    /// Once a second: closes connections whose handshake takes too long, sends heartbeats, reports silent peers.
     pub(crate) fn tick(&mut self, now: Instant) {
         if self.accept_again.is_some_and(|at| at <= now) {
             self.accept_again = None;
@@ -526,13 +539,13 @@ impl Router {
             return;
         }
         self.last_tick = now;
-        let was_absent = since >= ABSENCE;
+        let owner_was_away = since >= OWNER_AWAY;
         let mut late = Vec::new();
-        let mut asked = Vec::new();
+        let mut pinged = Vec::new();
         for (token, peer) in self.peers.iter_mut() {
             peer.shift_gains();
-            if was_absent {
-                peer.connection.excuse(now);
+            if owner_was_away {
+                peer.connection.reset_silence(now);
                 continue;
             }
             if !peer.connection.is_ready() {
@@ -548,7 +561,7 @@ impl Router {
                 self.inbox.push_back(Incoming::Silent(reply));
             }
             if peer.connection.waiting_bytes() > waited {
-                asked.push(token);
+                pinged.push(token);
             }
         }
         for token in late {
@@ -558,13 +571,13 @@ impl Router {
             );
             self.drop_peer(token);
         }
-        for token in asked {
+        for token in pinged {
             self.mark_unwritten(token);
         }
     }
 }
 
-/// Whether it is the one connection that failed, and not accepting itself.
+/// Whether an error of `accept` concerns that one connection, and not accepting as such.
 fn is_connection_error(e: &io::Error) -> bool {
     matches!(
         e.kind(),

@@ -1,4 +1,4 @@
-//! Streams and listeners, TCP and local, non-blocking.
+//! Non-blocking streams and listeners, TCP and local.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -23,8 +23,8 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// A stream that was accepted or connected: it never blocks, small messages leave at once, and the system finds out
-    /// whether the other end's host is still there.
+    /// Sets up a stream that was accepted or connected: non-blocking, without Nagle's delay, and with TCP keepalive, which
+    /// notices when the peer's host is gone.
     fn tcp(stream: TcpStream) -> io::Result<Stream> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
@@ -40,10 +40,10 @@ impl Stream {
         Ok(Stream::Local(stream))
     }
 
-    /// Begins to connect; the stream can be written once that is done, or has an error then.
+    /// Begins to connect. The stream becomes writable when that is done; then [`Stream::error`] says whether it failed.
     ///
     /// # Errors
-    /// What shows at once: no such network, no descriptor.
+    /// What is known at once: no such network, no descriptor.
     pub(crate) fn connect_tcp(address: SocketAddr) -> io::Result<Stream> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, socket_with};
 
@@ -64,7 +64,7 @@ impl Stream {
     /// Connects to a local socket, which is done at once or not at all.
     ///
     /// # Errors
-    /// The system's: nobody is there, or the path is none of a socket's. "Would block": too many wait to be accepted.
+    /// The system's: nothing listens there, or the path is not a socket's. `WouldBlock` if the listener's backlog is full.
     pub(crate) fn connect_local(path: &Path) -> io::Result<Stream> {
         use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -75,12 +75,12 @@ impl Stream {
         Ok(Stream::Local(UnixStream::from(socket)))
     }
 
-    /// What became of a connection that was begun.
+    /// The result of a connection that was begun.
     pub(crate) fn error(&self) -> io::Result<()> {
         Ok(sockopt::socket_error(self)??)
     }
 
-    /// Reads into memory that nobody has zeroed, behind what the vector holds and up to its capacity.
+    /// Reads into the vector's spare capacity, which need not be zeroed for that.
     pub(crate) fn read_into(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         Ok(rustix::io::read(self, spare_capacity(buffer))?)
     }
@@ -156,7 +156,7 @@ impl Listener {
         Ok(Listener::Tcp(listener))
     }
 
-    /// Listens at a path, which must be this server's: a socket that a server left there is removed.
+    /// Listens at a path. A file that an earlier server left there is removed, so the path must be this server's own.
     pub(crate) fn local(path: &Path) -> io::Result<Listener> {
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -178,7 +178,7 @@ impl Listener {
     /// The next connection, if one has come.
     ///
     /// # Errors
-    /// That of this connection, which is then gone, or that no descriptor is left.
+    /// Why this connection failed, or that no descriptor is left.
     pub(crate) fn accept(&self) -> io::Result<Option<Stream>> {
         let accepted = match self {
             Listener::Tcp(listener) => listener.accept().and_then(|(s, _)| Stream::tcp(s)),

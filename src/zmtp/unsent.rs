@@ -1,18 +1,18 @@
-//! What the system still holds of what was written to a stream. (No crate wraps these two calls.)
+//! How many written bytes the system still holds for a stream. (No crate wraps these two system calls.)
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Bytes that were written to a stream and have not arrived.
+/// Bytes that were written to a stream and have not arrived at its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Unsent {
-    /// All that the other end's system has not confirmed.
+    /// All that the peer's system has not confirmed.
     pub bytes: u64,
-    /// Of those, what is on its way now. The rest waits for room at the other end, which is there but does not read.
+    /// Those of them that were sent. The rest waits because the peer's buffer is full: it is there and does not read.
     pub on_the_way: u64,
 }
 
-/// What a stream's system still holds; nothing where that cannot be told.
+/// What the system still holds for a stream; 0 if the system does not say.
 #[cfg(target_os = "linux")]
 pub(crate) fn unsent(stream: &impl AsFd) -> Unsent {
     let ask = |request: libc::c_ulong| {
@@ -21,11 +21,11 @@ pub(crate) fn unsent(stream: &impl AsFd) -> Unsent {
         let rc = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), request as _, &raw mut bytes) };
         (rc == 0).then(|| u64::try_from(bytes).unwrap_or(0))
     };
-    /// `SIOCOUTQNSD` of linux/sockios.h: what was not sent even once; libc does not have it.
+    /// `SIOCOUTQNSD` of linux/sockios.h, which libc does not have: bytes that were never sent.
     const NOT_SENT: libc::c_ulong = 0x894b;
 
     let bytes = ask(libc::TIOCOUTQ).unwrap_or(0);
-    // A local stream has nothing on the way: what was written lies in the other end's queue.
+    // A local stream has no bytes on the way: they are in the peer's queue at once.
     let not_sent = ask(NOT_SENT).unwrap_or(bytes);
     Unsent {
         bytes,
@@ -33,7 +33,7 @@ pub(crate) fn unsent(stream: &impl AsFd) -> Unsent {
     }
 }
 
-/// What a stream's system still holds: not known on this platform.
+/// What the system still holds is not known on this platform.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn unsent(_stream: &impl AsFd) -> Unsent {
     Unsent::default()

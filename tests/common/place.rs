@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mdm::message::WorkerId;
-use mdm::model::{Description, Device, Engine, Lookup, Model, ModelSource, StoreConfig};
+use mdm::model::{Description, Device, Engine, EngineLog, Lookup, Model, ModelSource, StoreConfig};
 use mdm::server::ModelFolder;
 use mdm::{Batch, Error, Params, Tensor};
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ pub struct Place {
 }
 
 pub fn engine() -> Engine {
-    Engine::load(None, false).unwrap()
+    Engine::load(None, EngineLog::Problems).unwrap()
 }
 
 impl Place {

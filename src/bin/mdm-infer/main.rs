@@ -44,6 +44,7 @@ The older spelling works too: -model=digits -input=images.npy -port=5555";
 /// Runs a file of rows through a model, and writes or shows the results.
 #[derive(Parser, Debug)]
 #[command(name = "mdm-infer", version, after_help = AFTER_HELP)]
+#[command(mut_arg("port", |port| port.display_order(100)))] // behind --ip
 struct Args {
     /// The model's name; not needed if the parameters say model_proxy_path
     #[arg(long)]
@@ -70,14 +71,8 @@ struct Args {
     #[arg(long, value_name = "ADDRESS")]
     server: Option<String>,
 
-    /// The host that the server runs on, a name or a number
-    #[arg(long, default_value = "localhost")]
-    ip: String,
-
-    /// The port where the server takes requests
-    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
-    #[arg(value_parser = whole::<u16>(1..=65535))]
-    port: u16,
+    #[command(flatten)]
+    at: shared::ServerFlags,
 }
 
 fn main() -> ExitCode {
@@ -94,13 +89,14 @@ fn infer(args: &Args) -> anyhow::Result<ExitCode> {
     let contents = read::read(&args.input)?;
     let address = match &args.server {
         Some(address) => address.clone(),
-        None => shared::address(&args.ip, args.port),
+        None => args.at.address(),
     };
-    let patience = deadline.left()?.unwrap_or(CONNECT_TIMEOUT);
+    let left = deadline.left()?.unwrap_or(CONNECT_TIMEOUT);
     let client = Client::builder()
-        .connect_timeout(patience.min(CONNECT_TIMEOUT))
+        .connect_timeout(left.min(CONNECT_TIMEOUT))
         .connect(&address)?;
-    // It says what lines of JSON mean, and whether there is room for its outputs, before the work and not after it.
+    // Asked first: the model's inputs say what lines of JSON mean, and an output file that cannot hold its outputs is an
+    // error before the work and not after it.
     let model = client.describe(deadline.bound(&call)?)?;
     if let Some(target) = &target {
         target.check(&model)?;

@@ -266,10 +266,14 @@ fn by_rows(bytes: Vec<u8>, shape: &[usize], size: usize) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn npy(descr: &str, fortran: bool, shape: &str, data: &[u8]) -> Vec<u8> {
-        let order = if fortran { "True" } else { "False" };
+    fn npy(descr: &str, order: Order, shape: &str, data: &[u8]) -> Vec<u8> {
+        let fortran = if order == Order::Fortran {
+            "True"
+        } else {
+            "False"
+        };
         let mut header =
-            format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}");
+            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
         while (header.len() + 11) % 64 != 0 {
             header.push(' ');
         }
@@ -281,38 +285,38 @@ mod tests {
         file
     }
 
-    fn read_npy(descr: &str, fortran: bool, shape: &str, data: &[u8]) -> Result<Tensor> {
-        array("x", &npy(descr, fortran, shape, data)[..])
+    fn read_npy(descr: &str, order: Order, shape: &str, data: &[u8]) -> Result<Tensor> {
+        array("x", &npy(descr, order, shape, data)[..])
     }
 
     #[test]
     fn numbers_of_either_byte_order_and_either_layout() {
         let le: Vec<u8> = (1..=6i16).flat_map(i16::to_le_bytes).collect();
         let be: Vec<u8> = (1..=6i16).flat_map(i16::to_be_bytes).collect();
-        let t = read_npy("<i2", false, "(2, 3)", &le).unwrap();
+        let t = read_npy("<i2", Order::C, "(2, 3)", &le).unwrap();
         assert_eq!((t.name(), t.shape()), ("x", &[2usize, 3][..]));
         assert_eq!(t.to_vec::<i16>().unwrap(), [1, 2, 3, 4, 5, 6]);
-        let t = read_npy(">i2", false, "(6,)", &be).unwrap();
+        let t = read_npy(">i2", Order::C, "(6,)", &be).unwrap();
         assert_eq!(t.to_vec::<i16>().unwrap(), [1, 2, 3, 4, 5, 6]);
         // Columns (1, 2), (3, 4), (5, 6).
-        let t = read_npy("<i2", true, "(2, 3)", &le).unwrap();
+        let t = read_npy("<i2", Order::Fortran, "(2, 3)", &le).unwrap();
         assert_eq!(t.to_vec::<i16>().unwrap(), [1, 3, 5, 2, 4, 6]);
-        let t = read_npy(">i2", true, "(1, 2, 3)", &be).unwrap();
+        let t = read_npy(">i2", Order::Fortran, "(1, 2, 3)", &be).unwrap();
         assert_eq!(t.to_vec::<i16>().unwrap(), [1, 3, 5, 2, 4, 6]);
-        let t = read_npy("|b1", false, "(2,)", &[1, 0]).unwrap();
+        let t = read_npy("|b1", Order::C, "(2,)", &[1, 0]).unwrap();
         assert_eq!(t.to_vec::<bool>().unwrap(), [true, false]);
-        assert!(read_npy("<f2", false, "(1,)", &[0, 60]).is_ok());
+        assert!(read_npy("<f2", Order::C, "(1,)", &[0, 60]).is_ok());
     }
 
     #[test]
     fn strings_lose_their_filling() {
-        let t = read_npy("|S3", false, "(3,)", b"ab\0abc\0\0\0").unwrap();
+        let t = read_npy("|S3", Order::C, "(3,)", b"ab\0abc\0\0\0").unwrap();
         assert_eq!(t.strings().unwrap(), ["ab", "abc", ""]);
         let points: Vec<u8> = ['ä', '\0', '中', '文']
             .iter()
             .flat_map(|c| (*c as u32).to_le_bytes())
             .collect();
-        let t = read_npy("<U2", false, "(2,)", &points).unwrap();
+        let t = read_npy("<U2", Order::C, "(2,)", &points).unwrap();
         assert_eq!(t.strings().unwrap(), ["ä", "中文"]);
     }
 
@@ -320,11 +324,11 @@ mod tests {
     fn what_cannot_be_read_says_why() {
         let why = |e: anyhow::Error| format!("{e:#}");
         assert!(why(array("x", &b"PK\x03\x04"[..]).unwrap_err()).contains("not an .npy"));
-        let e = read_npy("<f4", false, "(2, 2)", &[0; 15]).unwrap_err();
+        let e = read_npy("<f4", Order::C, "(2, 2)", &[0; 15]).unwrap_err();
         assert!(why(e).contains("16 bytes of data, the file has 15"));
-        let e = read_npy("|O", false, "(1,)", &[0; 8]).unwrap_err();
+        let e = read_npy("|O", Order::C, "(1,)", &[0; 8]).unwrap_err();
         assert!(why(e).contains("Python objects"));
-        let e = read_npy("<c16", false, "(1,)", &[0; 16]).unwrap_err();
+        let e = read_npy("<c16", Order::C, "(1,)", &[0; 16]).unwrap_err();
         assert!(why(e).contains("<c16"));
     }
 }

@@ -1,11 +1,13 @@
-//! What the commands that talk to a server have in common: their spelling, and how they say what went wrong.
+//! What the commands that talk to a server have in common: the flags that say which one, their spelling, and errors.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-use mdm::config::{Asked, parse_flags};
+use std::time::Duration;
+
+use clap::{Args, Parser};
+use mdm::config::{Asked, parse_flags, whole};
 
 /// The command failed.
 pub const FAILED: u8 = 1;
@@ -18,7 +20,7 @@ pub fn parse<T: Parser>(name: &str) -> T {
     match parse_flags(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(Asked::Run(typed)) => typed,
         Ok(Asked::Print(text)) => {
-            // Whoever closed standard output has seen enough, as in `mdm-infer --help | head -1`.
+            // A closed standard output is not an error, as in `mdm-infer --help | head -1`.
             let _ = io::stdout().write_all(text.as_bytes());
             std::process::exit(0);
         }
@@ -29,12 +31,53 @@ pub fn parse<T: Parser>(name: &str) -> T {
     }
 }
 
-/// `tcp://IP:PORT`, with the brackets that IPv6 wants.
-pub fn address(ip: &str, port: u16) -> String {
-    if ip.contains(':') && !ip.starts_with('[') {
-        format!("tcp://[{ip}]:{port}")
-    } else {
-        format!("tcp://{ip}:{port}")
+/// The flags that say which server a command talks to.
+#[derive(Args, Debug)]
+pub struct ServerFlags {
+    /// The port where the server takes requests
+    #[arg(long, visible_aliases = ["port-in", "port-data"], default_value_t = 5555)]
+    #[arg(value_parser = whole::<u16>(1..=65535))]
+    port: u16,
+
+    /// The host that the server runs on, a name or a number
+    #[arg(long, default_value = "localhost")]
+    ip: String,
+}
+
+impl ServerFlags {
+    /// `tcp://IP:PORT`, with the brackets that IPv6 needs.
+    pub fn address(&self) -> String {
+        let ServerFlags { port, ip } = self;
+        if ip.contains(':') && !ip.starts_with('[') {
+            format!("tcp://[{ip}]:{port}")
+        } else {
+            format!("tcp://{ip}:{port}")
+        }
+    }
+}
+
+/// The flags of a command that asks a server: which one, and how long to wait. Commands change the default and the help
+/// of `timeout` by `mut_arg`.
+#[derive(Args, Debug)]
+#[allow(dead_code)] // mdm-infer has --timeout-ms instead, which goes with its requests
+pub struct AskFlags {
+    #[command(flatten)]
+    server: ServerFlags,
+
+    /// The longest to wait for an answer, in milliseconds, at least 1
+    #[arg(long, value_name = "MS", default_value_t = 5000)]
+    #[arg(value_parser = whole::<u64>(1..=86_400_000))]
+    timeout: u64,
+}
+
+#[allow(dead_code)] // as above
+impl AskFlags {
+    pub fn address(&self) -> String {
+        self.server.address()
+    }
+
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout)
     }
 }
 
@@ -42,7 +85,7 @@ pub fn address(ip: &str, port: u16) -> String {
 pub fn run(name: &str, command: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
     match command() {
         Ok(code) => code,
-        // Whoever reads standard output has seen enough, as in `mdm-server-status | head -1`.
+        // A closed standard output is not an error, as in `mdm-server-status | head -1`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(name, format_args!("error: {}", one_line(&error)));
@@ -56,7 +99,7 @@ pub fn complain(name: &str, line: impl Display) {
     let _ = writeln!(io::stderr(), "{name}: {line}");
 }
 
-/// The causes of an error, outermost first. Our own errors' codes are for programs.
+/// The causes of an error, outermost first. Our own errors' codes are left out: they are for programs.
 fn one_line(error: &anyhow::Error) -> String {
     let said = error
         .chain()

@@ -1,4 +1,4 @@
-//! Where the ONNX Runtime library is: the places of the search, in order, and what each of them holds.
+//! Finds the ONNX Runtime library: where it is looked for, in order, and what each place holds.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,9 @@ pub(crate) enum Candidate {
     Nothing(PathBuf),
 }
 
-/// What decides the search, apart from what is on the disk.
+/// Where the search begins.
 #[derive(Debug, Default)]
-pub(crate) struct Surroundings {
+pub(crate) struct SearchStart {
     /// Where the running program is.
     pub(crate) executable: Option<PathBuf>,
     /// The working directory.
@@ -33,10 +33,10 @@ pub(crate) struct Surroundings {
     pub(crate) python: Vec<PathBuf>,
 }
 
-impl Surroundings {
+impl SearchStart {
     /// Those of this process.
-    pub(crate) fn of_process() -> Surroundings {
-        Surroundings {
+    pub(crate) fn of_process() -> SearchStart {
+        SearchStart {
             executable: env::current_exe().ok(),
             working_dir: env::current_dir().ok(),
             python: ["VIRTUAL_ENV", "CONDA_PREFIX"]
@@ -171,7 +171,7 @@ mod tests {
     fn the_search_goes_outward_from_the_executable() {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
-        let surroundings = Surroundings {
+        let start = SearchStart {
             executable: Some(touch(at("project/bin/mdm"))),
             working_dir: Some(at("elsewhere/deep")),
             python: vec![at("venv")],
@@ -186,7 +186,7 @@ mod tests {
             )),
         ];
         touch(at("project/bin/libonnxruntime_providers_cuda.so"));
-        let candidates = surroundings.candidates();
+        let candidates = start.candidates();
         let files: Vec<&PathBuf> = candidates
             .iter()
             .filter_map(|candidate| match candidate {
@@ -199,6 +199,6 @@ mod tests {
         assert_eq!(candidates.last(), Some(&Candidate::Name(SYSTEM_NAMES[1])));
         // A higher version beside a lower one wins, by number and not by letter.
         let newer = touch(at("project/.onnxruntime/libonnxruntime.so.1.31.1"));
-        assert!(surroundings.candidates().contains(&Candidate::File(newer)));
+        assert!(start.candidates().contains(&Candidate::File(newer)));
     }
 }

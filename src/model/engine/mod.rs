@@ -40,7 +40,7 @@ pub(crate) use session::Options;
 pub(crate) use shared::Shared;
 pub(crate) use source::OnnxSource;
 
-use library::{Candidate, Surroundings};
+use library::{Candidate, SearchStart};
 
 use crate::elf::check_whole;
 use crate::error::{Error, Result};
@@ -63,6 +63,15 @@ impl std::fmt::Debug for Engine {
     }
 }
 
+/// How much of its own log the engine writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineLog {
+    /// Warnings and errors.
+    Problems,
+    /// Information too.
+    Everything,
+}
+
 /// ONNX Runtime allows one environment per process, and crashes if it is torn down while statics of its own still
 /// run: so it is kept here for ever.
 static LOADED: Mutex<Option<Engine>> = Mutex::new(None);
@@ -71,7 +80,7 @@ impl Engine {
     /// Loads the library: the file or folder `library` if given, else what `ORT_DYLIB_PATH` names, else the first
     /// that is found beside the executable, in `../lib/mdm` from there, in `.onnxruntime` of any folder above the
     /// executable or the working directory, in the active Python environment's `onnxruntime` package, or by the
-    /// system's loader. The engine's own log goes to `tracing`, warnings and errors only unless `verbose`.
+    /// system's loader. The engine's own log goes to `tracing`, as much of it as `log` says.
     ///
     /// Once an engine is loaded, every later call returns that one. What it would report to its makers see
     /// [`without_telemetry`](without_telemetry), which a program calls before it does anything else.
@@ -79,7 +88,7 @@ impl Engine {
     /// # Errors
     /// `FAILED_PRECONDITION`: what was looked for and where, why each library found does not do, and the command
     /// that mends it.
-    pub fn load(library: Option<&Path>, verbose: bool) -> Result<Engine> {
+    pub fn load(library: Option<&Path>, log: EngineLog) -> Result<Engine> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(engine) = &*loaded {
             return Ok(engine.clone());
@@ -90,8 +99,8 @@ impl Engine {
                 .map(PathBuf::from)
         });
         let engine = match named {
-            Some(path) => open_file(&library::explicit(&path)?, verbose)?,
-            None => search(&Surroundings::of_process(), verbose)?,
+            Some(path) => open_file(&library::explicit(&path)?, log)?,
+            None => search(&SearchStart::of_process(), log)?,
         };
         tracing::debug!(library = %engine.library.display(), "engine loaded");
         *loaded = Some(engine.clone());
@@ -168,16 +177,16 @@ fn smallest_model() -> Vec<u8> {
     .encode_to_vec()
 }
 
-fn search(surroundings: &Surroundings, verbose: bool) -> Result<Engine> {
+fn search(start: &SearchStart, log: EngineLog) -> Result<Engine> {
     let mut looked = Vec::new();
-    for candidate in surroundings.candidates() {
+    for candidate in start.candidates() {
         let failure = match candidate {
             Candidate::Nothing(folder) => format!("{}: not there", folder.display()),
-            Candidate::File(file) => match open_file(&file, verbose) {
+            Candidate::File(file) => match open_file(&file, log) {
                 Ok(engine) => return Ok(engine),
                 Err(e) => e.message().to_owned(),
             },
-            Candidate::Name(name) => match open(Path::new(name), verbose) {
+            Candidate::Name(name) => match open(Path::new(name), log) {
                 Ok(engine) => return Ok(engine),
                 Err(_) => format!("{name}: not known to the system's loader"),
             },
@@ -190,16 +199,15 @@ fn search(surroundings: &Surroundings, verbose: bool) -> Result<Engine> {
     )))
 }
 
-fn open_file(file: &Path, verbose: bool) -> Result<Engine> {
+fn open_file(file: &Path, log: EngineLog) -> Result<Engine> {
     check_whole(file).map_err(|e| e.context("ONNX Runtime"))?;
-    open(file, verbose)
+    open(file, log)
 }
 
-fn open(path: &Path, verbose: bool) -> Result<Engine> {
-    let threshold = if verbose {
-        LogLevel::Info
-    } else {
-        LogLevel::Warning
+fn open(path: &Path, log: EngineLog) -> Result<Engine> {
+    let threshold = match log {
+        EngineLog::Everything => LogLevel::Info,
+        EngineLog::Problems => LogLevel::Warning,
     };
     let attempt = || -> Result<Environment> {
         let unusable = |why: String| {
@@ -213,7 +221,9 @@ fn open(path: &Path, verbose: bool) -> Result<Engine> {
             .with_name("mdm")
             .with_telemetry(false)
             .with_logger(Arc::new(move |level, category, id, _place, message| {
-                log(level, threshold, category, id, message);
+                if level >= threshold {
+                    trace(level, category, id, message);
+                }
             }))
             .build()
             .map_err(|e| unusable(e.to_string()))?;
@@ -248,10 +258,8 @@ fn why_not(error: &ort::LoadDynamicError) -> String {
     }
 }
 
-fn log(level: LogLevel, threshold: LogLevel, category: &str, id: &str, message: &str) {
-    if level < threshold {
-        return;
-    }
+/// Writes a line of the engine's to the log.
+fn trace(level: LogLevel, category: &str, id: &str, message: &str) {
     match level {
         LogLevel::Verbose => {
             tracing::trace!(target: "onnxruntime", category, session = id, "{message}");
@@ -275,13 +283,13 @@ mod tests {
     #[test]
     fn a_library_that_is_nowhere_is_an_error_that_says_where_it_was_looked_for() {
         let root = tempfile::tempdir().unwrap();
-        let surroundings = Surroundings {
+        let start = SearchStart {
             executable: Some(root.path().join("bin/mdm")),
             working_dir: None,
             python: vec![],
         };
         // A machine may have one installed.
-        let Err(e) = search(&surroundings, false) else {
+        let Err(e) = search(&start, EngineLog::Problems) else {
             return;
         };
         let message = e.message();

@@ -49,10 +49,13 @@ impl Sessions {
         let Some((single, choice)) = &mut self.single else {
             return run(&mut self.session);
         };
-        let by_one = choice.is_short(bytes);
+        let threads = choice.threads(bytes);
         let started = Instant::now();
-        let result = run(if by_one { single } else { &mut self.session });
-        choice.ran(by_one, bytes, started.elapsed());
+        let result = run(match threads {
+            Threads::One => single,
+            Threads::Several => &mut self.session,
+        });
+        choice.ran(threads, bytes, started.elapsed());
         result
     }
 }
@@ -62,6 +65,13 @@ impl Sessions {
 struct Choice {
     /// By the power of two that the inputs' bytes reach.
     sizes: [Size; usize::BITS as usize],
+}
+
+/// What a run was made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Threads {
+    One,
+    Several,
 }
 
 /// Runs of one size.
@@ -83,8 +93,16 @@ impl Choice {
         let mut choice = Choice {
             sizes: [Size::default(); usize::BITS as usize],
         };
-        choice.ran(true, bytes, took);
+        choice.ran(Threads::One, bytes, took);
         choice
+    }
+
+    /// How many threads the next run of so many bytes should have.
+    fn threads(&self, bytes: usize) -> Threads {
+        match self.is_short(bytes) {
+            true => Threads::One,
+            false => Threads::Several,
+        }
     }
 
     fn is_short(&self, bytes: usize) -> bool {
@@ -100,9 +118,9 @@ impl Choice {
         expected <= TRY_UP_TO * short
     }
 
-    fn ran(&mut self, by_one: bool, bytes: usize, took: Duration) {
+    fn ran(&mut self, threads: Threads, bytes: usize, took: Duration) {
         let size = &mut self.sizes[class(bytes)];
-        if !by_one {
+        if threads == Threads::Several {
             size.passed += u32::from(took <= SHORT);
             return;
         }
@@ -130,9 +148,9 @@ mod tests {
     fn run(choice: &mut Choice, bytes: usize, times: u32) -> u32 {
         let mut by_one = 0;
         for _ in 0..times {
-            let short = choice.is_short(bytes);
-            by_one += u32::from(short);
-            choice.ran(short, bytes, us(10 + bytes as u64));
+            let threads = choice.threads(bytes);
+            by_one += u32::from(threads == Threads::One);
+            choice.ran(threads, bytes, us(10 + bytes as u64));
         }
         by_one
     }
@@ -158,6 +176,6 @@ mod tests {
         let mut choice = Choice::new(0, us(1));
         assert!(choice.is_short(0));
         assert!(!choice.is_short(usize::MAX));
-        choice.ran(false, usize::MAX, us(1));
+        choice.ran(Threads::Several, usize::MAX, us(1));
     }
 }

@@ -1,10 +1,10 @@
 //! What a model's name leads to: files, and what is done with each.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::proxy::SessionOptions;
+use crate::proxy::{SessionOptions, StageRuns};
 use crate::signature::Rows;
 
 /// What a name leads to.
@@ -12,7 +12,7 @@ use crate::signature::Rows;
 pub(crate) struct Found {
     pub(crate) name: String,
     pub(crate) version: String,
-    /// The file that says what is served: the ONNX file itself, where there is nothing more to say than its name.
+    /// The file that was found by the name: a proxy or an ONNX file.
     pub(crate) origin: PathBuf,
     pub(crate) method: Option<String>,
     pub(crate) rows: Option<Rows>,
@@ -28,20 +28,9 @@ pub(crate) struct Stage {
     pub(crate) name: String,
     /// The file, links followed.
     pub(crate) path: PathBuf,
+    /// The folder that a plugin's own paths are relative to: the proxy's.
+    pub(crate) folder: PathBuf,
     pub(crate) runs: StageRuns,
-}
-
-/// What a stage does with its file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum StageRuns {
-    Onnx(SessionOptions),
-    Plugin {
-        entry: Option<String>,
-        /// JSON.
-        state: String,
-        /// What the state's paths are relative to.
-        folder: PathBuf,
-    },
 }
 
 impl Found {
@@ -52,6 +41,7 @@ impl Found {
             // The same whatever name the file was found by.
             name: file.to_string_lossy().into_owned(),
             path: path.clone(),
+            folder: path.parent().unwrap_or(Path::new("/")).to_owned(),
             runs: StageRuns::Onnx(SessionOptions::default()),
         };
         Found {

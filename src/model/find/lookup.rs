@@ -20,11 +20,11 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use super::files::file_name;
-use super::found::{Found, Stage, StageRuns};
+use super::found::{Found, Stage};
 use super::versions;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{MODEL_VERSION, Params};
-use crate::proxy::{EXAMPLES, Proxy, Runs, SessionOptions, StageText, kind_of};
+use crate::proxy::{EXAMPLES, Proxy, SessionOptions, StageRuns, StageText, kind_of};
 
 /// The parameter by which the ancestor's clients name a model.
 const MODEL_PROXY_PATH: &str = "model_proxy_path";
@@ -426,7 +426,7 @@ impl Roots {
             return Ok(target);
         }
         Err(Error::precondition(format!(
-            "model {name:?}: {} is no file",
+            "model {name:?}: {} is not a file",
             file_name(path)
         )))
     }
@@ -484,9 +484,15 @@ impl Roots {
     }
 
     fn stage(&self, text: &StageText, folder: &Path) -> Result<(Stage, String)> {
-        let name = text.shown();
+        let (name, file) = (text.shown(), text.file.as_str());
+        let stage = |path: PathBuf| Stage {
+            name,
+            path,
+            folder: folder.to_owned(),
+            runs: text.runs.clone(),
+        };
         match &text.runs {
-            Runs::Onnx { file, options } => {
+            StageRuns::Onnx(_) => {
                 let target = self.target_beside(folder, "onnx", file)?;
                 let (path, version) = if target.kind.is_dir() {
                     let version = versions::choose(file, &target.path, None)?;
@@ -500,23 +506,16 @@ impl Roots {
                 } else {
                     (target.path, "1".to_owned())
                 };
-                let runs = StageRuns::Onnx(options.clone());
-                Ok((Stage { name, path, runs }, version))
+                Ok((stage(path), version))
             }
-            Runs::Plugin { file, entry, state } => {
+            StageRuns::Plugin { .. } => {
                 let target = self.target_beside(folder, "plugin", file)?;
                 if target.kind.is_dir() {
                     return Err(Error::precondition(format!(
                         "plugin {file:?} is a directory, expected a shared library"
                     )));
                 }
-                let runs = StageRuns::Plugin {
-                    entry: entry.clone(),
-                    state: state.to_string(),
-                    folder: folder.to_owned(),
-                };
-                let path = target.path;
-                Ok((Stage { name, path, runs }, "1".to_owned()))
+                Ok((stage(target.path), "1".to_owned()))
             }
         }
     }

@@ -8,5 +8,5 @@ pub(crate) mod versions;
 pub use lookup::Lookup;
 
 pub(crate) use files::{Files, Stamp, file_name};
-pub(crate) use found::{Found, Stage, StageRuns};
+pub(crate) use found::{Found, Stage};
 pub(crate) use lookup::{Alias, Roots};

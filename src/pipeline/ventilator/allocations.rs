@@ -92,7 +92,7 @@ impl Path {
             frames: 100,
         };
         let mut decoder = Decoder::new(Box::new(null), most);
-        let mut hello = codec::greeting(0, "NULL", false).to_vec();
+        let mut hello = codec::greeting(0, "NULL").to_vec();
         let mut peer = Null::new(SocketType::Dealer, Bytes::new());
         codec::push_command(&mut hello, &peer.first());
         assert!(matches!(

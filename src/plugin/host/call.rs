@@ -15,21 +15,32 @@ use crate::plugin::abi;
 use crate::signature::Signature;
 use crate::tensor::Batch;
 
-/// Which functions of the table a context is for.
+/// Which of a plugin's functions is called: it decides which functions of the host that may call back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum CallKind {
     Describe,
     Load,
     Infer,
 }
 
-/// What is behind a `mdm_context`. It lives as long as a call.
+impl CallKind {
+    /// As `mdm_model.h` names it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            CallKind::Describe => "describe",
+            CallKind::Load => "load",
+            CallKind::Infer => "infer",
+        }
+    }
+}
+
+/// One call of a plugin's function: what a `mdm_context` points at.
 pub(super) struct CallContext<'a> {
-    pub(super) phase: Phase,
+    pub(super) kind: CallKind,
     pub(super) services: &'a dyn Services,
     pub(super) failure: Option<Error>,
     pub(super) signature: Option<Signature>,
-    /// Texts that were given out: they stay where they are until the call is over.
+    /// Texts that the plugin was given: they must not move until the call is over.
     pub(super) texts: Vec<Box<str>>,
     pub(super) run: Option<&'a Run<'a>>,
     pub(super) members: Vec<abi::Member>,
@@ -49,7 +60,7 @@ impl CallContext<'_> {
 thread_local! {
     /// The plugin that is running in this thread, for its lines in the log.
     pub(super) static RUNNING: RefCell<Arc<str>> = RefCell::new(Arc::from(""));
-    /// Why the last function of the host's failed.
+    /// Why the last failing function of the host failed, for `last_error`.
     pub(super) static LAST_ERROR: RefCell<Option<Error>> = const { RefCell::new(None) };
 }
 
@@ -98,7 +109,7 @@ impl Plugin {
         let Some(describe) = self.entry.describe else {
             return Ok(Signature::new());
         };
-        let mut context = self.context(Phase::Describe, services);
+        let mut context = self.context(CallKind::Describe, services);
         let status = self.running(&mut context, |context| {
             // SAFETY: the entry's function, with a context and a text that live until it returns.
             unsafe { describe(context, abi::Str::of(state)) }
@@ -114,18 +125,18 @@ impl Plugin {
     pub(crate) fn load(&self, state: &str, services: &dyn Services) -> Result<Instance> {
         let Some(load) = self.entry.load else {
             return Err(Error::precondition(format!(
-                "{}: it has no load",
+                "{}: its `load` is NULL",
                 self.label
             )));
         };
         let mut raw = ptr::null_mut();
-        let mut context = self.context(Phase::Load, services);
+        let mut context = self.context(CallKind::Load, services);
         let status = self.running(&mut context, |context| {
             // SAFETY: as in `describe`, with a place for the instance.
             unsafe { load(context, abi::Str::of(state), &raw mut raw) }
         });
         if status == abi::OK {
-            // From here on it is unloaded, whatever comes.
+            // From here on dropping it calls `unload`, whatever fails.
             let instance = Instance {
                 plugin: self.clone(),
                 raw,
@@ -133,15 +144,17 @@ impl Plugin {
             self.outcome(status, &mut context)?;
             return Ok(instance);
         }
-        Err(self
-            .outcome(status, &mut context)
-            .err()
-            .unwrap_or_else(|| Error::precondition(format!("{}: not loaded", self.label))))
+        Err(self.outcome(status, &mut context).err().unwrap_or_else(|| {
+            Error::precondition(format!(
+                "{}: its `load` failed and did not say why",
+                self.label
+            ))
+        }))
     }
 
-    fn context<'a>(&'a self, phase: Phase, services: &'a dyn Services) -> CallContext<'a> {
+    fn context<'a>(&'a self, kind: CallKind, services: &'a dyn Services) -> CallContext<'a> {
         CallContext {
-            phase,
+            kind,
             services,
             failure: None,
             signature: None,
@@ -164,17 +177,17 @@ impl Plugin {
         status
     }
 
-    /// What a call came to: what the plugin said, what the host found wrong, or what its functions had failed with.
+    /// The result of a call: what the plugin reported, what the host found wrong, or how a function of the host had failed.
     fn outcome(&self, status: i32, context: &mut CallContext<'_>) -> Result<()> {
         if status == abi::OK && context.failure.is_none() {
             return Ok(());
         }
         let failure = context.failure.take().or_else(|| LAST_ERROR.take());
         let failure = failure.unwrap_or_else(|| {
-            let why = format!("it failed with status {status} and did not say why");
-            match context.phase {
-                Phase::Infer => Error::internal(why),
-                Phase::Describe | Phase::Load => Error::precondition(why),
+            let why = format!("it returned status {status} and did not say why");
+            match context.kind {
+                CallKind::Infer => Error::internal(why),
+                CallKind::Describe | CallKind::Load => Error::precondition(why),
             }
         });
         Err(failure.context(&self.label))
@@ -187,6 +200,17 @@ pub(crate) struct Instance {
     raw: *mut c_void,
 }
 
+/// What an instance is called with.
+pub(crate) struct InferCall<'a> {
+    pub(crate) inputs: &'a Batch,
+    /// What the outputs are checked against.
+    pub(crate) signature: &'a Signature,
+    /// How many rows each output must have; `None` if rows are not counted.
+    pub(crate) rows: Option<usize>,
+    pub(crate) run: &'a Run<'a>,
+    pub(crate) services: &'a dyn Services,
+}
+
 /// Why a run failed, and whether the instance may be used again.
 #[derive(Debug)]
 pub(crate) struct Broken {
@@ -195,18 +219,11 @@ pub(crate) struct Broken {
 }
 
 impl Instance {
-    /// Runs a batch. Every output has been checked against the signature; rows must be `rows` where they are given.
+    /// Runs a batch. The outputs were checked.
     ///
     /// # Errors
-    /// What the plugin says, with the rows that it blames; or `INTERNAL`, naming what it returned that does not fit.
-    pub(crate) fn infer(
-        &mut self,
-        inputs: &Batch,
-        signature: &Signature,
-        rows: Option<usize>,
-        run: &Run<'_>,
-        services: &dyn Services,
-    ) -> Result<Batch, Broken> {
+    /// What the plugin reports, with the rows that it names; or `INTERNAL`, naming what it returned that does not fit.
+    pub(crate) fn infer(&mut self, call: &InferCall<'_>) -> Result<Batch, Broken> {
         let plugin = &self.plugin;
         let lost = |error: Error| Broken {
             error,
@@ -214,17 +231,17 @@ impl Instance {
         };
         let Some(infer) = plugin.entry.infer else {
             return Err(lost(Error::internal(format!(
-                "{}: it has no infer",
+                "{}: its `infer` is NULL",
                 plugin.label
             ))));
         };
-        let shown = Shown::of(inputs).map_err(|e| Broken {
+        let shown = Shown::of(call.inputs).map_err(|e| Broken {
             error: e.context(&plugin.label),
             instance_lost: false,
         })?;
-        let mut context = plugin.context(Phase::Infer, services);
-        context.run = Some(run);
-        context.outputs = Outputs::expected(&plugin.library, &shown, signature, rows);
+        let mut context = plugin.context(CallKind::Infer, call.services);
+        context.run = Some(call.run);
+        context.outputs = Outputs::expected(&plugin.library, &shown, call.signature, call.rows);
         let status = plugin.running(&mut context, |context| {
             let views = shown.views();
             // SAFETY: the instance is what `load` made, in this thread, and not yet unloaded; the context and the

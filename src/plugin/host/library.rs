@@ -1,4 +1,4 @@
-//! A plugin's file -> an open library and its checked table.
+//! Opens a plugin's file as a library, and checks its table.
 //!
 //! The system's loader maps a file, and knows it by its path and inode. So a file that is written over (as `cp` does)
 //! changes under code that is running, and one that is replaced would still be the old one when it is opened again.
@@ -34,7 +34,7 @@ pub(crate) struct Library {
     _open: Open,
 }
 
-/// What the loader opened. It knows it by a path that must mean nothing else as long as it has it.
+/// What the system's loader opened. The loader knows it by its path, which must not name another file meanwhile.
 struct Open {
     handle: Option<Handle>,
     copy: PrivateCopy,
@@ -52,7 +52,7 @@ impl Drop for Open {
             .is_ok()
         };
         if resident {
-            // Some libraries cannot be unloaded. The next copy must not come by the same path.
+            // Some libraries cannot be unloaded: this path must never name another copy.
             std::mem::forget(self.copy._file.take());
         }
     }
@@ -140,7 +140,7 @@ impl Library {
             return Ok(library);
         }
         let copy = PrivateCopy::of(&mut file, &name).map_err(unreadable)?;
-        // Where the copy lies says nothing to anybody.
+        // The copy's own path would mean nothing to a reader of the error.
         let shown = copy.path.to_string_lossy().into_owned();
         let named = |why: &str| why.replace(&shown, &format!("{name:?}"));
         crate::elf::check_whole(&copy.path).map_err(|e| failed(named(e.message())))?;
@@ -162,13 +162,13 @@ impl Library {
     fn read(name: String, open: Open) -> Result<Library> {
         let failed = |why: String| Error::precondition(format!("plugin {name:?}: {why}"));
         let Some(handle) = &open.handle else {
-            return Err(failed("it is closed".to_owned()));
+            return Err(failed("the server has closed it already".to_owned()));
         };
         // SAFETY: a library that exports this name means this function by it; the pointer is used while it is open.
         let entry_point = unsafe { handle.get::<abi::EntryPoint>(abi::SYMBOL) }.map_err(|_| {
             failed(format!(
-                "it does not export {}: it is no plugin of this server (a Rust plugin says mdm::export_model!, a C \
-                 plugin defines the function of mdm_model.h)",
+                "it does not export {}: it is not a plugin of this server (a Rust plugin says mdm::export_model!, a C \
+                 plugin defines that function, as mdm_model.h says)",
                 abi::SYMBOL
             ))
         })?;
@@ -186,7 +186,7 @@ impl Library {
         let (version, size) = unsafe { ((*plugin).abi_version, (*plugin).size as usize) };
         if version != abi::ABI_VERSION {
             return Err(failed(format!(
-                "its table is of version {version} of the interface, expected {}; build it anew against this \
+                "its table is of version {version} of the interface, expected {}; build it again against this \
                  server's version",
                 abi::ABI_VERSION
             )));
@@ -219,16 +219,12 @@ impl Library {
         for index in 0..plugin.entry_count as usize {
             // SAFETY: the table says that so many entries of this size are there.
             let entry = unsafe { *plugin.entries.byte_add(index * stride) };
-            if entry.name.length > MOST_NAME_BYTES {
-                return Err(failed(format!(
-                    "the name of entry {index} has {} bytes, and {MOST_NAME_BYTES} is the most",
-                    entry.name.length
-                )));
+            // SAFETY: a plugin's texts are as long as they say.
+            let entry_name = unsafe { read_text(entry.name, MOST_NAME_BYTES) }
+                .map_err(|why| failed(format!("the name of entry {index} {why}")))?;
+            if entry_name.is_empty() {
+                return Err(failed(format!("the name of entry {index} is empty")));
             }
-            // SAFETY: a short text, which is as long as the plugin says.
-            let entry_name = unsafe { read_text(entry.name) }
-                .filter(|name| !name.is_empty())
-                .ok_or_else(|| failed(format!("entry {index} has no name that is text")))?;
             for (function, missing) in [
                 ("load", entry.load.is_none()),
                 ("infer", entry.infer.is_none()),

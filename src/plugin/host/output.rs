@@ -1,4 +1,4 @@
-//! The checks of what a plugin gives out. Nothing is read before it is known how long it is.
+//! Checks a plugin's outputs. Nothing is read before its length was checked.
 #![allow(unsafe_code)] // a C interface: pointers in, pointers out
 
 use std::ffi::c_void;
@@ -20,14 +20,14 @@ const MOST_OUTPUTS: usize = 1024;
 /// Most bytes of an output's name.
 const MOST_NAME_BYTES: u64 = 4096;
 
-/// What was given out in a call, and what it is held against.
+/// The outputs of a call, and what they are checked against.
 pub(super) struct Outputs<'a> {
     library: &'a Arc<Library>,
     inputs: Option<&'a Shown>,
     ports: Option<&'a [Port]>,
     rows: Option<usize>,
     tensors: Vec<Tensor>,
-    /// Kept until the call has ended: an owner that was released may come back at the same address as another one.
+    /// Kept until the call has ended: another owner could have the address of one that was released.
     lenders: Vec<Arc<Lender>>,
     lent: Vec<(usize, usize)>,
 }
@@ -82,7 +82,7 @@ impl Piece {
 }
 
 impl<'a> Outputs<'a> {
-    /// For calls that give nothing out.
+    /// For calls that have no outputs.
     pub(super) fn none(library: &'a Arc<Library>) -> Outputs<'a> {
         Outputs {
             library,
@@ -95,7 +95,7 @@ impl<'a> Outputs<'a> {
         }
     }
 
-    /// What a signature says, and as many rows, if they are counted.
+    /// For a call whose outputs have to fit a signature, and have so many rows if they are counted.
     pub(super) fn expected(
         library: &'a Arc<Library>,
         inputs: &'a Shown,
@@ -142,15 +142,9 @@ impl<'a> Outputs<'a> {
         }
         // SAFETY: not NULL, so it is a tensor.
         let raw = unsafe { *tensor };
-        if raw.name.length > MOST_NAME_BYTES {
-            return Err(Error::internal(format!(
-                "an output's name has {} bytes, and {MOST_NAME_BYTES} is the most",
-                raw.name.length
-            )));
-        }
-        // SAFETY: a short text, as long as it says.
-        let name = unsafe { read_text(raw.name) }
-            .ok_or_else(|| Error::internal("an output's name is no text"))?;
+        // SAFETY: a plugin's texts are as long as they say.
+        let name = unsafe { read_text(raw.name, MOST_NAME_BYTES) }
+            .map_err(|why| Error::internal(format!("an output's name {why}")))?;
         // SAFETY: the caller answers for the pointers.
         let checked = unsafe { self.checked(&name, &raw, lender) };
         let tensor = checked.map_err(|e| e.context(format_args!("output {name:?}")))?;
@@ -167,7 +161,7 @@ impl<'a> Outputs<'a> {
         lender: Option<Arc<Lender>>,
     ) -> Result<Tensor> {
         if self.inputs.is_none() {
-            return Err(Error::internal("outputs are given in infer only"));
+            return Err(Error::internal("`output` was called outside of infer"));
         }
         if self.tensors.len() >= MOST_OUTPUTS {
             return Err(Error::internal(format!(

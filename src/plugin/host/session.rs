@@ -1,9 +1,9 @@
-//! Sessions of the engine for plugins: `mdm_session`.
+//! Engine sessions for plugins: `mdm_session`.
 #![allow(unsafe_code)] // a C interface: pointers in, pointers out
 
 use bytes::Bytes;
 
-use super::Session;
+use super::EngineSession;
 use super::memory::{Shown, lent};
 use super::text::read_text;
 use crate::error::{Error, Result};
@@ -15,15 +15,15 @@ const MOST_INPUTS: u32 = 1024;
 /// Most bytes of an input's name.
 const MOST_NAME_BYTES: u64 = 4096;
 
-/// What is behind a `mdm_session`.
+/// What a `mdm_session` points at.
 pub(super) struct PluginSession {
-    session: Box<dyn Session>,
+    session: Box<dyn EngineSession>,
     signature: String,
     outputs: Shown,
 }
 
 impl PluginSession {
-    pub(super) fn new(session: Box<dyn Session>) -> PluginSession {
+    pub(super) fn new(session: Box<dyn EngineSession>) -> PluginSession {
         PluginSession {
             signature: session.signature().to_json(),
             session,
@@ -49,7 +49,7 @@ impl PluginSession {
     ) -> Result<&[abi::Tensor]> {
         if count > MOST_INPUTS || (inputs.is_null() && count > 0) || !inputs.is_aligned() {
             return Err(Error::invalid(format!(
-                "session_run: inputs are NULL or too many: {count}, and {MOST_INPUTS} is the most"
+                "session_run: expected a list of at most {MOST_INPUTS} inputs, got {count} or NULL"
             )));
         }
         let mut batch = Batch::default();
@@ -64,21 +64,27 @@ impl PluginSession {
     }
 }
 
-/// A plugin's tensor, whose memory is read in place until the run is over: see [`Session::run`].
+/// A plugin's tensor, whose memory is read in place until the run is over: see [`EngineSession::run`].
 ///
 /// # Safety
 /// As [`PluginSession::run`].
 unsafe fn input(raw: &abi::Tensor) -> Result<Tensor> {
     // SAFETY: the caller answers for a text that is as long as it says.
-    let name = (raw.name.length <= MOST_NAME_BYTES)
-        .then(|| unsafe { read_text(raw.name) })
-        .flatten()
-        .ok_or_else(|| Error::invalid("session_run: an input's name is no text"))?;
+    let name = unsafe { read_text(raw.name, MOST_NAME_BYTES) }
+        .map_err(|why| Error::invalid(format!("session_run: an input's name {why}")))?;
     let wrong = |why: String| Error::invalid(format!("session_run: input {name:?}: {why}"));
-    let datatype = abi::datatype_of(raw.datatype)
-        .ok_or_else(|| wrong(format!("datatype {} is none", raw.datatype)))?;
+    let datatype = abi::datatype_of(raw.datatype).ok_or_else(|| {
+        wrong(format!(
+            "datatype {}, expected one of mdm_model.h",
+            raw.datatype
+        ))
+    })?;
     if raw.rank > abi::MAX_RANK || (raw.rank > 0 && raw.shape.is_null()) {
-        return Err(wrong("its shape is NULL or too long".to_owned()));
+        return Err(wrong(format!(
+            "its shape is NULL or has more than {} dimensions: {}",
+            abi::MAX_RANK,
+            raw.rank
+        )));
     }
     let shape: Vec<usize> = (0..raw.rank as usize)
         // SAFETY: there are `rank` of them; wherever they lie.
@@ -93,7 +99,9 @@ unsafe fn input(raw: &abi::Tensor) -> Result<Tensor> {
         })?;
     let bytes = |start: *const u8, length: u64| -> Result<Bytes> {
         if length > isize::MAX as u64 || (start.is_null() && length > 0) {
-            return Err(wrong(format!("it is NULL or too long: {length} bytes")));
+            return Err(wrong(format!(
+                "its data or its offsets are NULL or too long: {length} bytes"
+            )));
         }
         // SAFETY: the caller answers for the memory until the run is over, and nothing of the batch outlives it.
         Ok(unsafe { lent(start, length as usize, None) })
@@ -104,7 +112,7 @@ unsafe fn input(raw: &abi::Tensor) -> Result<Tensor> {
     } else {
         if raw.offset_count != elements as u64 + 1 {
             return Err(wrong(format!(
-                "{} offsets, got {}",
+                "expected {} offsets, got {}",
                 elements + 1,
                 raw.offset_count
             )));

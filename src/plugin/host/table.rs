@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
 
-use super::call::{CallContext, LAST_ERROR, Phase, RUNNING};
+use super::call::{CallContext, CallKind, LAST_ERROR, RUNNING};
 use super::memory::Buffer;
 use super::session::PluginSession;
 use super::text::{read_message, text};
@@ -38,10 +38,16 @@ pub(super) static HOST: abi::Host = abi::Host {
     session_close,
 };
 
-/// Runs the body of a function of the table: a panic must not leave it, and an error is kept for `last_error`.
-fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Option<T> {
-    let caught = catch_unwind(AssertUnwindSafe(body));
-    let result = caught.unwrap_or_else(|_| Err(Error::internal("the server panicked in there")));
+/// Runs the body of a function of the table, which gets the function's name. No panic leaves it, and an error is kept
+/// for `last_error`.
+fn guarded<T>(function: &'static str, body: impl FnOnce(&'static str) -> Result<T>) -> Option<T> {
+    let caught = catch_unwind(AssertUnwindSafe(|| body(function)));
+    let result = caught.unwrap_or_else(|_| {
+        Err(Error::internal(format!(
+            "{function}: the server panicked in it, which is an error of the server and not of the plugin; its log says \
+             where"
+        )))
+    });
     match result {
         Ok(value) => Some(value),
         Err(error) => {
@@ -58,7 +64,7 @@ fn status(done: Option<()>) -> i32 {
     }
 }
 
-/// What is behind a context.
+/// The call that a context belongs to.
 ///
 /// # Errors
 /// `INTERNAL` for NULL, and in a call that the function is not for.
@@ -68,26 +74,28 @@ fn status(done: Option<()>) -> i32 {
 unsafe fn behind<'a>(
     context: *mut abi::Context,
     function: &str,
-    phases: &[Phase],
+    allowed: &[CallKind],
 ) -> Result<&'a mut CallContext<'a>> {
     if context.is_null() {
         return Err(Error::internal(format!("{function}: the context is NULL")));
     }
     // SAFETY: the caller answers for it.
     let context = unsafe { &mut *context.cast::<CallContext<'a>>() };
-    if phases.contains(&context.phase) {
+    if allowed.contains(&context.kind) {
         return Ok(context);
     }
+    let allowed: Vec<&str> = allowed.iter().map(|kind| kind.name()).collect();
     Err(Error::internal(format!(
-        "{function} is not for {:?}, only for {phases:?}",
-        context.phase
+        "{function} was called in {}, expected in {} only",
+        context.kind.name(),
+        allowed.join(" or ")
     )))
 }
 
-const ANY: &[Phase] = &[Phase::Describe, Phase::Load, Phase::Infer];
-const FILES: &[Phase] = &[Phase::Describe, Phase::Load];
-const LOAD: &[Phase] = &[Phase::Load];
-const INFER: &[Phase] = &[Phase::Infer];
+const ANY: &[CallKind] = &[CallKind::Describe, CallKind::Load, CallKind::Infer];
+const FILES: &[CallKind] = &[CallKind::Describe, CallKind::Load];
+const LOAD: &[CallKind] = &[CallKind::Load];
+const INFER: &[CallKind] = &[CallKind::Infer];
 
 unsafe extern "C" fn last_error(code: *mut u32) -> abi::Str {
     LAST_ERROR.with_borrow(|error| {
@@ -105,7 +113,7 @@ unsafe extern "C" fn last_error(code: *mut u32) -> abi::Str {
 }
 
 unsafe extern "C" fn log(level: u32, message: abi::Str) {
-    let _ = guarded(|| {
+    let _ = guarded("log", |_| {
         // SAFETY: a plugin's texts are as long as they say.
         let message = unsafe { read_message(message) };
         let plugin = RUNNING.with_borrow(Clone::clone);
@@ -127,9 +135,9 @@ unsafe extern "C" fn fail(
     first: u64,
     count: u64,
 ) {
-    let _ = guarded(|| {
+    let _ = guarded("fail", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "fail", ANY)? };
+        let context = unsafe { behind(context, function, ANY)? };
         // SAFETY: a plugin's texts are as long as they say.
         let message = unsafe { read_message(message) };
         let message = if message.is_empty() {
@@ -148,29 +156,34 @@ unsafe extern "C" fn fail(
 }
 
 unsafe extern "C" fn signature(context: *mut abi::Context, json: abi::Str) -> i32 {
-    status(guarded(|| {
+    status(guarded("signature", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "signature", &[Phase::Describe])? };
+        let context = unsafe { behind(context, function, &[CallKind::Describe])? };
         let result = text("signature", json).and_then(|json| Signature::from_json(&json));
-        // Not to be overlooked: what is wrong with it is what the call comes to.
+        // A wrong signature fails the call even if the plugin ignores this function's status.
         context.signature = Some(result.inspect_err(|e| context.failure = Some(e.clone()))?);
         Ok(())
     }))
 }
 
 fn shown(path: &Path) -> Result<String> {
-    path.to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Error::precondition(format!("the path {} is no UTF-8", path.display())))
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::precondition(format!(
+            "the path {} is not UTF-8, and plugins get paths as UTF-8 text",
+            path.display()
+        ))
+    })
 }
 
-/// Writes what a function found to where the plugin wants it.
+/// Writes a result to where the plugin wants it.
 ///
 /// # Safety
 /// The place must be NULL or one for a `T`.
 unsafe fn put<T>(place: *mut T, value: T) -> Result<()> {
     if place.is_null() {
-        return Err(Error::internal("the place for the answer is NULL"));
+        return Err(Error::internal(
+            "the pointer to where the result goes is NULL",
+        ));
     }
     // SAFETY: the caller answers for it.
     unsafe { place.write_unaligned(value) };
@@ -182,9 +195,9 @@ unsafe extern "C" fn resolve_path(
     path: abi::Str,
     absolute: *mut abi::Str,
 ) -> i32 {
-    status(guarded(|| {
+    status(guarded("resolve_path", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "resolve_path", FILES)? };
+        let context = unsafe { behind(context, function, FILES)? };
         let path = context.services.state_path(&text("path", path)?)?;
         let kept = context.keep(shown(&path)?);
         // SAFETY: the plugin's place for it.
@@ -197,9 +210,9 @@ unsafe extern "C" fn param_path(
     key: abi::Str,
     absolute: *mut abi::Str,
 ) -> i32 {
-    status(guarded(|| {
+    status(guarded("param_path", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "param_path", INFER)? };
+        let context = unsafe { behind(context, function, INFER)? };
         let key = text("key", key)?;
         if !key.ends_with("_path") {
             return Err(Error::internal(format!(
@@ -220,9 +233,9 @@ unsafe extern "C" fn param_path(
 }
 
 unsafe extern "C" fn params(context: *mut abi::Context) -> abi::Str {
-    let found = guarded(|| {
+    let found = guarded("params", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "params", INFER)? };
+        let context = unsafe { behind(context, function, INFER)? };
         match context.run {
             Some(run) if !run.params.is_empty() => {
                 let json = serde_json::to_string(run.params);
@@ -236,9 +249,9 @@ unsafe extern "C" fn params(context: *mut abi::Context) -> abi::Str {
 }
 
 unsafe extern "C" fn members(context: *mut abi::Context, members: *mut *const abi::Member) -> u32 {
-    let found = guarded(|| {
+    let found = guarded("members", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "members", INFER)? };
+        let context = unsafe { behind(context, function, INFER)? };
         if context.members.is_empty() {
             let mut first_row = 0;
             let all = context.run.map_or(&[][..], |run| run.members);
@@ -264,18 +277,18 @@ unsafe extern "C" fn members(context: *mut abi::Context, members: *mut *const ab
 }
 
 unsafe extern "C" fn is_cancelled(context: *mut abi::Context) -> i32 {
-    let found = guarded(|| {
+    let found = guarded("is_cancelled", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "is_cancelled", INFER)? };
+        let context = unsafe { behind(context, function, INFER)? };
         Ok(context.run.is_some_and(|run| (run.cancelled)()))
     });
     i32::from(found == Some(true))
 }
 
 unsafe extern "C" fn device(context: *mut abi::Context) -> abi::Str {
-    let found = guarded(|| {
+    let found = guarded("device", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "device", &[Phase::Load, Phase::Infer])? };
+        let context = unsafe { behind(context, function, &[CallKind::Load, CallKind::Infer])? };
         let device = context.services.device();
         Ok(context.keep(device))
     });
@@ -283,9 +296,10 @@ unsafe extern "C" fn device(context: *mut abi::Context) -> abi::Str {
 }
 
 unsafe extern "C" fn alloc(bytes: u64, memory: *mut *mut c_void) -> *mut abi::Buffer {
-    let made = guarded(|| {
-        let (buffer, start) = Buffer::block(bytes)
-            .ok_or_else(|| Error::exhausted(format!("alloc: no {bytes} bytes to be had")))?;
+    let made = guarded("alloc", |_| {
+        let (buffer, start) = Buffer::block(bytes).ok_or_else(|| {
+            Error::exhausted(format!("alloc: there is no memory for {bytes} bytes"))
+        })?;
         // SAFETY: the plugin's place for it.
         unsafe { put(memory, start)? };
         Ok(buffer.into_raw())
@@ -304,7 +318,7 @@ unsafe extern "C" fn buffer_release(buffer: *mut abi::Buffer) {
     if !buffer.is_null() {
         // SAFETY: the plugin is one of its holders, and ends to be.
         let share = unsafe { Buffer::take(buffer) };
-        let _ = guarded(|| {
+        let _ = guarded("buffer_release", |_| {
             drop(share);
             Ok(())
         });
@@ -317,9 +331,9 @@ unsafe extern "C" fn output(
     owner: *mut c_void,
     release: Option<abi::Release>,
 ) -> i32 {
-    status(guarded(|| {
+    status(guarded("output", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = match unsafe { behind(context, "output", ANY) } {
+        let context = match unsafe { behind(context, function, ANY) } {
             Ok(context) => context,
             Err(error) => {
                 if let Some(release) = release {
@@ -331,7 +345,7 @@ unsafe extern "C" fn output(
         };
         // SAFETY: a plugin's pointers are what the interface says.
         let taken = unsafe { context.outputs.take(tensor, owner, release) };
-        // Not to be overlooked, even if the plugin does.
+        // A wrong output fails the call even if the plugin ignores this function's status.
         taken.inspect_err(|e| context.failure = Some(e.clone()))
     }))
 }
@@ -342,12 +356,14 @@ unsafe extern "C" fn session_open(
     options: abi::Str,
     session: *mut *mut abi::Session,
 ) -> i32 {
-    status(guarded(|| {
+    status(guarded("session_open", |function| {
         // SAFETY: the plugin's context, in its call and thread.
-        let context = unsafe { behind(context, "session_open", LOAD)? };
+        let context = unsafe { behind(context, function, LOAD)? };
         let (path, options) = (text("path", path)?, text("options", options)?);
         if session.is_null() {
-            return Err(Error::internal("the place for the answer is NULL"));
+            return Err(Error::internal(
+                "the pointer to where the result goes is NULL",
+            ));
         }
         let opened = PluginSession::new(context.services.session(&path, &options)?);
         // SAFETY: the plugin's place for it.
@@ -355,13 +371,13 @@ unsafe extern "C" fn session_open(
     }))
 }
 
-/// What is behind a session.
+/// The session that a plugin's pointer stands for.
 ///
 /// # Safety
 /// It must be NULL or an open session of this thread's.
 unsafe fn session<'a>(session: *mut abi::Session) -> Result<&'a mut PluginSession> {
     if session.is_null() {
-        return Err(Error::internal("the session is NULL"));
+        return Err(Error::internal("the mdm_session is NULL"));
     }
     // SAFETY: the caller answers for it.
     Ok(unsafe { &mut *session.cast::<PluginSession>() })
@@ -369,7 +385,9 @@ unsafe fn session<'a>(session: *mut abi::Session) -> Result<&'a mut PluginSessio
 
 unsafe extern "C" fn session_signature(raw: *mut abi::Session) -> abi::Str {
     // SAFETY: the plugin's session, in its thread.
-    let found = guarded(|| Ok(abi::Str::of(unsafe { session(raw)? }.signature())));
+    let found = guarded("session_signature", |_| {
+        Ok(abi::Str::of(unsafe { session(raw)? }.signature()))
+    });
     found.unwrap_or(abi::Str::of(""))
 }
 
@@ -380,7 +398,7 @@ unsafe extern "C" fn session_run(
     outputs: *mut *const abi::Tensor,
     output_count: *mut u32,
 ) -> i32 {
-    status(guarded(|| {
+    status(guarded("session_run", |_| {
         // SAFETY: the plugin's session, in its thread; its pointers are what the interface says.
         unsafe {
             let views = session(raw)?.run(inputs, input_count)?;
@@ -394,7 +412,7 @@ unsafe extern "C" fn session_close(session: *mut abi::Session) {
     if session.is_null() {
         return;
     }
-    let _ = guarded(|| {
+    let _ = guarded("session_close", |_| {
         // SAFETY: it came out of Box::into_raw in `session_open`, and the plugin closes it once.
         drop(unsafe { Box::from_raw(session.cast::<PluginSession>()) });
         Ok(())

@@ -1,31 +1,60 @@
-//! Texts that plugins give, copied and checked.
+//! Copies and checks the texts that plugins give.
 #![allow(unsafe_code)] // a C interface: pointers in, pointers out
+
+use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::plugin::abi;
 
-/// Longest text of a plugin's that is read; of messages the beginning.
+/// Longest text of a plugin's that is read.
 const MOST_TEXT_BYTES: u64 = 1 << 20;
-/// Longest message of a plugin's that a client is sent.
+/// Longest message of a plugin's that is passed on; of a longer one the beginning.
 const MOST_MESSAGE_BYTES: usize = 16 << 10;
 
-/// A text of a plugin's, copied. `None` if it is NULL, too long, or not UTF-8.
+/// What is wrong with a text; it completes a sentence that begins with what the text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotText {
+    Null { bytes: u64 },
+    TooLong { bytes: u64, most: u64 },
+    NotUtf8,
+}
+
+impl fmt::Display for NotText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotText::Null { bytes } => write!(f, "is NULL, expected {bytes} bytes of UTF-8"),
+            NotText::TooLong { bytes, most } => {
+                write!(f, "has {bytes} bytes, and {most} is the most")
+            }
+            NotText::NotUtf8 => write!(f, "is not UTF-8"),
+        }
+    }
+}
+
+/// A copy of a plugin's text of at most so many bytes.
 ///
 /// # Safety
 /// It must be as long as it says.
-pub(super) unsafe fn read_text(text: abi::Str) -> Option<String> {
-    if text.length == 0 {
-        return Some(String::new());
+pub(super) unsafe fn read_text(text: abi::Str, most: u64) -> Result<String, NotText> {
+    let bytes = text.length;
+    if bytes == 0 {
+        return Ok(String::new());
     }
-    if text.data.is_null() || text.length > MOST_TEXT_BYTES {
-        return None;
+    if bytes > most {
+        return Err(NotText::TooLong { bytes, most });
+    }
+    if text.data.is_null() {
+        return Err(NotText::Null { bytes });
     }
     // SAFETY: the caller answers for it.
     let bytes = unsafe { std::slice::from_raw_parts(text.data, text.length as usize) };
-    std::str::from_utf8(bytes).ok().map(str::to_owned)
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(NotText::NotUtf8),
+    }
 }
 
-/// A message of a plugin's: whatever can be read of it.
+/// A copy of a plugin's message: what of it is text.
 ///
 /// # Safety
 /// As [`read_text`].
@@ -45,5 +74,6 @@ pub(super) unsafe fn read_message(text: abi::Str) -> String {
 /// `INVALID_ARGUMENT`, naming the argument.
 pub(super) fn text(what: &str, text: abi::Str) -> Result<String> {
     // SAFETY: a plugin's texts are as long as they say.
-    unsafe { read_text(text) }.ok_or_else(|| Error::invalid(format!("{what} is no text")))
+    unsafe { read_text(text, MOST_TEXT_BYTES) }
+        .map_err(|why| Error::invalid(format!("the argument `{what}` {why}")))
 }

@@ -24,7 +24,7 @@ fn fresh(limits: Limits) -> Decoder {
 
 /// The greeting and READY of a DEALER with that routing id.
 fn hello(minor: u8, identity: &'static [u8]) -> Vec<u8> {
-    let mut hello = greeting(minor, "NULL", false).to_vec();
+    let mut hello = greeting(minor, "NULL").to_vec();
     let mut null = Null::new(SocketType::Dealer, Bytes::from_static(identity));
     push_command(&mut hello, &null.first());
     hello

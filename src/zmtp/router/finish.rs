@@ -1,4 +1,4 @@
-//! The end of a router: what was written reaches the other ends before their connections close.
+//! How a router stops: connections close once all that was written has arrived at their peers.
 
 use std::time::{Duration, Instant};
 
@@ -7,52 +7,54 @@ use super::super::poller::{Interest, Poller};
 use super::Router;
 use crate::error::Result;
 
-/// How often connections that are closing are looked at; the system does not tell when the last byte has arrived.
-pub(crate) const LOOK: Duration = Duration::from_millis(5);
-/// Reads of a connection on its way out before others get their turn.
+/// How often to call [`Router::close_step`]: the system does not notify when the last byte has arrived.
+pub(crate) const CLOSE_EVERY: Duration = Duration::from_millis(5);
+/// Most reads of a closing connection in a row, before others get their turn.
 const READS: usize = 64;
 
-/// Every connection on its way out.
-pub(crate) struct Leaving {
+/// The connections that are still to be closed.
+pub(crate) struct Closing {
     connections: Vec<Connection>,
     /// When the rest is given up.
     until: Option<Instant>,
-    /// How long a connection may take no byte.
-    patience: Duration,
+    /// How long a peer may take no byte until its connection is given up.
+    stall_limit: Duration,
     /// Bytes that were given up.
     lost: u64,
 }
 
 struct Connection {
     token: u64,
-    /// Bytes that had not arrived at the last look, ours and the system's.
+    /// Bytes that had not arrived at the last step, ours and the system's.
     left: u64,
-    /// When fewer of them were left than before.
+    /// When that number last fell.
     progress: Instant,
-    /// All was handed to the system, and the other end was told that nothing follows.
+    /// All was handed to the system, and this direction of the stream is closed.
     ended: bool,
 }
 
-enum Progress {
-    Goes,
-    Gone,
+/// What became of a connection in one step.
+enum Step {
+    Open,
+    Closed,
+    /// It was closed while so many bytes had not arrived.
     GivenUp(u64),
 }
 
-impl Leaving {
-    /// Whatever is left then is given up.
+impl Closing {
+    /// Sets when what is left is given up.
     pub(crate) fn give_up_at(&mut self, until: Instant) {
         self.until = Some(self.until.map_or(until, |before| before.min(until)));
     }
 }
 
 impl Router {
-    /// Accepts nobody any more; from now on [`Router::leave`] closes the connections.
-    pub(crate) fn begin_leaving(&mut self, now: Instant) -> Leaving {
+    /// Stops accepting connections; [`Router::close_step`] closes those that exist.
+    pub(crate) fn begin_closing(&mut self, now: Instant) -> Closing {
         self.listeners.clear();
         self.accept_again = None;
         let tokens = self.peers.tokens().into_iter();
-        Leaving {
+        Closing {
             connections: tokens
                 .map(|token| Connection {
                     token,
@@ -62,28 +64,34 @@ impl Router {
                 })
                 .collect(),
             until: None,
-            patience: SILENCE,
+            stall_limit: SILENCE,
             lost: 0,
         }
     }
 
-    /// Writes what waits, and closes each connection when all of it has arrived; one that takes no byte for [`SILENCE`]
-    /// is given up. To be called every [`LOOK`]; gives the bytes that were given up once no connection is left.
-    pub(crate) fn leave(&mut self, leaving: &mut Leaving, now: Instant) -> Option<u64> {
-        let over = leaving.until.is_some_and(|until| until <= now);
-        let (lost, patience) = (&mut leaving.lost, leaving.patience);
-        leaving.connections.retain_mut(|connection| {
-            match self.let_go(connection, now, over, patience) {
-                Progress::Goes => return true,
-                Progress::Gone => {}
-                Progress::GivenUp(bytes) => *lost += bytes,
+    /// Writes what waits, and closes each connection when all of it has arrived; one whose peer takes no byte for
+    /// [`SILENCE`] is given up. To be called every [`CLOSE_EVERY`]. Once no connection is left, it returns how many bytes
+    /// were given up.
+    pub(crate) fn close_step(&mut self, closing: &mut Closing, now: Instant) -> Option<u64> {
+        let is_over = closing.until.is_some_and(|until| until <= now);
+        let stall_limit = if is_over {
+            Duration::ZERO
+        } else {
+            closing.stall_limit
+        };
+        let lost = &mut closing.lost;
+        closing.connections.retain_mut(|connection| {
+            match self.close_one(connection, now, stall_limit) {
+                Step::Open => return true,
+                Step::Closed => {}
+                Step::GivenUp(bytes) => *lost += bytes,
             }
             false
         });
-        leaving.connections.is_empty().then_some(*lost)
+        closing.connections.is_empty().then_some(*lost)
     }
 
-    /// All of that, waiting for it.
+    /// Closes all connections, and returns when that is done, after `most` at the latest.
     ///
     /// # Errors
     /// The poller's.
@@ -91,93 +99,86 @@ impl Router {
         self.finish_with(most, SILENCE)
     }
 
-    /// [`Router::finish`] with another patience.
+    /// [`Router::finish`] with another limit for peers that take no byte.
     pub(super) fn finish_with(
         &mut self,
         most: Option<Duration>,
-        patience: Duration,
+        stall_limit: Duration,
     ) -> Result<u64> {
         let begun = Instant::now();
-        let mut leaving = self.begin_leaving(begun);
-        leaving.patience = patience;
+        let mut closing = self.begin_closing(begun);
+        closing.stall_limit = stall_limit;
         if let Some(most) = most {
-            leaving.give_up_at(begun + most);
+            closing.give_up_at(begun + most);
         }
         self.forget_inner();
         loop {
-            if let Some(lost) = self.leave(&mut leaving, Instant::now()) {
+            if let Some(lost) = self.close_step(&mut closing, Instant::now()) {
                 return Ok(lost);
             }
-            // Nobody takes what still comes.
+            // What still arrives is dropped: the owner has stopped.
             self.inbox.clear();
             self.readable.clear();
-            self.poller.wait(Some(LOOK), |_| {})?;
+            self.poller.wait(Some(CLOSE_EVERY), |_| {})?;
         }
     }
 
-    /// Waits for connections alone from now on: nobody takes what comes at inner sockets, which would end each wait at
-    /// once.
+    /// Stops polling the owner's inner sockets: nobody reads them any more, so they would end each wait at once.
     fn forget_inner(&mut self) {
-        // Without a descriptor for another poller the one that is there has to do.
+        // Without a descriptor for a new poller the old one is used on.
         let Ok(poller) = Poller::new() else {
             return;
         };
         for (token, peer) in self.peers.iter_mut() {
-            // One that cannot be waited for is looked at like the others.
+            // A connection that cannot be added is still handled at each step.
             let _ = poller.add(&peer.connection, token, peer.interest);
         }
         self.poller = poller;
     }
 
-    fn let_go(
-        &mut self,
-        leaving: &mut Connection,
-        now: Instant,
-        over: bool,
-        patience: Duration,
-    ) -> Progress {
-        let token = leaving.token;
-        // What still comes is read, since closing over unread bytes would throw away what has not arrived.
+    fn close_one(&mut self, closing: &mut Connection, now: Instant, stall_limit: Duration) -> Step {
+        let token = closing.token;
+        // What still arrives is read: closing a TCP stream with unread bytes discards what the peer has not received.
         let mut reads = 0;
         while reads < READS && self.read(token, now) {
             reads += 1;
         }
-        if !leaving.ended {
+        if !closing.ended {
             self.write(token, now);
         }
         let Some(peer) = self.peers.get_mut(token) else {
-            return Progress::Gone;
+            return Step::Closed;
         };
-        // Behind the end of the stream nothing is written any more, a PONG neither.
-        let waiting = match leaving.ended {
+        // After the end of the stream nothing is written any more, not even a PONG.
+        let waiting = match closing.ended {
             true => 0,
             false => peer.connection.waiting_bytes(),
         };
         let left = waiting + peer.connection.unsent_bytes();
-        if left < leaving.left {
-            (leaving.left, leaving.progress) = (left, now);
+        if left < closing.left {
+            (closing.left, closing.progress) = (left, now);
         }
         if left == 0 || !peer.connection.is_ready() {
             self.drop_peer(token);
-            return Progress::Gone;
+            return Step::Closed;
         }
-        if over || now.saturating_duration_since(leaving.progress) >= patience {
+        if now.saturating_duration_since(closing.progress) >= stall_limit {
             self.drop_peer(token);
-            return Progress::GivenUp(left);
+            return Step::GivenUp(left);
         }
-        if waiting == 0 && !leaving.ended {
-            leaving.ended = true;
+        if waiting == 0 && !closing.ended {
+            closing.ended = true;
             peer.connection.end_writing();
-            // Only its last bytes are waited for, at which nothing wakes us.
+            // Only the arrival of its last bytes is waited for, which the poller does not report.
             peer.interest = Interest::Nothing;
             let changed = self
                 .poller
                 .change(&peer.connection, token, Interest::Nothing);
             if changed.is_err() {
                 self.drop_peer(token);
-                return Progress::GivenUp(left);
+                return Step::GivenUp(left);
             }
         }
-        Progress::Goes
+        Step::Open
     }
 }

@@ -1,4 +1,4 @@
-//! The connections of a router, by token and by routing id.
+//! The connections of a router: found by token and by routing id, with what the router notes about each.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::super::connection::Connection;
 use super::super::poller::Interest;
 use crate::message::ReplyTo;
 
-/// Seconds over which the progress of a message is judged.
+/// Over how many seconds the progress of an unfinished message is measured.
 const GAIN_SECONDS: usize = 5;
 
 /// One connection, and what its router notes about it.
@@ -20,13 +20,13 @@ pub(super) struct Peer {
     /// When it was accepted.
     pub(super) since: Instant,
     pub(super) interest: Interest,
-    /// It is in the list of those that can be read.
+    /// It is in the router's list of those that can be read.
     pub(super) is_readable: bool,
-    /// It is in the list of those that have something to write.
+    /// It is in the router's list of those that have something to write.
     pub(super) is_unwritten: bool,
     token: u64,
-    /// A routing id that is none of this protocol's.
-    odd_id: Option<Box<[u8]>>,
+    /// Its routing id, where that does not have the 16 bytes of this protocol's.
+    foreign_id: Option<Box<[u8]>>,
     /// Bytes that its unfinished message gained in each of the last seconds.
     gains: [u64; GAIN_SECONDS],
 }
@@ -51,8 +51,8 @@ impl Peer {
 pub(super) struct Peers {
     peers: Slab<Peer>,
     by_reply: HashMap<ReplyTo, u64>,
-    odd_ids: HashMap<Box<[u8]>, u64>,
-    /// Connections so far: a place is used again, a token is not.
+    foreign_ids: HashMap<Box<[u8]>, u64>,
+    /// Connections so far. Places in the slab are used again, tokens are not.
     count: u64,
 }
 
@@ -85,7 +85,7 @@ impl Peers {
             is_readable: false,
             is_unwritten: false,
             token,
-            odd_id: None,
+            foreign_id: None,
             gains: [0; GAIN_SECONDS],
         });
         token
@@ -113,18 +113,18 @@ impl Peers {
         self.peers.iter_mut().map(|(_, peer)| (peer.token, peer))
     }
 
-    /// Gives a connection the name that it asked for, or one that nobody else has; `None` if another connection has it.
+    /// Gives a connection the address that it asked for, or a unique one; `None` if another connection has it.
     pub(super) fn name(&mut self, token: u64, identity: &[u8]) -> Option<ReplyTo> {
         let session = <[u8; 16]>::try_from(identity).ok().map(ReplyTo);
         let reply = session.unwrap_or_else(|| ReplyTo::without_session(token));
-        if self.by_reply.contains_key(&reply) || self.odd_ids.contains_key(identity) {
+        if self.by_reply.contains_key(&reply) || self.foreign_ids.contains_key(identity) {
             return None;
         }
         let peer = self.get_mut(token)?;
         peer.reply = Some(reply);
         if session.is_none() && !identity.is_empty() {
-            peer.odd_id = Some(identity.into());
-            self.odd_ids.insert(identity.into(), token);
+            peer.foreign_id = Some(identity.into());
+            self.foreign_ids.insert(identity.into(), token);
         }
         self.by_reply.insert(reply, token);
         Some(reply)
@@ -136,23 +136,23 @@ impl Peers {
         if let Some(reply) = peer.reply {
             self.by_reply.remove(&reply);
         }
-        if let Some(id) = &peer.odd_id {
-            self.odd_ids.remove(id);
+        if let Some(id) = &peer.foreign_id {
+            self.foreign_ids.remove(id);
         }
         Some(peer)
     }
 
-    /// The connection to be given up when more than `bound` bytes are unfinished, and the bytes that it holds: the one
-    /// that gained least of late, of those with `worth` bytes and more. Where only one has so many it stays, and the
-    /// small ones do as long as they are within the bound themselves: none of them makes up for it.
-    pub(super) fn slowest(&self, worth: u64, bound: u64) -> Option<(u64, u64)> {
+    /// The connection to be closed when more than `bound` bytes are unfinished, and the bytes that it holds: the one that
+    /// received least lately, of those with `large_bytes` and more. If only one has so many, it stays, and the small ones
+    /// stay as long as they are within the bound themselves: closing one of them would not free enough.
+    pub(super) fn slowest(&self, large_bytes: u64, bound: u64) -> Option<(u64, u64)> {
         let (mut large, mut small) = ((0, None), (0, None));
         for (_, peer) in &self.peers {
             let bytes = peer.connection.unfinished_bytes();
             let found = (peer.gain(), peer.token, bytes);
             let (sum, slowest) = match bytes {
                 0 => continue,
-                _ if bytes >= worth => (&mut large.0, &mut large.1),
+                _ if bytes >= large_bytes => (&mut large.0, &mut large.1),
                 _ => (&mut small.0, &mut small.1),
             };
             *sum += bytes;

@@ -229,7 +229,7 @@ impl Raw {
 }
 
 fn hello(minor: u8, identity: &[u8]) -> Vec<u8> {
-    let mut hello = codec::greeting(minor, "NULL", false).to_vec();
+    let mut hello = codec::greeting(minor, "NULL").to_vec();
     let mut null = Null::new(SocketType::Dealer, Bytes::copy_from_slice(identity));
     codec::push_command(&mut hello, &null.first());
     hello

@@ -130,7 +130,7 @@ fn older_versions_are_refused_as_soon_as_it_shows() {
 #[test]
 fn another_mechanism_is_refused() {
     for mechanism in ["CURVE", "PLAIN", "NUL", "NULLE", ""] {
-        let greeting = greeting(1, mechanism, false);
+        let greeting = greeting(1, mechanism);
         let refused = violation(&mut fresh(LIMITS), &greeting);
         assert_eq!(refused, Violation::Mechanism, "{mechanism}");
     }
@@ -176,13 +176,13 @@ fn flags_of_no_frame_are_refused() {
 
 #[test]
 fn a_message_before_the_handshake_is_refused() {
-    let stream = [&greeting(1, "NULL", false)[..], &[0, 1, b'x']].concat();
+    let stream = [&greeting(1, "NULL")[..], &[0, 1, b'x']].concat();
     assert_eq!(violation(&mut fresh(LIMITS), &stream), Violation::Handshake);
 }
 
 /// What becomes of a handshake with that command.
 fn shake(command: &[u8]) -> Result<Bytes, Violation> {
-    let mut stream = greeting(1, "NULL", false).to_vec();
+    let mut stream = greeting(1, "NULL").to_vec();
     push_command(&mut stream, command);
     let whole = feed_all(&mut fresh(LIMITS), &stream);
     let bytes = feed_bytes(&mut fresh(LIMITS), &stream).map_err(|(_, violation)| violation);
@@ -275,9 +275,9 @@ fn states() -> Vec<(Decoder, &'static str)> {
         decoder
     };
     let mut half = fresh(LIMITS);
-    feed_all(&mut half, &greeting(1, "NULL", false)[..30]).unwrap();
+    feed_all(&mut half, &greeting(1, "NULL")[..30]).unwrap();
     let mut greeted = fresh(LIMITS);
-    feed_all(&mut greeted, &greeting(1, "NULL", false)).unwrap();
+    feed_all(&mut greeted, &greeting(1, "NULL")).unwrap();
     vec![
         (fresh(LIMITS), "fresh"),
         (half, "in the greeting"),

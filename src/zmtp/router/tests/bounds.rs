@@ -121,7 +121,7 @@ fn what_breaks_the_protocol_is_closed_and_forgotten() {
     let mut server = Server::new(BOUNDS);
     let nonsense = [
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
-        codec::greeting(1, "CURVE", false).to_vec(),
+        codec::greeting(1, "CURVE").to_vec(),
         [hello(1, &ID), vec![0xff]].concat(),
         [hello(1, &ID), promise(65 * MIB)].concat(),
         [hello(1, &ID), [1, 0].repeat(65)].concat(),

@@ -183,7 +183,7 @@ fn the_place_of_a_closed_connection_is_not_mistaken_for_it() {
     let sent = server
         .router
         .send(old_reply, [Bytes::from_static(b"for the old one")]);
-    assert_eq!(sent, Err(Gone));
+    assert_eq!(sent, Err(NotConnected));
     let now = server.now();
     server.router.close(old_reply, now);
     // What a poller still says about the old one is not about the new one.

@@ -1,4 +1,4 @@
-//! Where clients connect: the two fronts' listeners, and how many connections there may be.
+//! The two ports that clients connect to: their listeners, and the bounds on what their connections may send.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,31 +13,31 @@ use crate::zmtp::stream::Listener;
 
 use super::local::LocalFiles;
 
-/// Header bytes that a request may have beyond its payload.
+/// What a request's message may have beyond `--max-request-bytes`, for its header.
 const HEADER_SLACK_BYTES: u64 = 64 * 1024;
-/// Frames of a request: more than the tensors that there may be take, so that a request of too many gets an error.
+/// Most frames of a request: more than the most tensors take, so that a request of too many tensors gets an error.
 const REQUEST_FRAMES: usize = 16 * 1024;
-/// What `port_out` takes in one message: a hello.
+/// Most bytes of one message on `port_out`, which takes only hello.
 const HELLO_BYTES: u64 = 4096;
 const HELLO_FRAMES: usize = 8;
-/// A client that lets so many bytes of answers wait on `port` is not heard until it has read some.
+/// A client that leaves more bytes of answers unread on `port` than this is not read from until it has read some.
 const UNREAD_BYTES: u64 = 256 * 1024;
-/// Descriptors that are kept back for the server itself: models' files, logs, the engine, wakers, inner sockets.
-const KEPT_DESCRIPTORS: u64 = 48;
-/// What each worker takes of them: five inner sockets, each with a descriptor.
+/// Descriptors that are reserved for the server itself: models' files, logs, the engine, wakers, inner sockets.
+const RESERVED_DESCRIPTORS: u64 = 48;
+/// Descriptors of each worker: those of its five inner sockets, and some to spare.
 const WORKER_DESCRIPTORS: u64 = 8;
-/// Where the system has no limit worth the name.
+/// Most sessions where the system's limit on descriptors is higher, or absent.
 const MOST_SESSIONS: u64 = 1 << 20;
 
-/// One of the two fronts: its listeners, and what it takes of its peers.
-pub(super) struct Front {
+/// One of the two ports: its listeners, TCP and local, and what it takes of its peers.
+pub(super) struct BoundPort {
     flag: &'static str,
     bounds: Bounds,
     listeners: [Listener; 2],
 }
 
-impl Front {
-    /// For the thread that it belongs to from then on.
+impl BoundPort {
+    /// The port's router, to be made in the thread that uses it.
     ///
     /// # Errors
     /// `UNAVAILABLE` if no descriptor is left.
@@ -50,23 +50,23 @@ impl Front {
     }
 }
 
-/// Where clients connect, bound.
-pub(super) struct Fronts {
+/// Both ports, bound.
+pub(super) struct BoundPorts {
     /// `port`.
-    pub(super) requests: Front,
+    pub(super) requests: BoundPort,
     /// `port_out`.
-    pub(super) out: Front,
+    pub(super) out: BoundPort,
     pub(super) port: u16,
     pub(super) port_out: u16,
     pub(super) files: Arc<LocalFiles>,
 }
 
-impl Fronts {
+impl BoundPorts {
     /// Binds both ports, and beside each a local socket.
     ///
     /// # Errors
     /// What is in use, or cannot be made; nothing is left behind then.
-    pub(super) fn open(config: &Config) -> Result<Fronts> {
+    pub(super) fn open(config: &Config) -> Result<BoundPorts> {
         let connections = max_connections(config);
         let tcp_out = listen("--port-out", &config.host, config.port_out)?;
         let tcp = listen("--port", &config.host, config.port)?;
@@ -75,7 +75,7 @@ impl Fronts {
             port.map_err(|e| Error::internal(format!("no port of a bound socket: {e}")))
         };
         let (port, port_out) = (bound(&tcp)?, bound(&tcp_out)?);
-        // TCP first: who has the port has the files that are named after it.
+        // TCP first: the local sockets are named after the port, so binding it keeps two servers from using the same files.
         let files = Arc::new(LocalFiles::claim(&config.sock_tmp_dir, port)?);
         let local_out = listen_local(&files.path_out())?;
         let local = listen_local(&files.path_in())?;
@@ -93,17 +93,17 @@ impl Fronts {
                 message_bytes: HELLO_BYTES,
                 frames: HELLO_FRAMES,
             },
-            // Results are bounded for each client; hellos that are not read are not answered for ever.
+            // Results are bounded for each client; this bounds the answers to a client that says hello and never reads.
             unread_bytes: config.max_client_bytes,
             ..requests
         };
-        Ok(Fronts {
-            requests: Front {
+        Ok(BoundPorts {
+            requests: BoundPort {
                 flag: "port",
                 bounds: requests,
                 listeners: [tcp, local],
             },
-            out: Front {
+            out: BoundPort {
                 flag: "port_out",
                 bounds: out,
                 listeners: [tcp_out, local_out],
@@ -155,11 +155,11 @@ fn listen_local(path: &Path) -> Result<Listener> {
     })
 }
 
-/// How many connections each front takes: as many sessions as were asked for, as far as there are descriptors for them.
+/// How many connections each port takes: `--max-sessions`, as far as there are descriptors for them.
 fn max_connections(config: &Config) -> usize {
     let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
-    let own = KEPT_DESCRIPTORS + WORKER_DESCRIPTORS * config.all_workers() as u64;
-    // A session has a connection at each front.
+    let own = RESERVED_DESCRIPTORS + WORKER_DESCRIPTORS * config.all_workers() as u64;
+    // A session has a connection on each port.
     let possible = (limit.saturating_sub(own) / 2).clamp(1, MOST_SESSIONS) as usize;
     match config.max_sessions {
         Some(wanted) if wanted > possible => {
