@@ -1,4 +1,4 @@
-//! Whether the file of a shared library is all there: what is cut short would end the process when it is opened.
+//! Checks that a shared library's file is complete: opening one that is cut short would end the process.
 
 use std::fs::File;
 use std::io::Read;

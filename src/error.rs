@@ -1,4 +1,4 @@
-//! Errors: a stable code that programs act on, and a message that people act on.
+//! Errors: a stable code for programs, and a message for people.
 
 use std::fmt;
 use std::ops::Range;

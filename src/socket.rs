@@ -1,4 +1,4 @@
-//! The sockets between the loops: how they are set up, and how they are waited for.
+//! The ZeroMQ sockets between the loops: how they are set up and waited for.
 
 mod waiter;
 
@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 
 pub(crate) use waiter::{BusyPoll, Waiter, wait_for};
 
-/// An inner socket: it keeps nothing when it closes, and its queue is bounded by credits, not by a mark.
+/// A socket between loops. It drops what is unsent when it closes. Its queue has no limit of its own (high-water mark):
+/// credits bound it.
 pub(crate) fn inner(context: &Context, kind: SocketType) -> Result<Socket> {
     let socket = context.socket(kind)?;
     socket.set_linger(0)?;

@@ -1,4 +1,4 @@
-//! Pure arithmetic: how many rows the next chunk of a request has, and parts back in row order.
+//! Cuts requests into chunks, and puts parts back into row order: pure arithmetic.
 
 use std::collections::HashSet;
 

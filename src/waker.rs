@@ -1,4 +1,4 @@
-//! Wakes a thread that polls descriptors, from any other thread.
+//! A waker: a descriptor that any thread can make readable, to wake a thread that polls.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -14,7 +14,7 @@ impl Waker {
     pub(crate) fn new() -> Result<Waker> {
         let pair = imp::Pair::new();
         pair.map(Waker)
-            .map_err(|e| Error::unavailable(format!("no descriptor to be woken by: {e}")))
+            .map_err(|e| Error::unavailable(format!("no descriptor is left for a waker: {e}")))
     }
 
     pub(crate) fn wake(&self) {

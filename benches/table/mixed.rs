@@ -78,7 +78,7 @@ impl<T: Number + Element> Case<T> {
         let row = Array2::from_shape_vec((1, 64), floats(1).elements)?;
         let long = plan.long(Duration::from_millis(2500));
         let beside = |(client, _): &mut (Client, Server)| {
-            load(client, self.name, &bulk, long, Beside::Small(&row))
+            load(client, (self.name, &bulk), long, Beside::Small(&row))
         };
         // The models are loaded, and the server gets to know how fast they are.
         sides.each(beside)?;
@@ -93,8 +93,8 @@ impl<T: Number + Element> Case<T> {
         while plan.goes_on(rate.count()) {
             let loaded = sides.each(beside)?;
             let client = &sides.ours.0;
-            load(client, self.name, &bulk, FORGOTTEN, Beside::Nothing)?;
-            let alone = load(client, self.name, &bulk, long, Beside::Nothing)?;
+            load(client, (self.name, &bulk), FORGOTTEN, Beside::Nothing)?;
+            let alone = load(client, (self.name, &bulk), long, Beside::Nothing)?;
             p99.push(loaded.ours.small_ms(0.99));
             p50.push(loaded.ours.small_ms(0.5));
             small_count += loaded.ours.small_times.len();
@@ -135,8 +135,7 @@ enum Beside<'a> {
 /// of the bulk has their company.
 fn load<T: Number + Element>(
     client: &Client,
-    model: &str,
-    bulk: &Array2<T>,
+    (model, bulk): (&str, &Array2<T>),
     long: Duration,
     beside: Beside<'_>,
 ) -> Result<Loaded> {

@@ -9,7 +9,7 @@ use super::inputs::LentInputs;
 use super::session::ANSWER_GRACE;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Params, Priority};
-use crate::wire::client::{InferHeader, check_params};
+use crate::wire::client::{Delivery, InferHeader, check_params};
 use crate::wire::id;
 
 /// Which model the rows go through, and how.
@@ -102,19 +102,10 @@ impl Call {
         let header = InferHeader::new(id::UNKNOWN, self.model.as_deref(), &self.params).with(
             timeout_ms,
             self.priority,
-            delivery == Delivery::Parts,
+            delivery,
         );
         Ok((Encoded::infer(header, inputs), TimeLimit(timeout)))
     }
-}
-
-/// How the rows of a result are to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Delivery {
-    /// All in one result.
-    Whole,
-    /// In parts, as they finish.
-    Parts,
 }
 
 /// How long a request may take, as its client sees it.

@@ -189,9 +189,8 @@ fn describe<'a>(column: &'a Column<'_>) -> TensorHeader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::call::Delivery;
     use crate::client::{Call, Inputs, IntoInputs};
-    use crate::wire::client::{ClientMessage, read, write_infer};
+    use crate::wire::client::{ClientMessage, Delivery, read, write_infer};
     use crate::zmtp::codec::{Decoder, Event, Limits};
     use crate::zmtp::mechanism::{Mechanism, Null, SocketType};
 

@@ -30,7 +30,7 @@ mod tickets;
 use std::time::Duration;
 
 use address::Address;
-use call::{Delivery, TimeLimit, gave_up};
+use call::{TimeLimit, gave_up};
 use encoded::Encoded;
 use inputs::LentInputs;
 use pool::{Pool, SessionFor, SharedPlace};
@@ -49,6 +49,7 @@ pub use crate::wire::server::{ModelInfo, Status, Welcome};
 
 use crate::error::{Error, Result};
 use crate::tensor::Batch;
+use crate::wire::client::Delivery;
 
 /// How long connecting may take, unless the builder says otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

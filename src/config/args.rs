@@ -1,4 +1,4 @@
-//! What was typed: the flags of `mdm-server-start`, their defaults, and what each value may look like.
+//! The flags of `mdm-server-start`: their names, help, defaults, and which values each takes.
 //!
 //! This is the one table of flags. The environment's names, the file's keys, the page `flags.md` and the tests that try
 //! every spelling are all made from it, so that no flag can be forgotten in one of them.
@@ -14,7 +14,7 @@ use super::values::{DeviceMap, GIB, MIB, Size, fraction, host, switch, whole};
 /// A server's workers: each takes six of the 1,023 sockets that a ZeroMQ context has.
 pub(super) const MAX_WORKERS: u64 = 160;
 
-/// A year: more is a slip of the keyboard, and sums of times stay far from overflow.
+/// A year. A longer time is a typing error, and sums of times stay far from overflow.
 const MAX_TIMEOUT_MS: u64 = 365 * 24 * 60 * 60 * 1000;
 
 const AFTER_HELP: &str = "\

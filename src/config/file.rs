@@ -1,4 +1,4 @@
-//! The settings file: TOML with the names of the flags, read into the same words that the command line would have.
+//! Reads the settings file: TOML with the names of the flags, turned into the words that a command line would have.
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The page of flags, `flags.md`, is what the definitions of the flags say: it is written from them, and held against them.
+//! Writes the page of flags, `flags.md`, from the flags' definitions, and a test checks that it is up to date.
 
 use std::fmt::Write;
 use std::path::Path;

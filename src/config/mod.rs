@@ -1,4 +1,4 @@
-//! What was typed, checked: the settings that the server runs with.
+//! The server's settings: read from the command line, the environment and a file, and checked.
 //!
 //! ```text
 //! command line ─┐ spelling.rs
@@ -88,7 +88,7 @@ pub struct Config {
     pub intra_op_threads: usize,
     /// Chunks that wait at a worker behind the one that it runs.
     pub prefetch_size: usize,
-    /// How long a small request may wait for company.
+    /// How long a small request may wait for others to run with.
     pub max_batch_delay: Duration,
     /// How long a bulk chunk should run; `None` leaves it to `max_batch_size`.
     pub max_chunk: Option<Duration>,
@@ -112,7 +112,7 @@ pub struct Config {
     pub default_timeout: Option<Duration>,
 }
 
-/// Folders that this process made. Whoever fails to start takes them away again.
+/// Folders that this process made, to be removed again if the start fails.
 #[derive(Debug, Default)]
 pub struct MadeDirs(Vec<PathBuf>);
 
@@ -161,7 +161,7 @@ impl Config {
         }
     }
 
-    /// Checks what a value alone cannot tell: what must agree, and what must be there.
+    /// Checks what needs more than one value: settings that must agree, and files that must be there.
     ///
     /// # Errors
     /// One line that names the flag, what was expected, and what came.

@@ -1,4 +1,4 @@
-//! What a flag's value may look like: sizes, device maps, fractions, addresses.
+//! Parses the values of flags: sizes, device maps, fractions, addresses.
 
 use std::fmt;
 use std::ops::RangeInclusive;

@@ -1,4 +1,4 @@
-//! What the rest of the server knows of a model: its description, an instance that runs, and a source that opens instances.
+//! A model as the rest of the server sees it: its description, an instance that runs, and a source of instances.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub struct Description {
     pub inputs: Vec<Port>,
     /// What it gives, in order; empty if it does not declare it.
     pub outputs: Vec<Port>,
-    /// Who runs its legs, one after another: stages in a row that run in the same kind of worker.
+    /// Which kind of worker runs each of its legs, in order. A leg is consecutive stages that run in one worker.
     pub legs: Arc<[Role]>,
     /// Whether its inputs may have dimensions of size 0.
     pub empty: Empty,
@@ -45,20 +45,20 @@ pub struct Description {
 /// Whether a dimension of size 0 may reach a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Empty {
-    /// As the caches of language models begin.
+    /// Yes, as the caches of language models have at the start.
     #[default]
     Allowed,
-    /// It has an operator for which the engine ends the whole process then.
+    /// No: it has an operator for which the engine would end the whole process.
     Refused,
 }
 
-/// What a request's inputs are held against.
+/// What a request's inputs are checked against.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Takes {
     /// The model's inputs, each with its datatype and shape.
     #[default]
     Declared,
-    /// Nothing but each other: a plugin that takes anything. Rows must agree where they are independent.
+    /// Nothing, because a plugin takes anything. If rows are independent, all inputs must have as many.
     Anything,
 }
 
@@ -89,10 +89,10 @@ pub trait Model {
     /// the model knows them.
     fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch>;
 
-    /// Runs something made up, so that the first request does not pay for what the engine puts off until a run.
+    /// Runs made-up rows, so that the first request does not wait for what the engine sets up at the first run.
     fn warm_up(&mut self) {}
 
-    /// As [`Model::infer_with`], for nobody in particular.
+    /// As [`Model::infer_with`], outside of any request.
     ///
     /// # Errors
     /// As there.
@@ -110,7 +110,7 @@ pub trait ModelSource: Send + Sync {
     /// `FAILED_PRECONDITION` if it cannot be opened, `NOT_FOUND` if the number is not known (any more).
     fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>>;
 
-    /// Who runs a model's legs.
+    /// Which kind of worker runs each of a model's legs.
     ///
     /// # Errors
     /// `NOT_FOUND` if the number is not known (any more).

@@ -1,4 +1,4 @@
-//! A plugin's model: what the store holds of it, and a worker's instance.
+//! Models of plugins: what the store holds of one, a worker's instance, and what a plugin may use of the server.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -220,7 +220,7 @@ impl Model for PluginModel {
                     self.instance = Some(instance);
                 }
                 Err(match (broken.error.rows(), rows) {
-                    // A plugin that blames no row blames all of them.
+                    // An error without rows concerns all of them.
                     (None, Some(rows)) => broken.error.at_rows(0..rows),
                     _ => broken.error,
                 })

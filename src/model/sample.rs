@@ -1,4 +1,4 @@
-//! A proxy's `warm_up`: rows by input, written as JSON, made into a batch that fits the model.
+//! Turns a proxy's `warm_up`, JSON rows by input, into a batch that fits the model.
 
 use bytemuck::NoUninit;
 use serde_json::{Map, Value};

@@ -1,4 +1,4 @@
-//! A stage: an ONNX file or a plugin's entry, opened once and described, from which workers open their instances.
+//! The stages of a model: each an ONNX file or a plugin's entry, opened once and described; workers' instances come from it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -181,7 +181,7 @@ fn legs(stages: &[StageSource], kind: BatchKind, plugin_role: Role) -> Vec<(Role
 /// A worker's instance of one leg of a model of these stages.
 ///
 /// # Errors
-/// As [`StageSource::open`], naming the stage; `INTERNAL` for a leg that there is not.
+/// As [`StageSource::open`], naming the stage; `INTERNAL` for a leg that does not exist.
 pub(super) fn open(
     stages: &[StageSource],
     description: &Description,

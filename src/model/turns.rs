@@ -1,4 +1,4 @@
-//! Jobs in turn by client: one that has thousands waiting delays another's first by the job at hand.
+//! A queue of jobs in which clients take turns: a client with thousands of jobs delays another's first by one job.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -39,7 +39,7 @@ impl<C: Clone + Eq + Hash, J> Turns<C, J> {
         self.order.push_back(client);
     }
 
-    /// The job whose turn it is. Whoever had the last one is done.
+    /// The next job. The last one is done, so its client goes to the back.
     pub(crate) fn next(&mut self) -> Option<J> {
         if let Some(last) = self.last.take() {
             self.order.push_back(last);
@@ -71,7 +71,7 @@ impl<C: Clone + Eq + Hash, J> Turns<C, J> {
         gone.into()
     }
 
-    /// The loader may be at one job for long, and clients come and go meanwhile.
+    /// Removes clients without jobs: many may come and go while one job runs.
     fn sweep(&mut self) {
         if self.order.len() < self.sweep_at {
             return;

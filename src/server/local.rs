@@ -14,8 +14,8 @@ pub(crate) struct LocalFiles {
 }
 
 impl LocalFiles {
-    /// Takes the files of that port for this server. The port is bound already, so nobody else can be using them
-    /// but a server that binds another address.
+    /// Takes the files of that port for this server. The port is bound already, so only a server that is bound to another
+    /// address could be using them.
     pub(crate) fn claim(dir: &Path, port: u16) -> Result<LocalFiles> {
         let base = dir.join(format!("mdm-{port}"));
         let path = base.with_extension("lock");

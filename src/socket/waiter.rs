@@ -1,4 +1,4 @@
-//! Waiting that stays awake for a moment where that pays: busy polling.
+//! Waits for sockets, with busy polling for a moment where that pays.
 //!
 //! A small request wakes one thread after another, and waking a thread on a core that has gone to sleep costs many
 //! times what the thread then does, on virtual machines most of all. So a loop whose next message came soon last time
@@ -36,7 +36,7 @@ impl BusyPoll {
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         BusyPoll {
             limit,
-            // A thread that waits asleep is woken cheaply only while no core sleeps, so one more than there are.
+            // Waking a thread is cheap only while no core sleeps, so one more than there are cores.
             most: if cores > 1 { cores + 1 } else { 0 },
             awake: Arc::default(),
             busy: Arc::default(),
@@ -44,7 +44,7 @@ impl BusyPoll {
         }
     }
 
-    /// How one of the loops waits.
+    /// The waiter of one loop.
     pub(crate) fn waiter(&self) -> Waiter {
         Waiter {
             busy_poll: self.clone(),
@@ -52,7 +52,7 @@ impl BusyPoll {
         }
     }
 
-    /// Whether a core would sleep otherwise.
+    /// Whether a core would be idle otherwise.
     fn has_a_core(&self) -> bool {
         self.busy.load(Ordering::Relaxed) < self.cores
     }
@@ -61,12 +61,12 @@ impl BusyPoll {
 /// How one loop waits.
 pub(crate) struct Waiter {
     busy_poll: BusyPoll,
-    /// The last wait was short: so may the next one be.
+    /// The last wait was short, so the next one may be short too.
     soon: bool,
 }
 
 impl Waiter {
-    /// So many workers have chunks.
+    /// Notes how many workers have chunks.
     pub(crate) fn busy(&self, workers: usize) {
         self.busy_poll.busy.store(workers, Ordering::Relaxed);
     }

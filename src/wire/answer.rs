@@ -1,11 +1,11 @@
-//! The header of what a server says, read by hand as [`super::header`] is: a client reads one for each of its requests.
+//! Reads the headers of a server's messages, by hand as [`super::header`] does: a client reads one for each request.
 
 use super::TensorHeader;
 use super::header::{field, once, tensors};
 use super::msgpack::{ReadResult, Reader};
 use crate::message::Stats;
 
-/// The header, as it is read: every field that any kind may have.
+/// A header's fields: every field that any type of message may have.
 #[derive(Default)]
 pub(super) struct Header<'a> {
     pub(super) v: Option<u64>,
@@ -22,7 +22,7 @@ pub(super) struct Header<'a> {
     pub(super) pending: Option<u64>,
 }
 
-/// The whole header and nothing but the header, or what is wrong with it.
+/// Reads a header that fills all the bytes, or says what is wrong with it.
 pub(super) fn read_header(bytes: &[u8]) -> ReadResult<Header<'_>> {
     let source = &mut Reader::new(bytes);
     let mut header = Header::default();
@@ -32,7 +32,7 @@ pub(super) fn read_header(bytes: &[u8]) -> ReadResult<Header<'_>> {
             "v" => field(&mut header.v, key, source, Reader::unsigned)?,
             "type" => field(&mut header.kind, key, source, Reader::text)?,
             "id" => field(&mut header.id, key, source, Reader::unsigned)?,
-            // The server's outputs are its models': nothing bounds them here.
+            // Not bounded here: how many outputs there are is the model's choice.
             "outputs" => field(&mut header.outputs, key, source, |source| {
                 tensors(source, usize::MAX)
             })?,

@@ -1,7 +1,6 @@
-//! What of a client's header has no natural end, and how much of it there may be: parameters, names and paths.
+//! Bounds on the parts of a client's header that could have any length: parameters, names and paths.
 //!
-//! A value of one byte takes up to 700 when a worker has read it, so that a bound on the header's bytes alone is not
-//! enough.
+//! A value of one byte takes up to 700 bytes once a worker has read it, so a bound on the header's bytes is not enough.
 
 use std::fmt;
 
@@ -13,9 +12,9 @@ use super::TensorHeader;
 use crate::error::{Error, Result};
 use crate::message::Params;
 
-/// Most values in one request's parameters: a map's and an array's entries count, and so do they themselves.
+/// Most values in one request's parameters. Maps and arrays count as one each, and so do their entries.
 pub const MAX_PARAM_VALUES: usize = 10_000;
-/// Most parameters that are paths. The front keeps them, and the loader looks at each.
+/// Most parameters that are paths. The ventilator keeps them, and the loader checks each.
 pub const MAX_PATHS: usize = 256;
 /// Most bytes of a model's name and of a parameter that is a path; no file system takes longer paths.
 pub const MAX_PATH_BYTES: usize = 4096;

@@ -1,4 +1,4 @@
-//! What clients say, on `port` and (hello only) on `port_out`.
+//! The messages of clients, on `port` and (hello only) on `port_out`: written and read.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -15,18 +15,18 @@ use crate::tensor::Batch;
 pub enum ClientMessage<P = Params> {
     /// Run rows through a model.
     Infer(RequestId, Box<Request<P>>),
-    /// Take a request back: it ends with its result or `CANCELLED`.
+    /// Cancel a request: it ends with its result or `CANCELLED`.
     Cancel(RequestId),
-    /// Who are you?
+    /// Open a session: ask for the server's version and bounds.
     Hello(RequestId),
-    /// How are you?
+    /// Ask for the server's status.
     Status(RequestId),
-    /// What do you serve?
+    /// Ask which models are loaded.
     Models(RequestId),
-    /// What is the model that an infer with this name and these parameters would get? On the wire it is `models` with
-    /// a `model` or `params`, and the answer is the `models_ok` of one model.
+    /// Describe the model that an infer with this name and these parameters would get. On the wire it is `models` with
+    /// a `model` or `params`, and the answer is a `models_ok` of one model.
     Describe(RequestId, Option<String>, P),
-    /// Stop.
+    /// Stop the server.
     Terminate(RequestId, StopMode),
     /// Load a model before anyone asks for it.
     Load(RequestId, String),
@@ -35,7 +35,7 @@ pub enum ClientMessage<P = Params> {
 }
 
 impl<P> ClientMessage<P> {
-    /// The number that the answer will carry.
+    /// The id, which the answer will carry.
     pub fn id(&self) -> RequestId {
         match self {
             ClientMessage::Infer(id, _)
@@ -54,25 +54,25 @@ impl<P> ClientMessage<P> {
 /// How to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMode {
-    /// Answer what was accepted, refuse what comes.
+    /// Answer what was accepted, refuse new requests.
     Drain,
-    /// Answer everything that waits with `UNAVAILABLE`.
+    /// Answer everything that was accepted with `UNAVAILABLE`.
     Now,
 }
 
-/// A message that could not be read, and what can still be said of it.
+/// A message that could not be read, and what is needed to answer it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Malformed {
-    /// The number to answer to; without it nothing can be answered.
+    /// Its id, if that could be read; without it there can be no answer.
     pub id: Option<RequestId>,
-    /// It said that it was an infer: the answer goes to `port_out`.
+    /// Its type was infer, so the answer goes to `port_out`.
     pub infer: bool,
     /// What was wrong.
     pub error: Error,
 }
 
 impl ClientMessage<RawParams> {
-    /// The message with all that was put off: the values of its tensors and its parameters.
+    /// Does the checks that were put off: reads the parameters, and checks the values of the tensors.
     fn complete(self) -> Result<ClientMessage> {
         Ok(match self {
             ClientMessage::Infer(id, request) => {
@@ -107,7 +107,7 @@ impl ClientMessage<RawParams> {
 /// Reads a message off its frames, the header first.
 ///
 /// # Errors
-/// [`Malformed`], with the number to answer to where one could be read.
+/// [`Malformed`], with the id if it could be read.
 pub fn read(frames: Vec<Bytes>) -> Result<ClientMessage, Malformed> {
     let message = read_unchecked(frames)?;
     let id = Some(message.id());
@@ -117,8 +117,8 @@ pub fn read(frames: Vec<Bytes>) -> Result<ClientMessage, Malformed> {
         .map_err(|error| Malformed { id, infer, error })
 }
 
-/// Reads a message off its frames, in a time that depends on its header alone: nobody has looked at the values of the
-/// tensors, and parameters are bytes that can be read.
+/// Reads a message off its frames in a time that depends on its header alone: the tensors' values are not checked yet,
+/// and the parameters are bytes that are known to be readable.
 ///
 /// # Errors
 /// As [`read`].
@@ -231,6 +231,15 @@ fn interpret(
     })
 }
 
+/// How the rows of a result are to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// All in one result.
+    Whole,
+    /// In parts, as they finish.
+    Parts,
+}
+
 /// The header of an infer.
 #[derive(Serialize)]
 pub(crate) struct InferHeader<'a> {
@@ -266,32 +275,35 @@ impl<'a> InferHeader<'a> {
         }
     }
 
-    /// What else a request says of itself; nothing is written of what is the rule.
+    /// Sets the optional fields. Defaults are not written.
     pub(crate) fn with(
         mut self,
         timeout_ms: Option<u64>,
         priority: Priority,
-        stream: bool,
+        delivery: Delivery,
     ) -> Self {
         self.timeout_ms = timeout_ms;
         self.priority = match priority {
             Priority::Normal => None,
             Priority::High => Some("high"),
         };
-        self.stream = stream.then_some(true);
+        self.stream = match delivery {
+            Delivery::Whole => None,
+            Delivery::Parts => Some(true),
+        };
         self
     }
 }
 
-/// Most bytes of a header. Its fields take more memory once they are read, and time to read.
+/// Most bytes of a header. Reading takes time, and the fields take more memory than their bytes.
 pub const MAX_HEADER_BYTES: usize = 256 * 1024;
-/// How deep parameters may be nested, the header itself included. They are read by recursion everywhere.
+/// How deep parameters may be nested, the header itself included: they are read by recursion, which uses the stack.
 pub(super) const MAX_DEPTH: usize = 64;
 
-/// Parameters of at most so many bytes and levels fit into a header, whatever else is in it.
+/// Parameters of at most so many bytes and levels surely fit into a header; only larger ones need an exact check.
 const SURELY_FIT: (usize, usize) = (MAX_HEADER_BYTES / 2, MAX_DEPTH / 2);
 
-/// Checks that a server can read a header with these parameters: it could not say what was wrong with them.
+/// Checks that a server can read a header with these parameters. It could not answer one that it cannot read.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`: they are too long, or nested too deep.
@@ -305,13 +317,13 @@ pub fn check_params(params: &Params) -> Result<()> {
     if bytes <= SURELY_FIT.0 && depth <= SURELY_FIT.1 {
         return Ok(());
     }
-    // Written and read as the server would: its limits are what they are.
+    // Written and read back, so that exactly the server's own limits apply.
     let question = ClientMessage::Describe(RequestId(u64::MAX), None, params.clone());
     let header = &write_message(&question)[0];
     match read_header(header) {
         Ok(_) => Ok(()),
         Err(_) if header.len() > MAX_HEADER_BYTES => Err(Error::invalid(format!(
-            "the parameters take {} bytes, and {MAX_HEADER_BYTES} is the most; what is large is better sent as an input, or named by a *_path parameter",
+            "the parameters take {} bytes, and {MAX_HEADER_BYTES} is the most; send large ones as an input, or as a file that a *_path parameter names",
             header.len()
         ))),
         Err(_) => Err(Error::invalid(format!(
@@ -347,7 +359,10 @@ pub fn write_infer(id: RequestId, request: &Request) -> Vec<Bytes> {
     let mut header = InferHeader::new(id, request.model.as_deref(), &request.params).with(
         request.timeout_ms,
         request.priority,
-        request.stream,
+        match request.stream {
+            true => Delivery::Parts,
+            false => Delivery::Whole,
+        },
     );
     header.inputs = tensors.iter().map(TensorHeader::of).collect();
     let header = write(&header);
@@ -383,7 +398,7 @@ pub fn write_message(message: &ClientMessage) -> Vec<Bytes> {
         ClientMessage::Status(_) => ("status", None, None),
         ClientMessage::Models(_) => ("models", None, None),
         ClientMessage::Describe(_, model, params) => {
-            // Without a name it is still this question, and not the one for all models.
+            // Without a name the parameters are still written: else it would be the question for all models.
             own_params = (model.is_none() || !params.is_empty()).then_some(params);
             ("models", None, model.as_deref())
         }

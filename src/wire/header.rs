@@ -1,7 +1,7 @@
-//! The header of what a client says: its fields, read by hand and within bounds.
+//! Reads the headers of clients' messages, field by field and within bounds.
 //!
-//! By hand and not by serde, because a derived reader takes arrays for maps and numbers for keys, does not say which field
-//! it stumbled over, and builds what is then refused. Here a header takes a look at each of its bytes and little more.
+//! By hand and not by serde: a derived reader takes arrays for maps and numbers for keys, does not name the field that is
+//! wrong, and builds values that are then refused. Here each byte is read once and little is built.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use super::{MAX_RANK, MAX_TENSORS, TensorHeader, VERSION};
 use crate::error::Error;
 use crate::message::RequestId;
 
-/// The header, as it is read: every field that any kind may have.
+/// A header's fields: every field that any type of message may have.
 #[derive(Default)]
 pub(super) struct Header<'a> {
     pub(super) v: Option<u64>,
@@ -49,7 +49,7 @@ pub(super) fn field<'a, T>(
     Ok(())
 }
 
-/// The whole header and nothing but the header, or what is wrong with it.
+/// Reads a header that fills all the bytes, or says what is wrong with it.
 pub(super) fn read_header(bytes: &Bytes) -> ReadResult<Header<'_>> {
     if bytes.len() > MAX_HEADER_BYTES {
         return Err(format!(
@@ -86,7 +86,7 @@ pub(super) fn read_header(bytes: &Bytes) -> ReadResult<Header<'_>> {
     }
 }
 
-/// What is said of tensors, of `most` at most.
+/// Reads the descriptions of at most `most` tensors.
 pub(super) fn tensors<'a>(
     source: &mut Reader<'a>,
     most: usize,
@@ -130,7 +130,7 @@ pub(super) fn once<T>(place: &mut Option<T>, name: &str, value: ReadResult<T>) -
     Ok(())
 }
 
-/// A shape, or in place of one of too many dimensions what to say when the tensor's name is known.
+/// A shape, or the error for one of too many dimensions, which is reported once the tensor's name is known.
 fn dimensions(source: &mut Reader<'_>) -> ReadResult<ReadResult<Vec<u64>>> {
     let rank = source.array()?;
     if rank as usize > MAX_RANK {
@@ -144,7 +144,7 @@ fn dimensions(source: &mut Reader<'_>) -> ReadResult<ReadResult<Vec<u64>>> {
         .collect::<ReadResult<_>>()?))
 }
 
-/// The header as it is read when the strict reading fails: what is needed to answer, as far as it can be read.
+/// What is needed to answer a header that the strict reading refused, as far as it can be read.
 #[derive(Default)]
 struct Loose<'a> {
     v: Option<Scalar<'a>>,
@@ -195,11 +195,11 @@ impl<'a> Loose<'a> {
     }
 }
 
-/// What can still be said of a header that cannot be read.
+/// Reads what is needed to answer a header that the strict reading refused.
 pub(super) fn read_loosely(header: &[u8], cause: &str) -> Malformed {
     let mut loose = Loose::default();
     let start = &header[..header.len().min(MAX_HEADER_BYTES)];
-    // What was read before an error is what counts.
+    // An error ends the reading; the fields that were read before it count.
     let complete = loose.read(&mut Reader::new(start)).is_ok();
     let Some(Scalar::Number(id)) = loose.id else {
         return Malformed {

@@ -1,13 +1,13 @@
-//! The id of a header, without the rest of it: a place for it in what is written before the id is known, and a look at
-//! it in what is read by somebody else.
+//! The id of a header, without the rest of it: written into a finished header, and read from one that another thread
+//! will read in full.
 //!
-//! Headers of this crate begin with `v`, `type` and `id`, in this order. Readers take any order, so what is not found
-//! here has to be read in full.
+//! Headers of this crate begin with `v`, `type` and `id`, in this order. The protocol allows any order: if the id is not
+//! found here, the header has to be read in full.
 
 use super::VERSION;
 use crate::message::RequestId;
 
-/// Stands where the id will be; written, it takes as many bytes as any id may need.
+/// Keeps the place of an id that is not known yet: written, it takes as many bytes as any id may need.
 pub(crate) const UNKNOWN: RequestId = RequestId(u64::MAX);
 
 /// `{v: 1, type:` behind the map's own first bytes.

@@ -1,19 +1,19 @@
-//! Frames <-> messages. The protocol is the second part of this page.
+//! Encodes messages to frames and decodes them. The second half of this page describes the protocol.
 //!
 //! ```text
 //! client -> port       infer | cancel | hello | status | models | terminate | load | unload   (client.rs)
 //! client -> port_out   hello
 //! port     -> client   hello_ok | status_ok | models_ok | terminate_ok | load_ok | unload_ok | error
 //! port_out -> client   welcome | result | part | end | error                                   (server.rs)
-//! inside               chunk, part, credit, and the ventilator's orders to the sink            (inner.rs)
+//! between the loops    chunk, part, credit, and the ventilator's orders to the sink            (inner.rs)
 //! ```
-//! `client.rs` is what clients say, `server.rs` what they are told; both ends of each direction are in one file,
-//! so that the writer and the reader of a frame cannot drift apart.
+//! `client.rs` has the messages of clients, `server.rs` those of servers. The writer and the reader of a message are in one
+//! file, so that they cannot drift apart.
 //!
-//! What a client says is read in two steps, for the thread that reads it has all clients to serve. The ventilator looks at
-//! the header, at datatypes, counts and lengths (`header.rs`, `params.rs`, `bounded.rs`, over `msgpack.rs`); the worker that
-//! gets the rows looks at their values and reads the parameters (`chunk.rs`), and what is wrong there ends that request
-//! alone. Looking at each BOOL byte or offset of a large request in the ventilator would hold up everybody.
+//! A request is read in two steps, because the ventilator, one thread, reads those of all clients. It checks the header,
+//! datatypes, counts and lengths (`header.rs`, `params.rs`, `bounded.rs`, over `msgpack.rs`). The worker that gets the rows
+//! checks their values and reads the parameters (`chunk.rs`); an error there ends that request alone. Checking each BOOL
+//! byte or offset of a large request in the ventilator would delay all clients.
 //!
 #![doc = include_str!("protocol.md")]
 
@@ -50,7 +50,7 @@ pub const VERSION: u64 = 1;
 
 /// Most tensors in one message.
 const MAX_TENSORS: usize = 1024;
-/// So many names are faster compared than hashed.
+/// Up to so many names are compared with each other, which is faster than hashing them.
 const FEW_TENSORS: usize = 16;
 /// Most dimensions of one tensor.
 const MAX_RANK: usize = 64;
@@ -195,7 +195,7 @@ pub(crate) fn read_tensors(
     Ok(Batch { tensors })
 }
 
-/// A name that is there more than once. A thousand long names are not held against each other one by one.
+/// A name that is there more than once. Many names are hashed: comparing each with each other could take long.
 fn given_twice<'a>(headers: &'a [TensorHeader<'_>]) -> Option<&'a str> {
     if headers.len() <= FEW_TENSORS {
         let mut rest = headers.iter().enumerate();

@@ -1,9 +1,9 @@
-//! A reader of msgpack that borrows from the bytes and builds nothing: what clients send is looked at with it first.
+//! Reads msgpack without building values: items borrow from the bytes. Clients' headers are checked with it.
 //!
-//! Own lines and not the `rmp` crate: that knows single items, and what is needed here are values that are passed over,
-//! however long and deep they are, in one loop. The format: <https://github.com/msgpack/msgpack/blob/master/spec.md>.
+//! Not the `rmp` crate: that reads single items, and here whole values have to be skipped in one loop, however long and
+//! deep they are. The format: <https://github.com/msgpack/msgpack/blob/master/spec.md>.
 
-/// What stands at one place. An array's values and a map's keys and values follow it, as many as it says.
+/// One item. The values of an array and the keys and values of a map follow it, as many as it says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Item<'a> {
     Nil,
@@ -44,10 +44,10 @@ pub(super) struct Reader<'a> {
     rest: &'a [u8],
 }
 
-/// What is wrong, to stand behind the field's name.
+/// What is wrong; messages put the field's name before it.
 pub(super) type ReadResult<T> = Result<T, String>;
 
-/// Why there is no item. As small as can be, for each byte passes by it.
+/// Why an item cannot be read. It is small because it is returned for every byte.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum NoItem {
     EndsEarly,
@@ -97,7 +97,7 @@ impl<'a> Reader<'a> {
         Ok(self.wide(bytes)? as u32)
     }
 
-    /// So many bytes, whose number is a number of so many bytes.
+    /// A length that has so many bytes itself, and the bytes that it counts.
     fn sized(&mut self, bytes: usize) -> Result<&'a [u8], NoItem> {
         let length = self.count(bytes)?;
         self.take(length as usize)
@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Passes over what an item holds.
+    /// Skips what an item holds.
     pub(super) fn skip_inside(&mut self, item: Item<'_>) -> ReadResult<()> {
         let inside = |item: Item<'_>| match item {
             Item::Array(values) => u64::from(values),
@@ -158,13 +158,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Passes over a value.
+    /// Skips a value.
     pub(super) fn skip(&mut self) -> ReadResult<()> {
         let item = self.item()?;
         self.skip_inside(item)
     }
 
-    /// Passes over a nil, if there is one.
+    /// Skips a nil, if there is one.
     pub(super) fn skip_nil(&mut self) -> bool {
         let mut ahead = *self;
         let nil = ahead.item() == Ok(Item::Nil);
@@ -184,7 +184,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// As [`Reader::text`], for whoever looks at few of many.
+    /// As [`Reader::text`], for callers that use few of many strings.
     #[inline]
     pub(super) fn text_bytes(&mut self) -> ReadResult<&'a [u8]> {
         match self.item()? {

@@ -1,13 +1,13 @@
-//! A request's parameters on their way through the server: as the bytes they came in.
+//! A request's parameters on their way through the server: checked once, and passed on as the bytes they came in.
 //!
 //! ```text
-//! front    one look at the bytes: bounds, string keys, UTF-8; what the lookup of the model needs is taken out
-//! inside   the same bytes, shared: a frame of each chunk
-//! worker   the values, which the model gets
+//! ventilator   checks the bytes: bounds, string keys, UTF-8; reads the entries that the lookup of the model needs
+//! on the way   the same bytes, shared: a frame of each chunk
+//! worker       reads the values, which the model gets
 //! ```
-//! Ten thousand values take milliseconds to be built and as long to be written again. The front has all clients to serve.
-//! What it takes out must be what the worker will read, or a path could pass it unseen: a test holds both against each
-//! other.
+//! Building ten thousand values takes milliseconds, and writing them as long; the ventilator has all clients to serve. The
+//! entries that it reads must be those that the worker will read, or a path could reach a model unchecked: a test compares
+//! the two.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -24,7 +24,7 @@ const VALUE_BYTES: u64 = 64;
 /// A map with an entry takes room for eleven.
 const MAP_BYTES: u64 = 700;
 
-/// Parameters that were looked at, not read.
+/// Parameters that were checked and are still bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct RawParams {
     bytes: Bytes,
@@ -33,13 +33,13 @@ pub(crate) struct RawParams {
 }
 
 impl RawParams {
-    /// Takes a map off a header.
+    /// Reads a map off a header.
     ///
     /// # Errors
     /// What is wrong with it.
     pub(super) fn read(source: &mut Reader<'_>, header: &Bytes) -> ReadResult<RawParams> {
         let before = source.rest();
-        let mut look = Look {
+        let mut look = Scan {
             source,
             left: MAX_PARAM_VALUES,
             read_bytes: 0,
@@ -51,7 +51,7 @@ impl RawParams {
             let key = look.key()?;
             let value = look.value(PARAMS_DEPTH)?;
             if key.ends_with(b"_path") || key == MODEL_VERSION.as_bytes() {
-                // The last of several is the one that counts, here as where they are read.
+                // Of several entries with one key the last counts, here as in the worker.
                 let key = &*String::from_utf8_lossy(key);
                 paths.insert(key.to_owned(), shown(value));
                 if paths.len() > MAX_PATHS {
@@ -75,7 +75,7 @@ impl RawParams {
         })
     }
 
-    /// Parameters that come from inside this process.
+    /// Parameters that a door gives.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for what no header could hold.
@@ -95,14 +95,14 @@ impl RawParams {
         &self.bytes
     }
 
-    /// Roughly the memory that they take where they are read: ten thousand values of a byte each are megabytes.
+    /// About how much memory they take in a worker: ten thousand values of a byte each take megabytes.
     #[cfg(feature = "server")]
     pub(crate) fn read_bytes(&self) -> u64 {
         self.read_bytes
     }
 
-    /// What decides which model a request gets: the entries whose keys end in `_path`, and [`MODEL_VERSION`]. Values
-    /// that are arrays or maps, which all of these must not be, are empty ones here.
+    /// The entries that decide which model a request gets: those whose keys end in `_path`, and [`MODEL_VERSION`]. None of
+    /// their values may be an array or a map; if one is, it is empty here.
     pub(crate) fn paths(&self) -> &Params {
         &self.paths
     }
@@ -132,8 +132,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Params> {
 /// The header is a map, and the parameters are one in it.
 const PARAMS_DEPTH: usize = 2;
 
-/// A look at each value.
-struct Look<'s, 'a> {
+/// Checks each value.
+struct Scan<'s, 'a> {
     source: &'s mut Reader<'a>,
     /// How many values may still come.
     left: usize,
@@ -141,7 +141,7 @@ struct Look<'s, 'a> {
     read_bytes: u64,
 }
 
-impl<'a> Look<'_, 'a> {
+impl<'a> Scan<'_, 'a> {
     /// A key; its value is what follows.
     fn key(&mut self) -> ReadResult<&'a [u8]> {
         let key = self.source.text_bytes()?;

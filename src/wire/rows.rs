@@ -1,6 +1,6 @@
-//! Results as most small requests get them: some rows of a batch that others share, written straight to where they leave.
+//! Writes the results of small requests that ran together: some rows of a shared batch, straight to a connection's queue.
 //!
-//! What is said of them is the same from answer to answer but for the id and the times, so it is kept as it was written.
+//! The headers of such results differ only in the id and the times, so the rest of the last one is kept as bytes.
 
 use std::ops::Range;
 
@@ -39,7 +39,7 @@ impl<'a> ResultRows<'a> {
 
     fn of(&self, tensor: &Tensor) -> Tensor {
         let own = tensor.slice_rows(self.start, self.rows);
-        // Copied: one that does not read its answer would hold those of all the others.
+        // Copied: a client that does not read its answer would otherwise keep the whole batch in memory.
         if self.is_all_of(tensor) {
             own
         } else {
@@ -65,7 +65,7 @@ impl<'a> ResultRows<'a> {
     }
 }
 
-/// Writes results. It keeps what it wrote of the outputs that it saw last.
+/// Writes results, and keeps the encoded description of the last outputs for the next.
 #[derive(Default)]
 pub(crate) struct ResultWriter {
     /// The outputs, without their rows.

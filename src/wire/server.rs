@@ -1,4 +1,4 @@
-//! What clients are told: on `port` the answers to questions, on `port_out` results, parts and errors.
+//! The messages of servers: on `port` the answers to questions, on `port_out` results, parts and errors.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::message::{RequestId, Stats};
 pub use crate::signature::{DimInfo, PortInfo};
 use crate::tensor::{Batch, DataType, Tensor};
 
-/// What a server tells of itself at the start of a session.
+/// What a server says about itself at the start of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Welcome {
     /// The server's version.
@@ -61,7 +61,7 @@ pub struct WorkerInfo {
     pub busy: f64,
 }
 
-/// What waits.
+/// The queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct QueueInfo {
     /// Requests that were accepted and are not finished.
@@ -72,7 +72,7 @@ pub struct QueueInfo {
     pub bytes: u64,
 }
 
-/// What has been, since start.
+/// Totals since the start.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TotalsInfo {
     /// Requests that were answered, errors included.
@@ -103,7 +103,7 @@ pub struct LatencyInfo {
     pub p99: u64,
 }
 
-/// How the server is.
+/// A server's status.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Status {
     /// The server's version.
@@ -116,20 +116,20 @@ pub struct Status {
     pub models: Vec<ModelInfo>,
     /// The workers.
     pub workers: Vec<WorkerInfo>,
-    /// What waits.
+    /// The queue.
     pub queue: QueueInfo,
-    /// What has been.
+    /// Totals since the start.
     pub totals: TotalsInfo,
-    /// From arrival to answer.
+    /// Latency, from arrival to answer.
     pub latency_us: LatencyInfo,
 }
 
-/// How far a stop is.
+/// How far a stop has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopState {
     /// So many requests are still to be answered.
     Draining(u64),
-    /// The server's last message.
+    /// The server has stopped: this is its last message.
     Stopped,
 }
 
@@ -142,10 +142,10 @@ pub struct Outputs {
     pub batched: bool,
 }
 
-/// What a server tells.
+/// A server's message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ServerMessage {
-    /// On `port_out`: results can reach you from now on.
+    /// On `port_out`, the answer to hello: results can reach the client from now on.
     Welcome,
     /// On `port`.
     HelloOk(Welcome),
@@ -153,7 +153,7 @@ pub enum ServerMessage {
     StatusOk(Box<Status>),
     /// On `port`.
     ModelsOk(Vec<ModelInfo>),
-    /// On `port`, twice.
+    /// On `port`: once when the order is accepted, and once when the server has stopped.
     TerminateOk(StopState),
     /// On `port`: the model is loaded.
     LoadOk(Box<ModelInfo>),
@@ -170,7 +170,7 @@ pub enum ServerMessage {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Answer<T> {
+struct Message<T> {
     v: u64,
     #[serde(rename = "type")]
     kind: String,
@@ -250,7 +250,7 @@ pub fn read(frames: Vec<Bytes>) -> Result<(RequestId, ServerMessage)> {
 }
 
 fn body<T: serde::de::DeserializeOwned>(header: &[u8]) -> Result<T> {
-    rmp_serde::from_slice::<Answer<T>>(header)
+    rmp_serde::from_slice::<Message<T>>(header)
         .map(|answer| answer.body)
         .map_err(|e| Error::invalid(format!("the answer is not of this protocol: {e}")))
 }
@@ -468,7 +468,7 @@ fn shortened(message: &str) -> std::borrow::Cow<'_, str> {
 }
 
 fn answer<T: Serialize>(kind: &str, id: RequestId, body: &T) -> Vec<Bytes> {
-    vec![write(&Answer {
+    vec![write(&Message {
         v: VERSION,
         kind: kind.to_owned(),
         id,

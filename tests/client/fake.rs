@@ -37,7 +37,7 @@ pub struct Manners {
     pub welcome: Welcome,
     /// Words to answer to hello instead.
     pub hello: Option<Vec<u8>>,
-    /// After an order to stop: so many requests are left, and whether the last word is said.
+    /// After an order to stop: so many requests are left, and whether the stop is confirmed.
     pub stop: (u64, bool),
     /// What it describes by name; of "silent" it says nothing. By parameters it finds a model that takes anything.
     pub models: Vec<ModelInfo>,

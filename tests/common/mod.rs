@@ -65,7 +65,7 @@ impl Server {
 
     /// As [`Server::start`], on these ports.
     pub fn start_on(dir: TempDir, port: u16, port_out: u16, flags: &[&str]) -> Server {
-        Server::start_by(command("mdm-server-start"), dir, port, port_out, flags)
+        Server::start_by(command("mdm-server-start"), dir, (port, port_out), flags)
     }
 
     /// As [`Server::start`], with no more than so many descriptors.
@@ -79,14 +79,13 @@ impl Server {
         for (name, _) in own.get_envs() {
             limited.env_remove(name);
         }
-        Server::start_by(limited, dir, 0, 0, flags)
+        Server::start_by(limited, dir, (0, 0), flags)
     }
 
     fn start_by(
         mut command: Command,
         dir: TempDir,
-        port: u16,
-        port_out: u16,
+        (port, port_out): (u16, u16),
         flags: &[&str],
     ) -> Server {
         let mut child = command
@@ -138,7 +137,7 @@ impl Server {
         Server::start(models(&[(&format!("{name}.onnx"), bytes)]), flags)
     }
 
-    /// The address of its front.
+    /// The address of its port.
     pub fn address(&self) -> String {
         format!("tcp://127.0.0.1:{}", self.port)
     }

@@ -472,8 +472,16 @@ pub fn external_weights(file: &str) -> (Vec<u8>, Vec<u8>) {
     (model, raw)
 }
 
-/// "x" FP32 [L,N,4] -> "h" FP32 [1,N,2], the last state of an LSTM; `nested` has it in the branches of an If.
-pub fn recurrent(nested: bool) -> Vec<u8> {
+/// Where a graph has an operator.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Top,
+    /// In both branches of an If.
+    InBranches,
+}
+
+/// "x" FP32 [L,N,4] -> "h" FP32 [1,N,2], the last state of an LSTM.
+pub fn recurrent(lstm_at: Place) -> Vec<u8> {
     let h = || {
         value(
             "h",
@@ -503,8 +511,8 @@ pub fn recurrent(nested: bool) -> Vec<u8> {
             ..attribute(name, AttributeType::Graph)
         }
     };
-    let nodes = match nested {
-        true => vec![
+    let nodes = match lstm_at {
+        Place::InBranches => vec![
             node("Size", &["x"], &["size"], vec![]),
             node(
                 "Cast",
@@ -519,7 +527,7 @@ pub fn recurrent(nested: bool) -> Vec<u8> {
                 vec![branch("then_branch"), branch("else_branch")],
             ),
         ],
-        false => vec![lstm("h")],
+        Place::Top => vec![lstm("h")],
     };
     let shape = [D::Sym("L"), D::Sym("N"), D::Fix(4)];
     graph(

@@ -116,7 +116,7 @@ fn a_file_that_a_plugin_opens_is_one_of_its_models() {
 #[test]
 fn a_plugins_session_takes_no_empty_dimension_either() {
     let place = Place::new(&[
-        ("net.onnx", onnx::recurrent(false)),
+        ("net.onnx", onnx::recurrent(onnx::Place::Top)),
         (
             "p.proxy",
             br#"{"mdm":1,"plugin":"libsample.so","state":{"do":"session","onnx":"net.onnx"}}"#

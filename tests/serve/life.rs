@@ -365,8 +365,8 @@ fn a_sample_warms_a_model_and_one_that_does_not_fit_is_an_error_at_the_load() {
 fn an_empty_dimension_does_not_reach_a_recurrent_layer() {
     within(PATIENCE, || {
         let dir = models(&[
-            ("plain.onnx", onnx::recurrent(false)),
-            ("nested.onnx", onnx::recurrent(true)),
+            ("plain.onnx", onnx::recurrent(onnx::Place::Top)),
+            ("nested.onnx", onnx::recurrent(onnx::Place::InBranches)),
             ("chain.proxy", br#"{"mdm":1,"rows":"whole","stages":[{"onnx":"copy.onnx"},{"onnx":"nested.onnx"}]}"#.to_vec()),
             ("copy.onnx", onnx::any_rank()),
         ]);

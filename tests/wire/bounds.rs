@@ -23,7 +23,7 @@ fn server(flags: &[&str]) -> Server {
 
 fn slow(id: u64, rows: u64) -> Vec<Vec<u8>> {
     vec![
-        input(id, "slow", "ids", "INT64", json!([rows, 64])),
+        input(id, "slow", ("ids", "INT64"), json!([rows, 64])),
         vec![0; rows as usize * 64 * 8],
     ]
 }
@@ -226,7 +226,7 @@ fn a_model_is_called_by_its_plain_name() {
         for model in [&*"./".repeat(1_000), ".//x/.././"] {
             let id = raw.id();
             let name = format!("{model}echo");
-            let header = input(id, &name, "x", "FP32", json!([1, 4]));
+            let header = input(id, &name, ("x", "FP32"), json!([1, 4]));
             send(&raw.port, &[header, vec![0; 16]]);
             assert_eq!(receive(&raw.out).kind(), "result");
         }

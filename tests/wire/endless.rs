@@ -16,9 +16,22 @@ const LIMIT: Duration = Duration::from_secs(240);
 const MIB: usize = 1 << 20;
 const FLAGS: [&str; 2] = ["--max-request-bytes", "8MiB"];
 
+/// What a connection sends without end.
+struct Flood<'a> {
+    port: u16,
+    chunk: &'a [u8],
+    /// By how many bytes the server may grow meanwhile.
+    most_grown: usize,
+}
+
 /// Writes the same bytes again and again until the server ends the connection; the server's memory stays below. A
 /// bystander is served meanwhile, which also keeps a starved server from being outrun.
-fn flood(server: &Server, bystander: &mut Raw, port: u16, chunk: &[u8], most_grown: usize) {
+fn flood(server: &Server, bystander: &mut Raw, flood: Flood<'_>) {
+    let Flood {
+        port,
+        chunk,
+        most_grown,
+    } = flood;
     let mut stream = zmtp::dealer(port, &routing_id());
     let base = server.resident_bytes();
     let mut sent = 0;
@@ -53,25 +66,31 @@ fn a_message_without_an_end_is_cut() {
         flood(
             &server,
             &mut bystander,
-            server.port,
-            &many(&vec![0; MIB], 1),
-            200 * MIB,
+            Flood {
+                port: server.port,
+                chunk: &many(&vec![0; MIB], 1),
+                most_grown: 200 * MIB,
+            },
         );
         bystander.round(&[[2.0; 4]]);
         flood(
             &server,
             &mut bystander,
-            server.port,
-            &many(&[0; 1024], 256),
-            200 * MIB,
+            Flood {
+                port: server.port,
+                chunk: &many(&[0; 1024], 256),
+                most_grown: 200 * MIB,
+            },
         );
         bystander.round(&[[3.0; 4]]);
         flood(
             &server,
             &mut bystander,
-            server.port,
-            &many(&[], 8192),
-            1024 * MIB,
+            Flood {
+                port: server.port,
+                chunk: &many(&[], 8192),
+                most_grown: 1024 * MIB,
+            },
         );
         bystander.round(&[[4.0; 4]]);
         bystander.greet();
@@ -87,7 +106,12 @@ fn a_message_without_an_end_is_cut_on_port_out() {
         bystander.round(&[[1.0; 4]]);
         for size in [1000, 0] {
             let chunk = zmtp::frame(&vec![0; size], false).repeat(64);
-            flood(&server, &mut bystander, server.port_out, &chunk, 200 * MIB);
+            let flow = Flood {
+                port: server.port_out,
+                chunk: &chunk,
+                most_grown: 200 * MIB,
+            };
+            flood(&server, &mut bystander, flow);
             bystander.round(&[[2.0; 4]]);
         }
         bystander.greet();
@@ -113,7 +137,7 @@ fn a_slow_honest_request_is_not_cut() {
         let mut port = zmtp::dealer(server.port, &id);
         for request in 1..3 {
             let rows = 8 * MIB / 16;
-            let header = input(request, "echo", "x", "FP32", json!([rows, 4]));
+            let header = input(request, "echo", ("x", "FP32"), json!([rows, 4]));
             let mut bytes = zmtp::frame(&header, false);
             bytes.extend(zmtp::frame(&vec![0; 8 * MIB], true));
             for piece in bytes.chunks(bytes.len() / 24) {
@@ -231,7 +255,7 @@ fn a_frame_above_the_bound_ends_its_connection_only() {
         let mut server = Server::start(folder, &FLAGS);
         let mut bystander = Raw::open(&server);
         let mut stream = zmtp::dealer(server.port, &routing_id());
-        let header = input(1, "echo", "x", "FP32", json!([MIB, 4]));
+        let header = input(1, "echo", ("x", "FP32"), json!([MIB, 4]));
         stream
             .write_all(&zmtp::frame(&header, false))
             .expect("sent");

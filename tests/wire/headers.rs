@@ -70,7 +70,7 @@ pub fn bad_headers(id: u64) -> Vec<Case> {
         ),
         (
             "a datatype of 200 KiB",
-            input(id, "echo", "x", &"a".repeat(200_000), json!([2, 4])),
+            input(id, "echo", ("x", &"a".repeat(200_000)), json!([2, 4])),
             Out(INVALID, "aaaa"),
         ),
         (
@@ -102,7 +102,7 @@ pub fn bad_headers(id: u64) -> Vec<Case> {
         ),
         (
             "a tensor's name of 2 KiB",
-            input(id, "echo", &"n".repeat(2048), "FP32", json!([2, 4])),
+            input(id, "echo", (&"n".repeat(2048), "FP32"), json!([2, 4])),
             Out(INVALID, "1024 is the most"),
         ),
         (
@@ -161,22 +161,22 @@ pub fn bad_headers(id: u64) -> Vec<Case> {
         ),
         (
             "an unknown datatype",
-            input(id, "echo", "x", "FP128", json!([2, 4])),
+            input(id, "echo", ("x", "FP128"), json!([2, 4])),
             Out(INVALID, "FP128"),
         ),
         (
             "the shape is a number",
-            input(id, "echo", "x", "FP32", json!(8)),
+            input(id, "echo", ("x", "FP32"), json!(8)),
             Out(INVALID, "inputs"),
         ),
         (
             "a negative dimension",
-            input(id, "echo", "x", "FP32", json!([-2, 4])),
+            input(id, "echo", ("x", "FP32"), json!([-2, 4])),
             Out(INVALID, "inputs"),
         ),
         (
             "a dimension is a float",
-            input(id, "echo", "x", "FP32", json!([2.0, 4])),
+            input(id, "echo", ("x", "FP32"), json!([2.0, 4])),
             Out(INVALID, "inputs"),
         ),
         (

@@ -49,7 +49,7 @@ fn a_number_used_again_or_lower_is_refused_on_port() {
         send(&raw.port, &echo(50, &[[1.0; 4]]));
         assert_eq!(receive(&raw.out).id(), 50);
         // A good one, and one that is wrong in itself: both would be taken for an answer to the first.
-        let malformed = vec![input(50, "echo", "x", "FP99", json!([1, 4]))];
+        let malformed = vec![input(50, "echo", ("x", "FP99"), json!([1, 4]))];
         for (id, frames) in [
             (50, echo(50, &[[2.0; 4]])),
             (50, malformed),
@@ -65,7 +65,10 @@ fn a_number_used_again_or_lower_is_refused_on_port() {
             assert!(answer.message().contains("50"), "{}", answer.message());
         }
         // A malformed one uses its number up as well.
-        send(&raw.port, &[input(60, "echo", "x", "FP99", json!([1, 4]))]);
+        send(
+            &raw.port,
+            &[input(60, "echo", ("x", "FP99"), json!([1, 4]))],
+        );
         assert_eq!((receive(&raw.out).id()), 60);
         send(&raw.port, &echo(60, &[[3.0; 4]]));
         assert_eq!(receive(&raw.port).code(), INVALID);
@@ -88,7 +91,7 @@ fn slow_server(flags: &[&str]) -> Server {
 
 fn slow(id: u64, rows: u64) -> Vec<Vec<u8>> {
     vec![
-        input(id, "slow", "ids", "INT64", json!([rows, 64])),
+        input(id, "slow", ("ids", "INT64"), json!([rows, 64])),
         vec![0; rows as usize * 64 * 8],
     ]
 }
@@ -125,7 +128,7 @@ fn an_open_request_survives_a_malformed_one_of_its_number() {
         let server = slow_server(&[]);
         let mut raw = Raw::open(&server);
         send(&raw.port, &slow(7, 20_000));
-        send(&raw.port, &[input(7, "echo", "x", "FP99", json!([1, 4]))]);
+        send(&raw.port, &[input(7, "echo", ("x", "FP99"), json!([1, 4]))]);
         assert_eq!(receive(&raw.port).code(), INVALID);
         send(&raw.port, &[cancel(7)]);
         let answer = receive(&raw.out);

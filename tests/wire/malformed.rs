@@ -36,7 +36,8 @@ pub fn good(id: u64) -> Value {
     })
 }
 
-pub fn input(id: u64, model: &str, name: &str, dtype: &str, shape: Value) -> Vec<u8> {
+/// The header of an infer of one input.
+pub fn input(id: u64, model: &str, (name, dtype): (&str, &str), shape: Value) -> Vec<u8> {
     pack(&json!({
         "v": 1, "type": "infer", "id": id, "model": model,
         "inputs": [{"name": name, "dtype": dtype, "shape": shape}],

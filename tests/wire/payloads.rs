@@ -8,7 +8,7 @@ use crate::raw::{bytes, pack};
 
 /// The payload does not fit the header, or both do not fit the model.
 pub fn bad_payloads(id: u64) -> Vec<Case> {
-    let echo = |shape: Value| input(id, "echo", "x", "FP32", shape);
+    let echo = |shape: Value| input(id, "echo", ("x", "FP32"), shape);
     let two = |first: &str, second: &str| {
         pack(&json!({
             "v": 1, "type": "infer", "id": id, "model": "pair",
@@ -17,7 +17,7 @@ pub fn bad_payloads(id: u64) -> Vec<Case> {
         }))
     };
     let six = || bytes(&[0.0; 6]);
-    let text = |shape: Value| input(id, "upper", "x", "BYTES", shape);
+    let text = |shape: Value| input(id, "upper", ("x", "BYTES"), shape);
     let ab = || b"ab".to_vec();
     let many: Vec<Value> = (0..5000)
         .map(|i| json!({"name": i.to_string(), "dtype": "INT8", "shape": [1]}))
@@ -69,7 +69,7 @@ pub fn bad_payloads(id: u64) -> Vec<Case> {
         ),
         case(
             "endless rows of nothing",
-            vec![input(id, "free", "x", "FP32", json!([huge, 0])), vec![]],
+            vec![input(id, "free", ("x", "FP32"), json!([huge, 0])), vec![]],
             "\"mask\"",
         ),
         case(
@@ -96,24 +96,24 @@ pub fn bad_payloads(id: u64) -> Vec<Case> {
         case(
             "a rank of a thousand",
             vec![
-                input(id, "any", "x", "FP32", json!(vec![1; 1000])),
+                input(id, "any", ("x", "FP32"), json!(vec![1; 1000])),
                 bytes(&[1.0]),
             ],
             "\"x\"",
         ),
         case(
             "a wrong datatype",
-            vec![input(id, "echo", "x", "FP64", json!([1, 4])), rows()],
+            vec![input(id, "echo", ("x", "FP64"), json!([1, 4])), rows()],
             "FP64",
         ),
         case(
             "an unknown input",
-            vec![input(id, "echo", "z", "FP32", json!([2, 4])), rows()],
+            vec![input(id, "echo", ("z", "FP32"), json!([2, 4])), rows()],
             "\"z\"",
         ),
         case(
             "a missing input",
-            vec![input(id, "pair", "a", "FP32", json!([2, 3])), six()],
+            vec![input(id, "pair", ("a", "FP32"), json!([2, 3])), six()],
             "\"b\"",
         ),
         case(
@@ -138,7 +138,7 @@ pub fn bad_payloads(id: u64) -> Vec<Case> {
         case(
             "a BOOL byte of 2",
             vec![
-                input(id, "flags", "x", "BOOL", json!([2, 2])),
+                input(id, "flags", ("x", "BOOL"), json!([2, 2])),
                 vec![0, 1, 2, 1],
             ],
             "\"x\"",
@@ -146,7 +146,7 @@ pub fn bad_payloads(id: u64) -> Vec<Case> {
         case(
             "JSON to an ONNX model",
             vec![
-                input(id, "upper", "x", "JSON", json!([1])),
+                input(id, "upper", ("x", "JSON"), json!([1])),
                 offsets(&[0, 2]),
                 b"\xc1\xc1".to_vec(),
             ],

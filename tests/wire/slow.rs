@@ -26,7 +26,7 @@ fn server(flags: &[&str]) -> Server {
 
 fn wide(id: u64, rows: usize) -> Vec<Vec<u8>> {
     vec![
-        input(id, "wide", "x", "FP32", json!([rows, WIDTH])),
+        input(id, "wide", ("x", "FP32"), json!([rows, WIDTH])),
         vec![id as u8 & 0x3f; rows * MIB],
     ]
 }

@@ -1,4 +1,4 @@
-//! Short runs stay on the worker's own thread.
+//! Chooses a session of one thread for short runs, and of several for others.
 //!
 //! A session of several threads hands a part of nearly every operator to the others, however little there is to do, and
 //! waking them then costs more than they take off: a run of one row of a small net takes a fifth longer with two
@@ -63,7 +63,7 @@ impl Sessions {
 /// Which runs are short, by what earlier ones of about the same size took.
 #[derive(Debug)]
 struct Choice {
-    /// By the power of two that the inputs' bytes reach.
+    /// One for each power of two of the inputs' bytes.
     sizes: [Size; usize::BITS as usize],
 }
 
@@ -77,9 +77,9 @@ enum Threads {
 /// Runs of one size.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
-    /// What one thread takes, once that was measured.
+    /// How long one thread takes, once that was measured.
     us: Option<f64>,
-    /// Runs on several threads that were short, since one thread was last tried.
+    /// How many runs on several threads were short since one thread was last tried.
     passed: u32,
 }
 
@@ -112,7 +112,7 @@ impl Choice {
         if let Some(us) = size.us {
             return us <= short || size.passed >= TRY_AGAIN;
         }
-        // As long as it may be, by a smaller one: much of what that took may be what every run takes.
+        // Never measured: at most a smaller run's time scaled up, since part of that time does not grow with the size.
         let smaller = (0..class).rev().find_map(|c| Some((c, self.sizes[c].us?)));
         let expected = smaller.map_or(0.0, |(c, us)| us * 2f64.powi((class - c) as i32));
         expected <= TRY_UP_TO * short

@@ -208,7 +208,7 @@ impl OnnxSource {
     }
 }
 
-/// What the engine says, without the folder of a file: where it lies is nobody's business who sends requests.
+/// The engine's message without a file's folder: clients are not to learn where the server's files lie.
 fn without_folder(text: &str, path: &Path) -> String {
     let folder = path.parent().unwrap_or(Path::new("")).to_string_lossy();
     if matches!(&*folder, "" | "/") {
@@ -256,7 +256,7 @@ fn read(path: &Path, mut file: &fs::File, device: Device) -> Result<Content> {
         return Ok(Content {
             model: None,
             weights: None,
-            // Whatever is in there.
+            // What operators it has is not known.
             empty: Empty::Refused,
         });
     };

@@ -1,4 +1,4 @@
-//! Nothing that is served here is anybody else's business.
+//! Switches off the engine's telemetry, before its library is opened.
 //!
 //! From 1.29 on the released libraries of ONNX Runtime tell their makers of each process, session and error, and keep a
 //! number for the machine in the home folder. The interface's own switch works only once an environment exists, which
@@ -31,8 +31,8 @@ fn start_anew(name: &str, value: &OsStr) {
     if let Some(own_name) = args.next() {
         command.arg0(own_name);
     }
-    // The same process goes on with the same files and the same number, so nobody notices. It returns only if it fails:
-    // serving is worth more then, and Engine::load still asks for silence.
+    // exec keeps the process's id and open files. It returns only if it fails; then serving goes on, and Engine::load
+    // still switches telemetry off by the engine's own setting.
     let _ = command.args(args).env(name, value).exec();
 }
 

@@ -1,4 +1,4 @@
-//! What a model's name leads to: files, and what is done with each.
+//! What a lookup finds: the files of a model, and what each stage does with its file.
 
 use std::path::{Path, PathBuf};
 

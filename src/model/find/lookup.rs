@@ -1,4 +1,4 @@
-//! From what a request names to a file: how models are looked up, and which paths are allowed.
+//! Finds the file that a request's model name or path means, and checks that the path is allowed.
 //!
 //! ```text
 //! model "digits"      run-script-dir/digits           a file
