@@ -30,7 +30,6 @@ use crate::model::{Engine, EngineLog, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::doors::Doors;
 use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
-use crate::pipeline::worker::Seat;
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,
 };
@@ -231,7 +230,7 @@ impl Server {
         let (ended, worker_ended) = bounded(config.all_workers());
         let mut workers = Vec::with_capacity(config.all_workers());
         for number in 0..config.all_workers() {
-            let seat = Seat {
+            let setup = worker::Setup {
                 id: WorkerId(number as u32),
                 role: if number < config.num_worker {
                     Role::Main
@@ -247,7 +246,7 @@ impl Server {
             let nice = config.worker_nice;
             workers.push(spawn(format!("worker-{number}"), move || {
                 priority::be_nice(nice);
-                if let Err(error) = worker::run(&context, seat) {
+                if let Err(error) = worker::run(&context, setup) {
                     tracing::debug!(worker_id = number, %error, "a worker ended");
                 }
                 let _ = ended.send(()); // nobody may be waiting for it any more

@@ -50,7 +50,7 @@ fn files_that_are_no_models_are_refused_and_tried_again_next_time() {
             ("pickle", "Python pickle"),
             ("pickle", "\"plugin\":\"libNAME.so\""),
             ("pickled", "pickle"),
-            ("protocol0", "expected JSON"),
+            ("protocol0", "it is not JSON"),
             ("later", "\"later\" is unknown here, expected \"mdm\""),
             ("newer", "expected \"mdm\":1"),
         ] {

@@ -26,7 +26,7 @@ use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 
 /// What a worker is given: endpoints and a source of models, no reference into the server.
 #[derive(Clone)]
-pub(crate) struct Seat {
+pub(crate) struct Setup {
     pub id: WorkerId,
     pub role: Role,
     pub source: Arc<dyn ModelSource>,
@@ -36,7 +36,7 @@ pub(crate) struct Seat {
 }
 
 struct Worker {
-    seat: Seat,
+    setup: Setup,
     small: Socket,
     bulk: Socket,
     sink: Socket,
@@ -58,15 +58,15 @@ struct Worker {
 ///
 /// # Errors
 /// If the other loops are gone.
-pub(crate) fn run(context: &Context, seat: Seat) -> Result<()> {
-    let mut worker = Worker::connect(context, seat)?;
+pub(crate) fn run(context: &Context, setup: Setup) -> Result<()> {
+    let mut worker = Worker::connect(context, setup)?;
     loop {
         match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
             Ok(result) => return result,
             Err(panic) => {
                 let why = panic_message(&*panic).to_owned();
                 tracing::error!(
-                    worker_id = worker.seat.id.0,
+                    worker_id = worker.setup.id.0,
                     why,
                     "worker lost, starting it again"
                 );
@@ -86,9 +86,9 @@ enum Recovery {
 }
 
 impl Worker {
-    fn connect(context: &Context, seat: Seat) -> Result<Worker> {
+    fn connect(context: &Context, setup: Setup) -> Result<Worker> {
         let pull =
-            |lane| socket::inner_connected(context, zmq::PULL, &lane_endpoint(seat.id, lane));
+            |lane| socket::inner_connected(context, zmq::PULL, &lane_endpoint(setup.id, lane));
         Ok(Worker {
             small: pull(Lane::Small)?,
             bulk: pull(Lane::Bulk)?,
@@ -99,8 +99,8 @@ impl Worker {
             in_bulk: false,
             aside_us: 0,
             later: None,
-            waiter: seat.busy_poll.waiter(),
-            seat,
+            waiter: setup.busy_poll.waiter(),
+            setup,
         })
     }
 
@@ -111,7 +111,7 @@ impl Worker {
         self.choice = LaneChoice::default();
         self.in_bulk = false;
         self.later = None;
-        self.tell_ventilator(ToVentilator::Down(self.seat.id, why))?;
+        self.tell_ventilator(ToVentilator::Down(self.setup.id, why))?;
         for lane in [Lane::Small, Lane::Bulk] {
             loop {
                 let socket = match lane {
@@ -121,7 +121,7 @@ impl Worker {
                 match frames::receive(socket, 0)?.map(inner::read_to_worker) {
                     Some(Ok(ToWorker::Resume)) => break,
                     Some(Ok(ToWorker::Stop)) => {
-                        self.tell_sink(&ToSink::Stopped(self.seat.id))?;
+                        self.tell_sink(&ToSink::Stopped(self.setup.id))?;
                         return Ok(Recovery::Stopped);
                     }
                     _ => {} // given to others
@@ -140,14 +140,14 @@ impl Worker {
     }
 
     fn serve(&mut self) -> Result<()> {
-        self.tell_ventilator(ToVentilator::Up(self.seat.id))?;
+        self.tell_ventilator(ToVentilator::Up(self.setup.id))?;
         loop {
             let (lane, message) = self.receive()?;
             match message {
                 ToWorker::Chunk(chunk) => self.run_chunk(lane, *chunk)?,
                 ToWorker::Open(model) => {
                     let error = self.open_all(model).err();
-                    self.tell_ventilator(ToVentilator::Opened(self.seat.id, model, error))?;
+                    self.tell_ventilator(ToVentilator::Opened(self.setup.id, model, error))?;
                 }
                 ToWorker::Resume => {} // only a worker that is down waits for it
                 ToWorker::Forget(model) => {
@@ -159,7 +159,7 @@ impl Worker {
                     }
                 }
                 ToWorker::Stop => {
-                    let stopped = ToSink::Stopped(self.seat.id);
+                    let stopped = ToSink::Stopped(self.setup.id);
                     return self.tell_sink(&stopped);
                 }
             }
@@ -194,7 +194,7 @@ impl Worker {
         // Opened before the clock runs: how fast the model is must not count it.
         let opened =
             (chunk.leg..chunk.until).try_for_each(|leg| self.open(chunk.model, leg).map(drop));
-        let (started_us, aside_us) = (self.seat.clock.now_us(), self.aside_us);
+        let (started_us, aside_us) = (self.setup.clock.now_us(), self.aside_us);
         let computed = match opened {
             _ if chunk.members.is_empty() => Some(Computed::default()),
             Ok(()) => self.compute(lane, &chunk)?,
@@ -202,7 +202,7 @@ impl Worker {
         };
         // Small chunks that it stepped aside for had their own.
         let aside_us = self.aside_us - aside_us;
-        let compute_us = (self.seat.clock.now_us() - started_us).saturating_sub(aside_us);
+        let compute_us = (self.setup.clock.now_us() - started_us).saturating_sub(aside_us);
         let bulk_waits = matches!(lane, Lane::Small)
             && (self.in_bulk || self.bulk.get_events()?.contains(zmq::POLLIN));
         self.choice.ran(lane, compute_us, bulk_waits);
@@ -233,7 +233,7 @@ impl Worker {
     }
 
     fn is_cancelled(&self, members: &[Member]) -> bool {
-        let board = &self.seat.board;
+        let board = &self.setup.board;
         members.iter().all(|m| board.is_cancelled(m.serial))
     }
 
@@ -246,7 +246,7 @@ impl Worker {
 
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
     fn step_aside(&mut self) -> Result<()> {
-        let started_us = self.seat.clock.now_us();
+        let started_us = self.setup.clock.now_us();
         self.in_bulk = true;
         while self.later.is_none() && self.choice.first() == Lane::Small {
             let Some(message) = frames::receive(&mut self.small, zmq::DONTWAIT)? else {
@@ -258,7 +258,7 @@ impl Worker {
             }
         }
         self.in_bulk = false;
-        self.aside_us += self.seat.clock.now_us() - started_us;
+        self.aside_us += self.setup.clock.now_us() - started_us;
         Ok(())
     }
 
@@ -309,7 +309,7 @@ impl Worker {
     ) -> Result<()> {
         let part = Part {
             chunk: chunk.id,
-            worker: self.seat.id,
+            worker: self.setup.id,
             attempt: chunk.attempt,
             compute_us: chunk.spent_us + compute_us,
             members,
@@ -327,7 +327,7 @@ impl Worker {
         handed: Vec<Handed>,
     ) -> Result<()> {
         self.tell_ventilator(ToVentilator::Credit(Credit {
-            worker: self.seat.id,
+            worker: self.setup.id,
             chunk: chunk.id,
             model: chunk.model,
             rows,
@@ -340,9 +340,9 @@ impl Worker {
 
     /// Opens every leg of a model that may come here.
     fn open_all(&mut self, model: ModelId) -> Result<()> {
-        let legs = self.seat.source.legs(model)?;
+        let legs = self.setup.source.legs(model)?;
         for (leg, role) in legs.iter().enumerate() {
-            if self.seat.role == Role::Main || *role == Role::Extra {
+            if self.setup.role == Role::Main || *role == Role::Extra {
                 self.open(model, leg as u32)?;
             }
         }

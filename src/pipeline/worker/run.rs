@@ -68,10 +68,10 @@ impl Worker {
             return self.compute_alone(lane, chunk, member, inputs);
         }
         let mut computed = Computed::default();
-        let started_us = self.seat.clock.now_us();
+        let started_us = self.setup.clock.now_us();
         let mut sent_us = started_us;
         for range in together(&chunk.members, chunk.run) {
-            let now_us = self.seat.clock.now_us();
+            let now_us = self.setup.clock.now_us();
             if now_us - sent_us > TOGETHER_US && !chunk.goes_on {
                 computed.sent += self.send_done(chunk, &mut computed.done, now_us - started_us)?;
                 sent_us = now_us;
@@ -206,7 +206,7 @@ impl Worker {
         members: &[Member],
         batch: &Batch,
     ) -> Result<Batch> {
-        let board = self.seat.board.clone();
+        let board = self.setup.board.clone();
         let run = Run {
             params: &chunk.params,
             members,
@@ -229,7 +229,7 @@ impl Worker {
         match self.models.entry((id, leg)) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let (source, worker) = (&self.seat.source, self.seat.id);
+                let (source, worker) = (&self.setup.source, self.setup.id);
                 let opened = catch_unwind(AssertUnwindSafe(|| source.open(id, leg, worker)));
                 let model = opened.unwrap_or_else(|panic| {
                     let why = panic_message(&*panic);

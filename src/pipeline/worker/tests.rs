@@ -41,7 +41,7 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
         worker: None,
         next: 0,
     };
-    let seat = Seat {
+    let setup = Setup {
         id,
         role: Role::Main,
         source,
@@ -49,7 +49,7 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
         busy_poll: crate::socket::BusyPoll::new(std::time::Duration::ZERO),
         clock: Clock::start(),
     };
-    bench.worker = Some(std::thread::spawn(move || run(&context, seat)));
+    bench.worker = Some(std::thread::spawn(move || run(&context, setup)));
     assert!(matches!(bench.hear(), ToVentilator::Up(WorkerId(0))));
     bench
 }
