@@ -3,8 +3,8 @@
 //! A tensor's bytes are [`Bytes`]: reference-counted, cheap to slice, and able to borrow what a socket
 //! received or an engine wrote. Everything is row-major and little-endian; dimension 0 is the row.
 //!
-//! Whoever makes a tensor has its values checked. Only the server puts that off, from the thread that reads requests to
-//! the worker that runs them: `unchecked.rs`.
+//! A tensor's values are checked when it is made. Only the server puts that off, from the ventilator to the worker that
+//! runs the rows: `unchecked.rs`.
 
 mod batch;
 mod datatype;
@@ -211,8 +211,8 @@ impl Tensor {
         }
     }
 
-    /// Rows `start..start + rows`. Fixed-size elements and values are shared, offsets are rewritten from 0 (those that
-    /// nobody has checked yet are shared too).
+    /// Rows `start..start + rows`. Fixed-size elements and values are shared, offsets are rewritten from 0 (unchecked
+    /// ones are shared too).
     ///
     /// # Panics
     /// If the range is not within the tensor's rows: callers cut what they have counted.

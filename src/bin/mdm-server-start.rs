@@ -22,7 +22,7 @@ use signal_hook::iterator::Signals;
 const FAILED: i32 = 1;
 const NOT_STARTED: i32 = 2;
 /// How long a full standard error may hold up an exit.
-const SAY_PATIENCE: Duration = Duration::from_millis(500);
+const STDERR_WAIT: Duration = Duration::from_millis(500);
 
 fn main() {
     mdm::model::without_telemetry();
@@ -35,23 +35,23 @@ fn main() {
             code
         }
     };
-    let _ = io::stdout().flush(); // whoever closed it does not want to know
-    // Without the hooks of an ordinary exit: after a stop at once a worker may still be inside the engine, whose own
-    // hooks would wait for it, or pull its memory away.
+    let _ = io::stdout().flush(); // standard output may be closed, which is no error
+    // Without the hooks of an ordinary exit: after an immediate stop a worker may still be inside the engine, whose
+    // hooks would wait for it, or free the memory that it uses.
     signal_hook::low_level::exit(code);
 }
 
-/// A line on standard error. Whoever closed it does not want to know, and that is no reason to stop serving; nor is it
-/// one to wait, if nobody reads it and it is full.
+/// Writes a line to standard error, from a thread of its own: a closed one is not an error, and a full one that nobody
+/// reads must not stop the server.
 fn say(line: impl Display) {
     let line = format!("mdm-server-start: {line}");
     let (sender, said) = mpsc::channel();
     let thread = thread::Builder::new().spawn(move || {
         let _ = writeln!(io::stderr(), "{line}");
-        let _ = sender.send(()); // nobody waits any more
+        let _ = sender.send(()); // the wait may be over
     });
     if thread.is_ok() {
-        let _ = said.recv_timeout(SAY_PATIENCE);
+        let _ = said.recv_timeout(STDERR_WAIT);
     }
 }
 
@@ -128,7 +128,7 @@ fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
     );
     let mut stdout = io::stdout().lock();
     if let Err(error) = writeln!(stdout, "{ready}").and_then(|()| stdout.flush()) {
-        tracing::warn!(%error, "nobody reads standard output");
+        tracing::warn!(%error, "the ready line could not be written to standard output");
     }
     tracing::info!("{ready}");
     Ok((server, signals, log))
@@ -143,7 +143,7 @@ struct SignalThread {
 
 #[derive(Default)]
 struct State {
-    /// There is one once the server's ports are bound.
+    /// Set once the server's ports are bound.
     stopper: Option<Stopper>,
     /// The first signal has come.
     asked: bool,
@@ -171,7 +171,7 @@ impl SignalThread {
         })
     }
 
-    /// From now on a signal stops this server; so does one that came before.
+    /// Sets the server that signals stop. A signal that came before stops it now.
     fn serve(&self, stopper: Stopper) {
         let mut state = lock(&self.state);
         if state.asked {
@@ -182,12 +182,12 @@ impl SignalThread {
 
     fn end(self) {
         self.handle.close();
-        // It panicked: there is nothing left that it could do for us.
+        // It fails only if the thread panicked, and its work is over.
         let _ = self.thread.join();
     }
 }
 
-/// No update of the state can be cut in half, so a poisoned lock is as good as any.
+/// A poisoned lock is used on: the state is consistent between any two statements.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -198,7 +198,7 @@ fn on_signal(signal: i32, state: &mut State) {
             stopper.remove_files();
         }
         say("stopped at once, by a second signal");
-        // Without the hooks of an ordinary exit: the engine's would wait for, or crash, threads that still run.
+        // Without the hooks of an ordinary exit: the engine's would wait for threads that still run, or crash them.
         signal_hook::low_level::exit(128 + signal);
     }
     state.asked = true;

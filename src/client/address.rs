@@ -1,4 +1,4 @@
-//! Where a server is: what was typed, the endpoints that it may mean, and where its results leave.
+//! A server's address: parses it, resolves it to endpoints, and works out where results leave.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -53,7 +53,7 @@ impl Address {
                 host: bare.to_owned(),
                 port,
             }),
-            _ => Err(wrong("the port is no number from 1 to 65535")),
+            _ => Err(wrong("the port is not a number from 1 to 65535")),
         }
     }
 
@@ -113,7 +113,7 @@ fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<IpAddr>> {
             let found = (name.as_str(), port)
                 .to_socket_addrs()
                 .map(|found| found.map(|a: SocketAddr| a.ip()).collect::<Vec<_>>());
-            // Nobody listens any more if it took too long.
+            // It fails if the caller has given up waiting.
             let _ = sender.send(found);
         })
         .map_err(|e| Error::unavailable(format!("no thread to resolve {host:?}: {e}")))?;

@@ -1,4 +1,4 @@
-//! What goes with the rows: the model, parameters, a time limit, a priority.
+//! A call: what goes with the rows, such as the model, parameters, a time limit, a priority.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Questions and orders: what is served, how it goes, load, unload, stop.
+//! The client's control calls: hello, status, models, describe, load, unload, stop.
 //!
 //! They are answered on `port`, so they need no way for results: a server whose `port_out` cannot be reached can
 //! still be asked and stopped.

@@ -1,8 +1,7 @@
-//! What rows may be made of.
+//! Turns a program's data into a request's inputs.
 //!
-//! Vectors, arrays and tensors that are handed over are not copied. Numbers that are only lent to us are not either
-//! where the call lasts until they are sent (`infer`); elsewhere they may still be on their way when the caller has gone
-//! on, so they are copied once.
+//! Vectors, arrays and tensors that are handed over are not copied. Borrowed numbers are not copied by `infer`, which
+//! returns after they were sent; other calls return earlier, so they copy them once.
 
 use std::borrow::Cow;
 
@@ -32,7 +31,7 @@ pub trait IntoInputs {
     where
         Self: Sized + 'env,
     {
-        // Nothing in it is borrowed that could be lent.
+        // By default nothing is borrowed.
         self.into_inputs().map(LentInputs::from)
     }
 }
@@ -48,7 +47,7 @@ pub struct LentInputs<'env> {
 #[derive(Debug)]
 pub(super) enum Column<'env> {
     Own(Tensor),
-    /// Numbers that somebody else owns, row after row.
+    /// Borrowed numbers, row after row.
     Lent {
         name: Cow<'env, str>,
         datatype: DataType,

@@ -1,4 +1,4 @@
-//! The client: rows in, results out.
+//! The client: sends rows to a server, and gets results.
 //!
 //! ```text
 //! Client ── infer ───────▶ a session of the pool, for the length of the call    (pool.rs)
@@ -11,8 +11,8 @@
 //!         └─ Dealer ▶ port_out    fails at once, and the next call opens a new session    (session.rs, zmtp/dealer.rs)
 //! ```
 //! There is no thread of the client's own: the caller's thread reads and writes the connections itself, or waits for
-//! another caller that does so for both. So a session that nobody uses says nothing, for as long as its owner likes; only
-//! while somebody waits is the server asked for signs of life. A session takes two descriptors.
+//! another caller that does so for both. So an idle session sends nothing, for as long as its owner likes; heartbeats are
+//! sent only while a caller waits. A session takes two descriptors.
 
 mod address;
 mod call;

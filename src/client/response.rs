@@ -1,4 +1,4 @@
-//! Results as programs want them: tensors, arrays, strings, records.
+//! A response: gives a result's rows as tensors, arrays, strings or records.
 
 use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
 use serde::de::DeserializeOwned;

@@ -1,4 +1,4 @@
-//! Parts of an answer as they finish.
+//! The parts of a streamed result, as they finish.
 
 use std::time::Instant;
 

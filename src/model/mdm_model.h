@@ -164,12 +164,12 @@ typedef struct mdm_host {
   mdm_str (*params)(mdm_context *context);
   /* In infer: whose rows these are, in their order in the batch. Returns how many members there are. */
   uint32_t (*members)(mdm_context *context, const mdm_member **members);
-  /* In infer: 1 once nobody waits for these rows any more. A plugin that runs long may stop then. */
+  /* In infer: 1 once all requests of these rows were cancelled. A plugin that runs long may stop then. */
   int32_t (*is_cancelled)(mdm_context *context);
   /* In load and infer: where the worker runs: "cpu", "cuda:0", ... */
   mdm_str (*device)(mdm_context *context);
 
-  /* Memory of the host's, 64-byte aligned and filled with 0; NULL if there is none to be had. The caller is its holder
+  /* Memory of the host's, 64-byte aligned and filled with 0; NULL if there is no memory. The caller is its holder
    * and calls `buffer_release`, also after it was given to `output`. It may be written until then. */
   mdm_buffer *(*alloc)(uint64_t bytes, void **memory);
   void (*buffer_retain)(mdm_buffer *buffer);
@@ -225,7 +225,7 @@ typedef struct mdm_plugin {
   const mdm_entry *entries;
 } mdm_plugin;
 
-/* The one symbol that a plugin exports. NULL: this host will not do (the host says so in its error). */
+/* The one symbol that a plugin exports. NULL: the plugin cannot work with this host (the host's error says so). */
 #if defined(MDM_PLUGIN_BUILD) && defined(__GNUC__)
 __attribute__((visibility("default")))
 #endif

@@ -1,4 +1,4 @@
-//! What a model can ask of the server, and what stands in for it where there is none.
+//! What a model can ask of the server, and a replacement for tests and tools that have no server.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ pub struct LoadContext(Place);
 
 enum Place {
     Server(HostContext),
-    /// No server: files are below a folder, and sessions are made by whoever runs the model.
+    /// No server: files are below a folder, and sessions come from [`LoadContext::with_sessions`].
     Folder(PathBuf, Option<Box<OpenSession>>),
 }
 
@@ -67,15 +67,15 @@ impl LoadContext {
     /// `execution_provider`, `batch`.
     ///
     /// # Errors
-    /// As there; `FAILED_PRECONDITION` for options that are none.
+    /// As there; `FAILED_PRECONDITION` for wrong options.
     pub fn session_with(&self, path: &str, options: &Value) -> Result<Session> {
         match &self.0 {
             Place::Server(context) => context
                 .open_session(path, options)
-                .map(|session| Session(Runs::Server(session))),
-            Place::Folder(_, Some(open)) => Ok(Session(Runs::StandIn(open(path)?))),
+                .map(|session| Session(RunBy::Server(session))),
+            Place::Folder(_, Some(open)) => Ok(Session(RunBy::StandIn(open(path)?))),
             Place::Folder(_, None) => Err(Error::precondition(format!(
-                "session {path:?}: sessions are the server's; without one, give LoadContext::with_sessions"
+                "session {path:?}: there is no server to open it; give the context sessions with LoadContext::with_sessions"
             ))),
         }
     }
@@ -129,7 +129,7 @@ impl Context {
         }
     }
 
-    /// Whether nobody waits for these rows any more. A model that runs long may look now and then, and stop.
+    /// Whether all requests of these rows were cancelled. A model that runs long may check now and then, and stop.
     pub fn cancelled(&self) -> bool {
         match &self.0 {
             Call::Server(context) => context.is_cancelled(),
@@ -165,39 +165,39 @@ impl Context {
 }
 
 /// A session of the server's engine over an ONNX file. It lives in the worker's thread.
-pub struct Session(Runs);
+pub struct Session(RunBy);
 
-enum Runs {
+enum RunBy {
     Server(HostSession),
     StandIn(Box<RunSession>),
 }
 
 impl Session {
-    /// Runs a batch. Inputs are found by their names; one input needs none. The outputs are in the model's order, and
+    /// RunBy a batch. Inputs are found by their names; one input needs none. The outputs are in the model's order, and
     /// are the engine's own memory where that can be lent.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` if the inputs do not fit, `INTERNAL` if the engine fails.
     pub fn run(&mut self, batch: &Batch) -> Result<Batch> {
         match &mut self.0 {
-            Runs::Server(session) => session.run(batch),
-            Runs::StandIn(run) => run(batch),
+            RunBy::Server(session) => session.run(batch),
+            RunBy::StandIn(run) => run(batch),
         }
     }
 
     /// What it takes; empty for a stand-in.
     pub fn inputs(&self) -> &[Port] {
         match &self.0 {
-            Runs::Server(session) => &session.inputs,
-            Runs::StandIn(_) => &[],
+            RunBy::Server(session) => &session.inputs,
+            RunBy::StandIn(_) => &[],
         }
     }
 
     /// What it gives; empty for a stand-in.
     pub fn outputs(&self) -> &[Port] {
         match &self.0 {
-            Runs::Server(session) => &session.outputs,
-            Runs::StandIn(_) => &[],
+            RunBy::Server(session) => &session.outputs,
+            RunBy::StandIn(_) => &[],
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The author's side of the C interface: a [`Model`] as a table of C functions, and the host's functions as methods.
 //!
-//! This is one of the files that may be `unsafe`.
+//! One of the files in which `unsafe` is allowed.
 #![allow(unsafe_code)] // the interface is C: pointers in, pointers out
 
 use std::ffi::c_void;
@@ -87,7 +87,7 @@ impl Table {
     }
 }
 
-/// What the host gives `mdm_plugin_entry`, and nobody else can make.
+/// What the host gives `mdm_plugin_entry`; nothing else can make one.
 #[repr(transparent)]
 pub struct HostPointer(*const abi::Host);
 /// What `mdm_plugin_entry` returns.
@@ -203,8 +203,11 @@ impl HostContext {
         if json == "{}" {
             return Ok(Params::new());
         }
-        serde_json::from_str(json)
-            .map_err(|e| Error::internal(format!("the server's parameters are no JSON: {e}")))
+        serde_json::from_str(json).map_err(|e| {
+            Error::internal(format!(
+                "the parameters that the server gave are not JSON: {e}"
+            ))
+        })
     }
 
     pub(super) fn is_cancelled(self) -> bool {
@@ -362,7 +365,7 @@ unsafe fn batch_of(tensors: *const abi::Tensor, count: u32) -> Result<Batch> {
         };
         let datatype = abi::datatype_of(raw.datatype).ok_or_else(|| {
             Error::internal(format!(
-                "the server gave datatype {}, which is none",
+                "the server gave datatype {}, which this plugin's version of the crate does not know",
                 raw.datatype
             ))
         })?;
@@ -442,14 +445,14 @@ fn give(context: HostContext, outputs: &Batch, inputs: &[abi::Tensor]) -> Result
 }
 
 unsafe extern "C" fn release_data(owner: *mut c_void) {
-    // A panic in an owner's destructor must not leave this function; there is nobody to tell.
+    // A panic in an owner's destructor must not leave this function, and it has no caller that could handle it.
     let _ = catch_unwind(|| {
         // SAFETY: it came out of Box::into_raw in `give`, and the host calls this once. Data is Send.
         drop(unsafe { Box::from_raw(owner.cast::<Data>()) });
     });
 }
 
-/// Runs what an author wrote. An error or a panic is told to the host.
+/// Runs the author's code. An error or a panic is reported to the host.
 fn caught(context: HostContext, body: impl FnOnce() -> Result<()>) -> i32 {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => abi::OK,
@@ -460,7 +463,7 @@ fn caught(context: HostContext, body: impl FnOnce() -> Result<()>) -> i32 {
         Err(panic) => {
             let why = panic_message(&*panic);
             context.fail(&Error::internal(format!("the model panicked: {why}")));
-            // What was thrown may panic again when it is dropped.
+            // Dropping the panic's payload could panic again.
             std::mem::forget(panic);
             abi::BROKEN
         }
@@ -469,7 +472,7 @@ fn caught(context: HostContext, body: impl FnOnce() -> Result<()>) -> i32 {
 
 fn state_of(json: &str) -> Result<Value> {
     serde_json::from_str(json)
-        .map_err(|e| Error::internal(format!("the server's state is no JSON: {e}")))
+        .map_err(|e| Error::internal(format!("the state that the server gave is not JSON: {e}")))
 }
 
 unsafe extern "C" fn describe<T: Model>(context: *mut abi::Context, state: abi::Str) -> i32 {

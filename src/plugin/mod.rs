@@ -1,4 +1,4 @@
-//! Models of one's own: what the author of a plugin needs (feature `plugin`; no engine, no server).
+//! Write a model of your own: what the author of a plugin needs (feature `plugin`; no engine, no server).
 //!
 //! ```
 //! use mdm::plugin::{Context, LoadContext, Model, Signature};

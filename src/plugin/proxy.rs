@@ -1,4 +1,4 @@
-//! Making a proxy of a model: the file that names its plugin and holds its state.
+//! Makes the proxy of a model: the file that names its plugin and holds its state.
 
 use std::fs;
 use std::path::Path;
@@ -43,7 +43,7 @@ impl Proxy {
         self
     }
 
-    /// Overrules what the model's signature says of its rows.
+    /// Says how rows may be put together, in place of the model's signature.
     #[must_use]
     pub fn rows(mut self, rows: Rows) -> Proxy {
         self.0.set_rows(rows);

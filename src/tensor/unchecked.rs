@@ -1,9 +1,9 @@
-//! Tensors whose values nobody has looked at yet: the ventilator checks lengths, the worker checks values.
+//! Tensors whose values are not checked yet: the ventilator checks lengths, the worker checks values.
 //!
-//! Looking at every BOOL byte and every offset takes as long as there are bytes, and the thread that reads requests has
-//! all clients to serve. There a tensor is made with [`Tensor::unchecked`], which looks at lengths alone, and rows are
-//! cut out of it without a look at what lies between. [`Tensor::check_values`] comes before anything reads the values;
-//! in a worker there is no other way to the rows of a chunk.
+//! Checking every BOOL byte and every offset takes time in proportion to the bytes, and the ventilator has all clients to
+//! serve. So it makes tensors with [`Tensor::unchecked`], which checks lengths alone, and cuts rows out of them without
+//! reading what lies between. [`Tensor::check_values`] has to come before anything reads the values; a worker cannot get
+//! the rows of a chunk without it.
 
 use bytes::Bytes;
 
@@ -13,10 +13,10 @@ use super::layout::{check_fixed, check_offset_ends, element_count, offset_at};
 use super::{Data, DataType, Tensor};
 use crate::error::{Error, Result};
 
-/// BOOL bytes are looked at so many at once: enough for the compiler to use wide instructions.
+/// How many BOOL bytes are checked at once: enough for the compiler to use wide instructions.
 const BOOLS_AT_ONCE: usize = 4096;
 
-/// Whether somebody has looked at a tensor's values.
+/// Whether a tensor's values were checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Values {
     /// They are what the datatype says.
@@ -76,20 +76,20 @@ impl Tensor {
         })
     }
 
-    /// The same tensor as somebody received it who was not told whether its values were checked.
+    /// The same tensor with its values unchecked, as at a receiver that does not know whether they were.
     #[cfg(feature = "server")]
     pub(crate) fn distrusted(mut self) -> Tensor {
         self.values = Values::of(self.datatype);
         self
     }
 
-    /// Whether its values were looked at.
+    /// Whether its values were checked.
     pub(crate) fn is_checked(&self) -> bool {
         self.values == Values::Checked
     }
 
     /// # Errors
-    /// `INTERNAL`: nobody may read these values yet.
+    /// `INTERNAL` if they were not: then they must not be read.
     pub(super) fn must_be_checked(&self) -> Result<()> {
         if self.is_checked() {
             return Ok(());
@@ -100,7 +100,7 @@ impl Tensor {
         )))
     }
 
-    /// Looks at the values. The tensor is rows of a larger one, from `first_row` on, whose elements errors count.
+    /// Checks the values. If the tensor is rows of a larger one, from `first_row` on, errors count that one's elements.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT`, naming the tensor and the first element that is wrong.
@@ -123,13 +123,13 @@ impl Tensor {
 
 #[cfg(feature = "server")]
 impl Batch {
-    /// Whether all values were looked at.
+    /// Whether all values were checked.
     pub(crate) fn is_checked(&self) -> bool {
         self.tensors.iter().all(Tensor::is_checked)
     }
 
     /// # Errors
-    /// `INTERNAL`, naming a tensor whose values nobody may read yet.
+    /// `INTERNAL`, naming a tensor whose values were not checked.
     pub(crate) fn must_be_checked(&self) -> Result<()> {
         self.tensors.iter().try_for_each(Tensor::must_be_checked)
     }

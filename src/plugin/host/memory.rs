@@ -1,4 +1,4 @@
-//! Memory between the server and plugins: buffers of ours that they hold, and memory of theirs that we adopt.
+//! Memory that crosses the C interface: buffers of the server that plugins hold, and plugins' memory that the server uses.
 //!
 //! ```text
 //! ours to them     Buffer: an Arc behind a pointer, counted by buffer_retain and buffer_release
@@ -185,7 +185,7 @@ impl Drop for Lender {
     }
 }
 
-/// Memory that is lent, by a plugin or (without a lender) by whoever keeps it alive longer than this.
+/// Borrowed memory: a plugin's, or (without a lender) memory that the caller of [`lent`] keeps alive for longer.
 pub(super) struct Lent {
     start: *const u8,
     bytes: usize,
@@ -202,7 +202,7 @@ impl AsRef<[u8]> for Lent {
     }
 }
 
-/// Memory that somebody lends, without a copy.
+/// Borrowed memory as [`Bytes`], without a copy.
 ///
 /// # Safety
 /// So many bytes must be there, and stay as they are until the lender is told, or (without one) until the result and

@@ -30,7 +30,7 @@ const BOUNDS: Bounds = Bounds {
 const ID: [u8; 16] = *b"0123456789abcdef";
 
 /// What a test may take; it fails then, and does not hang.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_LIMIT: Duration = Duration::from_secs(30);
 
 /// A router with what has come from it, in a test's thread.
 struct Server {
@@ -63,7 +63,7 @@ impl Server {
 
     /// A turn of an owner's loop.
     fn turn(&mut self) {
-        assert!(self.begun.elapsed() < PATIENCE, "it takes too long");
+        assert!(self.begun.elapsed() < TEST_LIMIT, "it takes too long");
         self.router.wait(Some(Duration::from_millis(5))).unwrap();
         let now = self.now();
         while let Some(incoming) = self.router.next(now) {

@@ -9,7 +9,7 @@ use super::*;
 fn read_all(raw: &Raw, pause: Duration) -> (usize, bool) {
     let mut stream = raw.stream.try_clone().unwrap();
     stream.set_nonblocking(false).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_LIMIT)).unwrap();
     let (mut buffer, mut came) = (vec![0; 256 * 1024], 0);
     loop {
         match stream.read(&mut buffer) {
@@ -60,7 +60,7 @@ fn one_that_never_reads_is_given_up_and_the_others_are_not() {
         .unwrap();
     let begun = Instant::now();
     thread::scope(|scope| {
-        // It reads 256 KiB at most a time: more than the patience in all, with progress all the time.
+        // It reads 256 KiB at most a time: longer than the stall limit in all, with progress all the time.
         let reader = scope.spawn(move || read_all(&raw, Duration::from_millis(10)));
         let silence = Duration::from_millis(500);
         let lost = server.router.finish_with(None, silence).unwrap();
