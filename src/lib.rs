@@ -125,6 +125,8 @@ pub mod plugin;
 mod priority;
 #[cfg(any(feature = "plugin", feature = "server"))]
 pub(crate) mod proxy;
+#[cfg(all(test, feature = "server"))]
+mod random;
 #[cfg(feature = "server")]
 pub(crate) mod schedule;
 #[cfg(feature = "server")]

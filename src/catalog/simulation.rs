@@ -21,37 +21,12 @@ use super::known::Standing;
 use super::{Action, Answer, Arrival, Asker, Catalog, Change, MostModels, Named, Parked};
 use crate::message::{ModelId, ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::{Lookup, Name};
+use crate::random::Random;
 
 /// Seeds that the test runs.
 const SEEDS: u64 = 4_000;
 /// A seed that is not over after so many steps never will be.
 const MOST_STEPS: usize = 20_000;
-
-/// A repeatable stream of numbers.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Random {
-        // Neighbouring seeds are to have nothing in common.
-        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        for _ in 0..4 {
-            random.below(2);
-        }
-        random
-    }
-
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % below.max(1)
-    }
-
-    /// One time in so many.
-    fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-}
 
 /// A fault that is put in, to see that the checks find it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -13,13 +13,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use self::ledger::{Clients, Ledger};
-use self::plan::{Plan, Random};
+use self::plan::Plan;
 use self::workers::{Place, SimWorker};
 use super::sink::answers::{Action as Answering, Answers, Bounds, Outlet};
 use super::ventilator::requests::{Action, Answered, Requests};
 use crate::error::{Error, ErrorCode};
 use crate::message::{ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::Description;
+use crate::random::Random;
 use crate::schedule::{Lane, Waiting};
 use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{ToSink, ToVentilator, ToWorker};

@@ -79,7 +79,7 @@ fn lose(world: &mut World, index: usize) {
     worker.running = None;
     world.ends.retain(|Reverse((_, of))| *of as usize != index);
     let id = WorkerId(index as u32);
-    let losses = super::lose(&mut world.scheduler, id);
+    let losses = super::lost::lose(&mut world.scheduler, id);
     assert_eq!(losses, Losses::default());
     world.scheduler.worker_up(id, world.now);
     world.give_out();
