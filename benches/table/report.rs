@@ -82,7 +82,12 @@ impl Pairs {
 
     fn ratios(&self) -> Vec<f64> {
         let pairs = self.ours.iter().zip(&self.baseline);
-        pairs.map(|(ours, baseline)| ours / baseline).collect()
+        // Nothing beside nothing is alike.
+        let ratio = |(ours, baseline): (&f64, &f64)| match ours == baseline {
+            true => 1.0,
+            false => ours / baseline,
+        };
+        pairs.map(ratio).collect()
     }
 }
 
