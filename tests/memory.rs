@@ -115,6 +115,7 @@ fn the_memory_of_an_unloaded_model_goes_back_to_the_system() {
         let server = common::Server::start(common::models(&files), &flags);
         let client = server.client();
         let x = Tensor::from_vec("x", vec![64, 1024], vec![0.5f32; 64 * 1024]).unwrap();
+        let empty = server.resident_bytes();
         for round in 0..3 {
             let before = server.resident_bytes();
             client.load("m").unwrap();
@@ -128,7 +129,7 @@ fn the_memory_of_an_unloaded_model_goes_back_to_the_system() {
             let mut after = loaded;
             common::eventually("the memory is back", || {
                 after = server.resident_bytes();
-                after.saturating_sub(before) * 3 <= loaded - before
+                after.saturating_sub(before) * 3 <= loaded - empty
             });
             let mb = |bytes: u64| bytes >> 20;
             println!(
@@ -137,7 +138,8 @@ fn the_memory_of_an_unloaded_model_goes_back_to_the_system() {
                 mb(loaded),
                 mb(after)
             );
-            assert!(loaded - before > 100 << 20, "it was loaded");
+            // Of what malloc kept of the round before it needs no more.
+            assert!(loaded - empty > 100 << 20, "it was loaded");
         }
     })
 }

@@ -323,6 +323,14 @@ impl<P> Catalog<P> {
     /// What the loader does next in that turn.
     fn take_found(&mut self, ticket: u64, found: Result<Arc<FoundModel>>) -> Option<Job> {
         let request = self.loads.get_mut(ticket)?.request.clone();
+        if let LoadRequest::Describe(named) = &request
+            && !self.waiting.is_waited_for(&named.lookup)
+        {
+            // Another's turn has settled it, or who waited is gone: nothing is read for nobody.
+            self.loads.finish(ticket);
+            self.stop_waiting(&named.lookup);
+            return None;
+        }
         let next = match (&request, found) {
             (LoadRequest::Describe(named), found) => self.next_of_lookup(named, found),
             (LoadRequest::Load(_), Ok(found)) => {
@@ -400,7 +408,9 @@ impl<P> Catalog<P> {
             (Ok(()), None) if self.waiting.is_waited_for(&named.lookup) => {
                 self.look_up(&asked.client, named);
             }
-            (Ok(()), None) => {}
+            (Ok(()), None) => {
+                self.stop_waiting(&named.lookup);
+            }
         }
         Ok(())
     }
@@ -452,12 +462,7 @@ impl<P> Catalog<P> {
             self.models.use_for(client, named, &model, openings)?;
             Ok(model)
         });
-        let (serials, tickets) = self.waiting.take_waiting(&named.lookup);
-        for (client, ticket) in tickets {
-            let tickets = vec![ticket];
-            self.actions.push(Action::Withdraw { client, tickets });
-        }
-        for serial in serials {
+        for serial in self.stop_waiting(&named.lookup) {
             if let Some(parked) = self.waiting.unpark(serial) {
                 self.actions.push(match &result {
                     Ok(description) => Action::Admit(parked, description.clone()),
@@ -471,6 +476,16 @@ impl<P> Catalog<P> {
                 self.actions.push(Action::Answer(asker, answer));
             }
         }
+    }
+
+    /// Nothing more is looked up for those who wait for a lookup; who they are.
+    fn stop_waiting(&mut self, lookup: &Lookup) -> Vec<Serial> {
+        let (serials, tickets) = self.waiting.take_waiting(lookup);
+        for (client, ticket) in tickets {
+            let tickets = vec![ticket];
+            self.actions.push(Action::Withdraw { client, tickets });
+        }
+        serials
     }
 
     // ---- opening ahead -------------------------------------------------------------------------------------------

@@ -235,8 +235,11 @@ impl<P> Waiting<P> {
         self.queues.entry(lookup).or_default().serials.push(serial);
     }
 
+    /// Whether anybody who waits for a lookup has not ended since.
     pub(super) fn is_waited_for(&self, lookup: &Lookup) -> bool {
-        self.queues.contains_key(lookup)
+        let waits = |s: &Serial| self.parked.contains_key(s) || self.questions.contains_key(s);
+        let queue = self.queues.get(lookup);
+        queue.is_some_and(|queue| queue.serials.iter().any(waits))
     }
 
     pub(super) fn due_us(&self) -> Option<u64> {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use ort::session::Session;
 
+use crate::error::Result;
+
 /// A run that one thread is expected to end in this time is not shared with others: waking one of them takes a good part
 /// of it.
 pub(super) const SHORT: Duration = Duration::from_micros(100);
@@ -45,7 +47,14 @@ impl Sessions {
     }
 
     /// Runs inputs of so many bytes in the session that suits them.
-    pub(super) fn run<T>(&mut self, bytes: usize, run: impl FnOnce(&mut Session) -> T) -> T {
+    ///
+    /// # Errors
+    /// The run's own.
+    pub(super) fn run<T>(
+        &mut self,
+        bytes: usize,
+        run: impl FnOnce(&mut Session) -> Result<T>,
+    ) -> Result<T> {
         let Some((single, choice)) = &mut self.single else {
             return run(&mut self.session);
         };
@@ -55,7 +64,10 @@ impl Sessions {
             Threads::One => single,
             Threads::Several => &mut self.session,
         });
-        choice.ran(threads, bytes, started.elapsed());
+        // What was refused says nothing about how long a run takes.
+        if result.is_ok() {
+            choice.ran(threads, bytes, started.elapsed());
+        }
         result
     }
 }

@@ -114,7 +114,7 @@ impl OnnxSource {
     /// # Errors
     /// `FAILED_PRECONDITION`: the engine refuses it, or the file is not the one that was described.
     pub(crate) fn open(
-        &self,
+        self: &Arc<OnnxSource>,
         description: Arc<Description>,
         device: Device,
         options: &Options,
@@ -133,7 +133,8 @@ impl OnnxSource {
         };
         let mut model = OnnxModel::new(session, description);
         if device.has_short_runs() && options.threads() > 1 && self.is_cheap_to_repeat() {
-            self.add_single(&mut model, device, options);
+            let (source, options) = (self.clone(), options.of_one_thread());
+            model.set_single(move || source.single(device, &options));
         }
         Ok(model)
     }
@@ -144,18 +145,15 @@ impl OnnxSource {
             || (self.stamp.bytes() <= SMALL_MODEL_BYTES && self.external.len() == 0)
     }
 
-    /// Gives a model whose runs may be short a session for those (`short_runs.rs`).
-    fn add_single(&self, model: &mut OnnxModel, device: Device, options: &Options) {
-        let Some(shortest_run) = model.shortest_run() else {
-            return;
-        };
-        match self.session(device, &options.of_one_thread()) {
-            Ok(session) => model.add_single(session, shortest_run),
-            Err(error) => {
-                tracing::debug!(model = %self.path.display(), %error, "no session for short runs");
-            }
-        }
+    /// A session of one thread for short runs (`short_runs.rs`); without it they go as others do.
+    fn single(&self, device: Device, options: &Options) -> Option<Session> {
+        let session = self.session(device, options);
         memory::trim();
+        session
+            .inspect_err(|error| {
+                tracing::debug!(model = %self.path.display(), %error, "no session for short runs");
+            })
+            .ok()
     }
 
     fn session(&self, device: Device, options: &Options) -> Result<Session> {

@@ -155,7 +155,7 @@ impl Life {
 
     /// When the patience with runs that nobody wants is over.
     pub(super) fn due_us(&self) -> Option<u64> {
-        self.give_up_us
+        self.give_up_us.filter(|_| self.phase == Phase::Draining)
     }
 
     /// Somebody is to be told when the server has stopped.

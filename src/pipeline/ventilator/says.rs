@@ -160,6 +160,10 @@ impl Ventilator {
 
     /// A load or an unload has arrived.
     fn take_order(&mut self, asker: Asker, order: Order, name: &str) -> Result<()> {
+        if self.life.phase != Phase::Serving {
+            self.refuse_asker(&asker, Error::unavailable("the server is shutting down"));
+            return Ok(());
+        }
         let named = self.named(Lookup::of(Some(name), &Params::new()));
         let taken = match order {
             Order::Load => self.catalog.load(asker, named),
