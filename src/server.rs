@@ -111,6 +111,11 @@ impl Starting {
         &self.config
     }
 
+    /// The server itself, to which doors may be opened already.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// Asks this server to stop, before or after it is ready.
     pub fn stopper(&self) -> Stopper {
         self.server.stopper()
