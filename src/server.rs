@@ -8,6 +8,8 @@
 mod door;
 mod folder;
 mod local;
+#[cfg(feature = "gateway")]
+mod offers;
 mod ports;
 
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use zmq::Context;
 pub use self::door::{Door, DoorAnswer};
 pub use self::folder::ModelFolder;
 use self::local::LocalFiles;
+#[cfg(feature = "gateway")]
+pub use self::offers::Offers;
 use self::ports::{BoundPort, BoundPorts};
 use crate::catalog::MostModels;
 use crate::config::Config;
@@ -50,6 +54,8 @@ pub struct Server {
     stopper: Stopper,
     stop_sink: Arc<StopOrder>,
     doors: Arc<Doors>,
+    #[cfg(feature = "gateway")]
+    store: Arc<Store>,
     /// Of the inner sockets. It is kept until the threads have ended.
     _context: Context,
     ventilator: JoinHandle<Result<()>>,
@@ -266,6 +272,8 @@ impl Server {
             },
             stop_sink: shared.stop_sink,
             doors: shared.doors,
+            #[cfg(feature = "gateway")]
+            store: shared.store,
             _context: context,
             ventilator,
             sink,
@@ -299,6 +307,12 @@ impl Server {
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
     pub fn door(&self) -> Result<Door> {
         Door::open(self.doors.clone())
+    }
+
+    /// What the server's folder offers, loaded or not.
+    #[cfg(feature = "gateway")]
+    pub fn offers(&self) -> Offers {
+        Offers(self.store.clone())
     }
 
     /// Asks this server to stop.

@@ -1,27 +1,42 @@
 //! What the tasks of one door thread share, and what they can tell of the server.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connections::Connections;
+use super::documents::Documents;
 use super::pipeline::{Caller, Pipeline};
 use super::shared::Shared;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::Params;
+use crate::server::Offers;
 use crate::wire::server::Status;
 
 /// How long the pipeline's loops may take to answer a question before they count as stuck.
 const LIVE_WITHIN: Duration = Duration::from_secs(5);
 
-/// The way into the pipeline, the thread's connections, and what all threads share.
+/// The way into the pipeline, and what all threads share.
 pub(crate) struct Local {
     pub(crate) pipeline: Pipeline,
-    pub(crate) connections: Rc<Connections>,
     pub(crate) shared: Arc<Shared>,
+    pub(super) documents: Documents,
+    offers: Offers,
 }
 
 impl Local {
+    pub(super) fn new(pipeline: Pipeline, offers: Offers, shared: Arc<Shared>) -> Local {
+        Local {
+            pipeline,
+            shared,
+            documents: Documents::default(),
+            offers,
+        }
+    }
+
+    /// What the server's folder offers, to be looked at beside the runtime.
+    pub(crate) fn offers(&self) -> Offers {
+        self.offers.clone()
+    }
+
     /// Whether the pipeline's loops turn: both take part in the answer to a status question.
     pub(crate) async fn is_live(&self, caller: &Caller) -> bool {
         self.status(caller).await.is_some()

@@ -16,6 +16,7 @@
 //! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other.
 
 mod connections;
+mod documents;
 mod errors;
 mod http;
 mod local;
@@ -69,6 +70,7 @@ impl Doors {
         for number in 0..config.door_threads {
             let setup = runtime::Setup {
                 door: server.door()?,
+                offers: server.offers(),
                 shared: doors.shared.clone(),
                 orders: orders.clone(),
                 http: Some(http.try_clone().map_err(failed)?),

@@ -18,7 +18,7 @@ use super::http;
 use super::local::Local;
 use super::pipeline::Pipeline;
 use super::shared::Shared;
-use crate::server::Door;
+use crate::server::{Door, Offers};
 
 /// Threads that parse and inflate large bodies beside the runtime, so that small requests and health checks go on.
 const POOL_THREADS: usize = 2;
@@ -39,6 +39,7 @@ pub(super) enum Order {
 /// What a door thread works with.
 pub(super) struct Setup {
     pub(super) door: Door,
+    pub(super) offers: Offers,
     pub(super) shared: Arc<Shared>,
     pub(super) orders: watch::Receiver<Order>,
     pub(super) http: Option<TcpListener>,
@@ -76,11 +77,7 @@ async fn serve(mut setup: Setup) -> io::Result<()> {
     let readable = AsyncFd::new(descriptor)?;
     let pipeline = Pipeline::new(setup.door, setup.shared.max_client_bytes);
     let connections = Connections::new(setup.shared.clone());
-    let local = Rc::new(Local {
-        pipeline: pipeline.clone(),
-        connections: connections.clone(),
-        shared: setup.shared,
-    });
+    let local = Rc::new(Local::new(pipeline.clone(), setup.offers, setup.shared));
     let mut beside = Vec::new();
     if let Some(listener) = setup.http {
         let listener = tokio::net::TcpListener::from_std(listener)?;

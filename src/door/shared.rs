@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,8 +22,6 @@ pub(crate) struct Shared {
     pub(crate) max_client_bytes: u64,
     /// Most rows in a chunk, which model configurations show.
     pub(crate) max_batch_size: usize,
-    /// Where models are.
-    pub(crate) models: PathBuf,
     /// Loading and unloading is allowed to clients on this machine.
     pub(crate) model_control: bool,
     /// The address that is bound can be reached from this machine alone.
@@ -38,7 +35,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(config: &Config) -> Shared {
+    pub(crate) fn new(config: &Config) -> Shared {
         let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
         let possible = (limit / DESCRIPTORS_SHARE).clamp(1, MOST_CONNECTIONS) as usize;
         let address = config.host.parse::<IpAddr>();
@@ -46,7 +43,6 @@ impl Shared {
             max_request_bytes: config.max_request_bytes,
             max_client_bytes: config.max_client_bytes,
             max_batch_size: config.max_batch_size,
-            models: config.run_script_dir.clone(),
             model_control: config.door_model_control,
             loopback: address.is_ok_and(|address| address.to_canonical().is_loopback()),
             max_connections: config.max_sessions.unwrap_or(possible).min(possible),

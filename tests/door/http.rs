@@ -173,6 +173,14 @@ impl Http {
         !matches!(self.stream.read(&mut [0]), Ok(1..))
     }
 
+    /// All that comes until the server closes.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // A reset ends it as well.
+        let _ = self.stream.read_to_end(&mut rest);
+        rest
+    }
+
     /// Ends one direction, and goes on reading.
     pub fn end_writing(&self) {
         let ended = self.stream.get_ref().shutdown(Shutdown::Write);

@@ -30,7 +30,11 @@ pub(super) struct Reserved {
 }
 
 impl Reserved {
-    fn add(&mut self, bytes: usize) -> Result<(), Error> {
+    /// Counts more bytes.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if there are too many over all connections.
+    pub(super) fn add(&mut self, bytes: usize) -> Result<(), Error> {
         self.shared.reserve(bytes as u64)?;
         self.bytes += bytes as u64;
         Ok(())
@@ -47,6 +51,20 @@ impl Drop for Reserved {
 pub(super) struct Whole {
     pub(super) bytes: Bytes,
     pub(super) reserved: Reserved,
+}
+
+#[cfg(test)]
+impl Whole {
+    /// A body that has come.
+    pub(super) fn of(bytes: Bytes) -> Whole {
+        let config = crate::config::Config::from_command_line(["p".into()], |_| None).unwrap();
+        let crate::config::Asked::Run(config) = config else {
+            panic!("no flags were given")
+        };
+        let shared = Arc::new(Shared::new(&config));
+        let reserved = Reserved { shared, bytes: 0 };
+        Whole { bytes, reserved }
+    }
 }
 
 /// Reads a body. `json_bytes` is the length of the JSON ahead of tensors, where it is known.
@@ -88,8 +106,8 @@ pub(super) async fn read(
             reserved,
         });
     }
-    // The pieces of a longer body are copied into one: a tensor is one piece of memory, and begins where numbers may.
-    let before = json_bytes.map_or(0, |bytes| bytes.wrapping_neg() % ALIGNMENT);
+    // The pieces of a longer body are copied into one: a tensor is one piece of memory.
+    let before = padding(json_bytes);
     let expected = said.exact().unwrap_or(0).min(AHEAD_BYTES as u64) as usize;
     let mut whole = Vec::new();
     // Where the memory is not there it grows piece by piece.
@@ -113,6 +131,11 @@ pub(super) async fn read(
         bytes: Bytes::from(whole).slice(before..),
         reserved,
     })
+}
+
+/// How many bytes stand ahead of a body in memory, so that the tensors behind its JSON begin where numbers may.
+pub(super) fn padding(json_bytes: Option<usize>) -> usize {
+    json_bytes.map_or(0, |bytes| bytes.wrapping_neg() % ALIGNMENT)
 }
 
 /// The next piece of a body; trailers are passed over.

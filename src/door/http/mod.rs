@@ -1,8 +1,12 @@
 //! The door for HTTP/1.1 and HTTP/2: the Open Inference Protocol over REST.
 
 mod body;
+mod coding;
+mod events;
 mod guard;
 mod infer;
+mod models;
+mod raw;
 mod reply;
 mod route;
 
@@ -72,7 +76,7 @@ pub(super) async fn serve(local: Rc<Local>, stream: TcpStream, connection: Rc<Co
         let connection = connection.clone();
         service_fn(move |request: Request<Incoming>| {
             let (local, open) = (local.clone(), connection.begin());
-            async move { Ok::<_, Infallible>(route::answer(&local, &open, request).await) }
+            async move { Ok::<_, Infallible>(route::answer(&local, open, request).await) }
         })
     };
     let io = TokioIo::new(Watched::new(stream, connection.clone()));

@@ -8,12 +8,13 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::super::errors::{http_status, retry_after, told};
 use super::super::pipeline::Held;
+use super::events::{EVENTS, Events};
 use crate::error::Error;
 
 /// The length of the JSON ahead of binary tensors.
@@ -61,10 +62,9 @@ impl Pieces {
         self.left
     }
 
-    /// What is to leave, taken out.
-    pub(super) fn take(&mut self) -> VecDeque<Bytes> {
-        self.left = 0;
-        std::mem::take(&mut self.pieces)
+    /// The pieces themselves.
+    pub(super) fn into_bytes(self) -> VecDeque<Bytes> {
+        self.pieces
     }
 }
 
@@ -84,6 +84,8 @@ impl AsRef<[u8]> for CountedPiece {
 pub(super) enum ReplyBody {
     /// All of it is there.
     Pieces(Pieces),
+    /// It comes as parts finish.
+    Events(Box<Events>),
 }
 
 impl Body for ReplyBody {
@@ -92,9 +94,12 @@ impl Body for ReplyBody {
 
     fn poll_frame(
         self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
+            ReplyBody::Events(events) => events
+                .poll_piece(cx)
+                .map(|piece| piece.map(|piece| Ok(Frame::data(piece)))),
             ReplyBody::Pieces(pieces) => {
                 let next = pieces.pieces.pop_front();
                 if let Some(piece) = &next {
@@ -108,12 +113,14 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             ReplyBody::Pieces(pieces) => pieces.pieces.is_empty(),
+            ReplyBody::Events(events) => events.is_over(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             ReplyBody::Pieces(pieces) => SizeHint::with_exact(pieces.left),
+            ReplyBody::Events(_) => SizeHint::default(),
         }
     }
 }
@@ -137,10 +144,12 @@ pub(super) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
     of_pieces(status, "application/json", Pieces::new(vec![text.into()]))
 }
 
-/// An answer without a body.
-pub(super) fn empty(status: StatusCode) -> Reply {
-    let mut reply = Response::new(ReplyBody::Pieces(Pieces::default()));
-    *reply.status_mut() = status;
+/// An answer of events.
+pub(super) fn of_events(events: Events) -> Reply {
+    let mut reply = Response::new(ReplyBody::Events(Box::new(events)));
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENTS));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     reply
 }
 

@@ -7,11 +7,18 @@ use std::rc::Rc;
 
 use super::super::connections::Open;
 use super::super::local::Local;
+use super::models::Control;
 use super::reply::{self, Refusal, Reply};
-use super::{guard, infer};
+use super::{guard, infer, models};
+use crate::message::{MODEL_VERSION, Params};
 
 /// What the server says it can do beyond the protocol.
-const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "model_repository"];
+const EXTENSIONS: [&str; 4] = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+];
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,6 +27,8 @@ enum Place {
     Live,
     Ready,
     Model(ModelName, ModelPart),
+    Index,
+    Control(Control, String),
     Unknown,
 }
 
@@ -30,16 +39,26 @@ pub(super) struct ModelName {
     pub(super) version: Option<String>,
 }
 
+impl ModelName {
+    /// The parameters that ask for its version.
+    pub(super) fn params(&self) -> Params {
+        let version = self.version.iter();
+        let entry = version.map(|version| (MODEL_VERSION.to_owned(), version.as_str().into()));
+        entry.collect()
+    }
+}
+
 /// What of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ModelPart {
     Metadata,
     Ready,
+    Config,
     Infer,
 }
 
 /// Answers a request.
-pub(super) async fn answer(local: &Rc<Local>, open: &Open, request: Request<Incoming>) -> Reply {
+pub(super) async fn answer(local: &Rc<Local>, open: Open, request: Request<Incoming>) -> Reply {
     match dispatch(local, open, request).await {
         Ok(reply) => reply,
         Err(refusal) => refusal.into(),
@@ -48,7 +67,7 @@ pub(super) async fn answer(local: &Rc<Local>, open: &Open, request: Request<Inco
 
 async fn dispatch(
     local: &Rc<Local>,
-    open: &Open,
+    open: Open,
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     guard::check(&local.shared, request.headers(), request.uri())?;
@@ -71,10 +90,17 @@ async fn dispatch(
     }
     match place {
         Place::Server => Ok(server()),
-        Place::Live => live(local, open).await,
-        Place::Ready => ready(local, open).await,
+        Place::Live => live(local, &open).await,
+        Place::Ready => ready(local, &open).await,
+        Place::Model(model, ModelPart::Metadata) => models::metadata(local, &open, &model).await,
+        Place::Model(model, ModelPart::Ready) => models::ready(local, &open, &model).await,
+        Place::Model(model, ModelPart::Config) => models::config(local, &open, &model).await,
         Place::Model(model, ModelPart::Infer) => infer::answer(local, open, model, request).await,
-        Place::Model(..) | Place::Unknown => Err(Refusal::new(StatusCode::NOT_FOUND, "not here")),
+        Place::Index => models::index(local, &open, request).await,
+        Place::Control(control, name) => {
+            models::control(local, &open, (control, name), request).await
+        }
+        Place::Unknown => Err(Refusal::new(StatusCode::NOT_FOUND, "there is nothing here")),
     }
 }
 
@@ -101,9 +127,17 @@ impl Place {
                 match rest {
                     [] => model(name, version, ModelPart::Metadata),
                     ["ready"] => model(name, version, ModelPart::Ready),
+                    ["config"] => model(name, version, ModelPart::Config),
                     ["infer"] => model(name, version, ModelPart::Infer),
                     _ => Ok(Place::Unknown),
                 }
+            }
+            ["", "v2", "repository", "index"] => Ok(Place::Index),
+            ["", "v2", "repository", "models", name, "load"] => {
+                Ok(Place::Control(Control::Load, decoded(name)?))
+            }
+            ["", "v2", "repository", "models", name, "unload"] => {
+                Ok(Place::Control(Control::Unload, decoded(name)?))
             }
             _ => Ok(Place::Unknown),
         }
@@ -113,7 +147,7 @@ impl Place {
     fn allowed(&self) -> &'static str {
         match self {
             Place::Unknown => "",
-            Place::Model(_, ModelPart::Infer) => "POST",
+            Place::Model(_, ModelPart::Infer) | Place::Index | Place::Control(..) => "POST",
             Place::Server | Place::Live | Place::Ready | Place::Model(..) => "GET",
         }
     }
@@ -149,7 +183,7 @@ fn server() -> Reply {
     struct About {
         name: &'static str,
         version: &'static str,
-        extensions: [&'static str; 2],
+        extensions: [&'static str; 4],
     }
     reply::json(
         StatusCode::OK,
@@ -214,6 +248,11 @@ mod tests {
             (
                 "/v2/models/a%2Fb/versions/7/infer",
                 model("a/b", Some("7"), ModelPart::Infer),
+            ),
+            ("/v2/repository/index", Place::Index),
+            (
+                "/v2/repository/models/m/load",
+                Place::Control(Control::Load, "m".to_owned()),
             ),
             ("/", Place::Unknown),
             ("/v1", Place::Unknown),

@@ -3,10 +3,12 @@
 //! ```text
 //! JSON, and tensors as bytes behind it ─▶ read.rs, values.rs, strings.rs ─▶ Infer { Request, Wanted }
 //! Outputs, Wanted ─▶ write.rs, classes.rs, strings.rs ─▶ JSON, and pieces of bytes behind it
+//! ModelInfo ─▶ metadata.rs ─▶ a model's metadata and configuration
 //! ```
 //! Bounds on what is read are those of the wire ([`crate::wire`]).
 
 mod classes;
+pub(crate) mod metadata;
 pub(crate) mod options;
 pub(crate) mod read;
 pub(crate) mod strings;

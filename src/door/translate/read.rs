@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::options::{Options, flag, shown};
-use super::strings::with_lengths;
+use super::strings::{to_documents, with_lengths};
 use super::values::{self, Column};
 use super::{Infer, MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, Wanted, WantedOutput};
 use crate::error::{Error, Result};
@@ -93,6 +93,12 @@ pub(crate) fn read(body: &Bytes, json_bytes: usize, most_bytes: u64) -> Result<I
             body.len()
         )));
     };
+    // A list would be read as the fields in their order.
+    if json.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Error::invalid(
+            "the request is not the protocol's JSON: expected an object with `inputs`",
+        ));
+    }
     let head: Head<'_> = serde_json::from_slice(json)
         .map_err(|e| Error::invalid(format!("the request is not the protocol's JSON: {e}")))?;
     let id = head.id.map(Cow::into_owned);
@@ -202,11 +208,16 @@ fn tensor(input: Input<'_>, behind: &mut Bytes, most_bytes: u64) -> Result<Tenso
     let mut params = params(input.parameters);
     refuse_shared_memory(&params).map_err(in_tensor)?;
     let size = params.remove("binary_data_size");
-    match (input.data, size) {
+    // Documents come as text.
+    let travels_as = match datatype {
+        DataType::Json => DataType::Bytes,
+        other => other,
+    };
+    let tensor = match (input.data, size) {
         (Some(data), None) => {
             let column = Column {
                 name,
-                datatype,
+                datatype: travels_as,
                 shape,
                 most_bytes,
             };
@@ -226,7 +237,7 @@ fn tensor(input: Input<'_>, behind: &mut Bytes, most_bytes: u64) -> Result<Tenso
                     behind.len()
                 ))));
             }
-            binary(name, datatype, shape, behind.split_to(bytes))
+            binary(name, travels_as, shape, behind.split_to(bytes))
         }
         (Some(_), Some(_)) => Err(in_tensor(Error::invalid(
             "both `data` and parameters.binary_data_size; give one of them",
@@ -234,6 +245,10 @@ fn tensor(input: Input<'_>, behind: &mut Bytes, most_bytes: u64) -> Result<Tenso
         (None, None) => Err(in_tensor(Error::invalid(
             "neither `data` nor parameters.binary_data_size; give one of them",
         ))),
+    }?;
+    match datatype {
+        DataType::Json => to_documents(&tensor.check_values(0)?),
+        _ => Ok(tensor),
     }
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn write(answered: Answered<'_>, outputs: &Outputs, wanted: &Wanted) 
     Ok(written)
 }
 
-/// Writes one part of a stream as JSON.
+/// Writes one part of a stream as JSON; nothing is wanted behind it.
 ///
 /// # Errors
 /// As [`write`].
@@ -87,12 +87,6 @@ pub(crate) fn write_part(offset: u64, outputs: &Outputs, wanted: &Wanted) -> Res
         json: format!("{{\"offset\":{offset},\"outputs\":").into_bytes(),
         behind: Vec::new(),
     };
-    let named = wanted.outputs.iter().flatten();
-    if wanted.binary || named.clone().any(|output| output.binary == Some(true)) {
-        return Err(Error::invalid(
-            "events are text: ask for no output as binary data",
-        ));
-    }
     write_outputs(&mut written, outputs, wanted)?;
     written.json.push(b'}');
     Ok(written.json)
