@@ -68,6 +68,13 @@ impl Server {
         Server::start_by(command("mdm-server-start"), dir, (port, port_out), flags)
     }
 
+    /// As [`Server::start`], with a log of what is told at this level.
+    pub fn start_logging(level: &str, dir: TempDir, flags: &[&str]) -> Server {
+        let mut command = command("mdm-server-start");
+        command.env("MDM_LOG", level);
+        Server::start_by(command, dir, (0, 0), flags)
+    }
+
     /// As [`Server::start`], with no more than so many descriptors.
     pub fn start_limited(descriptors: usize, dir: TempDir, flags: &[&str]) -> Server {
         let own = command("mdm-server-start");
