@@ -174,7 +174,10 @@ impl World {
         let Some((done, us)) = worker.running.take() else {
             return true;
         };
-        worker.choice.ran(done.lane, us, !worker.bulk.is_empty());
+        match done.lane {
+            Lane::Small if !worker.bulk.is_empty() => worker.choice.overtook_bulk(us),
+            _ => worker.choice.bulk_had_its_turn(),
+        }
         let rows: usize = done.pieces.iter().map(|p| p.rows).sum();
         if (done.legs.end as usize) < self.legs.len() {
             self.start(index as usize);

@@ -164,7 +164,7 @@ impl Answers {
             // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
             for member in &part.members {
                 if self.ended.contains_key(&member.serial) {
-                    self.count_ended(member, false, part.chunk);
+                    self.count_ended(member, None);
                 } else {
                     self.gathering.entry(member.serial).or_default().parts += 1;
                 }
@@ -207,7 +207,7 @@ impl Answers {
     ) {
         let Piece { member, chunk, .. } = *piece;
         if self.ended.contains_key(&member.serial) {
-            self.count_ended(member, true, chunk);
+            self.count_ended(member, Some(chunk));
         } else if let Some(span) = self.take_rows(piece, given, turn) {
             self.answered.insert(member.serial, span);
         }
@@ -384,14 +384,14 @@ impl Answers {
         gathered
     }
 
-    /// A part of a request that was answered before.
-    fn count_ended(&mut self, member: &Member, good: bool, chunk: ChunkId) {
+    /// A part of a request that was answered before; where it has the rows, the chunk that brought them.
+    fn count_ended(&mut self, member: &Member, brought_by: Option<ChunkId>) {
         let Some(ended) = self.ended.get_mut(&member.serial) else {
             return;
         };
         ended.parts += 1;
         if let Until::Rows { missing, span } = &mut ended.until
-            && good
+            && let Some(chunk) = brought_by
         {
             *missing = missing.saturating_sub(member.rows);
             *span = span.with(chunk);
