@@ -52,7 +52,7 @@ fn flag(arg: &OsStr) -> Option<OsString> {
     Some(flag)
 }
 
-/// What follows the first `at` bytes, which are text: a path that is no text must survive.
+/// What follows the first `at` bytes, which are text: a path that is not UTF-8 must survive.
 #[cfg(unix)]
 fn tail(arg: &OsStr, at: usize) -> Option<&OsStr> {
     use std::os::unix::ffi::OsStrExt;
