@@ -4,9 +4,9 @@
 //!
 //! Besides the faults that its own tests put in, it has found each of these, made by hand: a model that leaves though a
 //! request is held for it, or whose lookups still lead to it; no room made for a new one; two states of one model served; a
-//! model that failed to open and is kept; a model that is read for nobody; a find without a word on how it goes on; a
-//! withdrawn lookup that others still wait for; a lookup that is not asked again when its model has left; a missed
-//! deadline; uses kept of models that are gone.
+//! model that failed to open and is kept; a model that is read for nobody, or that makes another leave for nobody; a find
+//! without a word on how it goes on; a withdrawn lookup that others still wait for; a lookup that is not asked again when
+//! its model has left; a missed deadline; uses kept of models that are gone.
 //!
 //! `MDM_SEED=n cargo test --lib catalog::simulation` runs one seed again and says what happens in it; `MDM_SEEDS=n` runs so
 //! many.
@@ -386,10 +386,18 @@ impl Simulation {
         if self.fault == Fault::LostAnswer && self.random.one_in(4) {
             return;
         }
+        let is_wanted = self.is_wanted(ticket);
+        let served = self.served();
         self.catalog.sized(self.folder.sizes());
         self.catalog.answered(ticket, answer).unwrap();
+        let left = served.difference(&self.served()).count();
+        assert!(is_wanted || left == 0, "a model leaves for nobody");
         self.act();
         assert_ne!(self.loader.kept, Some(ticket), "nobody says how it goes on");
+    }
+
+    fn served(&self) -> BTreeSet<ModelId> {
+        self.catalog.served().map(|model| model.id).collect()
     }
 
     /// Whether what the loader does is for an order, or for somebody who waits.
