@@ -5,6 +5,8 @@
 
 pub(super) mod answers;
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_waits_for_unwanted_runs_once_and_not_from_the_start_on_again() {
+    fn a_drain_waits_for_unwanted_runs_for_one_bounded_time() {
         let mut life = serving();
         life.drain(3);
         assert_eq!((life.phase, life.due_us()), (Phase::Draining, None));
