@@ -17,13 +17,13 @@
 //! What is absent: files, sockets, rows, the time. Deadlines are numbers that whoever has the clock compares.
 
 mod action;
+mod bounds;
 mod known;
 mod loads;
 mod models;
 mod names;
 mod openings;
 mod room;
-mod shares;
 #[cfg(test)]
 mod simulation;
 mod waiting;
@@ -31,6 +31,7 @@ mod waiting;
 use std::sync::Arc;
 
 pub(crate) use self::action::{Action, Answer};
+pub(crate) use self::bounds::Bounds;
 use self::known::Standing;
 use self::loads::{LoadRequest, Loads, Wanted};
 pub(crate) use self::loads::{Named, load_bytes};
@@ -38,14 +39,13 @@ pub(crate) use self::models::Change;
 use self::models::Models;
 use self::openings::{Opening, Openings};
 pub(crate) use self::room::MostModels;
-pub(crate) use self::shares::{Amount, Bounds, Shares};
 use self::waiting::Waiting;
 pub(crate) use self::waiting::{Arrival, Asker, Parked, QUESTION_BYTES};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo, Serial, WorkerId};
 use crate::model::loader::{self, Job, Reading};
 use crate::model::{Description, FoundModel, Lookup, Read};
-use crate::schedule::{Share, Shares as QueueShares};
+use crate::shares::{Amount, Shares};
 
 /// What becomes of a lookup that the loader has looked at.
 enum Next {
@@ -210,16 +210,16 @@ impl<P> Catalog<P> {
     }
 
     /// What is held of requests that wait, by client.
-    pub(crate) fn parked_shares(&self) -> &QueueShares {
+    pub(crate) fn parked_shares(&self) -> &Shares {
         self.waiting.parked_shares()
     }
 
     /// What counts in the bounds of the queue besides requests: questions whose models are to be read, and what is named
     /// to the loader.
-    pub(crate) fn beside(&self) -> Share {
+    pub(crate) fn beside(&self) -> Amount {
         let questions = self.waiting.questions_held();
-        Share {
-            requests: questions.count,
+        Amount {
+            count: questions.count,
             bytes: questions.bytes + self.loads.all().bytes,
         }
     }

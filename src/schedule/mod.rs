@@ -38,12 +38,12 @@ use std::ops::Range;
 use crate::deadlines::Deadlines;
 use crate::error::Result;
 use crate::message::{ChunkId, ModelId, ReplyTo, Role, Serial, WorkerId};
+use crate::shares::{Amount, Shares};
 use backlog::Backlog;
 use foldhash::HashMap;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
 use returned::Returned;
-pub(crate) use shares::{Share, Shares};
 use workers::Workers;
 
 /// A chunk that lost its worker is run again so many times: what kills workers must not kill them all for ever.
@@ -166,7 +166,7 @@ impl<C: Clone> Scheduler<C> {
         client: ReplyTo,
         bytes: u64,
         parked: &Shares,
-        beside: Share,
+        beside: Amount,
     ) -> Result<()> {
         let held = [&self.shares, parked];
         shares::check_room(&self.limits, client, bytes, held, beside)
@@ -347,7 +347,7 @@ impl<C: Clone> Scheduler<C> {
     pub(crate) fn waiting(&self) -> Waiting {
         let held = self.shares.all();
         Waiting {
-            requests: held.requests,
+            requests: held.count,
             rows: self.waiting_rows,
             bytes: held.bytes,
         }

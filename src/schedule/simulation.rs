@@ -429,7 +429,7 @@ fn the_queue_is_bounded_in_requests_and_bytes() {
         for bytes in others {
             parked.add(ReplyTo([1; 16]), *bytes);
         }
-        let (own, none) = (ReplyTo::default(), Share::default());
+        let (own, none) = (ReplyTo::default(), Amount::default());
         let room = world.scheduler.check_room(own, bytes, &parked, none);
         room.is_ok()
     };

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
-use crate::catalog::{Amount, Asker, Bounds, Shares};
+use crate::catalog::{Asker, Bounds};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{ReplyTo, WorkerId};
+use crate::message::WorkerId;
+use crate::shares::{Amount, Shares};
 
 /// How long a drain waits for runs that nobody wants any more.
 const RUN_PATIENCE: Duration = Duration::from_secs(3);
@@ -29,13 +30,13 @@ const STOPPERS: Bounds = Bounds {
 #[derive(Default)]
 struct Stoppers {
     waiting: Vec<Asker>,
-    shares: Shares<ReplyTo>,
+    shares: Shares,
 }
 
 impl Stoppers {
     fn add(&mut self, asker: &Asker) -> Result<()> {
-        self.shares.check(&asker.client, 0, &STOPPERS)?;
-        self.shares.add(&asker.client, 0);
+        STOPPERS.check(&self.shares, asker.client, 0)?;
+        self.shares.add(asker.client, 0);
         self.waiting.push(*asker);
         Ok(())
     }
@@ -175,7 +176,7 @@ impl Life {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::RequestId;
+    use crate::message::{ReplyTo, RequestId};
 
     const PATIENCE_US: u64 = RUN_PATIENCE.as_micros() as u64;
 

@@ -314,7 +314,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
         let mut count = 0;
         while world
             .scheduler
-            .check_room(client(of), bytes, &none, Share::default())
+            .check_room(client(of), bytes, &none, Amount::default())
             .is_ok()
         {
             let mut job = world.job(1);
@@ -327,7 +327,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
     assert_eq!(fill(&mut world, 1, 1), 875);
     let error = world
         .scheduler
-        .check_room(client(1), 1, &none, Share::default())
+        .check_room(client(1), 1, &none, Amount::default())
         .unwrap_err();
     assert!(error.message().contains("875 requests"), "{error}");
     assert!(error.message().contains("kept for others"), "{error}");
@@ -344,7 +344,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
             for of in 1..=3 {
                 match world
                     .scheduler
-                    .check_room(client(of), 1, &none, Share::default())
+                    .check_room(client(of), 1, &none, Amount::default())
                 {
                     Ok(()) => drop(world.wait(of, 1, 1)),
                     Err(_) => refused += 1,
@@ -370,7 +370,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
     assert_eq!(fill(&mut world, 1, 10_000), 75);
     let error = world
         .scheduler
-        .check_room(client(1), 10_000, &none, Share::default());
+        .check_room(client(1), 10_000, &none, Amount::default());
     let error = error.unwrap_err();
     assert!(error.message().contains("--max-queue-bytes"), "{error}");
     assert!(fill(&mut world, 2, 10_000) >= 15);
@@ -379,7 +379,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
     assert!(
         world
             .scheduler
-            .check_room(client(3), free, &none, Share::default())
+            .check_room(client(3), free, &none, Amount::default())
             .is_ok()
     );
     world.give_out();
@@ -399,13 +399,13 @@ fn what_is_parked_counts_for_its_client_and_is_not_refused_later() {
     let fits = |world: &World, parked: &Shares, of| {
         let room = world
             .scheduler
-            .check_room(client(of), 1, parked, Share::default());
+            .check_room(client(of), 1, parked, Amount::default());
         room.is_ok()
     };
     while fits(&world, &parked, 1) {
         parked.add(client(1), 1);
     }
-    assert_eq!(parked.all().requests, 70);
+    assert_eq!(parked.all().count, 70);
     while fits(&world, &parked, 2) {
         world.wait(2, 1, 1);
     }
