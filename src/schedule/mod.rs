@@ -38,11 +38,11 @@ use std::ops::Range;
 use crate::deadlines::Deadlines;
 use crate::error::Result;
 use crate::message::{ChunkId, ModelId, ReplyTo, Role, Serial, WorkerId};
+use crate::shares::{Amount, Shares};
 use backlog::Backlog;
 use foldhash::HashMap;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
-pub(crate) use shares::{Share, Shares};
 use workers::{Held, Workers};
 
 /// A chunk that lost its worker is run again so many times: what kills workers must not kill them all for ever.
@@ -169,7 +169,7 @@ impl<C: Clone> Scheduler<C> {
         client: ReplyTo,
         bytes: u64,
         parked: &Shares,
-        beside: Share,
+        beside: Amount,
     ) -> Result<()> {
         let held = [&self.shares, parked];
         shares::check_room(&self.limits, client, bytes, held, beside)
@@ -341,7 +341,7 @@ impl<C: Clone> Scheduler<C> {
     pub(crate) fn waiting(&self) -> Waiting {
         let held = self.shares.all();
         Waiting {
-            requests: held.requests,
+            requests: held.count,
             rows: self.waiting_rows,
             bytes: held.bytes,
         }

@@ -4,12 +4,14 @@
 pub mod onnx;
 pub mod within;
 
+use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use mdm::client::Client;
+use mdm::{ErrorCode, Result};
 use tempfile::TempDir;
 #[allow(unused_imports)] // as above
 pub use within::within;
@@ -36,6 +38,19 @@ pub fn models(files: &[(&str, Vec<u8>)]) -> TempDir {
         std::fs::write(path, bytes).expect("a model file");
     }
     dir
+}
+
+/// It failed with this code, and its message has each of these words in it.
+#[track_caller]
+pub fn refused<T: Debug>(result: Result<T>, code: ErrorCode, words: &[&str]) {
+    let error = result.expect_err("expected an error");
+    assert_eq!(error.code(), code, "{error}");
+    for word in words {
+        assert!(
+            error.message().contains(word),
+            "{word:?} is not in: {error}"
+        );
+    }
 }
 
 /// A command of ours, with nothing of the environment that could steer it.
