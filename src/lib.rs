@@ -35,6 +35,7 @@
 //! | [`plugin`], `elf` | models of one's own: the author's interface, the C interface below it, its host |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
 //! | [`server`] | wiring, being ready, the order of stopping; doors, which are clients inside this process |
+//! | `door` | clients of other protocols: a few threads that translate, submit through [`server::Door`] and answer; `http/` is REST |
 //! | [`config`], [`logging`] | what was typed → checked settings, and the table of flags; the log |
 //! | [`client`] | sessions, requests, results; no thread of its own |
 //! | `src/bin/` | the commands |
@@ -106,6 +107,8 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 mod deadlines;
+#[cfg(feature = "gateway")]
+pub mod door;
 #[cfg(feature = "server")]
 mod elf;
 pub mod error;

@@ -8,6 +8,8 @@
 mod door;
 mod folder;
 mod local;
+#[cfg(feature = "gateway")]
+mod offers;
 mod ports;
 
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use zmq::Context;
 pub use self::door::{Door, DoorAnswer};
 pub use self::folder::ModelFolder;
 use self::local::LocalFiles;
+#[cfg(feature = "gateway")]
+pub use self::offers::Offers;
 use self::ports::{BoundPort, BoundPorts};
 use crate::catalog::MostModels;
 use crate::config::Config;
@@ -50,6 +54,8 @@ pub struct Server {
     stopper: Stopper,
     stop_sink: Arc<StopOrder>,
     doors: Arc<Doors>,
+    #[cfg(feature = "gateway")]
+    store: Arc<Store>,
     /// Of the inner sockets. It is kept until the threads have ended.
     _context: Context,
     ventilator: JoinHandle<Result<()>>,
@@ -109,6 +115,11 @@ impl Starting {
     /// The settings in force, with the ports that were bound and the engine's library that was found.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The server itself, to which doors may be opened already.
+    pub fn server(&self) -> &Server {
+        &self.server
     }
 
     /// Asks this server to stop, before or after it is ready.
@@ -261,6 +272,8 @@ impl Server {
             },
             stop_sink: shared.stop_sink,
             doors: shared.doors,
+            #[cfg(feature = "gateway")]
+            store: shared.store,
             _context: context,
             ventilator,
             sink,
@@ -294,6 +307,12 @@ impl Server {
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
     pub fn door(&self) -> Result<Door> {
         Door::open(self.doors.clone())
+    }
+
+    /// What the server's folder offers, loaded or not.
+    #[cfg(feature = "gateway")]
+    pub fn offers(&self) -> Offers {
+        Offers(self.store.clone())
     }
 
     /// Asks this server to stop.

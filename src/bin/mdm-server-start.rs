@@ -12,6 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use mdm::config::{Asked, Config};
+#[cfg(feature = "gateway")]
+use mdm::door::Doors;
 use mdm::error::{Error, ErrorCode};
 use mdm::logging::{self, Log};
 use mdm::server::{Server, Stopper};
@@ -68,7 +70,12 @@ fn run() -> Result<(), (i32, Error)> {
         }
     };
     let made = config.make_sock_tmp_dir().map_err(not_started)?;
-    let (server, signals, log) = match start(&config) {
+    let Started {
+        server,
+        doors,
+        signals,
+        log,
+    } = match start(&config) {
         Ok(started) => started,
         Err(error) => {
             made.remove();
@@ -79,6 +86,8 @@ fn run() -> Result<(), (i32, Error)> {
         }
     };
     let outcome = server.wait();
+    // Behind the server, whose last answers they write.
+    doors.stop();
     signals.end();
     match &outcome {
         Ok(()) => tracing::info!("stopped"),
@@ -88,8 +97,25 @@ fn run() -> Result<(), (i32, Error)> {
     outcome.map_err(|error| (FAILED, error))
 }
 
+/// A server that has said that it is ready, and what belongs to it.
+struct Started {
+    server: Server,
+    doors: Doors,
+    signals: SignalThread,
+    log: Log,
+}
+
+/// The doors of this build.
+#[cfg(not(feature = "gateway"))]
+struct Doors;
+
+#[cfg(not(feature = "gateway"))]
+impl Doors {
+    fn stop(self) {}
+}
+
 /// From the settings to a server that has said that it is ready. A failure leaves nothing behind.
-fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
+fn start(config: &Config) -> Result<Started, Error> {
     let log = logging::init(config)?;
     // Before the server starts: a signal then is remembered, and not the end of a process with files to remove.
     let started = SignalThread::start().and_then(|signals| {
@@ -104,10 +130,22 @@ fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
         signals.serve(starting.stopper());
         // Not `say`: these lines are made to be copied into a settings file.
         let _ = io::stderr().write_all(starting.config().to_toml().as_bytes());
+        #[cfg(feature = "gateway")]
+        let doors = match Doors::start(starting.server(), starting.config()) {
+            Ok(doors) => doors,
+            Err(error) => {
+                starting.stopper().stop(StopMode::Now);
+                // It ends as it was asked to, which is no news.
+                let _ = starting.ready();
+                return Err(error);
+            }
+        };
+        #[cfg(not(feature = "gateway"))]
+        let doors = Doors;
         let server = starting.ready()?;
-        Ok((server, signals))
+        Ok((server, doors, signals))
     });
-    let (server, signals) = match started {
+    let (server, doors, signals) = match started {
         Ok(started) => started,
         Err(error) if error.code() == ErrorCode::Cancelled => {
             tracing::info!("stopped before it was ready");
@@ -119,19 +157,31 @@ fn start(config: &Config) -> Result<(Server, SignalThread, Log), Error> {
             return Err(error);
         }
     };
-    let ready = format!(
+    let mut ready = format!(
         "ready port={} port_out={} workers={} pid={}",
         server.port(),
         server.port_out(),
         config.num_worker,
         std::process::id()
     );
+    #[cfg(feature = "gateway")]
+    {
+        doors.set_ready();
+        if let Some(http) = doors.http_addr() {
+            ready += &format!(" http_port={}", http.port());
+        }
+    }
     let mut stdout = io::stdout().lock();
     if let Err(error) = writeln!(stdout, "{ready}").and_then(|()| stdout.flush()) {
         tracing::warn!(%error, "the ready line could not be written to standard output");
     }
     tracing::info!("{ready}");
-    Ok((server, signals, log))
+    Ok(Started {
+        server,
+        doors,
+        signals,
+        log,
+    })
 }
 
 /// The thread that waits for SIGTERM and SIGINT: the first one drains, the second one stops at once.

@@ -71,6 +71,27 @@ pub struct Args {
     )]
     pub zeromq_sock_tmp_dir: PathBuf,
 
+    /// Serve the Open Inference Protocol over HTTP on this port of --host too; 0 picks a free one [default: off]
+    #[arg(long, value_name = "PORT", help_heading = "Doors")]
+    #[arg(value_parser = whole::<u16>(0..=65535))]
+    pub http_port: Option<u16>,
+
+    /// Threads that serve the doors' connections; each has the connections that it has accepted
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Doors")]
+    #[arg(value_parser = whole::<usize>(1..=64))]
+    pub door_threads: usize,
+
+    /// Let clients of a door on this machine load and unload models; never for a request that a browser or a proxy has sent
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, require_equals = true, value_parser = switch)]
+    #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set, help_heading = "Doors")]
+    pub door_model_control: bool,
+
     /// Workers, up to 160; each runs one chunk at a time
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Workers")]
     #[arg(value_parser = whole::<usize>(1..=MAX_WORKERS))]

@@ -52,6 +52,12 @@ pub struct Config {
     pub port: u16,
     /// Where results leave; 0 for a free port, else not equal to `port`.
     pub port_out: u16,
+    /// Where the door for HTTP listens, if there is one; 0 for a free port.
+    pub http_port: Option<u16>,
+    /// Threads of the doors, at least 1.
+    pub door_threads: usize,
+    /// Clients of a door on this machine may load and unload models.
+    pub door_model_control: bool,
     /// How many workers, at least 1.
     pub num_worker: usize,
     /// Further workers, for plugin stages only.
@@ -182,6 +188,7 @@ impl Config {
                 args.port
             )));
         }
+        check_doors(&args)?;
         let priority_batch_size = args
             .priority_batch_size
             .unwrap_or(PRIORITY_BATCH_SIZE.min(args.max_batch_size));
@@ -221,6 +228,9 @@ impl Config {
             insecure: args.insecure,
             port: args.port,
             port_out: args.port_out,
+            http_port: args.http_port,
+            door_threads: args.door_threads,
+            door_model_control: args.door_model_control,
             num_worker: args.num_worker,
             num_parallel_workers: args.num_parallel_workers,
             devices: args.device_map.0,
@@ -301,6 +311,14 @@ impl Config {
             ("insecure", self.insecure.to_string()),
             ("port", self.port.to_string()),
             ("port_out", self.port_out.to_string()),
+            (
+                "http_port",
+                self.http_port
+                    .map(|port| port.to_string())
+                    .unwrap_or_default(),
+            ),
+            ("door_threads", self.door_threads.to_string()),
+            ("door_model_control", self.door_model_control.to_string()),
             ("num_worker", self.num_worker.to_string()),
             (
                 "num_parallel_workers",
@@ -380,7 +398,7 @@ impl Config {
                     let paths = self.allow_paths.iter();
                     list(paths.map(|path| path.display().to_string()).collect())
                 }
-                "gpu_memory_fraction" | "insecure" | "verbose" => value,
+                "door_model_control" | "gpu_memory_fraction" | "insecure" | "verbose" => value,
                 _ if is_number => value,
                 _ if value.is_empty() => {
                     lines += &format!("# {name} is not set\n");
@@ -392,6 +410,26 @@ impl Config {
         }
         lines
     }
+}
+
+/// What a door's flags have to agree with.
+fn check_doors(args: &Args) -> Result<()> {
+    let Some(http_port) = args.http_port else {
+        return Ok(());
+    };
+    if !cfg!(feature = "gateway") {
+        return Err(Error::invalid(
+            "--http-port: this server was built without doors; build it with the feature `gateway`, which is in the default set",
+        ));
+    }
+    for (flag, port) in [("--port", args.port), ("--port-out", args.port_out)] {
+        if http_port == port && port != 0 {
+            return Err(Error::invalid(format!(
+                "{flag} and --http-port are both {port}: they are two sockets, give two ports"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// As the environment has a list: what `std::env::split_paths` takes apart.

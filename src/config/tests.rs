@@ -15,7 +15,9 @@ fn sample(id: &str, dir: &str) -> String {
         "port" => "7001",
         "port_out" => "7002",
         "host" => "::1",
-        "insecure" | "verbose" => "true",
+        "insecure" | "verbose" | "door_model_control" => "true",
+        "http_port" => "7003",
+        "door_threads" => "2",
         "num_worker" => "4",
         "num_parallel_workers" => "3",
         "device_map" => "-1,1,0",
@@ -84,7 +86,7 @@ fn every_flag_takes_both_spellings_under_each_of_its_names() {
     let mut seen = 0;
     for (id, names) in flags() {
         let value = sample(&id, &dir);
-        let is_switch = ["insecure", "verbose"].contains(&id.as_str());
+        let is_switch = ["insecure", "verbose", "door_model_control"].contains(&id.as_str());
         for name in names {
             let under = name.replace('-', "_");
             let mut typed = Vec::new();

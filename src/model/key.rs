@@ -59,6 +59,14 @@ pub(crate) struct FoundModel {
 }
 
 impl FoundModel {
+    /// Its version; "1" where there are none.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn version(&self) -> &str {
+        &self.found.version
+    }
+}
+
+impl FoundModel {
     /// # Errors
     /// `NOT_FOUND` if a file went away meanwhile.
     pub(super) fn of(found: Found) -> Result<FoundModel> {

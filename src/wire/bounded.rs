@@ -22,7 +22,7 @@ pub const MAX_PATH_BYTES: usize = 4096;
 pub const MAX_TENSOR_NAME_BYTES: usize = 1024;
 
 /// Parameters of no more than [`MAX_PARAM_VALUES`] values.
-pub(super) struct BoundedParams(pub(super) Params);
+pub(crate) struct BoundedParams(pub(crate) Params);
 
 impl<'de> Deserialize<'de> for BoundedParams {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -1,0 +1,223 @@
+//! `POST …/infer`: reads a request, sends it through the pipeline, and answers with what comes back.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_ENCODING, HeaderValue, VARY};
+use hyper::{HeaderMap, Request, StatusCode};
+use serde_json::Value;
+
+use super::super::connections::Open;
+use super::super::local::Local;
+use super::super::pipeline::Held;
+use super::super::translate::write::{Answered, Written};
+use super::super::translate::{Infer, read, write};
+use super::body::{self, Whole};
+use super::coding::Coding;
+use super::events::{self, Events, Subject};
+use super::raw;
+use super::reply::{self, JSON_LENGTH, Pieces, Refusal, Reply};
+use super::route::ModelName;
+use crate::error::Result;
+use crate::message::MODEL_VERSION;
+
+/// Bodies of more bytes are parsed beside the runtime, which serves others meanwhile.
+const PARSE_HERE_BYTES: usize = 256 * 1024;
+/// Answers of at most so many bytes leave in one piece: a copy is cheaper than a second one.
+const JOINED_BYTES: usize = 16 * 1024;
+
+/// Answers a request.
+///
+/// # Errors
+/// Why it is refused.
+pub(super) async fn answer(
+    local: &Rc<Local>,
+    open: Open,
+    model: ModelName,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    let (head, body) = request.into_parts();
+    let coding = Coding::of_request(&head.headers)?;
+    let json_bytes = json_length(&head.headers)?;
+    let ahead = json_bytes.filter(|_| coding.is_none());
+    let whole = body::read(&local.shared, body, ahead).await?;
+    let caller = open.connection().caller.clone();
+    let infer = match json_bytes {
+        Some(0) => {
+            let whole = unpacked(local, whole, coding, json_bytes).await?;
+            raw::read(local, &caller, &model, whole.bytes).await?
+        }
+        _ => parse(local, whole, coding, json_bytes).await?,
+    };
+    let Infer {
+        id,
+        request,
+        wanted,
+    } = infer.with_model(&model);
+    let request = local.with_documents(&caller, request).await?;
+    if events::are_asked_for(&head.headers) {
+        events::check(&wanted)?;
+        let parts = local.pipeline.stream(&caller, request)?;
+        let subject = Subject {
+            model: model.name,
+            id,
+            wanted,
+        };
+        let events = Events::begin(subject, parts, open).await?;
+        return Ok(reply::of_events(events));
+    }
+    let (rows, _stats) = local.pipeline.infer(&caller, request).await?;
+    let answered = Answered {
+        model: &model.name,
+        version: model.version.as_deref(),
+        id: id.as_deref(),
+    };
+    let written = write::write(answered, &rows.outputs, &wanted)?;
+    let answer = Answer::of(written);
+    let packing = Coding::of_answer(&head.headers, answer.pieces.bytes());
+    match packing {
+        Some(coding) => answer.packed(local, coding).await,
+        None => Ok(answer.reply(rows.held)),
+    }
+}
+
+/// The length of the JSON ahead of tensors, if there are any.
+fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Refusal> {
+    let Some(value) = headers.get(&JSON_LENGTH) else {
+        return Ok(None);
+    };
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    length.map(Some).ok_or_else(|| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("Inference-Header-Content-Length is {value:?}, expected a number of bytes"),
+        )
+    })
+}
+
+/// Unpacks a body; a large one beside the runtime.
+async fn unpacked(
+    local: &Local,
+    whole: Whole,
+    coding: Option<Coding>,
+    json_bytes: Option<usize>,
+) -> Result<Whole, Refusal> {
+    let Some(coding) = coding else {
+        return Ok(whole);
+    };
+    let most = local.shared.max_request_bytes;
+    // A few bytes may hold many.
+    let unpack = move || coding.unpack(whole, json_bytes, most);
+    local.beside(true, unpack).await?
+}
+
+/// Reads the request in its body; a large one beside the runtime.
+async fn parse(
+    local: &Local,
+    whole: Whole,
+    coding: Option<Coding>,
+    json_bytes: Option<usize>,
+) -> Result<Infer, Refusal> {
+    let whole = unpacked(local, whole, coding, json_bytes).await?;
+    let most = local.shared.max_request_bytes;
+    // Tensors behind the JSON take no time.
+    let json = json_bytes.unwrap_or(whole.bytes.len());
+    let parse = move || {
+        let Whole { bytes, reserved } = whole;
+        let parsed = read_body(&bytes, json_bytes, most);
+        drop(reserved); // what it holds now counts as a request
+        parsed
+    };
+    Ok(local.beside(json > PARSE_HERE_BYTES, parse).await??)
+}
+
+fn read_body(bytes: &Bytes, json_bytes: Option<usize>, most: u64) -> Result<Infer> {
+    read::read(bytes, json_bytes.unwrap_or(bytes.len()), most)
+}
+
+impl Infer {
+    /// For the model that the path names.
+    fn with_model(mut self, model: &ModelName) -> Infer {
+        self.request.model = Some(model.name.clone());
+        if let Some(version) = &model.version {
+            let version = Value::String(version.clone());
+            self.request
+                .params
+                .insert(MODEL_VERSION.to_owned(), version);
+        }
+        self
+    }
+}
+
+/// An answer whose bytes are there.
+struct Answer {
+    pieces: Pieces,
+    /// The length of its JSON, where tensors are behind it.
+    json_bytes: Option<usize>,
+    joined: bool,
+}
+
+impl Answer {
+    fn of(written: Written) -> Answer {
+        let Written { json, behind } = written;
+        let json_bytes = (!behind.is_empty()).then_some(json.len());
+        let bytes: usize = behind.iter().map(Bytes::len).sum();
+        let joined = bytes <= JOINED_BYTES;
+        let pieces = if joined {
+            let mut joined = json;
+            behind
+                .iter()
+                .for_each(|piece| joined.extend_from_slice(piece));
+            vec![joined.into()]
+        } else {
+            let json = std::iter::once(Bytes::from(json));
+            json.chain(behind).collect()
+        };
+        Answer {
+            pieces: Pieces::new(pieces),
+            json_bytes,
+            joined,
+        }
+    }
+
+    /// Packed; a large one beside the runtime.
+    async fn packed(self, local: &Local, coding: Coding) -> Result<Reply, Refusal> {
+        let takes_its_time = self.pieces.bytes() > PARSE_HERE_BYTES as u64;
+        let pieces = self.pieces.into_bytes();
+        let pack = move || coding.pack(pieces.iter());
+        let packed = local.beside(takes_its_time, pack).await??;
+        let answer = Answer {
+            pieces: Pieces::new(vec![packed]),
+            ..self
+        };
+        let mut reply = answer.reply_of(|pieces| pieces);
+        let headers = reply.headers_mut();
+        let name = HeaderValue::from_static(coding.name());
+        headers.insert(CONTENT_ENCODING, name);
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        Ok(reply)
+    }
+
+    fn reply(self, held: Held) -> Reply {
+        let joined = self.joined;
+        self.reply_of(|pieces| match joined {
+            // A copy: what is held was let go.
+            true => pieces,
+            false => pieces.counted(held),
+        })
+    }
+
+    fn reply_of(self, counted: impl FnOnce(Pieces) -> Pieces) -> Reply {
+        let kind = match self.json_bytes {
+            None => "application/json",
+            Some(_) => "application/octet-stream",
+        };
+        let mut reply = reply::of_pieces(StatusCode::OK, kind, counted(self.pieces));
+        if let Some(bytes) = self.json_bytes {
+            let headers = reply.headers_mut();
+            headers.insert(JSON_LENGTH, HeaderValue::from(bytes));
+        }
+        reply
+    }
+}

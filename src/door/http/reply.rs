@@ -1,0 +1,218 @@
+//! What is answered: bodies of several pieces, JSON, and errors with their status.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use super::super::errors::{http_status, retry_after, told};
+use super::super::pipeline::Held;
+use super::events::{EVENTS, Events};
+use crate::error::Error;
+
+/// The length of the JSON ahead of binary tensors.
+pub(super) const JSON_LENGTH: HeaderName =
+    HeaderName::from_static("inference-header-content-length");
+/// A piece of at least so many bytes counts until it was written, a smaller one until it was handed to the connection,
+/// which holds few of them.
+const COUNTED_PIECE_BYTES: usize = 64 * 1024;
+
+/// A body of pieces that leave as they lie in memory.
+#[derive(Debug, Default)]
+pub(super) struct Pieces {
+    pieces: VecDeque<Bytes>,
+    left: u64,
+    held: Vec<Arc<Held>>,
+}
+
+impl Pieces {
+    pub(super) fn new(pieces: Vec<Bytes>) -> Pieces {
+        Pieces {
+            left: pieces.iter().map(|piece| piece.len() as u64).sum(),
+            pieces: pieces.into(),
+            held: Vec::new(),
+        }
+    }
+
+    /// The same, which counts for its caller until it was written.
+    pub(super) fn counted(mut self, held: Held) -> Pieces {
+        let held = Arc::new(held);
+        for piece in &mut self.pieces {
+            if piece.len() >= COUNTED_PIECE_BYTES {
+                let counted = CountedPiece {
+                    bytes: std::mem::take(piece),
+                    _held: held.clone(),
+                };
+                *piece = Bytes::from_owner(counted);
+            }
+        }
+        self.held.push(held);
+        self
+    }
+
+    /// The number of bytes that are still to leave.
+    pub(super) fn bytes(&self) -> u64 {
+        self.left
+    }
+
+    /// The pieces themselves.
+    pub(super) fn into_bytes(self) -> VecDeque<Bytes> {
+        self.pieces
+    }
+}
+
+/// A piece, and the count that it is part of.
+struct CountedPiece {
+    bytes: Bytes,
+    _held: Arc<Held>,
+}
+
+impl AsRef<[u8]> for CountedPiece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The body of an answer.
+pub(super) enum ReplyBody {
+    /// All of it is there.
+    Pieces(Pieces),
+    /// It comes as parts finish.
+    Events(Box<Events>),
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            ReplyBody::Events(events) => events
+                .poll_piece(cx)
+                .map(|piece| piece.map(|piece| Ok(Frame::data(piece)))),
+            ReplyBody::Pieces(pieces) => {
+                let next = pieces.pieces.pop_front();
+                if let Some(piece) = &next {
+                    pieces.left -= piece.len() as u64;
+                }
+                Poll::Ready(next.map(|piece| Ok(Frame::data(piece))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            ReplyBody::Pieces(pieces) => pieces.pieces.is_empty(),
+            ReplyBody::Events(events) => events.is_over(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            ReplyBody::Pieces(pieces) => SizeHint::with_exact(pieces.left),
+            ReplyBody::Events(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// An answer.
+pub(super) type Reply = Response<ReplyBody>;
+
+/// An answer of pieces.
+pub(super) fn of_pieces(status: StatusCode, kind: &'static str, pieces: Pieces) -> Reply {
+    let mut reply = Response::new(ReplyBody::Pieces(pieces));
+    *reply.status_mut() = status;
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply
+}
+
+/// An answer of JSON.
+pub(super) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
+    // Names, numbers and lists of them: there is nothing in an answer that JSON does not take.
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    of_pieces(status, "application/json", Pieces::new(vec![text.into()]))
+}
+
+/// An answer of events.
+pub(super) fn of_events(events: Events) -> Reply {
+    let mut reply = Response::new(ReplyBody::Events(Box::new(events)));
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENTS));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply
+}
+
+/// Why a request is refused.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    message: String,
+    retry_after: Option<u32>,
+    allow: Option<&'static str>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Refusal {
+        Refusal {
+            status,
+            message: message.into(),
+            retry_after: None,
+            allow: None,
+        }
+    }
+
+    /// A method that a path does not have; it has these.
+    pub(super) fn method(method: &hyper::Method, path: &str, allowed: &'static str) -> Refusal {
+        let message = format!("{method} {path}: this path takes {allowed}");
+        Refusal {
+            allow: Some(allowed),
+            ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message)
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        let error = told(error);
+        let status = StatusCode::from_u16(http_status(error.code()));
+        Refusal {
+            retry_after: retry_after(error.code()),
+            ..Refusal::new(
+                status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+                error.message(),
+            )
+        }
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Reply {
+        #[derive(Serialize)]
+        struct Text<'a> {
+            error: &'a str,
+        }
+        let text = Text {
+            error: &refusal.message,
+        };
+        let mut reply = json(refusal.status, &text);
+        if let Some(seconds) = refusal.retry_after {
+            reply.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        if let Some(allowed) = refusal.allow {
+            let allowed = HeaderValue::from_static(allowed);
+            reply.headers_mut().insert(ALLOW, allowed);
+        }
+        reply
+    }
+}

@@ -1,0 +1,274 @@
+//! Which path and method leads where.
+
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use serde::Serialize;
+use std::rc::Rc;
+
+use super::super::connections::Open;
+use super::super::local::Local;
+use super::models::Control;
+use super::reply::{self, Refusal, Reply};
+use super::{guard, infer, models};
+use crate::message::{MODEL_VERSION, Params};
+
+/// What the server says it can do beyond the protocol.
+const EXTENSIONS: [&str; 4] = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+];
+
+/// What a path names.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Server,
+    Live,
+    Ready,
+    Model(ModelName, ModelPart),
+    Index,
+    Control(Control, String),
+    Unknown,
+}
+
+/// A model, and the version that the path asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ModelName {
+    pub(super) name: String,
+    pub(super) version: Option<String>,
+}
+
+impl ModelName {
+    /// The parameters that ask for its version.
+    pub(super) fn params(&self) -> Params {
+        let version = self.version.iter();
+        let entry = version.map(|version| (MODEL_VERSION.to_owned(), version.as_str().into()));
+        entry.collect()
+    }
+}
+
+/// What of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ModelPart {
+    Metadata,
+    Ready,
+    Config,
+    Infer,
+}
+
+/// Answers a request.
+pub(super) async fn answer(local: &Rc<Local>, open: Open, request: Request<Incoming>) -> Reply {
+    match dispatch(local, open, request).await {
+        Ok(reply) => reply,
+        Err(refusal) => refusal.into(),
+    }
+}
+
+async fn dispatch(
+    local: &Rc<Local>,
+    open: Open,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    guard::check(&local.shared, request.headers(), request.uri())?;
+    let place = Place::of(request.uri().path())?;
+    let allowed = place.allowed();
+    let method = match *request.method() {
+        Method::HEAD => Method::GET,
+        ref method => method.clone(),
+    };
+    if allowed.is_empty() {
+        let path = request.uri().path();
+        return Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            format!("{path}: there is no such path here; the protocol's paths begin with /v2"),
+        ));
+    }
+    if !allowed.split(", ").any(|name| name == method.as_str()) {
+        let path = request.uri().path();
+        return Err(Refusal::method(request.method(), path, allowed));
+    }
+    match place {
+        Place::Server => Ok(server()),
+        Place::Live => live(local, &open).await,
+        Place::Ready => ready(local, &open).await,
+        Place::Model(model, ModelPart::Metadata) => models::metadata(local, &open, &model).await,
+        Place::Model(model, ModelPart::Ready) => models::ready(local, &open, &model).await,
+        Place::Model(model, ModelPart::Config) => models::config(local, &open, &model).await,
+        Place::Model(model, ModelPart::Infer) => infer::answer(local, open, model, request).await,
+        Place::Index => models::index(local, &open, request).await,
+        Place::Control(control, name) => {
+            models::control(local, &open, (control, name), request).await
+        }
+        Place::Unknown => Err(Refusal::new(StatusCode::NOT_FOUND, "there is nothing here")),
+    }
+}
+
+impl Place {
+    fn of(path: &str) -> Result<Place, Refusal> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let parts: Vec<&str> = path.split('/').collect();
+        let model = |name: &str, version: Option<&str>, part| -> Result<Place, Refusal> {
+            let name = ModelName {
+                name: decoded(name)?,
+                version: version.map(decoded).transpose()?,
+            };
+            Ok(Place::Model(name, part))
+        };
+        match parts.as_slice() {
+            ["", "v2"] => Ok(Place::Server),
+            ["", "v2", "health", "live"] => Ok(Place::Live),
+            ["", "v2", "health", "ready"] => Ok(Place::Ready),
+            ["", "v2", "models", name, rest @ ..] if !name.is_empty() => {
+                let (version, rest) = match rest {
+                    ["versions", version, rest @ ..] => (Some(*version), rest),
+                    rest => (None, rest),
+                };
+                match rest {
+                    [] => model(name, version, ModelPart::Metadata),
+                    ["ready"] => model(name, version, ModelPart::Ready),
+                    ["config"] => model(name, version, ModelPart::Config),
+                    ["infer"] => model(name, version, ModelPart::Infer),
+                    _ => Ok(Place::Unknown),
+                }
+            }
+            ["", "v2", "repository", "index"] => Ok(Place::Index),
+            ["", "v2", "repository", "models", name, "load"] => {
+                Ok(Place::Control(Control::Load, decoded(name)?))
+            }
+            ["", "v2", "repository", "models", name, "unload"] => {
+                Ok(Place::Control(Control::Unload, decoded(name)?))
+            }
+            _ => Ok(Place::Unknown),
+        }
+    }
+
+    /// The methods of a place, as `Allow` has them; none for one that is not there.
+    fn allowed(&self) -> &'static str {
+        match self {
+            Place::Unknown => "",
+            Place::Model(_, ModelPart::Infer) | Place::Index | Place::Control(..) => "POST",
+            Place::Server | Place::Live | Place::Ready | Place::Model(..) => "GET",
+        }
+    }
+}
+
+/// A segment of a path, its `%xx` decoded.
+fn decoded(segment: &str) -> Result<String, Refusal> {
+    if !segment.contains('%') {
+        return Ok(segment.to_owned());
+    }
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        let (Some(high), Some(low)) = (digit(), digit()) else {
+            let message = format!("{segment:?}: expected two hexadecimal digits behind each %");
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
+        };
+        bytes.push((high * 16 + low) as u8);
+    }
+    String::from_utf8(bytes).map_err(|_| {
+        let message = format!("{segment:?}: its %xx make no UTF-8");
+        Refusal::new(StatusCode::BAD_REQUEST, message)
+    })
+}
+
+fn server() -> Reply {
+    #[derive(Serialize)]
+    struct About {
+        name: &'static str,
+        version: &'static str,
+        extensions: [&'static str; 4],
+    }
+    reply::json(
+        StatusCode::OK,
+        &About {
+            name: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+            extensions: EXTENSIONS,
+        },
+    )
+}
+
+#[derive(Serialize)]
+struct Live {
+    live: bool,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+}
+
+fn status_of(is_so: bool) -> StatusCode {
+    match is_so {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+async fn live(local: &Local, open: &Open) -> Result<Reply, Refusal> {
+    let live = local.is_live(&open.connection().caller).await;
+    Ok(reply::json(status_of(live), &Live { live }))
+}
+
+async fn ready(local: &Local, open: &Open) -> Result<Reply, Refusal> {
+    let ready = local.is_ready(&open.connection().caller).await;
+    Ok(reply::json(status_of(ready), &Ready { ready }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(name: &str, version: Option<&str>, part: ModelPart) -> Place {
+        let version = version.map(str::to_owned);
+        let name = name.to_owned();
+        Place::Model(ModelName { name, version }, part)
+    }
+
+    #[test]
+    fn a_path_leads_to_its_place() {
+        for (path, place) in [
+            ("/v2", Place::Server),
+            ("/v2/", Place::Server),
+            ("/v2/health/live", Place::Live),
+            ("/v2/health/ready", Place::Ready),
+            ("/v2/models/m", model("m", None, ModelPart::Metadata)),
+            ("/v2/models/m/ready", model("m", None, ModelPart::Ready)),
+            (
+                "/v2/models/m.tokens/infer",
+                model("m.tokens", None, ModelPart::Infer),
+            ),
+            (
+                "/v2/models/a%2Fb/versions/7/infer",
+                model("a/b", Some("7"), ModelPart::Infer),
+            ),
+            ("/v2/repository/index", Place::Index),
+            (
+                "/v2/repository/models/m/load",
+                Place::Control(Control::Load, "m".to_owned()),
+            ),
+            ("/", Place::Unknown),
+            ("/v1", Place::Unknown),
+            ("/v2/models//infer", Place::Unknown),
+            ("/v2/models/m/versions", Place::Unknown),
+            ("/v2/models/m/infer/more", Place::Unknown),
+        ] {
+            assert_eq!(Place::of(path).unwrap(), place, "{path}");
+        }
+        for path in [
+            "/v2/models/%",
+            "/v2/models/%4",
+            "/v2/models/%zz",
+            "/v2/models/%ff",
+        ] {
+            assert!(Place::of(path).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Doors: clients of other protocols, served by threads of this process that submit through [`crate::server::Door`].
+//!
+//! ```text
+//! connection ─▶ task: read, translate ─▶ Pipeline ─▶ server::Door ─▶ ventilator … sink ─▶ server::Door
+//!     ▲                                                                                       │ its descriptor
+//!     └──────────── answer: the parts as the sink has them ◀── slot ◀── the thread's reader ◀─┘
+//! ```
+//! Each door thread ([`runtime`]) has a single-threaded runtime, one `server::Door` and the connections that it has
+//! accepted. A task submits straight into that door, and the thread's reader hands it its answers: there is no thread
+//! between the runtime and the ventilator, and no lock is taken however many connections there are. What the tasks of a
+//! thread share is in a [`local::Local`], what the threads share in a [`shared::Shared`].
+//!
+//! A connection is a caller ([`connections`]): the pipeline's turns and bounds count it as they count a session. When the
+//! future that waits for an answer is dropped, as hyper does when the peer has gone, the request is cancelled.
+//!
+//! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other.
+
+mod connections;
+mod documents;
+mod errors;
+mod http;
+mod local;
+mod pipeline;
+mod runtime;
+mod shared;
+mod translate;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::watch;
+
+use self::runtime::Order;
+use self::shared::Shared;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::server::Server;
+
+/// The doors of a server. They end by themselves once the server has stopped; dropping them ends them at once.
+pub struct Doors {
+    http: Option<SocketAddr>,
+    shared: Arc<Shared>,
+    order: watch::Sender<Order>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Doors {
+    /// Opens the doors that the settings ask for; with none asked for no thread is started. The server may still be
+    /// starting: until [`Doors::set_ready`] the doors say that it is not ready.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`, naming the flag, if a port is in use; `RESOURCE_EXHAUSTED` if no thread can be started.
+    pub fn start(server: &Server, config: &Config) -> Result<Doors> {
+        let shared = Arc::new(Shared::new(config));
+        let (order, orders) = watch::channel(Order::Serve);
+        let mut doors = Doors {
+            http: None,
+            shared,
+            order,
+            threads: Vec::new(),
+        };
+        let Some(port) = config.http_port else {
+            return Ok(doors);
+        };
+        let http = listen("--http-port", &config.host, port)?;
+        let failed = |e: io::Error| Error::internal(format!("--http-port: {e}"));
+        doors.http = Some(http.local_addr().map_err(failed)?);
+        for number in 0..config.door_threads {
+            let setup = runtime::Setup {
+                door: server.door()?,
+                offers: server.offers(),
+                shared: doors.shared.clone(),
+                orders: orders.clone(),
+                http: Some(http.try_clone().map_err(failed)?),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("door-{number}"))
+                .spawn(move || runtime::run(setup))
+                .map_err(|e| Error::exhausted(format!("a door's thread cannot be started: {e}")))?;
+            doors.threads.push(thread);
+        }
+        Ok(doors)
+    }
+
+    /// Where HTTP is served, if it is.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// The server is ready: from now on health checks say so.
+    pub fn set_ready(&self) {
+        self.shared.set_ready();
+    }
+
+    /// Waits until the doors have ended: to be called when the server has stopped, which ends them once the last answers
+    /// were written, or could not be for a few seconds.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // It fails only if all threads have ended by themselves.
+        let _ = self.order.send(Order::Stop);
+        for thread in self.threads.drain(..) {
+            // A panic was logged by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Doors {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Listens on TCP; port 0 picks a free one.
+///
+/// # Errors
+/// `UNAVAILABLE`, naming the address and what to do.
+fn listen(flag: &str, host: &str, port: u16) -> Result<TcpListener> {
+    let address: IpAddr = host
+        .parse()
+        .map_err(|_| Error::invalid(format!("--host {host}: expected an IPv4 or IPv6 address")))?;
+    let listener = TcpListener::bind(SocketAddr::new(address, port)).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    listener.map_err(|e| {
+        Error::unavailable(match e.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "{flag} {port}: the port is in use on {host}; choose another, or 0 for a free one"
+            ),
+            io::ErrorKind::PermissionDenied => format!(
+                "{flag} {port}: this user may not bind it; ports above 1023 are free to all"
+            ),
+            _ => format!("{flag}: {host}:{port} cannot be bound: {e}"),
+        })
+    })
+}

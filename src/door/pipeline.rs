@@ -1,0 +1,386 @@
+//! The way into the pipeline for the tasks of one door thread: questions as futures, which cancel when they are dropped.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use foldhash::HashMap;
+
+use crate::error::{Error, Result};
+use crate::message::{Params, Request, RequestId, Stats};
+use crate::server::{Door, DoorAnswer};
+use crate::wire::server::{ModelInfo, Outputs, ServerMessage, Status};
+
+/// Who asks: a connection. Its number is what the pipeline's turns and bounds go by.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    number: u64,
+    held: Arc<AtomicU64>,
+}
+
+impl Caller {
+    pub(crate) fn new(number: u64) -> Caller {
+        Caller {
+            number,
+            held: Arc::default(),
+        }
+    }
+
+    /// The number, unique in its thread.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+/// Bytes of answers that a caller has not read yet; they count as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Held {
+    bytes: u64,
+    of: Arc<AtomicU64>,
+}
+
+impl Held {
+    fn new(of: &Arc<AtomicU64>, bytes: u64) -> Held {
+        of.fetch_add(bytes, Ordering::Relaxed);
+        Held {
+            bytes,
+            of: of.clone(),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Outputs, and the count of their bytes.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) outputs: Outputs,
+    pub(crate) held: Held,
+}
+
+/// One answer of a streamed request.
+#[derive(Debug)]
+pub(crate) enum Part {
+    /// Rows from an offset on.
+    Rows(u64, Rows),
+    /// All rows have come: so many.
+    End(u64, Stats),
+}
+
+/// Asks the server, for any caller. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Pipeline(Rc<Inner>);
+
+struct Inner {
+    door: RefCell<Door>,
+    waiting: RefCell<HashMap<RequestId, Rc<Slot>>>,
+    /// Most bytes that a caller may leave unread.
+    max_client_bytes: u64,
+    /// The server has stopped.
+    over: Cell<bool>,
+}
+
+/// Where the answers to one question wait for the task that asked.
+struct Slot {
+    answers: RefCell<VecDeque<(ServerMessage, Held)>>,
+    waker: Cell<Option<Waker>>,
+    held: Arc<AtomicU64>,
+}
+
+impl Slot {
+    fn push(&self, message: ServerMessage, bytes: u64) {
+        let held = Held::new(&self.held, bytes);
+        self.answers.borrow_mut().push_back((message, held));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Pipeline {
+    pub(super) fn new(door: Door, max_client_bytes: u64) -> Pipeline {
+        Pipeline(Rc::new(Inner {
+            door: RefCell::new(door),
+            waiting: RefCell::default(),
+            max_client_bytes,
+            over: Cell::new(false),
+        }))
+    }
+
+    /// Sends rows to a model and waits for all of its outputs. Dropping the future cancels the request.
+    ///
+    /// # Errors
+    /// What the server answers; `UNAVAILABLE` once it has stopped.
+    pub(crate) async fn infer(&self, caller: &Caller, request: Request) -> Result<(Rows, Stats)> {
+        let mut answers = self.ask(caller, |door, caller| door.submit(caller, request))?;
+        match answers.next().await? {
+            (ServerMessage::Result(outputs, stats), held) => Ok((Rows { outputs, held }, stats)),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends rows to a model; their outputs come in parts as chunks finish. Dropping what this gives cancels the request.
+    ///
+    /// # Errors
+    /// As [`crate::server::Door::submit`].
+    pub(crate) fn stream(&self, caller: &Caller, request: Request) -> Result<Parts> {
+        let request = Request {
+            stream: true,
+            ..request
+        };
+        let answers = self.ask(caller, |door, caller| door.submit(caller, request))?;
+        Ok(Parts(answers))
+    }
+
+    /// How the server is.
+    ///
+    /// # Errors
+    /// What the server answers; `UNAVAILABLE` once it has stopped. So have the questions below.
+    pub(crate) async fn status(&self, caller: &Caller) -> Result<Status> {
+        let mut answers = self.ask(caller, Door::status)?;
+        match answers.next().await? {
+            (ServerMessage::StatusOk(status), _) => Ok(*status),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// The models that are loaded.
+    ///
+    /// # Errors
+    /// As [`Pipeline::status`].
+    pub(crate) async fn models(&self, caller: &Caller) -> Result<Vec<ModelInfo>> {
+        let mut answers = self.ask(caller, Door::models)?;
+        match answers.next().await? {
+            (ServerMessage::ModelsOk(models), _) => Ok(models),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// The model that a request with this name and these parameters would get; it is read if nobody has asked for it yet.
+    ///
+    /// # Errors
+    /// As [`Pipeline::status`].
+    pub(crate) async fn describe(
+        &self,
+        caller: &Caller,
+        model: &str,
+        params: &Params,
+    ) -> Result<ModelInfo> {
+        let model = Some(model.to_owned());
+        let mut answers = self.ask(caller, |door, caller| door.describe(caller, model, params))?;
+        match answers.next().await? {
+            (ServerMessage::ModelsOk(models), _) => models.into_iter().next().ok_or_else(|| {
+                Error::internal("the description of a model has come without a model")
+            }),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Loads a model on every worker.
+    ///
+    /// # Errors
+    /// As [`Pipeline::status`].
+    pub(crate) async fn load(&self, caller: &Caller, model: &str) -> Result<ModelInfo> {
+        let mut answers = self.ask(caller, |door, caller| door.load(caller, model))?;
+        match answers.next().await? {
+            (ServerMessage::LoadOk(model), _) => Ok(*model),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Forgets a model.
+    ///
+    /// # Errors
+    /// As [`Pipeline::status`].
+    pub(crate) async fn unload(&self, caller: &Caller, model: &str) -> Result<()> {
+        let mut answers = self.ask(caller, |door, caller| door.unload(caller, model))?;
+        match answers.next().await? {
+            (ServerMessage::UnloadOk, _) => Ok(()),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    fn ask(
+        &self,
+        caller: &Caller,
+        ask: impl FnOnce(&mut Door, u64) -> Result<RequestId>,
+    ) -> Result<Answers> {
+        if self.0.over.get() {
+            return Err(stopped());
+        }
+        let id = ask(&mut self.0.door.borrow_mut(), caller.number)?;
+        let slot = Rc::new(Slot {
+            answers: RefCell::default(),
+            waker: Cell::new(None),
+            held: caller.held.clone(),
+        });
+        self.0.waiting.borrow_mut().insert(id, slot.clone());
+        Ok(Answers {
+            pipeline: self.clone(),
+            id,
+            slot,
+            ended: false,
+        })
+    }
+
+    /// Hands out the answers that have come.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` once the server has stopped and all were handed out: then everybody who still waits is told.
+    pub(super) fn hand_out(&self) -> Result<()> {
+        loop {
+            let next = self.0.door.borrow_mut().try_next();
+            match next {
+                Ok(Some(answer)) => self.hand(answer),
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.end();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// The server has stopped, or is about to be left: whoever waits is told.
+    pub(super) fn end(&self) {
+        self.0.over.set(true);
+        for (_, slot) in self.0.waiting.borrow_mut().drain() {
+            slot.push(ServerMessage::Error(stopped()), 0);
+        }
+    }
+
+    fn hand(&self, answer: DoorAnswer) {
+        let id = answer.id;
+        let mut waiting = self.0.waiting.borrow_mut();
+        let slot = match answer.is_final() {
+            true => waiting.remove(&id),
+            false => waiting.get(&id).cloned(),
+        };
+        let Some(slot) = slot else {
+            return; // whoever asked has gone
+        };
+        let bytes = payload_bytes(&answer.message);
+        let held = slot.held.load(Ordering::Relaxed);
+        // One answer is always taken: the sink has bounded it.
+        if bytes == 0 || held == 0 || held + bytes <= self.0.max_client_bytes {
+            slot.push(answer.message, bytes);
+            return;
+        }
+        waiting.remove(&id);
+        drop(waiting);
+        if !answer.is_final() {
+            self.0.door.borrow_mut().cancel(id);
+        }
+        let error = Error::exhausted(format!(
+            "more than {} bytes of answers wait for this connection to read them (--max-client-bytes)",
+            self.0.max_client_bytes
+        ));
+        slot.push(ServerMessage::Error(error), 0);
+    }
+}
+
+/// The answers to one question. Dropped before the last one was taken, it takes the question back.
+struct Answers {
+    pipeline: Pipeline,
+    id: RequestId,
+    slot: Rc<Slot>,
+    ended: bool,
+}
+
+impl Answers {
+    async fn next(&mut self) -> Result<(ServerMessage, Held)> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<(ServerMessage, Held)>> {
+        let Some((message, held)) = self.slot.answers.borrow_mut().pop_front() else {
+            if self.ended {
+                return Poll::Ready(Err(Error::internal(
+                    "an answer was awaited after the last one",
+                )));
+            }
+            self.slot.waker.set(Some(cx.waker().clone()));
+            return Poll::Pending;
+        };
+        self.ended = !matches!(message, ServerMessage::Part(..));
+        Poll::Ready(match message {
+            ServerMessage::Error(error) => Err(error),
+            message => Ok((message, held)),
+        })
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let inner = &self.pipeline.0;
+        if inner.waiting.borrow_mut().remove(&self.id).is_some() {
+            inner.door.borrow_mut().cancel(self.id);
+        }
+    }
+}
+
+/// The parts of a streamed request. Dropping it cancels the request.
+pub(crate) struct Parts(Answers);
+
+impl Parts {
+    /// The next part, or the end; nothing comes after the end or an error.
+    ///
+    /// # Errors
+    /// What ended the request.
+    pub(crate) async fn next(&mut self) -> Result<Part> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`Parts::next`].
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part>> {
+        self.0.poll_next(cx).map(|answer| match answer? {
+            (ServerMessage::Part(offset, outputs), held) => {
+                Ok(Part::Rows(offset, Rows { outputs, held }))
+            }
+            (ServerMessage::End(rows, stats), _) => Ok(Part::End(rows, stats)),
+            // A model without rows to split gives one result.
+            (ServerMessage::Result(..), _) => Err(Error::internal("a result in place of a part")),
+            (other, _) => Err(unexpected(&other)),
+        })
+    }
+}
+
+fn payload_bytes(message: &ServerMessage) -> u64 {
+    match message {
+        ServerMessage::Result(outputs, _) | ServerMessage::Part(_, outputs) => {
+            let bytes = outputs.parts.iter().map(|part| part.payload_bytes() as u64);
+            bytes.sum()
+        }
+        _ => 0,
+    }
+}
+
+fn stopped() -> Error {
+    Error::unavailable("the server has stopped")
+}
+
+fn unexpected(message: &ServerMessage) -> Error {
+    // Names of the protocol, no values.
+    let kind = match message {
+        ServerMessage::Result(..) => "a result",
+        ServerMessage::Part(..) => "a part",
+        ServerMessage::End(..) => "the end of a stream",
+        ServerMessage::StatusOk(_) => "a status",
+        ServerMessage::ModelsOk(_) => "a list of models",
+        _ => "something else",
+    };
+    Error::internal(format!(
+        "the pipeline has answered another question: {kind}"
+    ))
+}

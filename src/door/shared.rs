@@ -1,0 +1,105 @@
+//! What the threads of the doors share: bounds, counts, and what is known of the server as a whole.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// Of how many descriptors the doors take at most one.
+const DESCRIPTORS_SHARE: u64 = 4;
+/// Most connections of the doors where the system's limit on descriptors is higher, or absent.
+const MOST_CONNECTIONS: u64 = 1 << 18;
+
+/// Bounds, counts and settings.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Most bytes of a request's body, inflated or not.
+    pub(crate) max_request_bytes: u64,
+    /// Most bytes of answers that a connection may leave unread.
+    pub(crate) max_client_bytes: u64,
+    /// Most rows in a chunk, which model configurations show.
+    pub(crate) max_batch_size: usize,
+    /// Loading and unloading is allowed to clients on this machine.
+    pub(crate) model_control: bool,
+    /// The address that is bound can be reached from this machine alone.
+    pub(crate) loopback: bool,
+    max_connections: usize,
+    max_unfinished_bytes: u64,
+    ready: AtomicBool,
+    connections: AtomicUsize,
+    unfinished: AtomicU64,
+    unloaded: Mutex<BTreeSet<String>>,
+}
+
+impl Shared {
+    pub(crate) fn new(config: &Config) -> Shared {
+        let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
+        let possible = (limit / DESCRIPTORS_SHARE).clamp(1, MOST_CONNECTIONS) as usize;
+        let address = config.host.parse::<IpAddr>();
+        Shared {
+            max_request_bytes: config.max_request_bytes,
+            max_client_bytes: config.max_client_bytes,
+            max_batch_size: config.max_batch_size,
+            model_control: config.door_model_control,
+            loopback: address.is_ok_and(|address| address.to_canonical().is_loopback()),
+            max_connections: config.max_sessions.unwrap_or(possible).min(possible),
+            max_unfinished_bytes: config.max_unfinished_bytes,
+            ready: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            unfinished: AtomicU64::new(0),
+            unloaded: Mutex::default(),
+        }
+    }
+
+    pub(super) fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server has said that it is ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more connection; `false` if there are too many.
+    pub(super) fn add_connection(&self) -> bool {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        if before >= self.max_connections {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+        before < self.max_connections
+    }
+
+    pub(super) fn remove_connection(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Counts bytes of a body that has not come whole. They are given back by [`Shared::release`].
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if there are too many over all connections.
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<()> {
+        let before = self.unfinished.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) <= self.max_unfinished_bytes {
+            return Ok(());
+        }
+        self.release(bytes);
+        Err(Error::exhausted(format!(
+            "the requests that are being read have more than {} bytes together (--max-unfinished-bytes); try later",
+            self.max_unfinished_bytes
+        )))
+    }
+
+    pub(crate) fn release(&self, bytes: u64) {
+        self.unfinished.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// The models that were unloaded through a door and not loaded since: they are not ready, although a request would load
+    /// them.
+    pub(crate) fn unloaded(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // No update can be cut in half, so a poisoned lock is as good as any.
+        self.unloaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,150 @@
+//! What a model is, as the Open Inference Protocol and Triton's extensions of it say it.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::write::shown_datatype;
+use crate::tensor::DataType;
+use crate::wire::server::{DimInfo, ModelInfo, PortInfo};
+
+/// What serves models here, in the words of the protocol.
+pub(crate) const PLATFORM: &str = "mdm";
+
+/// A model's metadata.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ModelMetadata {
+    pub(crate) name: String,
+    pub(crate) versions: Vec<String>,
+    pub(crate) platform: String,
+    pub(crate) inputs: Vec<TensorMetadata>,
+    pub(crate) outputs: Vec<TensorMetadata>,
+}
+
+/// An input or an output.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct TensorMetadata {
+    pub(crate) name: String,
+    pub(crate) datatype: String,
+    /// -1 for a dimension of any size.
+    pub(crate) shape: Vec<i64>,
+}
+
+/// A model's metadata. A model that takes anything has no inputs there.
+pub(crate) fn of_model(model: &ModelInfo) -> ModelMetadata {
+    ModelMetadata {
+        name: model.name.clone(),
+        versions: vec![model.version.clone()],
+        platform: PLATFORM.to_owned(),
+        inputs: model.inputs.iter().map(tensor).collect(),
+        outputs: model.outputs.iter().map(tensor).collect(),
+    }
+}
+
+fn tensor(port: &PortInfo) -> TensorMetadata {
+    TensorMetadata {
+        name: port.name.clone(),
+        datatype: datatype(port).to_owned(),
+        shape: port.shape.iter().map(size).collect(),
+    }
+}
+
+/// As clients know it.
+fn datatype(port: &PortInfo) -> &str {
+    match DataType::parse(&port.dtype) {
+        Ok(datatype) => shown_datatype(datatype),
+        Err(_) => &port.dtype,
+    }
+}
+
+fn size(dim: &DimInfo) -> i64 {
+    match dim {
+        DimInfo::Size(size) => *size,
+        DimInfo::Symbol(_) => -1,
+    }
+}
+
+/// Whether a model's rows are independent, so that its first dimension is the batch.
+pub(crate) fn is_batched(model: &ModelInfo) -> bool {
+    model.kind != "whole"
+}
+
+/// A model's configuration, as far as clients and load generators read it. The dimensions of a batched model are those of
+/// a row.
+pub(crate) fn config_of_model(model: &ModelInfo, max_batch_size: usize) -> Value {
+    let batched = is_batched(model);
+    let port = |port: &PortInfo| {
+        let rows = usize::from(batched);
+        let dims: Vec<i64> = port.shape.iter().skip(rows).map(size).collect();
+        json!({
+            "name": port.name,
+            "data_type": config_type(datatype(port)),
+            "dims": dims,
+        })
+    };
+    json!({
+        "name": model.name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "version_policy": {"specific": {"versions": [model.version.parse::<u64>().unwrap_or(1)]}},
+        "max_batch_size": if batched { max_batch_size } else { 0 },
+        "input": model.inputs.iter().map(port).collect::<Vec<_>>(),
+        "output": model.outputs.iter().map(port).collect::<Vec<_>>(),
+    })
+}
+
+/// A datatype's name in configurations.
+pub(crate) fn config_type(name: &str) -> String {
+    match name {
+        "BYTES" => "TYPE_STRING".to_owned(),
+        other => format!("TYPE_{other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(kind: &str) -> ModelInfo {
+        let port = |name: &str, dtype: &str, shape: Vec<DimInfo>| PortInfo {
+            name: name.to_owned(),
+            dtype: dtype.to_owned(),
+            shape,
+        };
+        ModelInfo {
+            name: "m".to_owned(),
+            version: "3".to_owned(),
+            kind: kind.to_owned(),
+            inputs: vec![port(
+                "x",
+                "FP32",
+                vec![DimInfo::Symbol("N".to_owned()), DimInfo::Size(64)],
+            )],
+            outputs: vec![port("r", "JSON", vec![DimInfo::Size(-1)])],
+        }
+    }
+
+    #[test]
+    fn a_model_is_told_in_the_protocols_words() {
+        let told = serde_json::to_value(of_model(&model("batched"))).unwrap();
+        let expected = json!({
+            "name": "m", "versions": ["3"], "platform": "mdm",
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}],
+            "outputs": [{"name": "r", "datatype": "BYTES", "shape": [-1]}],
+        });
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_configuration_leaves_the_rows_out_where_there_are_any() {
+        let batched = config_of_model(&model("batched"), 1024);
+        assert_eq!(batched["max_batch_size"], 1024);
+        let input = json!({"name": "x", "data_type": "TYPE_FP32", "dims": [64]});
+        assert_eq!(batched["input"], json!([input]));
+        assert_eq!(batched["output"][0]["data_type"], "TYPE_STRING");
+        let whole = config_of_model(&model("whole"), 1024);
+        assert_eq!(
+            (&whole["max_batch_size"], &whole["input"][0]["dims"]),
+            (&json!(0), &json!([-1, 64]))
+        );
+    }
+}

@@ -1,0 +1,31 @@
+//! What a server's folder offers: names and versions, without reading any model.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::message::Params;
+use crate::model::{Lookup, Store};
+
+/// What a server's folder offers. It looks at files, so it is not for a thread that serves many.
+#[derive(Clone)]
+pub struct Offers(pub(super) Arc<Store>);
+
+impl Offers {
+    /// The names of all that looks like a model, in order.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` for a proxy that cannot be read.
+    pub fn names(&self) -> Result<Vec<String>> {
+        self.0.names()
+    }
+
+    /// The version that a name leads to now, with the version that the parameters may ask for. Whether it can be loaded is
+    /// not known before it was.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` and what else the lookup of a request's model gives.
+    pub fn version(&self, model: &str, params: &Params) -> Result<String> {
+        let found = self.0.find(&Lookup::of(Some(model), params))?;
+        Ok(found.version().to_owned())
+    }
+}

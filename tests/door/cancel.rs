@@ -1,0 +1,84 @@
+//! A client that goes away takes its request with it.
+
+use serde_json::json;
+
+use crate::common::{Server, eventually, within};
+use crate::http::Http;
+use crate::{LIMIT, server, slow_request};
+
+/// Rows of a request that takes about ten seconds.
+const ROWS: usize = 40_000;
+
+fn rows_run(server: &Server) -> u64 {
+    let status = server.client().status().expect("a status");
+    status.workers.iter().map(|worker| worker.rows).sum()
+}
+
+fn requests(server: &Server) -> u64 {
+    server.client().status().expect("a status").queue.requests
+}
+
+fn cancelled(server: &Server) -> u64 {
+    let status = server.client().status().expect("a status");
+    status.totals.errors.get("CANCELLED").copied().unwrap_or(0)
+}
+
+fn ask_slowly(http: &mut Http, headers: &[(&str, &str)]) {
+    let (json, behind) = slow_request(ROWS);
+    let json = json.to_string();
+    let length = json.len().to_string();
+    let mut all = vec![("Inference-Header-Content-Length", length.as_str())];
+    all.extend(headers);
+    http.ask(
+        "POST",
+        "/v2/models/slow/infer",
+        &all,
+        &[json.as_bytes(), &behind].concat(),
+    );
+}
+
+#[test]
+fn a_closed_or_half_closed_connection_cancels_what_waits_and_what_runs() {
+    within(LIMIT, || {
+        let server = server(&["--preload", "slow"]);
+        let ways: [(&str, fn(Http)); 3] = [
+            ("closed", drop),
+            ("half closed", |mut http| {
+                http.end_writing();
+                assert!(http.is_closed());
+            }),
+            ("closed with events coming", |mut http| {
+                assert_eq!(http.head().expect("an answer").status, 200);
+            }),
+        ];
+        let mut all = 0;
+        for (index, (way, leave)) in ways.into_iter().enumerate() {
+            let mut http = Http::to(&server);
+            let headers: &[_] = match way {
+                "closed with events coming" => &[("accept", "text/event-stream")],
+                _ => &[],
+            };
+            ask_slowly(&mut http, headers);
+            eventually("it runs", || requests(&server) == 1);
+            leave(http);
+            eventually("it is cancelled", || cancelled(&server) == index as u64 + 1);
+            eventually("nothing runs", || requests(&server) == 0);
+            all += ROWS as u64;
+        }
+        let run = rows_run(&server);
+        assert!(run < all / 2, "{run} rows were run for nobody");
+    });
+}
+
+#[test]
+fn a_deadline_ends_a_request_with_504() {
+    within(LIMIT, || {
+        let server = server(&["--preload", "slow"]);
+        let mut http = Http::to(&server);
+        let (mut json, behind) = slow_request(ROWS);
+        json["parameters"] = json!({"timeout": 50_000});
+        let answer = http.post_binary("/v2/models/slow/infer", &json, &behind);
+        assert_eq!(answer.status, 504, "{answer:?}");
+        eventually("nothing runs", || requests(&server) == 0);
+    });
+}

@@ -1,0 +1,81 @@
+//! gzip and deflate, both ways.
+
+use std::io::{Read, Write};
+
+use flate2::Compression;
+use flate2::read::{GzDecoder, ZlibDecoder};
+use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use serde_json::Value;
+
+use crate::common::within;
+use crate::http::Http;
+use crate::{LIMIT, echo_request, server};
+
+fn packed(how: &str, bytes: &[u8]) -> Vec<u8> {
+    let level = Compression::default();
+    macro_rules! pack {
+        ($encoder:ident) => {{
+            let mut out = $encoder::new(Vec::new(), level);
+            out.write_all(bytes).unwrap();
+            out.finish().unwrap()
+        }};
+    }
+    match how {
+        "gzip" => pack!(GzEncoder),
+        "bare deflate" => pack!(DeflateEncoder),
+        _ => pack!(ZlibEncoder),
+    }
+}
+
+#[test]
+fn requests_and_answers_travel_packed() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut http = Http::to(&server);
+        let request = echo_request(500);
+        let expected = http.post("/v2/models/echo/infer", &request).json();
+        for how in ["gzip", "deflate", "bare deflate"] {
+            let body = packed(how, request.to_string().as_bytes());
+            let name = how.rsplit(' ').next().unwrap();
+            let headers = [("content-encoding", name), ("accept-encoding", name)];
+            let answer = http.request("POST", "/v2/models/echo/infer", &headers, &body);
+            assert_eq!(
+                (answer.status, answer.header("content-encoding")),
+                (200, Some(name))
+            );
+            let mut text = String::new();
+            let read = match name {
+                "gzip" => GzDecoder::new(&answer.body[..]).read_to_string(&mut text),
+                _ => ZlibDecoder::new(&answer.body[..]).read_to_string(&mut text),
+            };
+            assert!(read.unwrap() > answer.body.len());
+            assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+        }
+        // Not worth it.
+        let headers = [("accept-encoding", "gzip")];
+        let body = echo_request(1).to_string();
+        let answer = http.request("POST", "/v2/models/echo/infer", &headers, body.as_bytes());
+        assert_eq!(
+            (answer.status, answer.header("content-encoding")),
+            (200, None)
+        );
+    });
+}
+
+#[test]
+fn a_body_that_unpacks_to_more_than_a_request_may_have_is_refused_with_little_memory() {
+    within(LIMIT, || {
+        let server = server(&["--max-request-bytes", "4MiB"]);
+        let mut http = Http::to(&server);
+        let before = server.resident_bytes();
+        let bomb = packed("gzip", &vec![b' '; 200 << 20]);
+        assert!(bomb.len() < 4 << 20);
+        for _ in 0..5 {
+            let headers = [("content-encoding", "gzip")];
+            let answer = http.request("POST", "/v2/models/echo/infer", &headers, &bomb);
+            assert_eq!(answer.status, 413, "{answer:?}");
+        }
+        let grown = server.resident_bytes().saturating_sub(before);
+        assert!(grown < 64 << 20, "{grown}");
+    });
+}

@@ -1,0 +1,60 @@
+//! The doors: the real server, spoken to by a client of HTTP written here, byte by byte.
+#![cfg(feature = "gateway")]
+
+#[path = "../common/built.rs"]
+mod built;
+mod cancel;
+mod coding;
+#[path = "../common/mod.rs"]
+mod common;
+mod events;
+mod http;
+mod infer;
+mod models;
+mod odd;
+mod places;
+mod slow;
+mod stop;
+
+use std::time::Duration;
+
+use mdm::DataType;
+use serde_json::{Value, json};
+
+use crate::common::{Server, onnx};
+
+/// What any of these tests may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A server with a door for HTTP, over models that echo, add and take their time.
+fn server(flags: &[&str]) -> Server {
+    let folder = common::models(&[
+        ("echo.onnx", onnx::echo(DataType::Fp32, &[4])),
+        ("wide.onnx", onnx::echo(DataType::Fp32, &[4096])),
+        ("half.onnx", onnx::echo(DataType::Fp16, &[2])),
+        ("mlp.onnx", onnx::mlp()),
+        ("two.onnx", onnx::two_inputs_two_outputs()),
+        ("upper.onnx", onnx::upper_case()),
+        ("whole.onnx", onnx::no_batch()),
+        ("slow.onnx", onnx::bilstm()),
+        ("old/1/model.onnx", onnx::echo(DataType::Fp32, &[4])),
+        ("old/3/model.onnx", onnx::echo(DataType::Fp32, &[4])),
+    ]);
+    Server::start(folder, &[&["--http-port", "0"], flags].concat())
+}
+
+/// A request for the model "echo": rows of four numbers.
+fn echo_request(rows: usize) -> Value {
+    let data: Vec<usize> = (0..rows * 4).collect();
+    json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [rows, 4], "data": data}]})
+}
+
+/// Rows for the model "slow", which takes about a quarter of a millisecond for each: the JSON, and the bytes behind it.
+fn slow_request(rows: usize) -> (Value, Vec<u8>) {
+    let bytes = rows * 64 * 8;
+    let input = json!({
+        "name": "ids", "datatype": "INT64", "shape": [rows, 64],
+        "parameters": {"binary_data_size": bytes},
+    });
+    (json!({"inputs": [input]}), vec![0; bytes])
+}

@@ -1,0 +1,148 @@
+//! Peers that crawl, stall, flood or are many, and an honest one beside them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::common::{PATIENCE, within};
+use crate::http::Http;
+use crate::{LIMIT, echo_request, server};
+
+#[test]
+fn a_head_or_a_body_that_does_not_come_ends_its_connection_and_idle_ones_stay() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let (mut idle, mut honest) = (Http::to(&server), Http::to(&server));
+        let mut silent = Http::to(&server);
+        assert_eq!(idle.get("/v2").status, 200);
+        let mut body = Http::to(&server);
+        assert!(body.send(b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"));
+        let mut head = Http::to(&server);
+        let started = Instant::now();
+        assert!(head.send(b"GET /v2 HTTP/1.1\r\nhost: loc"));
+        let mut closed = false;
+        while !closed && started.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(500));
+            closed = !head.send(b"x");
+            assert_eq!(honest.get("/v2/health/live").status, 200);
+        }
+        assert!(closed, "a head of an hour is read to its end");
+        let answer = body.answer().expect("an answer");
+        assert_eq!(answer.status, 408, "{answer:?}");
+        assert!(started.elapsed() < Duration::from_secs(30));
+        assert_eq!(idle.get("/v2").status, 200);
+        assert_eq!(silent.get("/v2").status, 200);
+    });
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused_before_it_is_read() {
+    within(LIMIT, || {
+        let server = server(&["--max-request-bytes", "1MiB"]);
+        for more in ["", "expect: 100-continue\r\n"] {
+            let mut http = Http::to(&server);
+            let head = format!(
+                "POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000000000\r\n{more}\r\n"
+            );
+            assert!(http.send(head.as_bytes()));
+            let answer = http.answer().expect("an answer");
+            assert_eq!(answer.status, 413, "{answer:?}");
+            assert!(answer.error().contains("--max-request-bytes"));
+        }
+        // One that does not say how long it is, and never ends.
+        let mut http = Http::to(&server);
+        let head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert!(http.send(head.as_bytes()));
+        let chunk = [b"10000\r\n", &[b' '; 0x10000][..], b"\r\n"].concat();
+        for _ in 0..32 {
+            if !http.send(&chunk) {
+                break;
+            }
+        }
+        let answer = http.answer().expect("an answer");
+        assert_eq!(answer.status, 413, "{answer:?}");
+        // A client that sends all of it gets to read why, and may go on.
+        let mut http = Http::to(&server);
+        let answer = http.request("POST", "/v2/models/echo/infer", &[], &vec![b' '; 2 << 20]);
+        assert_eq!(answer.status, 413, "{answer:?}");
+    });
+}
+
+#[test]
+fn two_hundred_connections_at_once_get_their_own_answers() {
+    within(LIMIT, || {
+        let server = server(&["--num-worker", "2", "--door-threads", "2"]);
+        let mut all: Vec<Http> = (0..200).map(|_| Http::to(&server)).collect();
+        for _ in 0..3 {
+            for (number, http) in all.iter_mut().enumerate() {
+                let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [number, 1, 2, 3]});
+                let body = json!({"id": number.to_string(), "inputs": [input]}).to_string();
+                http.ask("POST", "/v2/models/echo/infer", &[], body.as_bytes());
+            }
+            for (number, http) in all.iter_mut().enumerate() {
+                let answer = http.answer().expect("an answer");
+                assert_eq!(answer.status, 200, "{answer:?}");
+                let read = answer.json();
+                assert_eq!(read["id"], json!(number.to_string()));
+                assert_eq!(read["outputs"][0]["data"][0].as_f64(), Some(number as f64));
+            }
+        }
+    });
+}
+
+#[test]
+fn connections_beyond_the_most_are_turned_away_with_a_word() {
+    within(LIMIT, || {
+        let server = server(&["--max-sessions", "3"]);
+        let mut all: Vec<Http> = (0..3).map(|_| Http::to(&server)).collect();
+        for http in &mut all {
+            assert_eq!(http.get("/v2").status, 200);
+        }
+        let mut fourth = Http::to(&server);
+        let answer = fourth.answer().expect("an answer");
+        assert_eq!(
+            (answer.status, answer.header("retry-after")),
+            (503, Some("1"))
+        );
+        assert!(answer.error().contains("too many connections"));
+        drop(all.pop());
+        crate::common::eventually("there is room again", || {
+            let mut http = Http::to(&server);
+            http.send(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                && http.answer().is_some_and(|a| a.status == 200)
+        });
+    });
+}
+
+#[test]
+fn answers_that_nobody_reads_are_bounded_and_hold_nobody_up() {
+    within(LIMIT, || {
+        let server = server(&["--preload", "wide"]);
+        let mut honest = Http::to(&server);
+        let rows = 1024; // 16 MiB
+        let input = json!({
+            "name": "x", "datatype": "FP32", "shape": [rows, 4096],
+            "parameters": {"binary_data_size": rows * 4096 * 4},
+        });
+        let json =
+            json!({"inputs": [input], "parameters": {"binary_data_output": true}}).to_string();
+        let length = json.len().to_string();
+        let headers = [("Inference-Header-Content-Length", length.as_str())];
+        let body = [json.as_bytes(), &vec![0; rows * 4096 * 4]].concat();
+        let mut deaf: Vec<Http> = (0..4).map(|_| Http::to(&server)).collect();
+        for http in &mut deaf {
+            http.ask("POST", "/v2/models/wide/infer", &headers, &body);
+        }
+        for _ in 0..20 {
+            let answer = honest.post("/v2/models/echo/infer", &echo_request(1));
+            assert_eq!(answer.status, 200);
+        }
+        for http in &mut deaf {
+            let answer = http.answer().expect("an answer");
+            assert_eq!(
+                (answer.status, answer.parts().1.len()),
+                (200, rows * 4096 * 4)
+            );
+        }
+    });
+}

@@ -1,0 +1,107 @@
+//! A server that stops: doors finish what runs, refuse what comes, and hold nothing up.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::common::{PATIENCE, eventually, within};
+use crate::http::Http;
+use crate::{LIMIT, echo_request, server, slow_request};
+
+#[test]
+fn a_drain_answers_what_runs_refuses_what_comes_and_waits_for_no_idle_connection() {
+    within(LIMIT, || {
+        let mut server = server(&["--preload", "slow", "--preload", "echo"]);
+        let (mut idle, mut begun, mut other) =
+            (Http::to(&server), Http::to(&server), Http::to(&server));
+        assert_eq!(idle.get("/v2/health/ready").status, 200);
+        assert!(begun.send(b"GET /v2 HTT"));
+        let mut busy = Http::to(&server);
+        let (json, behind) = slow_request(8000);
+        let json = json.to_string();
+        let length = json.len().to_string();
+        let headers = [("Inference-Header-Content-Length", length.as_str())];
+        busy.ask(
+            "POST",
+            "/v2/models/slow/infer",
+            &headers,
+            &[json.as_bytes(), &behind].concat(),
+        );
+        eventually("it runs", || other.get("/v2/health/ready").status == 200);
+        std::thread::sleep(Duration::from_millis(200));
+        server.signal("TERM");
+        eventually("it is not ready", || {
+            let ready = other.get("/v2/health/ready");
+            ready.status == 503 && ready.json() == json!({"ready": false})
+        });
+        let answer = other.post("/v2/models/echo/infer", &echo_request(1));
+        assert_eq!(
+            (answer.status, answer.header("retry-after")),
+            (503, Some("1")),
+            "{answer:?}"
+        );
+        assert_eq!(other.get("/v2/health/live").status, 200);
+        assert_eq!(busy.answer().expect("an answer").status, 200);
+        let answered = Instant::now();
+        assert_eq!(server.wait().code(), Some(0));
+        assert!(
+            answered.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            answered.elapsed()
+        );
+        assert!(idle.is_closed() && begun.is_closed());
+        assert!(PATIENCE > Duration::from_secs(10));
+    });
+}
+
+#[test]
+fn an_immediate_stop_tells_who_waits() {
+    within(LIMIT, || {
+        let mut server = server(&["--preload", "slow"]);
+        let mut busy = Http::to(&server);
+        let (json, behind) = slow_request(40_000);
+        let json = json.to_string();
+        let length = json.len().to_string();
+        let headers = [("Inference-Header-Content-Length", length.as_str())];
+        busy.ask(
+            "POST",
+            "/v2/models/slow/infer",
+            &headers,
+            &[json.as_bytes(), &behind].concat(),
+        );
+        let client = server.client();
+        eventually("it runs", || {
+            client
+                .status()
+                .is_ok_and(|status| status.queue.requests == 1)
+        });
+        let stop = mdm::wire::client::StopMode::Now;
+        client.terminate(stop, PATIENCE, |_| {}).expect("it stops");
+        let answer = busy.answer().expect("an answer");
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_eq!(server.wait().code(), Some(0));
+    });
+}
+
+#[test]
+fn a_port_in_use_is_told_and_nothing_is_left_behind() {
+    within(LIMIT, || {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+        let dir = crate::common::models(&[]);
+        let output = crate::common::command("mdm-server-start")
+            .args(["--port", "0", "--port-out", "0", "--http-port", &port])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.contains(&format!("--http-port {port}: the port is in use")),
+            "{said}"
+        );
+        let left = std::fs::read_dir(dir.path()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["models"]);
+    });
+}
