@@ -26,6 +26,7 @@
 //! | [`wire`] | frames ↔ messages, and the protocol's page: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` and `chunk.rs` what the loops say to each other |
 //! | `zmtp` | connections of our own that speak ZMTP: the server's two ports and the client |
 //! | `frames`, `socket` | zero-copy frames; how the loops' sockets are set up and waited for |
+//! | `deadlines`, `shares` | what the queue and the catalog count alike: when requests run out of time, how much each client has |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
 //! | `catalog` | the life of a model as a pure state machine, with its simulation: what is served, coming, leaving, and who waits |
@@ -134,6 +135,8 @@ mod random;
 pub(crate) mod schedule;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+mod shares;
 pub(crate) mod signature;
 #[cfg(feature = "server")]
 pub(crate) mod socket;

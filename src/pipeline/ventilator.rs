@@ -3,8 +3,8 @@
 //!
 //! What it decides of models is in `catalog/`, and of requests in `requests.rs` and `schedule/`: pure state machines, whose
 //! actions are done here. `clients.rs` knows sessions, `admission.rs` what may enter the queue, `known_headers.rs` what need
-//! not be read again, `groups.rs` what may run together, `life.rs` how it starts and stops, `says.rs` what clients say and
-//! are told, `report.rs` what status says.
+//! not be read again, `groups.rs` what may run together, `links.rs` whom it is connected to, `life.rs` how it starts and
+//! stops, `says.rs` what clients say and are told, `report.rs` what status says.
 
 mod admission;
 #[cfg(test)]
@@ -13,39 +13,34 @@ mod clients;
 mod groups;
 mod known_headers;
 mod life;
+mod links;
 mod report;
 pub(super) mod requests;
 mod says;
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crossbeam_channel::Sender;
-use zmq::Socket;
 
 use self::admission::Learnt;
 use self::clients::Clients;
 use self::life::{Life, Patience, Phase};
+pub(crate) use self::links::{Lanes, Links};
 use self::report::{Ledger, Reported};
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
-use super::control::StopOrder;
-use super::doors::Doors;
-use super::{CancelBoard, Clock, tell};
+use super::tell;
 use crate::catalog::{self, Arrival, Catalog, Change, MostModels};
 use crate::error::{Error, Result};
 use crate::frames;
 use crate::message::{Credit, ModelId, Params, Request, Serial, WorkerId};
-use crate::model::loader::Loader;
-use crate::model::{Lookup, Store};
+use crate::model::Lookup;
 use crate::schedule::{Lane, Limits};
-use crate::socket::{Waiter, wait_for};
+use crate::socket::wait_for;
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, SinkReport, ToSink, ToVentilator, ToWorker};
 use crate::wire::params::RawParams;
 use crate::wire::server::{ServerMessage, StopState, Welcome};
-use crate::zmtp::router::Router;
 
 /// Messages taken from inside before clients get their turn.
 const TURN: usize = 64;
@@ -53,12 +48,6 @@ const TURN: usize = 64;
 const GATHER: Duration = Duration::from_micros(100);
 /// How long an end at once waits for answers that are leaving.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A worker's two lanes.
-pub(crate) struct Lanes {
-    pub small: Socket,
-    pub bulk: Socket,
-}
 
 /// What does not change while the server runs.
 pub(crate) struct ServerInfo {
@@ -70,23 +59,6 @@ pub(crate) struct ServerInfo {
     pub limits: Limits,
     pub preload: Vec<String>,
     pub most_models: MostModels,
-}
-
-/// The ventilator's connections, and what it shares with other threads.
-pub(crate) struct Links {
-    /// `port`, listening.
-    pub router: Router,
-    /// Hears from inside, bound.
-    pub inbox: Socket,
-    pub lanes: Vec<Lanes>,
-    pub sink: Socket,
-    pub doors: Arc<Doors>,
-    pub stop: Arc<StopOrder>,
-    pub loader: Loader,
-    pub store: Arc<Store>,
-    pub board: Arc<CancelBoard>,
-    pub clock: Clock,
-    pub waiter: Waiter,
 }
 
 /// What the ventilator is set up with.
@@ -138,32 +110,6 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         info,
     };
     ventilator.serve()
-}
-
-impl Links {
-    /// Tells every worker that is there, and says which were.
-    fn tell_workers(&mut self, lane: Lane, message: &[Bytes]) -> Vec<WorkerId> {
-        let mut told = Vec::new();
-        for (index, lanes) in self.lanes.iter_mut().enumerate() {
-            // A worker that was lost and is coming up again has no sessions, and opens those that its chunks need.
-            match tell(lanes.of(lane), message.to_vec()) {
-                Ok(()) => told.push(WorkerId(index as u32)),
-                Err(error) => {
-                    tracing::debug!(worker_id = index, %error, "a worker is not there to be told of a model");
-                }
-            }
-        }
-        told
-    }
-}
-
-impl Lanes {
-    fn of(&mut self, lane: Lane) -> &mut Socket {
-        match lane {
-            Lane::Small => &mut self.small,
-            Lane::Bulk => &mut self.bulk,
-        }
-    }
 }
 
 impl Ventilator {

@@ -205,7 +205,10 @@ impl Worker {
         let compute_us = (self.setup.clock.now_us() - started_us).saturating_sub(aside_us);
         let bulk_waits = matches!(lane, Lane::Small)
             && (self.in_bulk || self.bulk.get_events()?.contains(zmq::POLLIN));
-        self.choice.ran(lane, compute_us, bulk_waits);
+        match bulk_waits {
+            true => self.choice.overtook_bulk(compute_us),
+            false => self.choice.bulk_had_its_turn(),
+        }
         let Some(Computed {
             sent,
             mut done,
@@ -229,7 +232,13 @@ impl Worker {
             self.send_done(&chunk, &mut done, compute_us)?;
         }
         let errors = self.send_failed(&chunk, failed, compute_us)?;
-        self.send_credit(&chunk, rows, compute_us, errors, handed)
+        self.tell_ventilator(ToVentilator::Credit(Credit {
+            rows,
+            compute_us,
+            failed: errors,
+            handed,
+            ..self.credit(&chunk)
+        }))
     }
 
     fn is_cancelled(&self, members: &[Member]) -> bool {
@@ -241,7 +250,10 @@ impl Worker {
     fn skip(&mut self, chunk: &Chunk, refused: Vec<(Member, Error)>) -> Result<()> {
         self.send_part(chunk, chunk.members.clone(), 0, Outcome::Skipped)?;
         let errors = self.send_failed(chunk, refused, 0)?;
-        self.send_credit(chunk, 0, 0, errors, Vec::new())
+        self.tell_ventilator(ToVentilator::Credit(Credit {
+            failed: errors,
+            ..self.credit(chunk)
+        }))
     }
 
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
@@ -318,24 +330,18 @@ impl Worker {
         self.tell_sink(&ToSink::Part(Box::new(part)))
     }
 
-    fn send_credit(
-        &mut self,
-        chunk: &Chunk,
-        rows: u64,
-        compute_us: u64,
-        failed: Vec<(Serial, Error)>,
-        handed: Vec<Handed>,
-    ) -> Result<()> {
-        self.tell_ventilator(ToVentilator::Credit(Credit {
+    /// The credit for a chunk of which nothing ran.
+    fn credit(&self, chunk: &Chunk) -> Credit {
+        Credit {
             worker: self.setup.id,
             chunk: chunk.id,
             model: chunk.model,
-            rows,
-            compute_us,
+            rows: 0,
+            compute_us: 0,
             spent_us: chunk.spent_us,
-            failed,
-            handed,
-        }))
+            failed: Vec::new(),
+            handed: Vec::new(),
+        }
     }
 
     /// Opens every leg of a model that may come here.

@@ -16,7 +16,7 @@ use crate::wire::server::ServerMessage;
 /// Nothing here blocks. Answers come from [`Door::try_next`] when the door's descriptor ([`AsFd`]) can be read. A door
 /// can be sent to another thread; each has a session of its own, and dropping it takes back all that is open.
 ///
-/// A caller is a number of the door's own choosing, one for each client behind it: turns and bounds count callers as
+/// A caller is a number that the user of the door chooses, one for each client behind it: turns and bounds count callers as
 /// they count sessions, so that one of them does not starve the others.
 ///
 /// ```no_run
@@ -50,7 +50,7 @@ pub struct Door {
     doors: Arc<Doors>,
     answers: Arc<Answers>,
     last_id: u64,
-    /// Whose requests and questions are open.
+    /// The caller of each request and question that is open.
     open: HashMap<RequestId, u64>,
     /// How many each caller has.
     callers: HashMap<u64, usize>,
@@ -59,9 +59,9 @@ pub struct Door {
 /// What a caller is told: the result, a part or the end of a stream, the answer to a question, or an error.
 #[derive(Debug)]
 pub struct DoorAnswer {
-    /// Whom it is for.
+    /// The caller that it is for.
     pub caller: u64,
-    /// Of which request or question.
+    /// The request or question that it answers.
     pub id: RequestId,
     /// The answer.
     pub message: ServerMessage,
@@ -109,7 +109,7 @@ impl Door {
     /// Takes a request back: it ends with `CANCELLED`, or with its result if that was faster.
     pub fn cancel(&mut self, id: RequestId) {
         if let Some(caller) = self.open.get(&id) {
-            // Where that fails the server has stopped, and the request with it, or is asked again at its deadline.
+            // If that fails, the server has stopped and the request with it, or too much waits and the request runs on.
             let _ = self
                 .doors
                 .say(self.reply(*caller), ClientMessage::Cancel(id));
@@ -154,7 +154,7 @@ impl Door {
         self.say(caller, |id| ClientMessage::Load(id, model.to_owned()))
     }
 
-    /// Forgets a model: [`ServerMessage::UnloadOk`].
+    /// Unloads a model: [`ServerMessage::UnloadOk`].
     ///
     /// # Errors
     /// As [`Door::submit`].

@@ -4,12 +4,14 @@
 pub mod onnx;
 pub mod within;
 
+use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use mdm::client::Client;
+use mdm::{ErrorCode, Result};
 use tempfile::TempDir;
 #[allow(unused_imports)] // as above
 pub use within::within;
@@ -40,6 +42,19 @@ pub fn models(files: &[(&str, Vec<u8>)]) -> TempDir {
     dir
 }
 
+/// It failed with this code, and its message has each of these words in it.
+#[track_caller]
+pub fn refused<T: Debug>(result: Result<T>, code: ErrorCode, words: &[&str]) {
+    let error = result.expect_err("expected an error");
+    assert_eq!(error.code(), code, "{error}");
+    for word in words {
+        assert!(
+            error.message().contains(word),
+            "{word:?} is not in: {error}"
+        );
+    }
+}
+
 /// A command of ours, with nothing of the environment that could steer it.
 pub fn command(name: &str) -> Command {
     let path = match name {
@@ -68,6 +83,13 @@ impl Server {
     /// As [`Server::start`], on these ports.
     pub fn start_on(dir: TempDir, port: u16, port_out: u16, flags: &[&str]) -> Server {
         Server::start_by(command("mdm-server-start"), dir, (port, port_out), flags)
+    }
+
+    /// As [`Server::start`], with a log of what is told at this level.
+    pub fn start_logging(level: &str, dir: TempDir, flags: &[&str]) -> Server {
+        let mut command = command("mdm-server-start");
+        command.env("MDM_LOG", level);
+        Server::start_by(command, dir, (0, 0), flags)
     }
 
     /// As [`Server::start`], with no more than so many descriptors.

@@ -52,9 +52,9 @@ struct Gathering {
     gather: Gather,
     /// Parts that have come, those that failed or were skipped too.
     parts: u64,
-    /// Bytes of it that the client's account has.
+    /// Its bytes that are counted in [`Answers::gathered`].
     counted: u64,
-    /// Of what has come and did not fail.
+    /// Of the parts that have come and did not fail.
     stats: Stats,
     span: Option<Span>,
 }
@@ -155,7 +155,7 @@ impl Answers {
 
     fn take_part(&mut self, part: Part, turn: &mut Turn<'_, impl Outlet>) {
         let Some(recent) = self.recent.get_mut(part.worker.0 as usize) else {
-            return; // nobody's
+            return; // there is no such worker
         };
         if recent.take(&part) == Standing::Refused {
             return;
@@ -164,7 +164,7 @@ impl Answers {
             // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
             for member in &part.members {
                 if self.ended.contains_key(&member.serial) {
-                    self.count_ended(member, false, part.chunk);
+                    self.count_ended(member, None);
                 } else {
                     self.gathering.entry(member.serial).or_default().parts += 1;
                 }
@@ -174,7 +174,7 @@ impl Answers {
         let mut rest = &part.members[..];
         for Ran { members, runs } in done {
             let Some((own, others)) = rest.split_at_checked(members) else {
-                return; // cannot be: a worker counts its members
+                return; // cannot happen: a worker counts its members
             };
             rest = others;
             let piece = |member| Piece {
@@ -186,7 +186,7 @@ impl Answers {
                 [member] => self.take_piece(&piece(member), Given::Runs(runs), turn),
                 own => {
                     let Some(run) = runs.first() else {
-                        return; // cannot be either: what ran has outputs
+                        return; // cannot happen: what ran has outputs
                     };
                     let mut start = 0;
                     for member in own {
@@ -207,7 +207,7 @@ impl Answers {
     ) {
         let Piece { member, chunk, .. } = *piece;
         if self.ended.contains_key(&member.serial) {
-            self.count_ended(member, true, chunk);
+            self.count_ended(member, Some(chunk));
         } else if let Some(span) = self.take_rows(piece, given, turn) {
             self.answered.insert(member.serial, span);
         }
@@ -258,7 +258,7 @@ impl Answers {
         let entry = self.gathering.entry(member.serial).or_default();
         entry.parts += 1;
         if !entry.gather.add(member.offset, member.rows, kept) {
-            return None; // cannot be: each piece brings one part that counts
+            return None; // cannot happen: each piece brings one part that counts
         }
         let span = entry.span.map_or(Span::of(chunk), |span| span.with(chunk));
         entry.span = Some(span);
@@ -333,7 +333,8 @@ impl Answers {
         turn: &mut Turn<'_, impl Outlet>,
     ) {
         let error = Error::exhausted(format!(
-            "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows at once, or stream",
+            "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows \
+             at once, or stream",
             self.max_client_bytes
         ));
         let gathered = self.drop_gathered(member.serial, member.reply);
@@ -353,10 +354,10 @@ impl Answers {
     /// The ventilator ends a request, which it does at most once: with an error, unless it was answered.
     fn close(&mut self, close: &Close, turn: &mut Turn<'_, impl Outlet>) {
         if self.answered.remove(close.serial) {
-            return; // the result was faster
+            return; // the result was sent before
         }
         if let Some(ended) = self.ended.get_mut(&close.serial) {
-            // So was an error of the sink's own. Now it is known how much is still to come.
+            // The sink has ended it with an error of its own. Now it is known how many parts are still to come.
             ended.until = Until::Parts(close.chunks);
         } else if !close.answered {
             let gathered = self.drop_gathered(close.serial, close.reply);
@@ -384,14 +385,14 @@ impl Answers {
         gathered
     }
 
-    /// A part of a request that was answered before.
-    fn count_ended(&mut self, member: &Member, good: bool, chunk: ChunkId) {
+    /// A part of a request that was answered before; where it has the rows, the chunk that brought them.
+    fn count_ended(&mut self, member: &Member, brought_by: Option<ChunkId>) {
         let Some(ended) = self.ended.get_mut(&member.serial) else {
             return;
         };
         ended.parts += 1;
         if let Until::Rows { missing, span } = &mut ended.until
-            && good
+            && let Some(chunk) = brought_by
         {
             *missing = missing.saturating_sub(member.rows);
             *span = span.with(chunk);
@@ -406,7 +407,10 @@ impl Answers {
     }
 
     fn forget_if_complete(&mut self, serial: Serial) {
-        let complete = |ended: &Ended| matches!(ended.until, Until::Parts(expected) if ended.parts >= expected);
+        let complete = |ended: &Ended| match ended.until {
+            Until::Parts(expected) => ended.parts >= expected,
+            Until::Rows { .. } => false,
+        };
         if self.ended.get(&serial).is_some_and(complete) {
             self.ended.remove(&serial);
         }
@@ -415,7 +419,7 @@ impl Answers {
     /// A worker is gone: what has come of its chunks stands, and what failed of them is tried again.
     fn lose_worker(&mut self, lost: &LostWorker, turn: &mut Turn<'_, impl Outlet>) {
         let Some(recent) = self.recent.get_mut(lost.worker.0 as usize) else {
-            return; // nobody's
+            return; // there is no such worker
         };
         let mut chunks = Vec::with_capacity(lost.chunks.len());
         for settled in recent.lose(lost) {
@@ -481,7 +485,8 @@ impl Answers {
         let asker = Asker::from(member);
         if !self.has_room(member.reply, bytes, turn) {
             let error = Error::exhausted(format!(
-                "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, --max-client-bytes)",
+                "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, \
+                 --max-client-bytes)",
                 self.max_client_bytes
             ));
             self.answer_error(asker, error, turn);

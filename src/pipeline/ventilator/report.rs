@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::requests::LegOutputs;
 use super::{Models, ServerInfo, SinkReport};
-use crate::catalog::{Amount, Asker, Bounds, Shares};
+use crate::catalog::{Asker, Bounds};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, ReplyTo, WorkerId};
+use crate::message::{ModelId, WorkerId};
 use crate::schedule::Scheduler;
+use crate::shares::{Amount, Shares};
 use crate::wire::server::{ModelInfo, QueueInfo, Status, TotalsInfo, WorkerInfo};
 
 /// Status questions that wait for the sink's report.
@@ -31,7 +32,7 @@ struct Askers {
     now: Vec<Asker>,
     /// They asked later, and get the next.
     next: Vec<Asker>,
-    shares: Shares<ReplyTo>,
+    shares: Shares,
     /// Of the report that the sink was asked for last.
     token: u64,
 }
@@ -39,8 +40,8 @@ struct Askers {
 impl Askers {
     /// Somebody wants to know. The token, if the sink is to be asked now.
     fn add(&mut self, asker: Asker) -> Result<Option<u64>> {
-        self.shares.check(&asker.client, 0, &QUESTIONS)?;
-        self.shares.add(&asker.client, 0);
+        QUESTIONS.check(&self.shares, asker.client, 0)?;
+        self.shares.add(asker.client, 0);
         self.next.push(asker);
         Ok(self.ask())
     }
@@ -61,7 +62,7 @@ impl Askers {
         }
         let askers = std::mem::take(&mut self.now);
         for asker in &askers {
-            self.shares.remove(&asker.client, 0);
+            self.shares.remove(asker.client, 0);
         }
         (askers, self.ask())
     }
@@ -211,7 +212,7 @@ pub(super) fn models(catalog: &Models) -> Vec<ModelInfo> {
 mod tests {
     use super::*;
     use crate::error::ErrorCode;
-    use crate::message::RequestId;
+    use crate::message::{ReplyTo, RequestId};
 
     fn asker(client: u8, id: u64) -> Asker {
         Asker {

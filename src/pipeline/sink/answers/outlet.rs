@@ -23,7 +23,7 @@ pub(crate) enum Action<'a> {
     TellVentilator(ToVentilator),
 }
 
-/// Whoever does what is to be done, and knows what waits for clients.
+/// Performs the actions, and knows how many bytes are still unsent to each client.
 pub(crate) trait Outlet {
     /// Bytes that were given to [`Outlet::perform`] for a client and have not left yet.
     fn unsent_bytes(&self, reply: ReplyTo) -> u64;
@@ -49,7 +49,7 @@ impl From<&Member> for Asker {
     }
 }
 
-/// The time, and the way out.
+/// What one message is handled with: the time, and where its actions go.
 pub(super) struct Turn<'a, O> {
     pub(super) now_us: u64,
     pub(super) outlet: &'a mut O,
