@@ -71,7 +71,9 @@ pub(crate) struct Rows {
 pub(crate) enum Part {
     /// Rows from an offset on.
     Rows(u64, Rows),
-    /// All rows have come: so many.
+    /// All there is, from a model that has no rows to split. Nothing follows.
+    Whole(Rows, Stats),
+    /// All rows have come: so many. Nothing follows.
     End(u64, Stats),
 }
 
@@ -349,8 +351,9 @@ impl Parts {
                 Ok(Part::Rows(offset, Rows { outputs, held }))
             }
             (ServerMessage::End(rows, stats), _) => Ok(Part::End(rows, stats)),
-            // A model without rows to split gives one result.
-            (ServerMessage::Result(..), _) => Err(Error::internal("a result in place of a part")),
+            (ServerMessage::Result(outputs, stats), held) => {
+                Ok(Part::Whole(Rows { outputs, held }, stats))
+            }
             (other, _) => Err(unexpected(&other)),
         })
     }

@@ -9,6 +9,7 @@ mod common;
 
 mod behind;
 mod commands;
+mod curl;
 mod errors;
 mod exact;
 mod flight;

@@ -4,6 +4,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use serde::Serialize;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::super::connections::Open;
 use super::super::local::Local;
@@ -59,10 +60,25 @@ enum ModelPart {
 
 /// Answers a request.
 pub(super) async fn answer(local: &Rc<Local>, open: Open, request: Request<Incoming>) -> Reply {
-    match dispatch(local, open, request).await {
+    let asked = tracing::enabled!(tracing::Level::DEBUG).then(|| {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        (
+            Instant::now(),
+            open.connection().caller.number(),
+            method,
+            path,
+        )
+    });
+    let reply = match dispatch(local, open, request).await {
         Ok(reply) => reply,
         Err(refusal) => refusal.into(),
+    };
+    if let Some((started, caller, method, path)) = asked {
+        let status = reply.status().as_u16();
+        let elapsed_us = started.elapsed().as_micros() as u64;
+        tracing::debug!(caller, %method, path, status, elapsed_us, "answered over HTTP");
     }
+    reply
 }
 
 async fn dispatch(
