@@ -4,7 +4,9 @@ use zmq::Context;
 
 use super::*;
 use crate::error::ErrorCode;
-use crate::message::{ChunkId, Member, Outcome, Part, Ran, RequestId, Serial, WorkerId};
+use crate::message::{
+    ChunkId, Member, ModelLabel, Outcome, Part, Ran, RequestId, Serial, WorkerId,
+};
 use crate::pipeline::{TO_SINK, TO_VENTILATOR};
 use crate::socket::{self, BusyPoll};
 use crate::tensor::{Batch, Tensor};
@@ -105,6 +107,7 @@ fn part(member: &Member, outcome: Option<Outcome>, attempt: u32) -> ToSink {
         chunk: ChunkId(member.offset + 1),
         worker: WorkerId(0),
         attempt,
+        label: ModelLabel(0),
         compute_us: 10,
         members: vec![member.clone()],
         outcome: outcome.unwrap_or_else(|| alone(rows(member))),
@@ -126,6 +129,7 @@ impl Bench {
             serial: member.serial,
             reply: REPLY,
             request: member.request,
+            label: ModelLabel(0),
             chunks,
             arrived_us: 0,
             answered: false,

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use super::*;
 use bytes::Bytes;
 
-use crate::message::{ChunkId, Ran, ReplyTo, RequestId, Rows};
+use crate::message::{ChunkId, ModelLabel, Ran, ReplyTo, RequestId, Rows};
 use crate::model::BatchKind;
 use crate::model::mock::{Behaviour, Gate, MockSource};
 use crate::tensor::{Batch, Data, DataType, Tensor};
@@ -84,6 +84,7 @@ impl Bench {
             spent_us: 0,
             attempt: 0,
             model,
+            label: ModelLabel(0),
             run: None,
             params: Bytes::new(),
             members,

@@ -8,6 +8,7 @@ use crate::message::{RequestId, WorkerId};
 use crate::wire::inner::Out;
 
 const REPLY: ReplyTo = ReplyTo([7; 16]);
+const LABEL: ModelLabel = ModelLabel(3);
 
 /// What clients and the ventilator are told.
 #[derive(Default)]
@@ -101,6 +102,7 @@ fn part_of(chunk: u64, member: &Member, outcome: Option<Outcome>) -> ToSink {
         chunk: ChunkId(chunk),
         worker: WorkerId(0),
         attempt: 0,
+        label: LABEL,
         compute_us: 10,
         members: vec![member.clone()],
         outcome: outcome.unwrap_or_else(|| alone(rows(member))),
@@ -122,6 +124,7 @@ impl Bench {
             serial: member.serial,
             reply: REPLY,
             request: member.request,
+            label: LABEL,
             chunks,
             arrived_us: 0,
             answered: false,
@@ -339,6 +342,7 @@ fn too_much_for_one_client_ends_that_request_once() {
         serial: Serial(1),
         reply: REPLY,
         request: RequestId(101),
+        label: LABEL,
         chunks: 3,
         arrived_us: 0,
         answered: true,
@@ -459,6 +463,7 @@ fn members_of_one_run_get_their_own_rows_of_it() {
         chunk: ChunkId(9),
         worker: WorkerId(0),
         attempt: 0,
+        label: LABEL,
         compute_us: 10,
         members,
         outcome: Outcome::Done(vec![Ran {
