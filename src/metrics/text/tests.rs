@@ -92,7 +92,7 @@ fn every_line_keeps_prometheus_rules() {
             let text = text(&snapshot, &outside).unwrap();
             let (samples, wrong) = check(&text);
             assert_eq!(wrong, [""; 0], "{text}");
-            assert!(samples.len() > 10);
+            assert!(samples.len() >= 9, "{text}");
         }
     }
 }

@@ -513,6 +513,11 @@ impl Answers {
 
 #[cfg(test)]
 impl Answers {
+    /// What was answered, by label.
+    pub(crate) fn counted(&self) -> Vec<crate::metrics::Answered> {
+        self.counts.report().answered
+    }
+
     /// Bytes gathered for a client.
     pub(crate) fn gathered_bytes(&self, reply: ReplyTo) -> u64 {
         self.gathered.get(&reply).copied().unwrap_or(0)
