@@ -57,6 +57,14 @@ impl Histogram {
         self.sum += each * times;
     }
 
+    /// So many values came of which only the sum is known: each counts as their mean, rounded so that the sum stays.
+    pub(crate) fn record_split(&mut self, bounds: &Bounds, sum: u64, times: u64) {
+        if let (Some(mean), Some(rest)) = (sum.checked_div(times), sum.checked_rem(times)) {
+            self.record(bounds, mean, times - rest);
+            self.record(bounds, mean + 1, rest);
+        }
+    }
+
     /// How many values came.
     pub fn count(&self) -> u64 {
         self.places.iter().sum()
@@ -80,6 +88,16 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_of_which_only_the_sum_is_known_keep_their_sum() {
+        let mut histogram = Histogram::default();
+        histogram.record_split(&ROWS, 30, 4);
+        assert_eq!((histogram.sum(), histogram.count()), (30, 4));
+        assert_eq!(histogram.cumulative()[2..4], [0, 4]);
+        histogram.record_split(&ROWS, 0, 0);
+        assert_eq!((histogram.sum(), histogram.count()), (30, 4));
+    }
 
     #[test]
     fn a_value_counts_up_to_the_bound_that_it_does_not_pass() {

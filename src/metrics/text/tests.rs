@@ -1,5 +1,7 @@
 //! What is written of a snapshot, judged by Prometheus' rules.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::check::{Sample, check};
 use super::*;
 use crate::error::ErrorCode;
@@ -137,6 +139,36 @@ fn what_was_counted_is_what_is_written() {
         .iter()
         .filter_map(|sample| sample.labels.get("door"));
     assert!(!doors.into_iter().any(|door| door == "grpc"));
+}
+
+#[test]
+fn the_guide_has_every_name_and_no_other_with_its_kind_and_labels() {
+    let text = text(&snapshot(), &outside()).unwrap();
+    let mut written = BTreeMap::new();
+    for line in text.lines() {
+        if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|of| of.split_once(' '))
+        {
+            written.insert(name, (kind, BTreeSet::new()));
+        }
+    }
+    for sample in check(&text).0 {
+        let of = |suffix: &&str| written.contains_key(sample.name.trim_end_matches(*suffix));
+        let suffix = ["_bucket", "_sum", "_count"].into_iter().find(of);
+        let name = sample.name.trim_end_matches(suffix.unwrap_or_default());
+        let labels = &mut written.get_mut(name).expect("a family").1;
+        labels.extend(sample.labels.into_keys().filter(|label| label != "le"));
+    }
+    let guide = include_str!("../../guide/metrics.md");
+    let mut told = BTreeMap::new();
+    for row in guide.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let labels = cells[2].split(',').map(|label| label.trim().to_owned());
+        let labels = labels.filter(|label| !label.is_empty()).collect();
+        told.insert(cells[0].trim_end_matches('`'), (cells[1], labels));
+    }
+    assert_eq!(told, written);
 }
 
 /// The judge itself can say no.

@@ -151,9 +151,7 @@ impl Ledger {
         let of = &mut self.ran[place];
         of.chunks += 1;
         of.compute_us += ran.compute_us;
-        if let Some(mean) = ran.rows.checked_div(ran.runs) {
-            of.runs.record(&ROWS, mean, ran.runs);
-        }
+        of.runs.record_split(&ROWS, ran.rows, ran.runs);
     }
 
     /// Somebody asks about the server. The token of a report that the sink is to be asked for now, if it is.
