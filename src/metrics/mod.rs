@@ -133,6 +133,11 @@ pub struct Ran {
 
 /// All that is counted under one model's name, since the start of the server: reloading and unloading a model does not
 /// begin anew. What bounds the names is said at [`MAX_NAMES`].
+///
+/// In the words of Triton's statistics extension: `success` is `answered.total`, `fail` [`Answered::errors`] in
+/// `answered.failed_us`, `queue` `answered.queue`, `compute_infer` `answered.compute` (each a count and a sum),
+/// `inference_count` [`Answered::rows`], `execution_count` the count of `ran.runs`. Runs are counted by powers of two, so
+/// there is no `batch_stats` by exact sizes; reading inputs and writing outputs is not told from the rest of the time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelStats {
     /// The name that requests give, of all its versions; or [`UNKNOWN`], or [`OTHER`].

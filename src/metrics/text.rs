@@ -53,6 +53,9 @@ pub fn text(snapshot: &Snapshot, outside: &Outside) -> Result<String> {
         .map_err(|e| Error::internal(format!("metrics could not be written: {e}")))
 }
 
+/// One of a model's histograms.
+type HistogramOf = fn(&ModelStats) -> &Histogram;
+
 /// A name with its value.
 type Label<'a> = (&'static str, &'a str);
 
@@ -118,7 +121,7 @@ impl Page {
             "Requests for rows that ended with an error, by its code.",
             errors,
         );
-        let times: [(_, _, fn(&ModelStats) -> &Histogram); 3] = [
+        let times: [(_, _, HistogramOf); 3] = [
             (
                 "mdm_request_duration_seconds",
                 "From the arrival of a request until its result left.",
