@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use crate::common::{PATIENCE, command, models, wait, within};
 
 /// Every page with commands. A page is run from its first to its last command, in a folder of its own.
-const PAGES: [(&str, &str); 9] = [
+const PAGES: [(&str, &str); 10] = [
     ("README.md", include_str!("../../README.md")),
     ("proxies.md", include_str!("../../src/guide/proxies.md")),
     ("life.md", include_str!("../../src/guide/life.md")),
@@ -18,6 +18,7 @@ const PAGES: [(&str, &str); 9] = [
         include_str!("../../src/guide/deployment.md"),
     ),
     ("tuning.md", include_str!("../../src/guide/tuning.md")),
+    ("metrics.md", include_str!("../../src/guide/metrics.md")),
     ("errors.md", include_str!("../../src/guide/errors.md")),
     (
         "contributing.md",
