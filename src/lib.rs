@@ -33,6 +33,7 @@
 //! | [`model`] | what a worker runs and where it comes from: `find/` from names to files, `engine/` the only user of ONNX Runtime, loader, store, stages, chains |
 //! | `proxy`, `signature` | what stands in a proxy, read and written; what a model takes and gives |
 //! | [`plugin`], `elf` | models of one's own: the author's interface, the C interface below it, its host |
+//! | [`metrics`] | what is counted, a snapshot of it, and that as Prometheus' text |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
 //! | [`server`] | wiring, being ready, the order of stopping; doors, which are clients inside this process |
 //! | `door` | clients of other protocols: a few threads that translate, submit through [`server::Door`] and answer; `http/` is REST |
@@ -119,6 +120,8 @@ pub mod guide;
 #[cfg(feature = "server")]
 pub mod logging;
 pub mod message;
+#[cfg(feature = "server")]
+pub mod metrics;
 #[cfg(feature = "server")]
 pub mod model;
 #[cfg(feature = "server")]

@@ -27,7 +27,7 @@ use self::admission::Learnt;
 use self::clients::Clients;
 use self::life::{Life, Patience, Phase};
 pub(crate) use self::links::{Lanes, Links};
-use self::report::{Ledger, Reported};
+use self::report::{Ledger, RanChunk};
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
 use super::tell;
 use crate::catalog::{self, Arrival, Catalog, Change, MostModels};
@@ -38,7 +38,7 @@ use crate::model::Lookup;
 use crate::schedule::{Lane, Limits};
 use crate::socket::wait_for;
 use crate::wire::client::StopMode;
-use crate::wire::inner::{self, SinkReport, ToSink, ToVentilator, ToWorker};
+use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 use crate::wire::params::RawParams;
 use crate::wire::server::{ServerMessage, StopState, Welcome};
 
@@ -268,7 +268,7 @@ impl Ventilator {
                 self.requests.tell_what_is_out();
                 self.act()
             }
-            ToVentilator::Report(token, report) => self.send_status(token, &report),
+            ToVentilator::Report(token, report) => self.answer_questions(token, &report),
             ToVentilator::SinkStopped => {
                 self.life.phase = Phase::Stopped;
                 Ok(())
@@ -277,10 +277,9 @@ impl Ventilator {
     }
 
     fn take_credit(&mut self, credit: Credit) -> Result<()> {
-        let (worker, model) = (credit.worker, credit.model);
-        let (rows, compute_us) = (credit.rows, credit.compute_us);
+        let ran = RanChunk::of(&credit);
         if self.requests.credit(credit, self.links.clock.now_us()) {
-            self.ledger.ran(worker, model, rows, compute_us);
+            self.ledger.ran(&ran);
         }
         self.act()
     }
@@ -347,15 +346,8 @@ impl Ventilator {
                 let told = self.links.tell_workers(Lane::Small, &open);
                 self.catalog.told(model, told);
             }
-            Action::Admit(parked, model) => {
-                let Arrival { reply, request, .. } = parked.arrival;
-                if let Err(error) = self.enqueue(parked, model) {
-                    return self.refuse(reply, request, &error);
-                }
-            }
-            Action::Refuse(arrival, error) => {
-                return self.refuse(arrival.reply, arrival.request, &error);
-            }
+            Action::Admit(parked, model) => return self.take_parked(parked, model),
+            Action::Refuse(arrival, error) => return self.refuse_parked(&arrival, &error),
             Action::Answer(asker, answer) => self.tell_asker(&asker, answer),
             Action::Started(result) => self.life.preloaded(result),
             Action::Changed(Change::Leads(lookup, model)) => {
@@ -370,6 +362,7 @@ impl Ventilator {
     /// No request needs the model any more: the workers drop their sessions.
     fn forget_model(&mut self, model: ModelId) {
         self.requests.scheduler.forget(model);
+        self.ledger.forget_model(model);
         self.links.store.let_go(model);
         let forget = inner::write_to_worker(&ToWorker::Forget(model));
         self.links.tell_workers(Lane::Bulk, &forget);
@@ -380,8 +373,7 @@ impl Ventilator {
     /// Ends a request with an error, wherever it is.
     fn close(&mut self, serial: Serial, error: &Error) -> Result<()> {
         if let Some(parked) = self.catalog.give_up(serial) {
-            let Arrival { reply, request, .. } = parked.arrival;
-            return self.refuse(reply, request, error);
+            return self.refuse_parked(&parked.arrival, error);
         }
         self.requests.close(serial, error, Answered::Not);
         self.act()
@@ -414,37 +406,11 @@ impl Ventilator {
         Ok(())
     }
 
-    // ---- what is said of the server ------------------------------------------------------------------------------
-
-    /// Has the sink report, if it is asked now.
-    fn ask_sink(&mut self, token: Option<u64>) -> Result<()> {
-        token.map_or(Ok(()), |token| self.tell_sink(&ToSink::Report(token)))
-    }
-
-    /// The sink's report has come: those who wait for it are answered.
-    fn send_status(&mut self, token: u64, sink: &SinkReport) -> Result<()> {
-        let (askers, again) = self.ledger.take_askers(token);
-        if !askers.is_empty() {
-            let server = Reported {
-                info: &self.info,
-                scheduler: &self.requests.scheduler,
-                catalog: &self.catalog,
-                up_us: self.links.clock.now_us(),
-                pending: self.pending(),
-            };
-            let status = ServerMessage::StatusOk(Box::new(self.ledger.status(&server, sink)));
-            for asker in askers {
-                self.answer_asker(&asker, &status);
-            }
-        }
-        self.ask_sink(again)
-    }
+    // ---- the end -------------------------------------------------------------------------------------------------
 
     fn pending(&self) -> u64 {
         (self.requests.scheduler.waiting().requests + self.catalog.parked_count()) as u64
     }
-
-    // ---- the end -------------------------------------------------------------------------------------------------
 
     fn stop(&mut self, mode: StopMode) -> Result<()> {
         self.life.drain(self.pending());

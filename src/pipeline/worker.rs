@@ -35,6 +35,14 @@ pub(crate) struct Setup {
     pub busy_poll: BusyPoll,
 }
 
+/// What a chunk's credit says of its runs.
+#[derive(Clone, Copy, Default)]
+struct RowsRan {
+    rows: u64,
+    runs: u64,
+    compute_us: u64,
+}
+
 struct Worker {
     setup: Setup,
     small: Socket,
@@ -211,6 +219,7 @@ impl Worker {
         }
         let Some(Computed {
             sent,
+            runs,
             mut done,
             mut failed,
         }) = computed
@@ -218,7 +227,11 @@ impl Worker {
             return self.skip(&chunk, refused);
         };
         failed.extend(refused);
-        let rows = sent + rows_of(&done);
+        let ran = RowsRan {
+            rows: sent + rows_of(&done),
+            runs,
+            compute_us,
+        };
         let mut handed = Vec::new();
         // The parts go out before the credit: whoever sees the credit may forget the rows.
         if chunk.goes_on {
@@ -232,13 +245,7 @@ impl Worker {
             self.send_done(&chunk, &mut done, compute_us)?;
         }
         let errors = self.send_failed(&chunk, failed, compute_us)?;
-        self.tell_ventilator(ToVentilator::Credit(Credit {
-            rows,
-            compute_us,
-            failed: errors,
-            handed,
-            ..self.credit(&chunk)
-        }))
+        self.send_credit(&chunk, ran, errors, handed)
     }
 
     fn is_cancelled(&self, members: &[Member]) -> bool {
@@ -250,10 +257,7 @@ impl Worker {
     fn skip(&mut self, chunk: &Chunk, refused: Vec<(Member, Error)>) -> Result<()> {
         self.send_part(chunk, chunk.members.clone(), 0, Outcome::Skipped)?;
         let errors = self.send_failed(chunk, refused, 0)?;
-        self.tell_ventilator(ToVentilator::Credit(Credit {
-            failed: errors,
-            ..self.credit(chunk)
-        }))
+        self.send_credit(chunk, RowsRan::default(), errors, Vec::new())
     }
 
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
@@ -323,6 +327,7 @@ impl Worker {
             chunk: chunk.id,
             worker: self.setup.id,
             attempt: chunk.attempt,
+            label: chunk.label,
             compute_us: chunk.spent_us + compute_us,
             members,
             outcome,
@@ -330,18 +335,25 @@ impl Worker {
         self.tell_sink(&ToSink::Part(Box::new(part)))
     }
 
-    /// The credit for a chunk of which nothing ran.
-    fn credit(&self, chunk: &Chunk) -> Credit {
-        Credit {
+    fn send_credit(
+        &mut self,
+        chunk: &Chunk,
+        ran: RowsRan,
+        failed: Vec<(Serial, Error)>,
+        handed: Vec<Handed>,
+    ) -> Result<()> {
+        self.tell_ventilator(ToVentilator::Credit(Credit {
             worker: self.setup.id,
             chunk: chunk.id,
             model: chunk.model,
-            rows: 0,
-            compute_us: 0,
+            label: chunk.label,
+            rows: ran.rows,
+            runs: ran.runs,
+            compute_us: ran.compute_us,
             spent_us: chunk.spent_us,
-            failed: Vec::new(),
-            handed: Vec::new(),
-        }
+            failed,
+            handed,
+        }))
     }
 
     /// Opens every leg of a model that may come here.

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::message::{Params, ReplyTo, Request, RequestId};
-use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN};
+use crate::message::{DoorKind, Params, ReplyTo, Request, RequestId};
+use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN, Question, Said};
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
 use crate::wire::server::ServerMessage;
@@ -47,6 +47,7 @@ use crate::wire::server::ServerMessage;
 #[derive(Debug)]
 pub struct Door {
     number: u32,
+    kind: DoorKind,
     doors: Arc<Doors>,
     answers: Arc<Answers>,
     last_id: u64,
@@ -75,10 +76,11 @@ impl DoorAnswer {
 }
 
 impl Door {
-    pub(super) fn open(doors: Arc<Doors>) -> Result<Door> {
-        let (number, answers) = doors.open()?;
+    pub(super) fn open(doors: Arc<Doors>, kind: DoorKind) -> Result<Door> {
+        let (number, answers) = doors.open(kind)?;
         Ok(Door {
             number,
+            kind,
             doors,
             answers,
             last_id: 0,
@@ -110,9 +112,10 @@ impl Door {
     pub fn cancel(&mut self, id: RequestId) {
         if let Some(caller) = self.open.get(&id) {
             // If that fails, the server has stopped and the request with it, or too much waits and the request runs on.
-            let _ = self
-                .doors
-                .say(self.reply(*caller), ClientMessage::Cancel(id));
+            let _ = self.doors.say(Said::Message(
+                self.reply(*caller),
+                ClientMessage::Cancel(id),
+            ));
         }
     }
 
@@ -122,6 +125,23 @@ impl Door {
     /// As [`Door::submit`]; so have the questions below.
     pub fn status(&mut self, caller: u64) -> Result<RequestId> {
         self.say(caller, ClientMessage::Status)
+    }
+
+    /// Asks for the counters: [`ServerMessage::MetricsOk`].
+    ///
+    /// # Errors
+    /// As [`Door::submit`].
+    pub fn metrics(&mut self, caller: u64) -> Result<RequestId> {
+        self.ask(caller, Question::Metrics)
+    }
+
+    /// Asks whether the server is ready: [`ServerMessage::HealthOk`]. The question goes through both of the loops that
+    /// serve requests, so an answer shows that they turn; whoever probes sets a time for it to come.
+    ///
+    /// # Errors
+    /// As [`Door::submit`].
+    pub fn health(&mut self, caller: u64) -> Result<RequestId> {
+        self.ask(caller, Question::Health)
     }
 
     /// Asks which models are loaded: [`ServerMessage::ModelsOk`].
@@ -182,13 +202,25 @@ impl Door {
     }
 
     fn reply(&self, caller: u64) -> ReplyTo {
-        ReplyTo::of_caller(self.number, caller)
+        ReplyTo::of_caller(self.kind, self.number, caller)
     }
 
     fn say(
         &mut self,
         caller: u64,
         message: impl FnOnce(RequestId) -> ClientMessage<RawParams>,
+    ) -> Result<RequestId> {
+        self.begin(caller, |reply, id| Said::Message(reply, message(id)))
+    }
+
+    fn ask(&mut self, caller: u64, question: Question) -> Result<RequestId> {
+        self.begin(caller, |reply, id| Said::Question(reply, id, question))
+    }
+
+    fn begin(
+        &mut self,
+        caller: u64,
+        said: impl FnOnce(ReplyTo, RequestId) -> Said,
     ) -> Result<RequestId> {
         if self.callers.len() >= MAX_CALLERS && !self.callers.contains_key(&caller) {
             return Err(Error::exhausted(format!(
@@ -201,7 +233,7 @@ impl Door {
             )));
         }
         let id = RequestId(self.last_id + 1);
-        self.doors.say(self.reply(caller), message(id))?;
+        self.doors.say(said(self.reply(caller), id))?;
         self.last_id = id.0;
         self.open.insert(id, caller);
         *self.callers.entry(caller).or_default() += 1;

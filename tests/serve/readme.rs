@@ -20,6 +20,7 @@ const PAGES: [(&str, &str); 10] = [
         include_str!("../../src/guide/deployment.md"),
     ),
     ("tuning.md", include_str!("../../src/guide/tuning.md")),
+    ("metrics.md", include_str!("../../src/guide/metrics.md")),
     ("errors.md", include_str!("../../src/guide/errors.md")),
     (
         "contributing.md",

@@ -26,7 +26,7 @@ use self::given::Given;
 use self::outlet::{Asker, Turn};
 use self::recent::{Recent, Standing};
 use crate::error::{Error, Result};
-use crate::message::{ChunkId, Member, Outcome, Part, Ran, ReplyTo, Serial, Stats};
+use crate::message::{ChunkId, Member, ModelLabel, Outcome, Part, Ran, ReplyTo, Serial, Stats};
 use crate::split::Gather;
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{Arrived, Close, LostWorker, ToSink, ToVentilator};
@@ -79,7 +79,14 @@ enum Until {
 struct Piece<'a> {
     member: &'a Member,
     chunk: ChunkId,
+    label: ModelLabel,
     compute_us: u64,
+}
+
+impl Piece<'_> {
+    fn asker(&self) -> Asker {
+        Asker::of(self.member, self.label)
+    }
 }
 
 /// The requests of which parts are coming, and what was answered.
@@ -180,6 +187,7 @@ impl Answers {
             let piece = |member| Piece {
                 member,
                 chunk: part.chunk,
+                label: part.label,
                 compute_us: part.compute_us,
             };
             match own {
@@ -225,6 +233,7 @@ impl Answers {
             member,
             chunk,
             compute_us,
+            ..
         } = *piece;
         if member.rows == member.total && !member.stream {
             // Nothing to gather: most small requests end here.
@@ -235,14 +244,14 @@ impl Answers {
             };
             match given.as_rows(member) {
                 Some((outputs, rows)) => {
-                    self.answer_rows(member, ResultRows::new(outputs, rows, stats), turn);
+                    self.answer_rows(piece, ResultRows::new(outputs, rows, stats), turn);
                 }
                 None => {
                     let outputs = Outputs {
                         batched: !member.whole,
                         parts: given.into_runs(),
                     };
-                    self.answer_result(member, outputs, stats, turn);
+                    self.answer_result(piece, outputs, stats, turn);
                 }
             }
             return Some(Span::of(chunk));
@@ -271,11 +280,11 @@ impl Answers {
         stats.compute_us += compute_us;
         let missing = member.total.saturating_sub(entry.gather.rows());
         if !fits {
-            self.overflow(member, missing, span, turn);
+            self.overflow(piece, missing, span, turn);
             return (missing == 0).then_some(span);
         }
         if member.stream {
-            send_parts(member, sent, turn);
+            send_parts(piece, sent, turn);
         } else {
             entry.counted += bytes;
             *self.gathered.entry(member.reply).or_default() += bytes;
@@ -284,16 +293,17 @@ impl Answers {
             return None;
         }
         if let Some(done) = self.gathering.remove(&member.serial) {
-            self.complete(member, done, turn);
+            self.complete(piece, done, turn);
         }
         Some(span)
     }
 
-    fn complete(&mut self, member: &Member, done: Gathering, turn: &mut Turn<'_, impl Outlet>) {
+    fn complete(&mut self, piece: &Piece<'_>, done: Gathering, turn: &mut Turn<'_, impl Outlet>) {
+        let member = piece.member;
         if member.stream {
-            let asker = Asker::from(member);
+            let asker = piece.asker();
             self.counts
-                .result(asker.arrived_us, member.total, turn.now_us);
+                .result(&asker, member.total, &done.stats, turn.now_us);
             turn.answer(asker, ServerMessage::End(member.total, done.stats));
             return;
         }
@@ -302,7 +312,7 @@ impl Answers {
             batched: true,
             parts: done.gather.into_parts(),
         };
-        self.answer_result(member, outputs, done.stats, turn);
+        self.answer_result(piece, outputs, done.stats, turn);
     }
 
     // ---- bytes ---------------------------------------------------------------------------------------------------
@@ -327,11 +337,12 @@ impl Answers {
     /// The client's bytes are used up: this request ends with an error, others go on.
     fn overflow(
         &mut self,
-        member: &Member,
+        piece: &Piece<'_>,
         missing: u64,
         span: Span,
         turn: &mut Turn<'_, impl Outlet>,
     ) {
+        let member = piece.member;
         let error = Error::exhausted(format!(
             "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows \
              at once, or stream",
@@ -345,7 +356,7 @@ impl Answers {
             };
             self.ended.insert(member.serial, ended);
         }
-        self.answer_error(member.into(), error, turn);
+        self.answer_error(piece.asker(), error, turn);
         turn.tell_ventilator(ToVentilator::Abort(member.serial));
     }
 
@@ -372,6 +383,7 @@ impl Answers {
                 reply: close.reply,
                 request: close.request,
                 arrived_us: close.arrived_us,
+                label: close.label,
             };
             self.answer_error(asker, close.error.clone(), turn);
         }
@@ -445,31 +457,31 @@ impl Answers {
 
     fn answer_result(
         &mut self,
-        member: &Member,
+        piece: &Piece<'_>,
         outputs: Outputs,
         stats: Stats,
         turn: &mut Turn<'_, impl Outlet>,
     ) {
-        let asker = Asker::from(member);
+        let asker = piece.asker();
         if let Err(error) = check_alike(&outputs.parts) {
             return self.answer_error(asker, error, turn);
         }
         let bytes = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
-        if self.count_result(member, bytes, turn) {
+        if self.count_result(piece, bytes, &stats, turn) {
             turn.answer(asker, ServerMessage::Result(outputs, stats));
         }
     }
 
     fn answer_rows(
         &mut self,
-        member: &Member,
+        piece: &Piece<'_>,
         rows: ResultRows<'_>,
         turn: &mut Turn<'_, impl Outlet>,
     ) {
-        if self.count_result(member, rows.payload_bytes(), turn) {
+        if self.count_result(piece, rows.payload_bytes(), &rows.stats(), turn) {
             turn.outlet.perform(Action::Result {
-                reply: member.reply,
-                request: member.request,
+                reply: piece.member.reply,
+                request: piece.member.request,
                 rows,
             });
         }
@@ -478,12 +490,13 @@ impl Answers {
     /// Counts a result that is about to leave. False if there is no room for it: then its error has left.
     fn count_result(
         &mut self,
-        member: &Member,
+        piece: &Piece<'_>,
         bytes: u64,
+        stats: &Stats,
         turn: &mut Turn<'_, impl Outlet>,
     ) -> bool {
-        let asker = Asker::from(member);
-        if !self.has_room(member.reply, bytes, turn) {
+        let asker = piece.asker();
+        if !self.has_room(asker.reply, bytes, turn) {
             let error = Error::exhausted(format!(
                 "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, \
                  --max-client-bytes)",
@@ -493,18 +506,23 @@ impl Answers {
             return false;
         }
         self.counts
-            .result(asker.arrived_us, member.total, turn.now_us);
+            .result(&asker, piece.member.total, stats, turn.now_us);
         true
     }
 
     fn answer_error(&mut self, asker: Asker, error: Error, turn: &mut Turn<'_, impl Outlet>) {
-        self.counts.error(&error);
+        self.counts.error(&asker, &error, turn.now_us);
         turn.answer(asker, ServerMessage::Error(error));
     }
 }
 
 #[cfg(test)]
 impl Answers {
+    /// What was answered, by label.
+    pub(crate) fn counted(&self) -> Vec<crate::metrics::Answered> {
+        self.counts.report().answered
+    }
+
     /// Bytes gathered for a client.
     pub(crate) fn gathered_bytes(&self, reply: ReplyTo) -> u64 {
         self.gathered.get(&reply).copied().unwrap_or(0)
@@ -525,15 +543,15 @@ impl Answers {
 }
 
 /// Sends the runs of a stream's member, one part each.
-fn send_parts(member: &Member, runs: Vec<Batch>, turn: &mut Turn<'_, impl Outlet>) {
-    let mut offset = member.offset;
+fn send_parts(piece: &Piece<'_>, runs: Vec<Batch>, turn: &mut Turn<'_, impl Outlet>) {
+    let mut offset = piece.member.offset;
     for run in runs {
         let rows = run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
         let outputs = Outputs {
             parts: vec![run],
             batched: true,
         };
-        turn.answer(member.into(), ServerMessage::Part(offset, outputs));
+        turn.answer(piece.asker(), ServerMessage::Part(offset, outputs));
         offset += rows;
     }
 }

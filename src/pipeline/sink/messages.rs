@@ -1,13 +1,17 @@
 //! What tests tell the sink, and read of what it answers.
 
 use crate::error::{Error, ErrorCode};
-use crate::message::{ChunkId, Member, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId};
+use crate::message::{
+    ChunkId, Member, ModelLabel, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId,
+};
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{Close, ToSink};
 use crate::wire::server::ServerMessage;
 
 /// The client that all of it is for.
 pub(super) const REPLY: ReplyTo = ReplyTo([7; 16]);
+/// The model that it is counted for.
+pub(super) const LABEL: ModelLabel = ModelLabel(3);
 
 pub(super) fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member {
     Member {
@@ -53,6 +57,7 @@ pub(super) fn part_of(chunk: u64, member: &Member, outcome: Option<Outcome>) -> 
         chunk: ChunkId(chunk),
         worker: WorkerId(0),
         attempt: 0,
+        label: LABEL,
         compute_us: 10,
         members: vec![member.clone()],
         outcome: outcome.unwrap_or_else(|| alone(rows(member))),
@@ -65,6 +70,7 @@ pub(super) fn close(member: &Member, chunks: u64) -> ToSink {
         serial: member.serial,
         reply: member.reply,
         request: member.request,
+        label: LABEL,
         chunks,
         arrived_us: 0,
         answered: false,

@@ -117,10 +117,14 @@ impl Life {
         }
     }
 
+    /// Whether every worker was up once, and every preloaded model was opened.
+    pub(super) fn is_started(&self) -> bool {
+        self.starting.workers_missing.len() + self.starting.models_missing == 0
+    }
+
     fn check_ready(&mut self) {
-        let starting = &mut self.starting;
-        if starting.workers_missing.len() + starting.models_missing == 0
-            && let Some(ready) = starting.ready.take()
+        if self.is_started()
+            && let Some(ready) = self.starting.ready.take()
         {
             // Whoever started the server may have given up waiting; then it stops us another way.
             let _ = ready.send(Ok(()));

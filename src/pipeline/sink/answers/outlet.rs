@@ -1,6 +1,6 @@
 //! What the answers want done, and who does it.
 
-use crate::message::{Member, ReplyTo, RequestId};
+use crate::message::{Member, ModelLabel, ReplyTo, RequestId};
 use crate::wire::inner::ToVentilator;
 use crate::wire::rows::ResultRows;
 use crate::wire::server::ServerMessage;
@@ -37,14 +37,17 @@ pub(super) struct Asker {
     pub(super) reply: ReplyTo,
     pub(super) request: RequestId,
     pub(super) arrived_us: u64,
+    /// Under which model's name the answer is counted.
+    pub(super) label: ModelLabel,
 }
 
-impl From<&Member> for Asker {
-    fn from(member: &Member) -> Asker {
+impl Asker {
+    pub(super) fn of(member: &Member, label: ModelLabel) -> Asker {
         Asker {
             reply: member.reply,
             request: member.request,
             arrived_us: member.arrived_us,
+            label,
         }
     }
 }

@@ -270,6 +270,7 @@ fn too_much_for_one_client_ends_that_request_once() {
         serial: Serial(1),
         reply: REPLY,
         request: RequestId(101),
+        label: LABEL,
         chunks: 3,
         arrived_us: 0,
         answered: true,
@@ -390,6 +391,7 @@ fn members_of_one_run_get_their_own_rows_of_it() {
         chunk: ChunkId(9),
         worker: WorkerId(0),
         attempt: 0,
+        label: LABEL,
         compute_us: 10,
         members,
         outcome: Outcome::Done(vec![Ran {
