@@ -166,9 +166,11 @@ fn start(config: &Config) -> Result<Started, Error> {
     );
     #[cfg(feature = "gateway")]
     {
-        doors.set_ready();
         if let Some(http) = doors.http_addr() {
             ready += &format!(" http_port={}", http.port());
+        }
+        if let Some(metrics) = doors.metrics_addr() {
+            ready += &format!(" metrics_port={}", metrics.port());
         }
     }
     let mut stdout = io::stdout().lock();

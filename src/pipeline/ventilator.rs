@@ -30,7 +30,7 @@ pub(crate) use self::links::{Lanes, Links};
 use self::report::{Ledger, RanChunk};
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
 use super::tell;
-use crate::catalog::{self, Arrival, Catalog, Change, MostModels};
+use crate::catalog::{self, Catalog, Change, MostModels};
 use crate::error::{Error, Result};
 use crate::frames;
 use crate::message::{Credit, ModelId, Params, Request, Serial, WorkerId};

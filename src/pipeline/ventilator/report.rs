@@ -10,7 +10,7 @@ use super::requests::LegOutputs;
 use super::{Models, ServerInfo};
 use crate::catalog::{Asker, Bounds};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Credit, ModelId, ModelLabel, WorkerId};
+use crate::message::{Credit, ModelId, ModelLabel, ReplyTo, WorkerId};
 use crate::metrics::{Answered, ByDoor, DoorStats, ErrorCounts, Health, Labels, ROWS, Ran};
 use crate::model::Description;
 use crate::pipeline::doors::Question;
