@@ -7,9 +7,12 @@ mod cancel;
 mod coding;
 #[path = "../common/mod.rs"]
 mod common;
+mod counted;
 mod events;
 mod http;
+mod http2;
 mod infer;
+mod kinds;
 mod models;
 mod odd;
 mod places;
