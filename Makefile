@@ -14,6 +14,8 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 ROOT = $(DESTDIR)$(patsubst ~/%,$(HOME)/%,$(PREFIX))
 COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer mdm-model
 FETCH := examples/setup/fetch_onnxruntime.py
+CLIENTS_LIST := tests/door/official/requirements.txt
+CLIENTS = $(CARGO_TARGET_DIR)/python
 # Each of these has to compile without the others; the first is none at all, and client,plugin is a model's author who
 # calls the server too.
 FEATURES := "" client plugin client,plugin server gateway
@@ -22,7 +24,7 @@ FEATURES := "" client plugin client,plugin server gateway
 need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo toolchain python onnxruntime build demo ner demo-ner demo-image test test-valgrind bench bench-ner bench-image install uninstall clean fmt lint
+.PHONY: help cargo toolchain python onnxruntime clients build demo ner demo-ner demo-image test test-valgrind bench bench-ner bench-image install uninstall clean fmt lint
 
 help:
 	@echo 'make demo                        fetch ONNX Runtime, build, and classify the handwritten digits on 2 workers'
@@ -39,6 +41,7 @@ help:
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
 	@echo 'make uninstall PREFIX=/usr/local'
 	@echo 'make onnxruntime DEVICE=cpu|cuda the pinned ONNX Runtime library, into .onnxruntime/'
+	@echo 'make clients                     the clients of others that tests run, in $(CARGO_TARGET_DIR)/python (make test does it)'
 	@echo 'make fmt, make lint              rustfmt; clippy, warnings are errors'
 	@echo 'make clean                       remove what was built (.onnxruntime/ stays)'
 
@@ -54,6 +57,17 @@ python:
 onnxruntime: python
 	@case '$(DEVICE)' in ''|cpu|cuda) ;; *) echo "error: DEVICE is '$(DEVICE)'; expected cpu or cuda" >&2; exit 1;; esac
 	@$(PYTHON) $(FETCH) $(if $(DEVICE),--device $(DEVICE))
+
+# The clients of others that tests run, about 600 MB. Where they cannot be had, those tests say so; with
+# REQUIRE_CLIENTS=1 they fail.
+clients: python
+	@if ! cmp -s '$(CLIENTS_LIST)' '$(CLIENTS)/requirements.txt'; then \
+		echo '$(PYTHON) -m pip install --target $(CLIENTS) -r $(CLIENTS_LIST)'; \
+		rm -rf '$(CLIENTS)'; \
+		if $(PYTHON) -m pip install -q --disable-pip-version-check --only-binary :all: --target '$(CLIENTS)' -r '$(CLIENTS_LIST)'; \
+		then cp '$(CLIENTS_LIST)' '$(CLIENTS)/requirements.txt'; \
+		else echo 'note: the clients could not be fetched; their tests will say that they were skipped' >&2; fi; \
+	fi
 
 build: toolchain
 	$(CARGO) build --release --locked
@@ -78,7 +92,7 @@ demo-image: toolchain onnxruntime
 
 # The tests come last, so that their closing lines are the last thing on the screen. `cargo test` runs the
 # documentation's examples too.
-test: toolchain onnxruntime
+test: toolchain onnxruntime clients
 	@set -e; for features in $(FEATURES); do \
 		echo "$(CARGO) check --locked --no-default-features --features '$$features'"; \
 		$(CARGO) check --locked --no-default-features --features "$$features"; \

@@ -15,7 +15,10 @@ mod infer;
 mod kinds;
 mod models;
 mod odd;
+mod official;
 mod places;
+#[path = "../common/python.rs"]
+mod python;
 mod slow;
 mod stop;
 

@@ -1,8 +1,7 @@
 //! Clients in another language: pyzmq, with whatever libzmq it has.
 
-use std::process::Command;
-
 use crate::common::within;
+use crate::python::python_with;
 use crate::raw::{echo, hello, routing_id};
 use crate::{LIMIT, server};
 
@@ -47,16 +46,14 @@ fn unhex(text: &str) -> Vec<u8> {
 
 #[test]
 fn pyzmq_is_served() {
-    let has_zmq = Command::new("python3").args(["-c", "import zmq"]).output();
-    if !has_zmq.is_ok_and(|output| output.status.success()) {
-        println!("skipped: there is no Python with pyzmq here");
+    let Some(mut python) = python_with("zmq") else {
         return;
-    }
-    within(LIMIT, || {
+    };
+    within(LIMIT, move || {
         let server = server(&[]);
         let large: Vec<[f32; 4]> = (0..500).map(|row| [row as f32; 4]).collect();
         let (first, second) = (echo(2, &[[1.0, 2.0, 3.0, 4.0]]), echo(3, &large));
-        let output = Command::new("python3")
+        let output = python
             .args(["-c", SCRIPT])
             .args([server.port.to_string(), server.port_out.to_string()])
             .args([routing_id().to_vec(), hello(1)].map(|bytes| hex(&bytes)))

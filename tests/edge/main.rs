@@ -18,6 +18,8 @@ mod metrics;
 #[path = "../serve/models.rs"]
 mod models;
 mod peer;
+#[path = "../common/python.rs"]
+mod python;
 #[path = "../wire/raw.rs"]
 #[allow(dead_code)] // as above
 mod raw;

@@ -1,0 +1,28 @@
+//! Clients in Python: packages that `make clients` fetches, and that tests only read.
+#![allow(dead_code)] // each test program uses some of it
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where `make clients` puts them.
+fn packages() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
+    target.expect("the target folder").join("python")
+}
+
+/// Python that can import this package; `None`, which it says, if it is not there. Where everything has to run it must be.
+pub fn python_with(package: &str) -> Option<Command> {
+    if !packages().join(package).is_dir() {
+        assert!(
+            std::env::var_os("REQUIRE_CLIENTS").is_none(),
+            "{package} is not there: run `make clients`"
+        );
+        println!("skipped: {package} is not there; `make clients` fetches it");
+        return None;
+    }
+    let mut python = Command::new("python3");
+    python
+        .env("PYTHONPATH", packages())
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    Some(python)
+}
