@@ -12,7 +12,7 @@ CARGO_TARGET_DIR ?= target
 RELEASE := $(CARGO_TARGET_DIR)/release
 # Where things are installed; a shell may leave the ~ to us.
 ROOT = $(DESTDIR)$(patsubst ~/%,$(HOME)/%,$(PREFIX))
-COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer mdm-model
+COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer mdm-bench mdm-model
 FETCH := examples/setup/fetch_onnxruntime.py
 # Each of these has to compile without the others; the first is none at all, and client,plugin is a model's author who
 # calls the server too.
