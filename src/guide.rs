@@ -8,6 +8,7 @@
 //! | [`clients`] | the Rust client, `mdm-infer` and its files |
 //! | [`deployment`] | installing, settings, watching, stopping, what has to guard a server |
 //! | [`tuning`] | what the settings do to speed, fairness and memory |
+//! | [`benchmarking`] | measuring a server with `mdm-bench`: closed and open loops, what the columns mean |
 //! | [`errors`] | what each error code means, and the limits |
 //! | [`contributing`] | building, testing and benching MDM itself, and the habits |
 //!
@@ -29,5 +30,6 @@ page!(plugins, "guide/plugins.md");
 page!(clients, "guide/clients.md");
 page!(deployment, "guide/deployment.md");
 page!(tuning, "guide/tuning.md");
+page!(benchmarking, "guide/benchmarking.md");
 page!(errors, "guide/errors.md");
 page!(contributing, "guide/contributing.md");

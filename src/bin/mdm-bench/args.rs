@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
-use mdm::config::whole;
+use clap::{ArgAction, Parser, ValueEnum};
+use mdm::config::{switch, whole};
 
 use crate::call::CallFlags;
 use crate::load::Window;
@@ -29,9 +29,25 @@ pub struct Args {
     #[command(flatten)]
     pub asked: CallFlags,
 
-    /// The way in: the server's own protocol
-    #[arg(long, value_enum, default_value_t = DoorKind::Zmq)]
-    pub door: DoorKind,
+    /// The protocol: MDM's own, or the Open Inference Protocol over REST; http at --ip and --port, or at --url. Where a URL
+    /// is given it is http, else zmq
+    #[arg(long, value_enum)]
+    pub door: Option<DoorKind>,
+
+    /// A server that speaks the Open Inference Protocol over REST, MDM or another: http://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+
+    /// Over http, send tensors as JSON instead of binary data
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, require_equals = true, value_parser = switch)]
+    #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set)]
+    pub json: bool,
 
     /// The rows that are sent: .npy, .npz, .jsonl or .txt, as mdm-infer reads them. Without it they are made up from what
     /// the model says that it takes
@@ -78,6 +94,10 @@ pub struct Args {
     /// Write the table to a file too, for programs
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+
+    /// Draw throughput against latency, as SVG
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
 }
 
 /// Which protocol is spoken.
@@ -85,6 +105,8 @@ pub struct Args {
 pub enum DoorKind {
     /// MDM's own, over ZeroMQ's
     Zmq,
+    /// The Open Inference Protocol over REST
+    Http,
 }
 
 impl Args {

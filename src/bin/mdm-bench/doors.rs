@@ -1,5 +1,6 @@
 //! Where requests go in: what is asked of a server before it is measured, and the connections to it.
 
+pub mod http;
 pub mod zmq;
 
 use anyhow::Result;
@@ -7,6 +8,7 @@ use mdm::Batch;
 use mdm::wire::server::ModelInfo;
 
 use crate::drive::Connection;
+use crate::measure::ServerTimes;
 
 /// A way into a server.
 pub trait Door {
@@ -18,4 +20,9 @@ pub trait Door {
 
     /// Opens a connection for the requests that were prepared.
     fn connect(&self) -> Result<Box<dyn Connection>>;
+
+    /// What the server has counted of the model so far, if answers do not say it and the server does.
+    fn server_times(&self) -> Option<ServerTimes> {
+        None
+    }
 }

@@ -28,7 +28,13 @@ pub struct Source {
 
 impl Source {
     /// Rows that were read from a file.
-    pub fn given(model: &ModelInfo, rows: Batch) -> Source {
+    pub fn given(model: &ModelInfo, mut rows: Batch) -> Source {
+        // Not every server takes the only input without its name.
+        if let ([tensor], [port]) = (&mut rows.tensors[..], &model.inputs[..])
+            && tensor.name().is_empty()
+        {
+            *tensor = tensor.clone().renamed(port.name.as_str());
+        }
         Source {
             whole: model.kind == "whole" || rows.rows().is_err(),
             rows,

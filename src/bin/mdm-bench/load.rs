@@ -112,6 +112,14 @@ impl Load {
 
     /// The next request, for a connection that is free now; `None` if that was all.
     pub fn next(&mut self, now: Duration) -> Option<Arrival> {
+        if let Some(poisson) = &mut self.arrivals
+            && now >= self.window.start
+        {
+            // What is left of the warm-up would only be in the way of what counts.
+            while poisson.due() < self.window.start {
+                poisson.step();
+            }
+        }
         let due = match &self.arrivals {
             Some(poisson) => poisson.due(),
             None => now,

@@ -19,6 +19,7 @@ mod inputs;
 mod load;
 mod measure;
 mod plan;
+mod plot;
 #[allow(dead_code)] // the simulations of the server use the rest
 #[path = "../../random.rs"]
 mod random;
@@ -35,12 +36,13 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use args::{Args, DoorKind};
 use csv::Csv;
 use doors::Door;
+use doors::http::{Asked, Encoding, Http};
 use doors::zmq::Zmq;
 use drive::Drive;
 use inputs::Source;
@@ -63,6 +65,9 @@ fn main() -> ExitCode {
 
 fn bench(args: &Args) -> Result<ExitCode> {
     let cases = cases(args)?;
+    if let Some(path) = &args.plot {
+        plot::check(path)?;
+    }
     let mut door = door(args)?;
     let source = source(args, &*door)?;
     let mut csv = args.csv.as_deref().map(Csv::create).transpose()?;
@@ -90,7 +95,11 @@ fn bench(args: &Args) -> Result<ExitCode> {
             requests,
         };
         let before = bar.position();
-        let report = drive.run(|passed| bar.set_position(before + millis(passed)))?;
+        let times = door.server_times();
+        let mut report = drive.run(|passed| bar.set_position(before + millis(passed)))?;
+        if let (Some(before), Some(after)) = (times, door.server_times()) {
+            report.share_by(before, after);
+        }
         bar.suspend(|| writeln!(out, "{}", table::line(&report)))?;
         if let Some(csv) = &mut csv {
             csv.add(&report)?;
@@ -105,6 +114,9 @@ fn bench(args: &Args) -> Result<ExitCode> {
     bar.finish_and_clear();
     let cores = available_parallelism().map_or(1, usize::from);
     write!(out, "{}", table::notes(&reports, cores))?;
+    if let Some(path) = &args.plot {
+        plot::draw(path, &reports).with_context(|| path.display().to_string())?;
+    }
     let last = reports.last();
     if last.is_some_and(|last| last.failed > 0 && last.failed == last.requests) {
         bail!("no request succeeded");
@@ -131,12 +143,45 @@ fn cases(args: &Args) -> Result<Vec<Case>> {
 }
 
 fn door(args: &Args) -> Result<Box<dyn Door>> {
-    Ok(match args.door {
-        DoorKind::Zmq => {
-            let call = args.asked.call()?.timeout(args.timeout());
-            Box::new(Zmq::new(args.asked.address(), call))
+    let kind = match (args.door, &args.url) {
+        (Some(DoorKind::Zmq), Some(_)) => {
+            bail!("--url is for --door http; --server says where MDM's own protocol is spoken")
         }
-    })
+        (Some(kind), _) => kind,
+        (None, Some(_)) => DoorKind::Http,
+        (None, None) => DoorKind::Zmq,
+    };
+    match kind {
+        DoorKind::Zmq => {
+            ensure!(
+                !args.json,
+                "--json is for --door http; the server's own protocol has no JSON tensors"
+            );
+            let call = args.asked.call()?.timeout(args.timeout());
+            Ok(Box::new(Zmq::new(args.asked.address(), call)))
+        }
+        DoorKind::Http => {
+            let url = match &args.url {
+                Some(url) => url.clone(),
+                None => args.asked.at.address().replacen("tcp", "http", 1),
+            };
+            let asked = Asked {
+                model: args
+                    .asked
+                    .model
+                    .clone()
+                    .context("over http a model has to be named: --model NAME")?,
+                params: args.asked.params()?,
+                encoding: if args.json {
+                    Encoding::Json
+                } else {
+                    Encoding::Binary
+                },
+                timeout: args.timeout(),
+            };
+            Ok(Box::new(Http::new(&url, asked)?))
+        }
+    }
 }
 
 /// The rows: the file is read before the server is asked, so that a wrong one is told at once.
@@ -226,22 +271,44 @@ mod tests {
             "requests" => ("70", Some("0")),
             "warm-up" => ("0", Some("-1")),
             "csv" => ("my_table.csv", None),
+            "plot" => ("my_table.svg", None),
+            "door" => ("http", None),
+            "url" => ("http://a_b:1", None),
+            "json" => ("true", Some("perhaps")),
             "timeout-ms" => ("70", Some("0")),
             other => panic!("no value for --{other}: add one"),
         };
         let shown = |args: &Args| format!("{args:?}");
-        shared::every_flag::reads(&[NAME, "--door", "zmq"], sample, shown);
+        shared::every_flag::reads(&[NAME], sample, shown);
+    }
+
+    fn args(flags: &[&str]) -> Args {
+        let words = [&[NAME], flags].concat();
+        match mdm::config::parse_flags::<Args>(words.iter().map(Into::into), |_| None) {
+            Ok(mdm::config::Asked::Run(args)) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_of_the_other_door_are_refused() {
+        for (flags, words) in [
+            (&["--door", "zmq", "--url", "http://a:1"][..], "--server"),
+            (&["--json"], "--door http"),
+            (&["--door", "http"], "--model"),
+            (
+                &["--url", "localhost:1", "--model", "m"],
+                "http://HOST:PORT",
+            ),
+        ] {
+            let e = door(&args(flags)).err().unwrap().to_string();
+            assert!(e.contains(words), "{e}");
+        }
+        assert!(door(&args(&["--door", "http", "--model", "m"])).is_ok());
     }
 
     #[test]
     fn more_requests_in_flight_than_threads_are_refused() {
-        let args = |flags: &[&str]| {
-            let words = [&[NAME], flags].concat();
-            match mdm::config::parse_flags::<Args>(words.iter().map(Into::into), |_| None) {
-                Ok(mdm::config::Asked::Run(args)) => args,
-                other => panic!("{other:?}"),
-            }
-        };
         let e = cases(&args(&["--concurrency", "1,2000"])).unwrap_err();
         assert!(e.to_string().contains("--concurrency 2000"), "{e}");
         let open = cases(&args(&["--rate", "10"])).unwrap();

@@ -29,6 +29,14 @@ pub struct Times {
     pub done: Duration,
 }
 
+/// What a server has counted of a model's requests so far, where answers do not say it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ServerTimes {
+    pub requests: u64,
+    pub queue: Duration,
+    pub run: Duration,
+}
+
 /// What the generator itself took while all of a case ran, warm-up and backlog included.
 #[derive(Clone, Copy, Debug)]
 pub struct Spent {
@@ -183,12 +191,7 @@ impl Tally {
         let shares = (self.with_stats > 0).then(|| {
             let queue_us = mean(self.queue, self.with_stats);
             let run_us = mean(self.run, self.with_stats);
-            Shares {
-                queue_us,
-                run_us,
-                // Chunks of a request that ran at the same time have more time in the model than the request took.
-                rest_us: (asked_us - queue_us - run_us).max(0.0),
-            }
+            Shares::of(asked_us, queue_us, run_us)
         });
         let quantile = |q| self.latency.value_at_quantile(q) as f64 / 1e3;
         let due = ended + self.unsent;
@@ -248,6 +251,17 @@ pub struct Shares {
     pub rest_us: f64,
 }
 
+impl Shares {
+    fn of(asked_us: f64, queue_us: f64, run_us: f64) -> Shares {
+        Shares {
+            queue_us,
+            run_us,
+            // Chunks of a request that ran at the same time have more time in the model than the request took.
+            rest_us: (asked_us - queue_us - run_us).max(0.0),
+        }
+    }
+}
+
 /// What is told of a case.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
@@ -278,4 +292,19 @@ pub struct Report {
     pub unsent: u64,
     /// More became due than the server, over these connections, could take.
     pub saturated: bool,
+}
+
+impl Report {
+    /// Fills in the shares from what the server counted before and after, warm-up included, if answers did not say it.
+    pub fn share_by(&mut self, before: ServerTimes, after: ServerTimes) {
+        let requests = after.requests.saturating_sub(before.requests);
+        if self.shares.is_none() && requests > 0 {
+            let mean = |time: Duration| time.as_secs_f64() * 1e6 / requests as f64;
+            self.shares = Some(Shares::of(
+                self.asked_us,
+                mean(after.queue.saturating_sub(before.queue)),
+                mean(after.run.saturating_sub(before.run)),
+            ));
+        }
+    }
 }

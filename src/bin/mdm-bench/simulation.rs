@@ -8,7 +8,7 @@ use std::time::Duration;
 use mdm::Stats;
 
 use crate::load::{Arrival, Load, Window};
-use crate::measure::{Failure, Outcome, Report, Spent, Tally, Times};
+use crate::measure::{Failure, Outcome, Report, ServerTimes, Spent, Tally, Times};
 use crate::plan::Case;
 
 /// A server that takes requests in turn.
@@ -307,6 +307,47 @@ fn past_saturation_every_request_that_was_due_is_told_of() {
         Duration::from_micros(report.asked_us as u64),
     );
     assert!(report.asked_us < 40_001.0);
+}
+
+/// The bug: what was left of a warm-up past saturation was sent before anything that counts.
+#[test]
+fn the_backlog_of_a_warm_up_is_let_go() {
+    let ran = run(case(8, Some(1000)), window(5, 5), Server::new(1, |_| ms(5)));
+    let first = ran.asked.iter().find(|(arrival, _)| arrival.counted);
+    let (arrival, times) = first.unwrap();
+    assert!(times.sent - arrival.due < ms(50), "{arrival:?} {times:?}");
+    assert!(
+        ran.asked
+            .iter()
+            .all(|(arrival, times)| arrival.counted || times.sent < ms(5000))
+    );
+    assert!(
+        (1990..=2010).contains(&ran.report.requests),
+        "{}",
+        ran.report.requests
+    );
+}
+
+#[test]
+fn what_a_server_counts_stands_in_for_answers_that_say_nothing() {
+    let [mut report, _] = samples();
+    let told = |requests, queue, run| ServerTimes {
+        requests,
+        queue: ms(queue),
+        run: ms(run),
+    };
+    let by_answers = report.shares;
+    report.share_by(told(0, 0, 0), told(10, 10, 20));
+    assert_eq!(report.shares, by_answers);
+    report.shares = None;
+    report.share_by(told(5, 5, 5), told(5, 5, 5));
+    assert_eq!(report.shares, None);
+    report.share_by(told(5, 5, 5), told(15, 15, 35));
+    let shares = report.shares.unwrap();
+    assert_eq!(
+        (shares.queue_us, shares.run_us, shares.rest_us),
+        (1000.0, 3000.0, 1000.0)
+    );
 }
 
 #[test]
