@@ -38,25 +38,34 @@ fn number(text: &str) -> Result<u64, String> {
     number.ok_or_else(|| EXPECTED.to_owned())
 }
 
+/// From one number of a range to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Times(u64),
+    Plus(u64),
+}
+
 fn range(from: u64, to: u64, step: &str, into: &mut Vec<u64>) -> Result<(), String> {
-    let (next, by): (fn(u64, u64) -> Option<u64>, &str) = match step.split_at_checked(1) {
-        Some(("x", by)) => (u64::checked_mul, by),
-        Some(("+", by)) => (u64::checked_add, by),
+    let step = match step.split_at_checked(1) {
+        Some(("x", by)) => Step::Times(number(by)?),
+        Some(("+", by)) => Step::Plus(number(by)?),
         _ => return Err(EXPECTED.to_owned()),
     };
-    let by = number(by)?;
     if from > to {
         return Err(format!(
             "the range begins at {from} and ends at {to}, below it"
         ));
     }
-    if next(from, by) == Some(from) {
+    if step == Step::Times(1) {
         return Err("a range by x1 does not end; expected x2 or more".to_owned());
     }
     let mut at = Some(from);
     while let Some(number) = at.filter(|at| *at <= to && into.len() <= MAX_CASES) {
         into.push(number);
-        at = next(number, by);
+        at = match step {
+            Step::Times(by) => number.checked_mul(by),
+            Step::Plus(by) => number.checked_add(by),
+        };
     }
     Ok(())
 }

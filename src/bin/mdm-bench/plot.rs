@@ -19,10 +19,25 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(0x7f, 0x7f, 0x7f),
 ];
 
-/// The percentiles that are drawn, each paler than the one before.
-const DRAWN: [(&str, f64, fn(&Latency) -> f64); 2] = [
-    ("p50", 1.0, |latency| latency.p50),
-    ("p99", 0.4, |latency| latency.p99),
+/// A percentile that is drawn.
+struct Drawn {
+    name: &'static str,
+    /// How strong its color is.
+    strength: f64,
+    of: fn(&Latency) -> f64,
+}
+
+const DRAWN: [Drawn; 2] = [
+    Drawn {
+        name: "p50",
+        strength: 1.0,
+        of: |latency| latency.p50,
+    },
+    Drawn {
+        name: "p99",
+        strength: 0.4,
+        of: |latency| latency.p99,
+    },
 ];
 
 /// Whether a plot can be written there, before anything is measured for it.
@@ -68,13 +83,13 @@ fn lines(reports: &[Report]) -> Vec<Line> {
     // Cases of the same rows were measured one after the other.
     let of_rows = reports.chunk_by(|a, b| a.case.rows == b.case.rows);
     for (reports, color) in of_rows.zip(COLORS.iter().cycle()) {
-        for (percentile, strength, latency) in DRAWN {
+        for Drawn { name, strength, of } in DRAWN {
             let points = reports.iter().filter(|report| report.rows_per_s > 0.0);
             lines.push(Line {
-                name: format!("{} rows, {percentile}", reports[0].case.rows),
+                name: format!("{} rows, {name}", reports[0].case.rows),
                 color: color.mix(strength),
                 points: points
-                    .map(|report| (report.rows_per_s, latency(&report.latency_us) / 1e3))
+                    .map(|report| (report.rows_per_s, of(&report.latency_us) / 1e3))
                     .collect(),
             });
         }
