@@ -12,7 +12,7 @@ CARGO_TARGET_DIR ?= target
 RELEASE := $(CARGO_TARGET_DIR)/release
 # Where things are installed; a shell may leave the ~ to us.
 ROOT = $(DESTDIR)$(patsubst ~/%,$(HOME)/%,$(PREFIX))
-COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer mdm-model
+COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer mdm-bench mdm-model
 FETCH := examples/setup/fetch_onnxruntime.py
 CLIENTS_LIST := tests/door/official/requirements.txt
 CLIENTS = $(CARGO_TARGET_DIR)/python

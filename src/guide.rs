@@ -10,6 +10,7 @@
 //! | [`deployment`] | installing, settings, watching, stopping, what has to guard a server |
 //! | [`tuning`] | what the settings do to speed, fairness and memory |
 //! | [`metrics`] | what is counted, what to be woken for, health |
+//! | [`benchmarking`] | measuring a server with `mdm-bench`: closed and open loops, what the columns mean |
 //! | [`errors`] | what each error code means, and the limits |
 //! | [`contributing`] | building, testing and benching MDM itself, and the habits |
 //!
@@ -33,5 +34,6 @@ page!(doors, "guide/doors.md");
 page!(deployment, "guide/deployment.md");
 page!(tuning, "guide/tuning.md");
 page!(metrics, "guide/metrics.md");
+page!(benchmarking, "guide/benchmarking.md");
 page!(errors, "guide/errors.md");
 page!(contributing, "guide/contributing.md");

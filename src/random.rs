@@ -1,4 +1,4 @@
-//! Repeatable numbers for the simulations.
+//! Repeatable numbers for the simulations, and for the arrivals that mdm-bench makes up.
 
 /// A repeatable stream of numbers.
 pub(crate) struct Random(u64);

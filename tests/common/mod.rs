@@ -64,6 +64,7 @@ pub fn command(name: &str) -> Command {
         "mdm-server-terminate" => env!("CARGO_BIN_EXE_mdm-server-terminate"),
         "mdm-server-status" => env!("CARGO_BIN_EXE_mdm-server-status"),
         "mdm-infer" => env!("CARGO_BIN_EXE_mdm-infer"),
+        "mdm-bench" => env!("CARGO_BIN_EXE_mdm-bench"),
         "mdm-model" => env!("CARGO_BIN_EXE_mdm-model"),
         other => panic!("{other} is none of our commands"),
     };

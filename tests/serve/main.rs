@@ -8,6 +8,7 @@
 mod common;
 
 mod behind;
+mod bench;
 mod commands;
 mod curl;
 mod errors;

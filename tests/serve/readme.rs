@@ -8,7 +8,7 @@ use crate::common::{PATIENCE, command, models, wait, within};
 use crate::curl;
 
 /// Every page with commands. A page is run from its first to its last command, in a folder of its own.
-const PAGES: [(&str, &str); 10] = [
+const PAGES: [(&str, &str); 12] = [
     ("README.md", include_str!("../../README.md")),
     ("proxies.md", include_str!("../../src/guide/proxies.md")),
     ("life.md", include_str!("../../src/guide/life.md")),
@@ -21,6 +21,10 @@ const PAGES: [(&str, &str); 10] = [
     ),
     ("tuning.md", include_str!("../../src/guide/tuning.md")),
     ("metrics.md", include_str!("../../src/guide/metrics.md")),
+    (
+        "benchmarking.md",
+        include_str!("../../src/guide/benchmarking.md"),
+    ),
     ("errors.md", include_str!("../../src/guide/errors.md")),
     (
         "contributing.md",
@@ -191,6 +195,11 @@ fn the_commands_of_the_guide_about_deployment_run() {
     run_in_a_folder("deployment.md");
 }
 
+#[test]
+fn the_commands_of_the_guide_about_benchmarking_run() {
+    run_in_a_folder("benchmarking.md");
+}
+
 /// A page with commands that nobody runs would be wrong one day.
 #[test]
 fn every_page_with_commands_is_run_by_a_test() {
@@ -201,6 +210,7 @@ fn every_page_with_commands_is_run_by_a_test() {
         "clients.md",
         "doors.md",
         "deployment.md",
+        "benchmarking.md",
     ];
     for (name, page) in PAGES {
         let has = typed(page)
@@ -216,7 +226,11 @@ fn the_flags_of_the_readme_and_the_guide_are_flags() {
     within(PATIENCE, || {
         let commands = ["start", "terminate", "status"].map(|name| format!("mdm-server-{name}"));
         let mut help = String::new();
-        for name in commands.iter().map(String::as_str).chain(["mdm-infer"]) {
+        for name in commands
+            .iter()
+            .map(String::as_str)
+            .chain(["mdm-infer", "mdm-bench"])
+        {
             let output = command(name).arg("--help").output().expect("it runs");
             help += &String::from_utf8(output.stdout).expect("text");
         }

@@ -4,7 +4,11 @@
 #[path = "../shared/mod.rs"]
 mod shared;
 
+#[path = "../shared/call.rs"]
+mod call;
+#[path = "../shared/read.rs"]
 mod read;
+#[path = "../shared/rows.rs"]
 mod rows;
 mod run;
 mod write;
@@ -14,12 +18,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Parser;
-use mdm::client::{CONNECT_TIMEOUT, Call, Client};
+use mdm::client::{CONNECT_TIMEOUT, Client};
 use mdm::config::whole;
-use mdm::wire::client::check_params;
 
+use call::CallFlags;
 use read::Contents;
 use run::{Deadline, Job};
 use write::Target;
@@ -46,10 +49,6 @@ The older spelling works too: -model=digits -input=images.npy -port=5555";
 #[command(name = "mdm-infer", version, after_help = AFTER_HELP)]
 #[command(mut_arg("port", |port| port.display_order(100)))] // behind --ip
 struct Args {
-    /// The model's name; not needed if the parameters say model_proxy_path
-    #[arg(long)]
-    model: Option<String>,
-
     /// The rows: .npy, .npz, .jsonl or .txt
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
@@ -58,21 +57,13 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Parameters for the model, a JSON object
-    #[arg(long, value_name = "JSON")]
-    params: Option<String>,
-
     /// The longest that all of it may take, in milliseconds; 0 or not said: each request has the server's default
     #[arg(long, value_name = "MS")]
     #[arg(value_parser = whole::<u64>(0..=31_536_000_000))]
     timeout_ms: Option<u64>,
 
-    /// The server's address instead of --ip and --port: tcp://localhost:5555 or ipc://sock_tmp/mdm-5555.in
-    #[arg(long, value_name = "ADDRESS")]
-    server: Option<String>,
-
     #[command(flatten)]
-    at: shared::ServerFlags,
+    asked: CallFlags,
 }
 
 fn main() -> ExitCode {
@@ -84,17 +75,13 @@ fn infer(args: &Args) -> anyhow::Result<ExitCode> {
     // 0 leaves it to the server.
     let limit = args.timeout_ms.filter(|ms| *ms > 0);
     let deadline = Deadline::after(limit.map(Duration::from_millis));
-    let call = call(args)?;
+    let call = args.asked.call()?;
     let target = args.output.as_deref().map(Target::new).transpose()?;
     let contents = read::read(&args.input)?;
-    let address = match &args.server {
-        Some(address) => address.clone(),
-        None => args.at.address(),
-    };
     let left = deadline.left()?.unwrap_or(CONNECT_TIMEOUT);
     let client = Client::builder()
         .connect_timeout(left.min(CONNECT_TIMEOUT))
-        .connect(&address)?;
+        .connect(&args.asked.address())?;
     // Asked first: the model's inputs say what lines of JSON mean, and an output file that cannot hold its outputs is an
     // error before the work and not after it.
     let model = client.describe(deadline.bound(&call)?)?;
@@ -125,27 +112,6 @@ fn infer(args: &Args) -> anyhow::Result<ExitCode> {
     }
     writeln!(out, "{}", done.totals())?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn call(args: &Args) -> anyhow::Result<Call> {
-    let mut call = match &args.params {
-        Some(text) => {
-            let params: serde_json::Value =
-                serde_json::from_str(text).context("--params is not JSON")?;
-            let serde_json::Value::Object(params) = params else {
-                anyhow::bail!(
-                    "--params is {params}, expected a JSON object such as {{\"c_tag\": \"BD\"}}"
-                );
-            };
-            check_params(&params).context("--params")?;
-            Call::from(params)
-        }
-        None => Call::default(),
-    };
-    if let Some(model) = &args.model {
-        call = call.for_model(model);
-    }
-    Ok(call)
 }
 
 #[cfg(test)]
