@@ -24,7 +24,7 @@ FEATURES := "" client plugin client,plugin server gateway
 need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo toolchain python onnxruntime clients build demo ner demo-ner demo-image test test-valgrind bench bench-ner bench-image install uninstall clean fmt lint
+.PHONY: help cargo toolchain python onnxruntime clients build demo ner demo-ner demo-image test test-valgrind bench bench-doors bench-ner bench-image install uninstall clean fmt lint
 
 help:
 	@echo 'make demo                        fetch ONNX Runtime, build, and classify the handwritten digits on 2 workers'
@@ -36,6 +36,7 @@ help:
 	@echo 'make build                       the commands, in $(RELEASE)/'
 	@echo 'make bench                       the benchmarks: one table of ratios (minutes; BENCH=--quick: a look)'
 	@echo 'make bench SERVER=PATH           the same, each of our servers measured in turn with the mdm-server-start at PATH'
+	@echo 'make bench-doors                 the door for HTTP, to the ZeroMQ client and a bare server of the same library'
 	@echo 'make bench-ner                   400 to 8,000 sentences on 1 to 8 workers: a table and a plot (minutes)'
 	@echo 'make bench-image                 where an image is decoded: client, server, extra workers (BENCH=--quick: a look)'
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
@@ -114,6 +115,10 @@ test-valgrind: toolchain
 bench: toolchain onnxruntime
 	$(CARGO) build --locked --release --example echo_plugin
 	$(CARGO) bench --locked --bench table -- $(BENCH) $(if $(SERVER),--server '$(patsubst ~/%,$(HOME)/%,$(SERVER))')
+
+# The doors beside what they are made of.
+bench-doors: toolchain onnxruntime
+	$(CARGO) bench --locked --bench table -- doors $(BENCH)
 
 bench-ner: ner
 	$(CARGO) bench --locked --bench ner

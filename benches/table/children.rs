@@ -182,6 +182,8 @@ pub struct Server {
     pub port: u16,
     /// Where answers come from.
     pub port_out: u16,
+    /// What it said when it was ready.
+    ready: String,
     /// Its log, its standard error and its local sockets.
     _dir: TempDir,
 }
@@ -222,8 +224,14 @@ impl Server {
             process,
             port: number(&ready, "port")?,
             port_out: number(&ready, "port_out")?,
+            ready,
             _dir: dir,
         })
+    }
+
+    /// Where its door for HTTP is.
+    pub fn http_port(&self) -> Result<u16> {
+        number(&self.ready, "http_port")
     }
 
     /// A client of it.

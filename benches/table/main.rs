@@ -15,8 +15,10 @@ mod bulk;
 mod children;
 mod clients;
 mod dealers;
+mod doors;
 mod engine;
 mod heavy;
+mod http;
 mod idle;
 mod large;
 mod loops;
@@ -99,7 +101,7 @@ const PART: Duration = Duration::from_secs(45);
 
 type Part = fn(&Plan, &mut Table) -> Result<()>;
 
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 13] = [
     ("bulk", bulk::measure),
     ("heavy", heavy::measure),
     ("small", small::measure),
@@ -112,6 +114,7 @@ const PARTS: [(&str, Part); 12] = [
     ("idle", idle::measure),
     ("sessions", sessions::measure),
     ("plugin", plugin::measure),
+    ("doors", doors::measure),
 ];
 
 fn main() -> Result<()> {
@@ -122,6 +125,7 @@ fn main() -> Result<()> {
         Some(bare::SERVE) => return bare::serve(&args[1..]),
         Some(tcp::SERVE) => return tcp::serve(&args[1..]),
         Some(tcp::ECHO) => return tcp::echo(&args[1..]),
+        Some(http::SERVE) => return http::serve(&args[1..]),
         _ => {}
     }
     if !args.iter().any(|arg| arg == "--bench") {
