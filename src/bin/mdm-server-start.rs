@@ -170,6 +170,9 @@ fn start(config: &Config) -> Result<Started, Error> {
         if let Some(http) = doors.http_addr() {
             ready += &format!(" http_port={}", http.port());
         }
+        if let Some(grpc) = doors.grpc_addr() {
+            ready += &format!(" grpc_port={}", grpc.port());
+        }
     }
     let mut stdout = io::stdout().lock();
     if let Err(error) = writeln!(stdout, "{ready}").and_then(|()| stdout.flush()) {

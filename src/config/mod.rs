@@ -54,6 +54,8 @@ pub struct Config {
     pub port_out: u16,
     /// Where the door for HTTP listens, if there is one; 0 for a free port.
     pub http_port: Option<u16>,
+    /// Where the door for gRPC listens, if there is one; 0 for a free port.
+    pub grpc_port: Option<u16>,
     /// Threads of the doors, at least 1.
     pub door_threads: usize,
     /// Clients of a door on this machine may load and unload models.
@@ -229,6 +231,7 @@ impl Config {
             port: args.port,
             port_out: args.port_out,
             http_port: args.http_port,
+            grpc_port: args.grpc_port,
             door_threads: args.door_threads,
             door_model_control: args.door_model_control,
             num_worker: args.num_worker,
@@ -305,18 +308,15 @@ impl Config {
     /// empty one is not set, a list is joined like PATH.
     pub fn settings(&self) -> BTreeMap<String, String> {
         let path = |path: &Path| path.display().to_string();
+        let optional = |port: Option<u16>| port.map(|port| port.to_string()).unwrap_or_default();
         let millis = |time: Option<Duration>| time.unwrap_or_default().as_millis().to_string();
         let rows = [
             ("host", self.host.clone()),
             ("insecure", self.insecure.to_string()),
             ("port", self.port.to_string()),
             ("port_out", self.port_out.to_string()),
-            (
-                "http_port",
-                self.http_port
-                    .map(|port| port.to_string())
-                    .unwrap_or_default(),
-            ),
+            ("http_port", optional(self.http_port)),
+            ("grpc_port", optional(self.grpc_port)),
             ("door_threads", self.door_threads.to_string()),
             ("door_model_control", self.door_model_control.to_string()),
             ("num_worker", self.num_worker.to_string()),
@@ -412,22 +412,29 @@ impl Config {
     }
 }
 
-/// What a door's flags have to agree with.
+/// What the doors' flags have to agree with.
 fn check_doors(args: &Args) -> Result<()> {
-    let Some(http_port) = args.http_port else {
-        return Ok(());
-    };
-    if !cfg!(feature = "gateway") {
-        return Err(Error::invalid(
-            "--http-port: this server was built without doors; build it with the feature `gateway`, which is in the default set",
-        ));
-    }
-    for (flag, port) in [("--port", args.port), ("--port-out", args.port_out)] {
-        if http_port == port && port != 0 {
+    let doors = [
+        ("--http-port", args.http_port),
+        ("--grpc-port", args.grpc_port),
+    ];
+    let mut taken = vec![("--port", args.port), ("--port-out", args.port_out)];
+    for (flag, port) in doors {
+        let Some(port) = port else {
+            continue;
+        };
+        if !cfg!(feature = "gateway") {
             return Err(Error::invalid(format!(
-                "{flag} and --http-port are both {port}: they are two sockets, give two ports"
+                "{flag}: this server was built without doors; build it with the feature `gateway`, which is in the default set"
             )));
         }
+        let same = taken.iter().find(|(_, other)| *other == port && port != 0);
+        if let Some((other, _)) = same {
+            return Err(Error::invalid(format!(
+                "{other} and {flag} are both {port}: they are two sockets, give two ports"
+            )));
+        }
+        taken.push((flag, port));
     }
     Ok(())
 }

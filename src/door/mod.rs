@@ -18,6 +18,7 @@
 mod connections;
 mod documents;
 mod errors;
+mod grpc;
 mod http;
 mod local;
 mod pipeline;
@@ -41,6 +42,7 @@ use crate::server::Server;
 /// The doors of a server. They end by themselves once the server has stopped; dropping them ends them at once.
 pub struct Doors {
     http: Option<SocketAddr>,
+    grpc: Option<SocketAddr>,
     shared: Arc<Shared>,
     order: watch::Sender<Order>,
     threads: Vec<JoinHandle<()>>,
@@ -57,23 +59,39 @@ impl Doors {
         let (order, orders) = watch::channel(Order::Serve);
         let mut doors = Doors {
             http: None,
+            grpc: None,
             shared,
             order,
             threads: Vec::new(),
         };
-        let Some(port) = config.http_port else {
-            return Ok(doors);
+        let open = |flag: &str, port: Option<u16>| {
+            port.map(|port| listen(flag, &config.host, port))
+                .transpose()
         };
-        let http = listen("--http-port", &config.host, port)?;
-        let failed = |e: io::Error| Error::internal(format!("--http-port: {e}"));
-        doors.http = Some(http.local_addr().map_err(failed)?);
+        let http = open("--http-port", config.http_port)?;
+        let grpc = open("--grpc-port", config.grpc_port)?;
+        if http.is_none() && grpc.is_none() {
+            return Ok(doors);
+        }
+        let failed = |e: io::Error| Error::internal(format!("a door's socket: {e}"));
+        let address = |listener: &Option<TcpListener>| {
+            let listener = listener.as_ref();
+            listener.map(TcpListener::local_addr).transpose()
+        };
+        doors.http = address(&http).map_err(failed)?;
+        doors.grpc = address(&grpc).map_err(failed)?;
+        let again = |listener: &Option<TcpListener>| {
+            let listener = listener.as_ref();
+            listener.map(TcpListener::try_clone).transpose()
+        };
         for number in 0..config.door_threads {
             let setup = runtime::Setup {
                 door: server.door()?,
                 offers: server.offers(),
                 shared: doors.shared.clone(),
                 orders: orders.clone(),
-                http: Some(http.try_clone().map_err(failed)?),
+                http: again(&http).map_err(failed)?,
+                grpc: again(&grpc).map_err(failed)?,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("door-{number}"))
@@ -87,6 +105,11 @@ impl Doors {
     /// Where HTTP is served, if it is.
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http
+    }
+
+    /// Where gRPC is served, if it is.
+    pub fn grpc_addr(&self) -> Option<SocketAddr> {
+        self.grpc
     }
 
     /// The server is ready: from now on health checks say so.

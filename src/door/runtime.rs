@@ -14,10 +14,10 @@ use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::connections::{Connection, Connections};
-use super::http;
 use super::local::Local;
 use super::pipeline::Pipeline;
 use super::shared::Shared;
+use super::{grpc, http};
 use crate::server::{Door, Offers};
 
 /// Threads that parse and inflate large bodies beside the runtime, so that small requests and health checks go on.
@@ -43,6 +43,7 @@ pub(super) struct Setup {
     pub(super) shared: Arc<Shared>,
     pub(super) orders: watch::Receiver<Order>,
     pub(super) http: Option<TcpListener>,
+    pub(super) grpc: Option<TcpListener>,
 }
 
 /// The body of a door thread. It returns when the server has stopped, or the order comes.
@@ -81,8 +82,23 @@ async fn serve(mut setup: Setup) -> io::Result<()> {
     let mut beside = Vec::new();
     if let Some(listener) = setup.http {
         let listener = tokio::net::TcpListener::from_std(listener)?;
+        let local = local.clone();
         let serve = move |stream, connection| http::serve(local.clone(), stream, connection);
-        beside.push(spawn_local(accept(listener, connections.clone(), serve)));
+        let all = connections.clone();
+        let accept = accept(listener, all, http::TOO_MANY_CONNECTIONS, serve);
+        beside.push(spawn_local(accept));
+    }
+    if let Some(listener) = setup.grpc {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let service = grpc::Service::new(local).map_err(io::Error::other)?;
+        let serve = move |stream, connection| service.clone().serve(stream, connection);
+        // A connection that closes at once is all that gRPC's clients understand.
+        beside.push(spawn_local(accept(
+            listener,
+            connections.clone(),
+            b"",
+            serve,
+        )));
     }
     beside.push(spawn_local(watch_over(connections.clone())));
     let reader = spawn_local(read_answers(readable, pipeline.clone()));
@@ -120,13 +136,14 @@ async fn read_answers(readable: AsyncFd<OwnedFd>, pipeline: Pipeline) {
 async fn accept<F: Future<Output = ()> + 'static>(
     listener: tokio::net::TcpListener,
     connections: Rc<Connections>,
+    too_many: &'static [u8],
     serve: impl Fn(TcpStream, Rc<Connection>) -> F,
 ) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let Some(connection) = connections.add(peer) else {
-                    turn_away(&stream, peer);
+                    turn_away(&stream, peer, too_many);
                     continue;
                 };
                 // It fails only for a connection that is gone already.
@@ -158,10 +175,10 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Says that there are too many connections, in as few bytes as the system always takes.
-fn turn_away(stream: &TcpStream, peer: SocketAddr) {
+/// Says that there are too many connections, where the protocol has words for it, in as few bytes as the system always takes.
+fn turn_away(stream: &TcpStream, peer: SocketAddr, too_many: &[u8]) {
     tracing::debug!(%peer, "turned away: too many connections");
-    let _ = stream.try_write(http::TOO_MANY_CONNECTIONS); // it may be gone
+    let _ = stream.try_write(too_many); // it may be gone
 }
 
 /// Ends connections whose peers crawl or stall.

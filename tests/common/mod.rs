@@ -26,6 +26,8 @@ pub struct Server {
     pub port_out: u16,
     /// 0 if it has no door for HTTP.
     pub http_port: u16,
+    /// 0 if it has no door for gRPC.
+    pub grpc_port: u16,
 }
 
 /// A folder with models in it, by file name.
@@ -124,6 +126,7 @@ impl Server {
             panic!("not ready: {ready:?} {why}");
         };
         let http_port = field("http_port=").unwrap_or(0);
+        let grpc_port = field("grpc_port=").unwrap_or(0);
         // Its stderr is drained, so that a talkative server never blocks on a full pipe.
         let mut stderr = child.stderr.take().expect("stderr");
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
@@ -133,6 +136,7 @@ impl Server {
             port,
             port_out,
             http_port,
+            grpc_port,
         }
     }
 

@@ -8,6 +8,9 @@ mod coding;
 #[path = "../common/mod.rs"]
 mod common;
 mod events;
+mod grpc;
+mod grpc_life;
+mod grpc_stream;
 mod http;
 mod infer;
 mod models;
@@ -26,8 +29,13 @@ use crate::common::{Server, onnx};
 /// What any of these tests may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A server with a door for HTTP, over models that echo, add and take their time.
+/// A server with a door for HTTP.
 fn server(flags: &[&str]) -> Server {
+    server_of(&[&["--http-port", "0"], flags].concat())
+}
+
+/// A server with the doors that its flags open, over models that echo, add and take their time.
+fn server_of(flags: &[&str]) -> Server {
     let folder = common::models(&[
         ("echo.onnx", onnx::echo(DataType::Fp32, &[4])),
         ("wide.onnx", onnx::echo(DataType::Fp32, &[4096])),
@@ -40,7 +48,7 @@ fn server(flags: &[&str]) -> Server {
         ("old/1/model.onnx", onnx::echo(DataType::Fp32, &[4])),
         ("old/3/model.onnx", onnx::echo(DataType::Fp32, &[4])),
     ]);
-    Server::start(folder, &[&["--http-port", "0"], flags].concat())
+    Server::start(folder, flags)
 }
 
 /// A request for the model "echo": rows of four numbers.
