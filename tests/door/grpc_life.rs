@@ -32,23 +32,6 @@ fn a_cancelled_call_cancels_what_waits_and_what_runs() {
     });
 }
 
-#[test]
-fn the_deadline_of_a_call_is_that_of_its_request() {
-    with_server(&["--preload", "slow"], async |server| {
-        let mut client = Client::to(server).await;
-        let mut request = tonic::Request::new(slow(ROWS));
-        // By hand: the client's own would give up before the server can say so.
-        let time = "200m".parse().expect("text");
-        request.metadata_mut().insert("grpc-timeout", time);
-        let path = "/inference.GRPCInferenceService/ModelInfer";
-        let asked: Result<ModelInferResponse, Status> = client.call_at(path, request).await;
-        assert_eq!(asked.unwrap_err().code(), Code::DeadlineExceeded);
-        eventually("nothing runs", || requests(server) == 0).await;
-        let errors = server.client().status().expect("a status").totals.errors;
-        assert_eq!(errors.get("DEADLINE_EXCEEDED"), Some(&1), "{errors:?}");
-    });
-}
-
 fn asks_health(service: &str) -> tonic::Request<HealthCheckRequest> {
     tonic::Request::new(HealthCheckRequest {
         service: service.to_owned(),

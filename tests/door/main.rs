@@ -10,6 +10,7 @@ mod common;
 mod events;
 mod grpc;
 mod grpc_life;
+mod grpc_odd;
 mod grpc_stream;
 mod http;
 mod infer;

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Response, StatusCode};
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::Status;
