@@ -16,7 +16,7 @@ COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer md
 FETCH := examples/setup/fetch_onnxruntime.py
 # Each of these has to compile without the others; the first is none at all, and client,plugin is a model's author who
 # calls the server too.
-FEATURES := "" client plugin client,plugin server
+FEATURES := "" client plugin client,plugin server gateway
 
 # $(call need,COMMAND,HOW TO GET IT): one clear line instead of a failure in the middle of a build.
 need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }

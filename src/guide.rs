@@ -6,8 +6,10 @@
 //! | [`life`] | loading, reloading, warming, what leaves to make room |
 //! | [`plugins`] | writing a model in Rust or C |
 //! | [`clients`] | the Rust client, `mdm-infer` and its files |
+//! | [`doors`] | HTTP: what other programs ask, and what they are told |
 //! | [`deployment`] | installing, settings, watching, stopping, what has to guard a server |
 //! | [`tuning`] | what the settings do to speed, fairness and memory |
+//! | [`metrics`] | what is counted, what to be woken for, health |
 //! | [`errors`] | what each error code means, and the limits |
 //! | [`contributing`] | building, testing and benching MDM itself, and the habits |
 //!
@@ -27,7 +29,9 @@ page!(proxies, "guide/proxies.md");
 page!(life, "guide/life.md");
 page!(plugins, "guide/plugins.md");
 page!(clients, "guide/clients.md");
+page!(doors, "guide/doors.md");
 page!(deployment, "guide/deployment.md");
 page!(tuning, "guide/tuning.md");
+page!(metrics, "guide/metrics.md");
 page!(errors, "guide/errors.md");
 page!(contributing, "guide/contributing.md");

@@ -26,15 +26,17 @@
 //! | [`wire`] | frames ↔ messages, and the protocol's page: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` and `chunk.rs` what the loops say to each other |
 //! | `zmtp` | connections of our own that speak ZMTP: the server's two ports and the client |
 //! | `frames`, `socket` | zero-copy frames; how the loops' sockets are set up and waited for |
+//! | `deadlines`, `shares` | what the queue and the catalog count alike: when requests run out of time, how much each client has |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
 //! | `catalog` | the life of a model as a pure state machine, with its simulation: what is served, coming, leaving, and who waits |
 //! | [`model`] | what a worker runs and where it comes from: `find/` from names to files, `engine/` the only user of ONNX Runtime, loader, store, stages, chains |
 //! | `proxy`, `signature` | what stands in a proxy, read and written; what a model takes and gives |
 //! | [`plugin`], `elf` | models of one's own: the author's interface, the C interface below it, its host |
+//! | [`metrics`] | what is counted, a snapshot of it, and that as Prometheus' text |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
 //! | [`server`] | wiring, being ready, the order of stopping; doors, which are clients inside this process |
-//! | `door` | clients of other protocols: a few threads that translate, submit through [`server::Door`] and answer; `http/` is REST |
+//! | `door` | clients of other protocols: a few threads that translate, submit through [`server::Door`] and answer; `http/` is REST, `grpc/` is gRPC |
 //! | [`config`], [`logging`] | what was typed → checked settings, and the table of flags; the log |
 //! | [`client`] | sessions, requests, results; no thread of its own |
 //! | `src/bin/` | the commands |
@@ -119,6 +121,8 @@ pub mod guide;
 pub mod logging;
 pub mod message;
 #[cfg(feature = "server")]
+pub mod metrics;
+#[cfg(feature = "server")]
 pub mod model;
 #[cfg(feature = "server")]
 pub(crate) mod pipeline;
@@ -134,6 +138,8 @@ mod random;
 pub(crate) mod schedule;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+mod shares;
 pub(crate) mod signature;
 #[cfg(feature = "server")]
 pub(crate) mod socket;

@@ -48,6 +48,44 @@ number!(
     /// A model that was read; a changed file gets another number.
     ModelId(u64)
 );
+number!(
+    /// Under which model's name something is counted; 0 is for what reached no model. A changed file keeps its name's.
+    ModelLabel(u32)
+);
+
+/// By what protocol a client came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DoorKind {
+    /// A session of this crate's protocol, over `port` and `port_out`.
+    Zmq,
+    /// A door for HTTP.
+    Http,
+    /// A door for gRPC.
+    Grpc,
+    /// A door that the program around the server uses for itself.
+    Inside,
+}
+
+impl DoorKind {
+    /// Every kind, in the order of the declaration.
+    pub const ALL: [DoorKind; 4] = [
+        DoorKind::Zmq,
+        DoorKind::Http,
+        DoorKind::Grpc,
+        DoorKind::Inside,
+    ];
+
+    /// The name that metrics give it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DoorKind::Zmq => "zmq",
+            DoorKind::Http => "http",
+            DoorKind::Grpc => "grpc",
+            DoorKind::Inside => "inside",
+        }
+    }
+}
 
 /// Where answers to a session go: its 16-byte routing id. A secret, so it prints as nothing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -62,8 +100,10 @@ impl ReplyTo {
 
     /// Of a caller of a door in this process.
     #[cfg(feature = "server")]
-    pub(crate) fn of_caller(door: u32, caller: u64) -> ReplyTo {
-        ReplyTo::inside(2, door, caller)
+    pub(crate) fn of_caller(kind: DoorKind, door: u32, caller: u64) -> ReplyTo {
+        let mut reply = ReplyTo::inside(2, door, caller);
+        reply.0[2] = kind as u8;
+        reply
     }
 
     /// Routing ids never begin with 0, so that these are nobody else's.
@@ -80,6 +120,16 @@ impl ReplyTo {
     #[cfg(feature = "server")]
     pub(crate) fn is_session(self) -> bool {
         self.0[0] != 0 || self.0[1] == 2
+    }
+
+    /// How it came.
+    #[cfg(feature = "server")]
+    pub(crate) fn door_kind(self) -> DoorKind {
+        match self.0 {
+            [0, 2, kind, ..] => DoorKind::ALL.get(kind as usize).copied(),
+            _ => None,
+        }
+        .unwrap_or(DoorKind::Zmq)
     }
 
     /// The door and the caller, if it is a door's.
@@ -256,6 +306,8 @@ pub struct Chunk<P = Params> {
     pub attempt: u32,
     /// The model.
     pub model: ModelId,
+    /// Under which name it is counted.
+    pub label: ModelLabel,
     /// Rows that run at once; `None`: all of the chunk's.
     pub run: Option<u64>,
     /// The request's parameters; empty for most.
@@ -352,6 +404,8 @@ pub struct Part {
     pub worker: WorkerId,
     /// As in the chunk.
     pub attempt: u32,
+    /// As in the chunk.
+    pub label: ModelLabel,
     /// Inside the model, in microseconds.
     pub compute_us: u64,
     /// As in the chunk.
@@ -371,8 +425,12 @@ pub struct Credit {
     pub chunk: ChunkId,
     /// Its model.
     pub model: ModelId,
+    /// As in the chunk.
+    pub label: ModelLabel,
     /// Rows that ran; 0 if it was skipped or failed.
     pub rows: u64,
+    /// Runs that these rows took.
+    pub runs: u64,
     /// Inside the model, in microseconds.
     pub compute_us: u64,
     /// Inside the model in earlier legs, in microseconds.

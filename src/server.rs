@@ -28,7 +28,7 @@ use self::ports::{BoundPort, BoundPorts};
 use crate::catalog::MostModels;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::message::{Role, WorkerId};
+use crate::message::{DoorKind, Role, WorkerId};
 use crate::model::loader::Loader;
 use crate::model::{Engine, EngineLog, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
@@ -306,7 +306,15 @@ impl Server {
     /// # Errors
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
     pub fn door(&self) -> Result<Door> {
-        Door::open(self.doors.clone())
+        self.door_for(DoorKind::Inside)
+    }
+
+    /// Opens a door for the clients of a protocol, under whose name its requests are counted.
+    ///
+    /// # Errors
+    /// As [`Server::door`].
+    pub fn door_for(&self, kind: DoorKind) -> Result<Door> {
+        Door::open(self.doors.clone(), kind)
     }
 
     /// What the server's folder offers, loaded or not.

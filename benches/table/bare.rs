@@ -43,7 +43,7 @@ fn router(context: &Context) -> Result<(Socket, u16)> {
     socket.bind("tcp://127.0.0.1:*")?;
     let endpoint = socket
         .get_last_endpoint()?
-        .map_err(|_| anyhow!("an endpoint that is no text"))?;
+        .map_err(|_| anyhow!("an endpoint that is not UTF-8"))?;
     let port = endpoint.rsplit(':').next().unwrap_or_default();
     let port = port.trim_end_matches('\0').parse();
     Ok((socket, port.context("no port in an endpoint")?))

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use mdm::plugin::{Context, LoadContext, Model, Session, Signature};
+use mdm::plugin::{Context, EngineSession, LoadContext, Model, Signature};
 use mdm::{Batch, DataType, Error, ErrorCode, Params, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -32,7 +32,7 @@ impl State {
 /// A BiLSTM-CRF over characters.
 pub struct Ner {
     state: State,
-    session: Session,
+    session: EngineSession,
     vocabularies: Vocabularies,
     crf: Crf,
     decoder: Decoder,

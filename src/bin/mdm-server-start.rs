@@ -166,12 +166,14 @@ fn start(config: &Config) -> Result<Started, Error> {
     );
     #[cfg(feature = "gateway")]
     {
-        doors.set_ready();
         if let Some(http) = doors.http_addr() {
             ready += &format!(" http_port={}", http.port());
         }
         if let Some(grpc) = doors.grpc_addr() {
             ready += &format!(" grpc_port={}", grpc.port());
+        }
+        if let Some(metrics) = doors.metrics_addr() {
+            ready += &format!(" metrics_port={}", metrics.port());
         }
     }
     let mut stdout = io::stdout().lock();

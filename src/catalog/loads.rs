@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::bounds::Bounds;
 use super::names::lookup_bytes;
-use super::shares::{Amount, Bounds, Shares};
 use super::waiting::Asker;
 use crate::error::{Error, Result};
 use crate::message::ReplyTo;
 use crate::model::{FoundModel, Lookup, Name};
+use crate::shares::{Amount, Shares};
 
 /// What the loader was asked and has not answered. Those of requests and questions count as waiting bytes too.
 const LOADS: Bounds = Bounds {
@@ -102,7 +103,7 @@ pub(super) struct Asked {
 pub(super) struct Loads {
     asked: HashMap<u64, Asked>,
     last_ticket: u64,
-    shares: Shares<ReplyTo>,
+    shares: Shares,
 }
 
 impl Loads {
@@ -116,7 +117,7 @@ impl Loads {
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if it, or all together, have asked for as much as they may.
     pub(super) fn check(&self, client: &ReplyTo, lookup: &Lookup) -> Result<()> {
-        self.shares.check(client, load_bytes(lookup), &LOADS)
+        LOADS.check(&self.shares, *client, load_bytes(lookup))
     }
 
     /// Whether an operator may have that loaded or unloaded too, beside the models that are being opened for `opening` of
@@ -130,7 +131,7 @@ impl Loads {
         lookup: &Lookup,
         (all, own): (usize, usize),
     ) -> Result<()> {
-        if own + self.shares.of(client).count >= MAX_ORDERS_OF_ONE {
+        if own + self.shares.of(*client).count >= MAX_ORDERS_OF_ONE {
             return Err(Error::exhausted(format!(
                 "this client waits for {MAX_ORDERS_OF_ONE} models to be loaded, unloaded or looked up, the most that \
                  one may when it orders more; wait for some of the answers"
@@ -147,7 +148,7 @@ impl Loads {
     /// The loader is asked. The ticket is under what its answer comes.
     pub(super) fn add(&mut self, client: &ReplyTo, request: LoadRequest) -> u64 {
         let bytes = load_bytes(&request.named().lookup);
-        self.shares.add(client, bytes);
+        self.shares.add(*client, bytes);
         self.last_ticket += 1;
         let asked = Asked {
             request,
@@ -166,13 +167,13 @@ impl Loads {
     /// It is answered, or needs no answer any more.
     pub(super) fn finish(&mut self, ticket: u64) -> Option<Asked> {
         let asked = self.asked.remove(&ticket)?;
-        self.shares.remove(&asked.client, asked.bytes);
+        self.shares.remove(asked.client, asked.bytes);
         Some(asked)
     }
 
     /// What was asked only because requests and questions of that client wait, in order.
     pub(super) fn lookups_of(&self, client: &ReplyTo) -> Vec<u64> {
-        if self.shares.of(client).count == 0 {
+        if self.shares.of(*client).count == 0 {
             return Vec::new();
         }
         let its = |(ticket, asked): (&u64, &Asked)| {

@@ -8,6 +8,7 @@
 //! load, unload ─▶ an operator's order: the same                                                         ─▶ AskLoader
 //! answered   ─▶ found: known by another name, or to be read                                             ─▶ GoOn
 //!            ─▶ read for those who wait: served, if there is room ─▶ Admit, Refuse, Answer
+//!            ─▶ read, and nobody waits any more: served, if no other has to leave for it
 //!            ─▶ read for an order: coming ─▶ Open: every worker opens it ─ told, opened, worker_lost ─▶ served ─▶ Answer
 //! release    ─▶ the last request of a model that is leaving has ended ─▶ Forget
 //! ```
@@ -15,19 +16,22 @@
 //! finds it any more, those that had found it end with it, and then it is forgotten.
 //! What is absent: files, sockets, rows, the time. Deadlines are numbers that whoever has the clock compares.
 
+mod action;
+mod bounds;
 mod known;
 mod loads;
 mod models;
 mod names;
 mod openings;
 mod room;
-mod shares;
 #[cfg(test)]
 mod simulation;
 mod waiting;
 
 use std::sync::Arc;
 
+pub(crate) use self::action::{Action, Answer};
+pub(crate) use self::bounds::Bounds;
 use self::known::Standing;
 use self::loads::{LoadRequest, Loads, Wanted};
 pub(crate) use self::loads::{Named, load_bytes};
@@ -35,52 +39,13 @@ pub(crate) use self::models::Change;
 use self::models::Models;
 use self::openings::{Opening, Openings};
 pub(crate) use self::room::MostModels;
-pub(crate) use self::shares::{Amount, Bounds, Shares};
 use self::waiting::Waiting;
 pub(crate) use self::waiting::{Arrival, Asker, Parked, QUESTION_BYTES};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo, Serial, WorkerId};
 use crate::model::loader::{self, Job, Reading};
 use crate::model::{Description, FoundModel, Lookup, Read};
-use crate::schedule::{Share, Shares as QueueShares};
-
-/// What is to be done.
-#[derive(Debug)]
-pub(crate) enum Action<P> {
-    /// The loader is to do this, in the turn of that client. [`Catalog::answered`] takes the answer.
-    AskLoader {
-        client: ReplyTo,
-        ticket: u64,
-        job: Job,
-    },
-    /// The loader has found where a lookup leads: it goes on with this in the same turn, or the turn is over.
-    GoOn { ticket: u64, job: Option<Job> },
-    /// Nobody needs these jobs of a client any more. [`Catalog::withdrawn`] is told which had not begun.
-    Withdraw { client: ReplyTo, tickets: Vec<u64> },
-    /// Every worker is to open a model. [`Catalog::told`] says which are there.
-    Open(ModelId),
-    /// A request goes on with the model that it waited for.
-    Admit(Parked<P>, Arc<Description>),
-    /// A request ends with this, instead of going on.
-    Refuse(Arrival, Error),
-    /// Somebody who had asked gets this.
-    Answer(Asker, Answer),
-    /// A model that the server is to have at its start is served, or cannot be.
-    Started(Result<()>),
-    /// Whoever keeps something of a model is to know.
-    Changed(Change),
-}
-
-/// What somebody is told who had asked.
-#[derive(Clone, Debug)]
-pub(crate) enum Answer {
-    /// What a request would get.
-    Described(Arc<Description>),
-    /// It is loaded, and open on every worker.
-    Loaded(Arc<Description>),
-    Unloaded,
-    Refused(Error),
-}
+use crate::shares::{Amount, Shares};
 
 /// What becomes of a lookup that the loader has looked at.
 enum Next {
@@ -245,16 +210,16 @@ impl<P> Catalog<P> {
     }
 
     /// What is held of requests that wait, by client.
-    pub(crate) fn parked_shares(&self) -> &QueueShares {
+    pub(crate) fn parked_shares(&self) -> &Shares {
         self.waiting.parked_shares()
     }
 
     /// What counts in the bounds of the queue besides requests: questions whose models are to be read, and what is named
     /// to the loader.
-    pub(crate) fn beside(&self) -> Share {
+    pub(crate) fn beside(&self) -> Amount {
         let questions = self.waiting.questions_held();
-        Share {
-            requests: questions.count,
+        Amount {
+            count: questions.count,
             bytes: questions.bytes + self.loads.all().bytes,
         }
     }
@@ -424,9 +389,15 @@ impl<P> Catalog<P> {
         };
         match (asked.request, read) {
             (LoadRequest::Describe(named), Ok(Read::New(description))) => {
-                let model = self
-                    .models
-                    .take_in(found.key(), description, named.name.as_ref());
+                let is_waited_for = self.waiting.is_waited_for(&named.lookup);
+                if !is_waited_for && !self.models.has_room(&description, &self.openings) {
+                    // Who waited is gone: no model that others use leaves for it.
+                    self.models.turn_away(&description);
+                    self.stop_waiting(&named.lookup);
+                    return Ok(());
+                }
+                let name = named.name.as_ref();
+                let model = self.models.take_in(found.key(), description, name);
                 self.settle(&asked.client, &named, Ok(model));
             }
             (LoadRequest::Describe(named), Err(error)) => {

@@ -60,13 +60,24 @@ impl Models {
         name: Option<&Name>,
     ) -> Arc<Description> {
         if let Some(known) = self.known.adopt(key, name) {
-            self.changes.push(Change::Forget(description.id));
+            self.turn_away(&description);
             return known;
         }
         let standing = Standing::Served;
         self.known
             .insert(key.clone(), description.clone(), standing, name);
         description
+    }
+
+    /// Whether a model that was read can be served without another's leaving.
+    pub(super) fn has_room(&self, model: &Description, openings: &Openings) -> bool {
+        let leaving = self.room_for(model, &[], openings);
+        leaving.is_ok_and(|leaving| leaving.is_empty())
+    }
+
+    /// A model that was read is not served.
+    pub(super) fn turn_away(&mut self, model: &Description) {
+        self.changes.push(Change::Forget(model.id));
     }
 
     /// A lookup leads to a served model, and there is room for it or is made: the next request need not wait.

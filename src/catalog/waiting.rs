@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 
-use super::shares::{Amount, Bounds, Shares};
+use super::bounds::Bounds;
 use crate::deadlines::Deadlines;
 use crate::error::Result;
 use crate::message::{ReplyTo, RequestId, Serial};
 use crate::model::Lookup;
-use crate::schedule::Shares as QueueShares;
+use crate::shares::{Amount, Shares};
 
 /// Questions about models that are not described yet. What they name counts with what the loader is asked.
 const QUESTIONS: Bounds = Bounds {
@@ -68,9 +68,9 @@ pub(super) struct Waiting<P> {
     queues: HashMap<Arc<Lookup>, Queue>,
     parked: HashMap<Serial, Parked<P>>,
     /// What is held of `parked`, by client.
-    parked_shares: QueueShares,
+    parked_shares: Shares,
     questions: HashMap<Serial, Asker>,
-    question_shares: Shares<ReplyTo>,
+    question_shares: Shares,
     /// Numbers in `queues` of requests and questions that have ended.
     ended: usize,
     deadlines: Deadlines,
@@ -81,7 +81,7 @@ impl<P> Default for Waiting<P> {
         Waiting {
             queues: HashMap::default(),
             parked: HashMap::default(),
-            parked_shares: QueueShares::default(),
+            parked_shares: Shares::default(),
             questions: HashMap::default(),
             question_shares: Shares::default(),
             ended: 0,
@@ -143,13 +143,13 @@ impl<P> Waiting<P> {
 
     pub(super) fn take_question(&mut self, serial: Serial) -> Option<Asker> {
         let asker = self.questions.remove(&serial)?;
-        self.question_shares.remove(&asker.client, QUESTION_BYTES);
+        self.question_shares.remove(asker.client, QUESTION_BYTES);
         Some(asker)
     }
 
     /// Nobody is there any more to hear the answers.
     pub(super) fn forget_questions(&mut self, client: &ReplyTo) {
-        if self.question_shares.of(client).count == 0 {
+        if self.question_shares.of(*client).count == 0 {
             return;
         }
         let its = |(serial, asker): (&Serial, &Asker)| (asker.client == *client).then_some(*serial);
@@ -181,12 +181,11 @@ impl<P> Waiting<P> {
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too many of this client's or of all do.
     pub(super) fn check_question(&self, client: &ReplyTo) -> Result<()> {
-        self.question_shares
-            .check(client, QUESTION_BYTES, &QUESTIONS)
+        QUESTIONS.check(&self.question_shares, *client, QUESTION_BYTES)
     }
 
     pub(super) fn park_question(&mut self, serial: Serial, asker: Asker) {
-        self.question_shares.add(&asker.client, QUESTION_BYTES);
+        self.question_shares.add(asker.client, QUESTION_BYTES);
         self.questions.insert(serial, asker);
     }
 
@@ -205,7 +204,7 @@ impl<P> Waiting<P> {
     }
 
     /// What is held of parked requests, by client.
-    pub(super) fn parked_shares(&self) -> &QueueShares {
+    pub(super) fn parked_shares(&self) -> &Shares {
         &self.parked_shares
     }
 
@@ -257,7 +256,7 @@ impl<P> Waiting<P> {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         let held = self.parked.len() + self.questions.len() + self.queues.len();
-        let counted = self.parked_shares.all().requests + self.question_shares.all().count;
+        let counted = self.parked_shares.all().count + self.question_shares.all().count;
         held + counted + self.ended == 0
     }
 
@@ -289,7 +288,7 @@ mod tests {
     fn held(waiting: &Waiting<()>) -> (usize, u64) {
         let (parked, questions) = (waiting.parked_shares.all(), waiting.question_shares.all());
         (
-            parked.requests + questions.count,
+            parked.count + questions.count,
             parked.bytes + questions.bytes,
         )
     }

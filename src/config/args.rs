@@ -81,6 +81,11 @@ pub struct Args {
     #[arg(value_parser = whole::<u16>(0..=65535))]
     pub grpc_port: Option<u16>,
 
+    /// Tell metrics on this port of --host, and no longer on --http-port; 0 picks a free one [default: on --http-port]
+    #[arg(long, value_name = "PORT", help_heading = "Doors")]
+    #[arg(value_parser = whole::<u16>(0..=65535))]
+    pub metrics_port: Option<u16>,
+
     /// Threads that serve the doors' connections; each has the connections that it has accepted
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Doors")]
     #[arg(value_parser = whole::<usize>(1..=64))]

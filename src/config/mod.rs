@@ -56,6 +56,8 @@ pub struct Config {
     pub http_port: Option<u16>,
     /// Where the door for gRPC listens, if there is one; 0 for a free port.
     pub grpc_port: Option<u16>,
+    /// Where metrics are told, if not where HTTP is served; 0 for a free port.
+    pub metrics_port: Option<u16>,
     /// Threads of the doors, at least 1.
     pub door_threads: usize,
     /// Clients of a door on this machine may load and unload models.
@@ -232,6 +234,7 @@ impl Config {
             port_out: args.port_out,
             http_port: args.http_port,
             grpc_port: args.grpc_port,
+            metrics_port: args.metrics_port,
             door_threads: args.door_threads,
             door_model_control: args.door_model_control,
             num_worker: args.num_worker,
@@ -317,6 +320,7 @@ impl Config {
             ("port_out", self.port_out.to_string()),
             ("http_port", optional(self.http_port)),
             ("grpc_port", optional(self.grpc_port)),
+            ("metrics_port", optional(self.metrics_port)),
             ("door_threads", self.door_threads.to_string()),
             ("door_model_control", self.door_model_control.to_string()),
             ("num_worker", self.num_worker.to_string()),
@@ -417,6 +421,7 @@ fn check_doors(args: &Args) -> Result<()> {
     let doors = [
         ("--http-port", args.http_port),
         ("--grpc-port", args.grpc_port),
+        ("--metrics-port", args.metrics_port),
     ];
     let mut taken = vec![("--port", args.port), ("--port-out", args.port_out)];
     for (flag, port) in doors {

@@ -1,5 +1,5 @@
 //! Where a setting comes from: the command line wins over the environment, the environment over the file, the file
-//! over the default. What is repeated is not added up over sources: the winner's list is the list.
+//! over the default. Lists are not merged: all values of a repeatable flag come from the one source that wins.
 //!
 //! The environment and the file are turned into words of the command line, so that one parser reads all three. Each of
 //! their settings is first tried alone, which is how an error can name the variable or the key that it came from.
@@ -42,7 +42,7 @@ impl Flag {
     }
 }
 
-/// A flag's values from somewhere else than the command line.
+/// A flag's values from the environment or the file.
 pub(super) struct Setting {
     pub(super) id: String,
     pub(super) values: Vec<OsString>,
@@ -50,7 +50,7 @@ pub(super) struct Setting {
     pub(super) origin: String,
 }
 
-/// Every flag that has a value: all but `--help` and `--version`, and what has no name.
+/// Every flag that has a value: all but `--help`, `--version` and positional arguments.
 pub(super) fn flags(command: &Command) -> Vec<Flag> {
     command
         .get_arguments()
@@ -91,11 +91,11 @@ pub(super) fn parse_with_file(
 
 /// What is typed, and to which command.
 struct Typed {
-    /// The command, or the subcommand that was typed; it misses nothing.
+    /// The command, or the subcommand that was typed. None of its arguments is required here.
     command: Command,
-    /// What stands ahead of its flags.
+    /// The words ahead of its flags: the program, and the subcommand if there is one.
     path: Vec<OsString>,
-    /// Where further flags of it may stand among the arguments.
+    /// Where among the arguments further flags of it can be inserted.
     at: usize,
     matches: ArgMatches,
 }
@@ -111,7 +111,7 @@ fn parse<T: Parser>(
         Asked::Print(text) => return Ok(Asked::Print(text)),
     };
     let flags = flags(&typed.command);
-    // A setting that loses is tried too: it is wrong wherever it is not overruled, so say it now.
+    // Those that the command line overrides are checked too: a mistake in them would only show up later.
     let mut settings = environment(&flags, variable);
     for setting in &settings {
         check(&typed, &flags, setting)?;
@@ -127,7 +127,7 @@ fn parse<T: Parser>(
         .filter(|setting| !is_typed(&setting.id))
         .flat_map(|setting| words(&flags, setting))
         .collect();
-    // Ahead of what was typed, where a `--` can stand.
+    // Ahead of what was typed: behind a `--` in it they would not be flags.
     args.splice(typed.at..typed.at, words);
     match matches(&T::command(), args)? {
         Asked::Run(matches) => T::from_arg_matches(&matches)
@@ -157,14 +157,14 @@ fn from_file(typed: &Typed, environment: &[Setting]) -> Result<Vec<Setting>> {
     Ok(settings)
 }
 
-/// Reads what was typed alone. What is missing there may come from elsewhere.
+/// Parses the command line by itself. Required flags may be missing: another source may have them.
 fn typed(command: &Command, args: &[OsString]) -> Result<Asked<Typed>> {
-    fn missing_nothing(command: Command) -> Command {
+    fn nothing_required(command: Command) -> Command {
         command
             .mut_args(|arg| arg.required(false))
-            .mut_subcommands(missing_nothing)
+            .mut_subcommands(nothing_required)
     }
-    let command = missing_nothing(command.clone());
+    let command = nothing_required(command.clone());
     let all = match matches(&command, args.to_vec())? {
         Asked::Run(matches) => matches,
         Asked::Print(text) => return Ok(Asked::Print(text)),
@@ -192,7 +192,7 @@ fn typed(command: &Command, args: &[OsString]) -> Result<Asked<Typed>> {
     Ok(Asked::Run(typed))
 }
 
-/// A file does not name another file.
+/// The flags that may be in a file: it cannot name another file.
 fn flags_without_config(command: &Command) -> Vec<Flag> {
     flags(command)
         .into_iter()
@@ -225,7 +225,7 @@ fn environment(flags: &[Flag], variable: impl Fn(&str) -> Option<OsString>) -> V
 }
 
 fn check(typed: &Typed, flags: &[Flag], setting: &Setting) -> Result<()> {
-    // A command by itself, whatever stands ahead of it.
+    // The command or subcommand by itself, without the words ahead of it.
     let program = typed.path.last().cloned();
     let alone = program.into_iter().chain(words(flags, setting));
     matches(&typed.command, alone)
@@ -251,7 +251,7 @@ fn matches(
     command: &Command,
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<Asked<ArgMatches>> {
-    // So that a negative number is told off under the name of its flag, and not as an unknown one.
+    // So that the error about a negative number names the flag it is for, and does not call the number a flag.
     fn with_negative_numbers(command: Command) -> Command {
         let command = command.mut_args(|arg| {
             let takes_value = arg.get_action().takes_values();

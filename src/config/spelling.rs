@@ -1,4 +1,4 @@
-//! The ancestor's spelling of flags, turned into ours before they are parsed.
+//! The older spelling of flags, that of the servers which MDM replaces, turned into ours before they are parsed.
 //!
 //! ```text
 //! -num_worker=4  -port 5555  –run_script_dir=models   ->   --num-worker=4  --port 5555  --run-script-dir=models
@@ -6,18 +6,17 @@
 
 use std::ffi::{OsStr, OsString};
 
-/// What stands for a dash in text that a word processor had in its hands: hyphens, figure dash, en dash, em dash,
-/// horizontal bar, minus.
+/// What word processors put in place of a dash: hyphens, figure dash, en dash, em dash, horizontal bar, minus.
 const DASHES: [char; 8] = [
     '-', '\u{2010}', '\u{2011}', '\u{2012}', '\u{2013}', '\u{2014}', '\u{2015}', '\u{2212}',
 ];
 
-/// Turns flags of the ancestor's spelling into ours: one dash or two, of any kind, and underscores.
+/// Turns flags of the older spelling into ours: one dash or two, of any kind, and underscores.
 ///
 /// The first argument (the program) stays as it is, and so does all that follows `--`. Left alone are `-` by itself,
 /// short flags (one dash and one letter, with or without `=`), and what has no letter behind its dashes, such as `-1`.
 /// A value, which is what follows `=` or is an argument by itself, is never altered. Short flags cannot be joined
-/// (`-vh`): that is how the ancestor wrote long ones.
+/// (`-vh`): in the older spelling that is a long flag.
 pub fn normalize_args(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args = args.into_iter();
     let mut normal: Vec<OsString> = args.next().into_iter().collect();
@@ -52,7 +51,7 @@ fn flag(arg: &OsStr) -> Option<OsString> {
     Some(flag)
 }
 
-/// What follows the first `at` bytes, which are text: a path that is no text must survive.
+/// What follows the first `at` bytes, which are text. The rest may be a path that is not UTF-8, and is not changed.
 #[cfg(unix)]
 fn tail(arg: &OsStr, at: usize) -> Option<&OsStr> {
     use std::os::unix::ffi::OsStrExt;

@@ -18,6 +18,7 @@ fn sample(id: &str, dir: &str) -> String {
         "insecure" | "verbose" | "door_model_control" => "true",
         "http_port" => "7003",
         "grpc_port" => "7004",
+        "metrics_port" => "7005",
         "door_threads" => "2",
         "num_worker" => "4",
         "num_parallel_workers" => "3",

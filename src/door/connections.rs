@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::pipeline::Caller;
 use super::shared::Shared;
+use crate::message::DoorKind;
 
 /// How many seconds the head of a request may take from its first byte on.
 const HEAD_SECONDS: u32 = 10;
@@ -42,6 +43,7 @@ pub(crate) struct Connection {
     pub(crate) caller: Caller,
     /// Who it is for the system.
     pub(crate) peer: SocketAddr,
+    kind: DoorKind,
     clock: Rc<Cell<u32>>,
     wanted: Cell<Wanted>,
     waker: RefCell<Option<Waker>>,
@@ -257,14 +259,15 @@ impl Connections {
     }
 
     /// One more, unless there are too many.
-    pub(super) fn add(&self, peer: SocketAddr) -> Option<Rc<Connection>> {
-        if !self.shared.add_connection() {
+    pub(super) fn add(&self, kind: DoorKind, peer: SocketAddr) -> Option<Rc<Connection>> {
+        if !self.shared.add_connection(kind) {
             return None;
         }
         let number = self.last.get() + 1;
         self.last.set(number);
         let connection = Rc::new(Connection {
             caller: Caller::new(number),
+            kind,
             peer,
             clock: self.clock.clone(),
             wanted: Cell::new(Wanted::Open),
@@ -282,7 +285,7 @@ impl Connections {
     pub(super) fn remove(&self, connection: &Connection) {
         let number = connection.caller.number();
         if self.all.borrow_mut().remove(&number).is_some() {
-            self.shared.remove_connection();
+            self.shared.remove_connection(connection.kind);
         }
     }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::documents::Documents;
 use super::pipeline::{Caller, Pipeline};
 use super::shared::Shared;
-use crate::error::{Error, ErrorCode, Result};
-use crate::message::Params;
+use crate::error::{Error, Result};
+use crate::message::DoorKind;
+use crate::metrics::{self, Health, Outside, Process};
 use crate::server::Offers;
-use crate::wire::server::Status;
 
 /// How long the pipeline's loops may take to answer a question before they count as stuck.
 const LIVE_WITHIN: Duration = Duration::from_secs(5);
@@ -37,22 +37,31 @@ impl Local {
         self.offers.clone()
     }
 
-    /// Whether the pipeline's loops turn: both take part in the answer to a status question.
-    pub(crate) async fn is_live(&self, caller: &Caller) -> bool {
-        self.status(caller).await.is_some()
+    /// How the server is; `None` if its loops do not answer.
+    pub(crate) async fn health(&self, caller: &Caller) -> Option<Health> {
+        let health = tokio::time::timeout(LIVE_WITHIN, self.pipeline.health(caller));
+        health.await.ok()?.ok()
     }
 
     /// Whether the server serves: it has become ready, is not stopping, and a worker takes work.
     pub(crate) async fn is_ready(&self, caller: &Caller) -> bool {
-        if !self.shared.is_ready() {
-            return false;
-        }
-        let Some(status) = self.status(caller).await else {
-            return false;
+        let health = self.health(caller).await;
+        health.is_some_and(|health| health.is_ready())
+    }
+
+    /// What is counted, as Prometheus reads it.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if the server has stopped.
+    pub(crate) async fn metrics(&self, caller: &Caller) -> Result<String> {
+        let snapshot = self.pipeline.metrics(caller).await?;
+        let connections = self.shared.connections();
+        let of_doors = |kind: DoorKind| matches!(kind, DoorKind::Http | DoorKind::Grpc);
+        let outside = Outside {
+            connections: connections.filter(|(kind, _)| of_doors(*kind)).collect(),
+            process: Process::now(),
         };
-        let takes_work = |state: &str| state == "idle" || state == "busy";
-        let mut workers = status.workers.iter();
-        workers.any(|worker| takes_work(&worker.state)) && !self.is_draining(caller).await
+        metrics::text(&snapshot, &outside)
     }
 
     /// Runs what takes its time on a thread beside the runtime; what takes none here.
@@ -69,21 +78,5 @@ impl Local {
         }
         let done = tokio::task::spawn_blocking(what).await;
         done.map_err(|e| Error::internal(format!("a request could not be read: {e}")))
-    }
-
-    async fn status(&self, caller: &Caller) -> Option<Status> {
-        let status = tokio::time::timeout(LIVE_WITHIN, self.pipeline.status(caller));
-        status.await.ok()?.ok()
-    }
-
-    /// A server that drains takes no questions about models; for one that serves this name leads nowhere.
-    async fn is_draining(&self, caller: &Caller) -> bool {
-        let no_params = Params::new();
-        let nothing = self.pipeline.describe(caller, "", &no_params);
-        match tokio::time::timeout(LIVE_WITHIN, nothing).await {
-            Ok(Err(error)) => error.code() == ErrorCode::Unavailable,
-            Ok(Ok(_)) => false,
-            Err(_) => true,
-        }
     }
 }

@@ -33,65 +33,71 @@ use std::thread::JoinHandle;
 
 use tokio::sync::watch;
 
-use self::runtime::Order;
+use self::runtime::{Opened, Order};
 use self::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::message::DoorKind;
 use crate::server::Server;
 
 /// The doors of a server. They end by themselves once the server has stopped; dropping them ends them at once.
 pub struct Doors {
     http: Option<SocketAddr>,
     grpc: Option<SocketAddr>,
-    shared: Arc<Shared>,
+    metrics: Option<SocketAddr>,
     order: watch::Sender<Order>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Doors {
     /// Opens the doors that the settings ask for; with none asked for no thread is started. The server may still be
-    /// starting: until [`Doors::set_ready`] the doors say that it is not ready.
+    /// starting: health checks say so.
     ///
     /// # Errors
     /// `UNAVAILABLE`, naming the flag, if a port is in use; `RESOURCE_EXHAUSTED` if no thread can be started.
     pub fn start(server: &Server, config: &Config) -> Result<Doors> {
-        let shared = Arc::new(Shared::new(config));
-        let (order, orders) = watch::channel(Order::Serve);
-        let mut doors = Doors {
-            http: None,
-            grpc: None,
-            shared,
-            order,
-            threads: Vec::new(),
-        };
         let open = |flag: &str, port: Option<u16>| {
             port.map(|port| listen(flag, &config.host, port))
                 .transpose()
         };
         let http = open("--http-port", config.http_port)?;
         let grpc = open("--grpc-port", config.grpc_port)?;
-        if http.is_none() && grpc.is_none() {
+        let mut metrics = open("--metrics-port", config.metrics_port)?;
+        let (order, orders) = watch::channel(Order::Serve);
+        let mut doors = Doors {
+            http: address(http.as_ref())?,
+            grpc: address(grpc.as_ref())?,
+            metrics: address(metrics.as_ref())?,
+            order,
+            threads: Vec::new(),
+        };
+        if http.is_none() && grpc.is_none() && metrics.is_none() {
             return Ok(doors);
         }
-        let failed = |e: io::Error| Error::internal(format!("a door's socket: {e}"));
-        let address = |listener: &Option<TcpListener>| {
-            let listener = listener.as_ref();
-            listener.map(TcpListener::local_addr).transpose()
-        };
-        doors.http = address(&http).map_err(failed)?;
-        doors.grpc = address(&grpc).map_err(failed)?;
-        let again = |listener: &Option<TcpListener>| {
-            let listener = listener.as_ref();
-            listener.map(TcpListener::try_clone).transpose()
-        };
+        let shared = Arc::new(Shared::new(config));
         for number in 0..config.door_threads {
+            let opened = |kind: DoorKind, listener: TcpListener| -> Result<Opened> {
+                Ok(Opened {
+                    kind,
+                    door: server.door_for(kind)?,
+                    listener,
+                })
+            };
             let setup = runtime::Setup {
-                door: server.door()?,
                 offers: server.offers(),
-                shared: doors.shared.clone(),
+                shared: shared.clone(),
                 orders: orders.clone(),
-                http: again(&http).map_err(failed)?,
-                grpc: again(&grpc).map_err(failed)?,
+                http: again(http.as_ref())?
+                    .map(|listener| opened(DoorKind::Http, listener))
+                    .transpose()?,
+                grpc: again(grpc.as_ref())?
+                    .map(|listener| opened(DoorKind::Grpc, listener))
+                    .transpose()?,
+                // Who scrapes comes rarely: one thread is enough.
+                metrics: metrics
+                    .take()
+                    .map(|listener| opened(DoorKind::Http, listener))
+                    .transpose()?,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("door-{number}"))
@@ -112,9 +118,9 @@ impl Doors {
         self.grpc
     }
 
-    /// The server is ready: from now on health checks say so.
-    pub fn set_ready(&self) {
-        self.shared.set_ready();
+    /// Where metrics are told, if it is not where HTTP is served.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// Waits until the doors have ended: to be called when the server has stopped, which ends them once the last answers
@@ -137,6 +143,18 @@ impl Drop for Doors {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Where it listens.
+fn address(listener: Option<&TcpListener>) -> Result<Option<SocketAddr>> {
+    let address = listener.map(TcpListener::local_addr).transpose();
+    address.map_err(|e| Error::internal(format!("no address of a bound socket: {e}")))
+}
+
+/// The same listener for another thread: each accepts what it gets to first.
+fn again(listener: Option<&TcpListener>) -> Result<Option<TcpListener>> {
+    let again = listener.map(TcpListener::try_clone).transpose();
+    again.map_err(|e| Error::unavailable(format!("no descriptor is left for a door: {e}")))
 }
 
 /// Listens on TCP; port 0 picks a free one.

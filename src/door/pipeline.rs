@@ -12,8 +12,9 @@ use foldhash::HashMap;
 
 use crate::error::{Error, Result};
 use crate::message::{Params, Request, RequestId, Stats};
+use crate::metrics::{Health, Snapshot};
 use crate::server::{Door, DoorAnswer};
-use crate::wire::server::{ModelInfo, Outputs, ServerMessage, Status};
+use crate::wire::server::{ModelInfo, Outputs, ServerMessage};
 
 /// Who asks: a connection. Its number is what the pipeline's turns and bounds go by.
 #[derive(Clone, Debug)]
@@ -71,7 +72,9 @@ pub(crate) struct Rows {
 pub(crate) enum Part {
     /// Rows from an offset on.
     Rows(u64, Rows),
-    /// All rows have come: so many.
+    /// All there is, from a model that has no rows to split. Nothing follows.
+    Whole(Rows, Stats),
+    /// All rows have come: so many. Nothing follows.
     End(u64, Stats),
 }
 
@@ -140,14 +143,26 @@ impl Pipeline {
         Ok(Parts(answers))
     }
 
-    /// How the server is.
+    /// Whether the server serves; both of the loops that serve requests take part in the answer.
     ///
     /// # Errors
     /// What the server answers; `UNAVAILABLE` once it has stopped. So have the questions below.
-    pub(crate) async fn status(&self, caller: &Caller) -> Result<Status> {
-        let mut answers = self.ask(caller, Door::status)?;
+    pub(crate) async fn health(&self, caller: &Caller) -> Result<Health> {
+        let mut answers = self.ask(caller, Door::health)?;
         match answers.next().await? {
-            (ServerMessage::StatusOk(status), _) => Ok(*status),
+            (ServerMessage::HealthOk(health), _) => Ok(health),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// All that is counted, at one moment.
+    ///
+    /// # Errors
+    /// As [`Pipeline::health`].
+    pub(crate) async fn metrics(&self, caller: &Caller) -> Result<Snapshot> {
+        let mut answers = self.ask(caller, Door::metrics)?;
+        match answers.next().await? {
+            (ServerMessage::MetricsOk(snapshot), _) => Ok(*snapshot),
             (other, _) => Err(unexpected(&other)),
         }
     }
@@ -155,7 +170,7 @@ impl Pipeline {
     /// The models that are loaded.
     ///
     /// # Errors
-    /// As [`Pipeline::status`].
+    /// As [`Pipeline::health`].
     pub(crate) async fn models(&self, caller: &Caller) -> Result<Vec<ModelInfo>> {
         let mut answers = self.ask(caller, Door::models)?;
         match answers.next().await? {
@@ -167,7 +182,7 @@ impl Pipeline {
     /// The model that a request with this name and these parameters would get; it is read if nobody has asked for it yet.
     ///
     /// # Errors
-    /// As [`Pipeline::status`].
+    /// As [`Pipeline::health`].
     pub(crate) async fn describe(
         &self,
         caller: &Caller,
@@ -187,7 +202,7 @@ impl Pipeline {
     /// Loads a model on every worker.
     ///
     /// # Errors
-    /// As [`Pipeline::status`].
+    /// As [`Pipeline::health`].
     pub(crate) async fn load(&self, caller: &Caller, model: &str) -> Result<ModelInfo> {
         let mut answers = self.ask(caller, |door, caller| door.load(caller, model))?;
         match answers.next().await? {
@@ -199,7 +214,7 @@ impl Pipeline {
     /// Forgets a model.
     ///
     /// # Errors
-    /// As [`Pipeline::status`].
+    /// As [`Pipeline::health`].
     pub(crate) async fn unload(&self, caller: &Caller, model: &str) -> Result<()> {
         let mut answers = self.ask(caller, |door, caller| door.unload(caller, model))?;
         match answers.next().await? {
@@ -349,8 +364,9 @@ impl Parts {
                 Ok(Part::Rows(offset, Rows { outputs, held }))
             }
             (ServerMessage::End(rows, stats), _) => Ok(Part::End(rows, stats)),
-            // A model without rows to split gives one result.
-            (ServerMessage::Result(..), _) => Err(Error::internal("a result in place of a part")),
+            (ServerMessage::Result(outputs, stats), held) => {
+                Ok(Part::Whole(Rows { outputs, held }, stats))
+            }
             (other, _) => Err(unexpected(&other)),
         })
     }
@@ -376,7 +392,8 @@ fn unexpected(message: &ServerMessage) -> Error {
         ServerMessage::Result(..) => "a result",
         ServerMessage::Part(..) => "a part",
         ServerMessage::End(..) => "the end of a stream",
-        ServerMessage::StatusOk(_) => "a status",
+        ServerMessage::MetricsOk(_) => "counters",
+        ServerMessage::HealthOk(_) => "the server's health",
         ServerMessage::ModelsOk(_) => "a list of models",
         _ => "something else",
     };

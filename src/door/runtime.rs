@@ -4,20 +4,23 @@ use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::connections::{Connection, Connections};
 use super::local::Local;
 use super::pipeline::Pipeline;
 use super::shared::Shared;
 use super::{grpc, http};
+use crate::message::DoorKind;
 use crate::server::{Door, Offers};
 
 /// Threads that parse and inflate large bodies beside the runtime, so that small requests and health checks go on.
@@ -36,14 +39,21 @@ pub(super) enum Order {
     Stop,
 }
 
+/// A listener, and the way into the pipeline for who connects to it.
+pub(super) struct Opened {
+    pub(super) kind: DoorKind,
+    pub(super) door: Door,
+    pub(super) listener: TcpListener,
+}
+
 /// What a door thread works with.
 pub(super) struct Setup {
-    pub(super) door: Door,
     pub(super) offers: Offers,
     pub(super) shared: Arc<Shared>,
     pub(super) orders: watch::Receiver<Order>,
-    pub(super) http: Option<TcpListener>,
-    pub(super) grpc: Option<TcpListener>,
+    pub(super) http: Option<Opened>,
+    pub(super) grpc: Option<Opened>,
+    pub(super) metrics: Option<Opened>,
 }
 
 /// The body of a door thread. It returns when the server has stopped, or the order comes.
@@ -70,49 +80,96 @@ pub(super) fn run(setup: Setup) {
 }
 
 async fn serve(mut setup: Setup) -> io::Result<()> {
-    let descriptor = setup.door.as_fd().try_clone_to_owned()?;
-    #[allow(
-        deprecated,
-        reason = "its successor is unsafe because a type may lie about its descriptor, which OwnedFd does not"
-    )]
-    let readable = AsyncFd::new(descriptor)?;
-    let pipeline = Pipeline::new(setup.door, setup.shared.max_client_bytes);
     let connections = Connections::new(setup.shared.clone());
-    let local = Rc::new(Local::new(pipeline.clone(), setup.offers, setup.shared));
-    let mut beside = Vec::new();
-    if let Some(listener) = setup.http {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let local = local.clone();
-        let serve = move |stream, connection| http::serve(local.clone(), stream, connection);
-        let all = connections.clone();
-        let accept = accept(listener, all, http::TOO_MANY_CONNECTIONS, serve);
-        beside.push(spawn_local(accept));
+    let mut thread = Thread {
+        offers: setup.offers,
+        shared: setup.shared,
+        connections: connections.clone(),
+        pipelines: Vec::new(),
+        readers: Vec::new(),
+        beside: Vec::new(),
+    };
+    let separate = setup.metrics.is_some();
+    if let Some(opened) = setup.http {
+        let serves = match separate {
+            true => http::Serves::Protocol,
+            false => http::Serves::All,
+        };
+        thread.open(opened, move |local, stream, connection| {
+            http::serve(local, serves, stream, connection)
+        })?;
     }
-    if let Some(listener) = setup.grpc {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let service = grpc::Service::new(local).map_err(io::Error::other)?;
-        let serve = move |stream, connection| service.clone().serve(stream, connection);
-        // A connection that closes at once is all that gRPC's clients understand.
-        beside.push(spawn_local(accept(
-            listener,
-            connections.clone(),
-            b"",
-            serve,
-        )));
+    if let Some(opened) = setup.grpc {
+        let reflection = Rc::new(grpc::Reflection::new().map_err(io::Error::other)?);
+        thread.open(opened, move |local, stream, connection| {
+            let reflection = reflection.clone();
+            grpc::serve(grpc::Service { local, reflection }, stream, connection)
+        })?;
     }
-    beside.push(spawn_local(watch_over(connections.clone())));
-    let reader = spawn_local(read_answers(readable, pipeline.clone()));
+    if let Some(opened) = setup.metrics {
+        thread.open(opened, |local, stream, connection| {
+            http::serve(local, http::Serves::Metrics, stream, connection)
+        })?;
+    }
+    thread
+        .beside
+        .push(spawn_local(watch_over(connections.clone())));
     let ordered = async {
         // An error means that whoever could give an order is gone.
         let _ = setup.orders.wait_for(|order| *order == Order::Stop).await;
     };
-    first_of(reader, ordered).await;
-    for task in beside {
+    first_of(thread.readers, ordered).await;
+    for task in thread.beside {
         task.abort();
     }
-    pipeline.end();
+    for pipeline in thread.pipelines {
+        pipeline.end();
+    }
     connections.finish(LAST_WRITES).await;
     Ok(())
+}
+
+/// The tasks of a door thread besides those of its connections.
+struct Thread {
+    offers: Offers,
+    shared: Arc<Shared>,
+    connections: Rc<Connections>,
+    pipelines: Vec<Pipeline>,
+    /// Each ends when the server has stopped.
+    readers: Vec<JoinHandle<()>>,
+    beside: Vec<JoinHandle<()>>,
+}
+
+impl Thread {
+    /// Begins to accept, and to hand out the answers of one door.
+    fn open<F: Future<Output = ()> + 'static>(
+        &mut self,
+        opened: Opened,
+        serve: impl Fn(Rc<Local>, TcpStream, Rc<Connection>) -> F + 'static,
+    ) -> io::Result<()> {
+        let Opened {
+            kind,
+            door,
+            listener,
+        } = opened;
+        let descriptor = door.as_fd().try_clone_to_owned()?;
+        #[allow(
+            deprecated,
+            reason = "its successor is unsafe because a type may lie about its descriptor, which OwnedFd does not"
+        )]
+        let readable = AsyncFd::new(descriptor)?;
+        let pipeline = Pipeline::new(door, self.shared.max_client_bytes);
+        let local = Local::new(pipeline.clone(), self.offers.clone(), self.shared.clone());
+        let local = Rc::new(local);
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let serve = move |stream, connection| serve(local.clone(), stream, connection);
+        let accepting = accept(listener, kind, self.connections.clone(), serve);
+        self.beside.push(spawn_local(accepting));
+        let reader = spawn_local(read_answers(readable, pipeline.clone()));
+        self.readers.push(reader);
+        self.pipelines.push(pipeline);
+        Ok(())
+    }
 }
 
 /// Hands out answers whenever the door's descriptor can be read, until the server has stopped.
@@ -135,15 +192,15 @@ async fn read_answers(readable: AsyncFd<OwnedFd>, pipeline: Pipeline) {
 /// Accepts connections and serves each in a task of its own.
 async fn accept<F: Future<Output = ()> + 'static>(
     listener: tokio::net::TcpListener,
+    kind: DoorKind,
     connections: Rc<Connections>,
-    too_many: &'static [u8],
     serve: impl Fn(TcpStream, Rc<Connection>) -> F,
 ) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let Some(connection) = connections.add(peer) else {
-                    turn_away(&stream, peer, too_many);
+                let Some(connection) = connections.add(kind, peer) else {
+                    turn_away(&stream, kind, peer);
                     continue;
                 };
                 // It fails only for a connection that is gone already.
@@ -175,10 +232,13 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Says that there are too many connections, where the protocol has words for it, in as few bytes as the system always takes.
-fn turn_away(stream: &TcpStream, peer: SocketAddr, too_many: &[u8]) {
+/// Says that there are too many connections, in as few bytes as the system always takes. A client of gRPC is told nothing:
+/// it understands no more than that the connection closes.
+fn turn_away(stream: &TcpStream, kind: DoorKind, peer: SocketAddr) {
     tracing::debug!(%peer, "turned away: too many connections");
-    let _ = stream.try_write(too_many); // it may be gone
+    if kind != DoorKind::Grpc {
+        let _ = stream.try_write(http::TOO_MANY_CONNECTIONS); // it may be gone
+    }
 }
 
 /// Ends connections whose peers crawl or stall.
@@ -189,12 +249,13 @@ async fn watch_over(connections: Rc<Connections>) {
     }
 }
 
-/// Waits for either.
-async fn first_of<A>(one: impl Future<Output = A>, other: impl Future<Output = ()>) {
-    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
+/// Waits until any of the tasks has ended, or the other thing has happened.
+async fn first_of(tasks: Vec<JoinHandle<()>>, other: impl Future<Output = ()>) {
+    let (mut tasks, mut other) = (tasks, std::pin::pin!(other));
     std::future::poll_fn(|cx| {
-        if one.as_mut().poll(cx).is_ready() {
-            return std::task::Poll::Ready(());
+        let mut tasks = tasks.iter_mut();
+        if tasks.any(|task| Pin::new(task).poll(cx).is_ready()) {
+            return Poll::Ready(());
         }
         other.as_mut().poll(cx)
     })

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::message::DoorKind;
 
 /// Of how many descriptors the doors take at most one.
 const DESCRIPTORS_SHARE: u64 = 4;
@@ -26,10 +27,10 @@ pub(crate) struct Shared {
     pub(crate) model_control: bool,
     /// The address that is bound can be reached from this machine alone.
     pub(crate) loopback: bool,
-    max_connections: usize,
+    max_connections: u64,
     max_unfinished_bytes: u64,
-    ready: AtomicBool,
-    connections: AtomicUsize,
+    /// By kind of door.
+    connections: [AtomicUsize; DoorKind::ALL.len()],
     unfinished: AtomicU64,
     unloaded: Mutex<BTreeSet<String>>,
 }
@@ -37,7 +38,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(config: &Config) -> Shared {
         let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
-        let possible = (limit / DESCRIPTORS_SHARE).clamp(1, MOST_CONNECTIONS) as usize;
+        let possible = (limit / DESCRIPTORS_SHARE).clamp(1, MOST_CONNECTIONS);
         let address = config.host.parse::<IpAddr>();
         Shared {
             max_request_bytes: config.max_request_bytes,
@@ -45,35 +46,35 @@ impl Shared {
             max_batch_size: config.max_batch_size,
             model_control: config.door_model_control,
             loopback: address.is_ok_and(|address| address.to_canonical().is_loopback()),
-            max_connections: config.max_sessions.unwrap_or(possible).min(possible),
+            max_connections: config
+                .max_sessions
+                .map_or(possible, |most| possible.min(most as u64)),
             max_unfinished_bytes: config.max_unfinished_bytes,
-            ready: AtomicBool::new(false),
-            connections: AtomicUsize::new(0),
+            connections: Default::default(),
             unfinished: AtomicU64::new(0),
             unloaded: Mutex::default(),
         }
     }
 
-    pub(super) fn set_ready(&self) {
-        self.ready.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the server has said that it is ready.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
-    }
-
     /// Counts one more connection; `false` if there are too many.
-    pub(super) fn add_connection(&self) -> bool {
-        let before = self.connections.fetch_add(1, Ordering::Relaxed);
-        if before >= self.max_connections {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn add_connection(&self, kind: DoorKind) -> bool {
+        // Two threads may both add the last one: the bound is about descriptors, of which some are left.
+        let all = self.connections().map(|(_, count)| count);
+        let has_room = all.sum::<u64>() < self.max_connections;
+        if has_room {
+            self.connections[kind as usize].fetch_add(1, Ordering::Relaxed);
         }
-        before < self.max_connections
+        has_room
     }
 
-    pub(super) fn remove_connection(&self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn remove_connection(&self, kind: DoorKind) {
+        self.connections[kind as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The connections that are open, by kind of door.
+    pub(crate) fn connections(&self) -> impl Iterator<Item = (DoorKind, u64)> {
+        let count = |count: &AtomicUsize| count.load(Ordering::Relaxed) as u64;
+        std::iter::zip(DoorKind::ALL, self.connections.iter().map(count))
     }
 
     /// Counts bytes of a body that has not come whole. They are given back by [`Shared::release`].

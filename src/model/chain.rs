@@ -47,14 +47,20 @@ impl Chain {
     }
 }
 
-impl Model for Chain {
-    fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch> {
+impl Chain {
+    /// Passes a batch through all stages, each of which `run_stage` runs, unless the request was cancelled before.
+    fn pass(
+        &mut self,
+        inputs: &Batch,
+        cancelled: &dyn Fn() -> bool,
+        mut run_stage: impl FnMut(&mut dyn Model, &Batch) -> Result<Batch>,
+    ) -> Result<Batch> {
         let mut batch = inputs.clone();
         for (index, (description, model)) in self.stages.iter_mut().enumerate() {
             let stage = &description.name;
             let place = |e: Error| e.context(format_args!("stage {stage:?}"));
             if index > 0 || self.inputs == ChainInputs::EarlierStage {
-                if (run.cancelled)() {
+                if cancelled() {
                     return Err(place(Error::new(
                         ErrorCode::Cancelled,
                         "not begun: the request was cancelled",
@@ -65,7 +71,7 @@ impl Model for Chain {
                     linked(description, batch).map_err(|e| place(Error::internal(e.message())))?;
             }
             let started = Instant::now();
-            let outputs = model.infer_with(&batch, run).map_err(place)?;
+            let outputs = run_stage(&mut **model, &batch).map_err(place)?;
             tracing::debug!(
                 stage = stage.as_str(),
                 elapsed_us = started.elapsed().as_micros() as u64,
@@ -79,11 +85,23 @@ impl Model for Chain {
         }
         Ok(batch)
     }
+}
+
+impl Model for Chain {
+    fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch> {
+        self.pass(inputs, run.cancelled, |stage, batch| {
+            stage.infer_with(batch, run)
+        })
+    }
 
     fn warm_up(&mut self) {
         for (_, model) in &mut self.stages {
             model.warm_up();
         }
+    }
+
+    fn warm_up_with(&mut self, sample: &Batch) -> Result<Batch> {
+        self.pass(sample, &|| false, |stage, batch| stage.warm_up_with(batch))
     }
 }
 

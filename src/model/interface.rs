@@ -92,6 +92,14 @@ pub trait Model {
     /// Runs made-up rows, so that the first request does not wait for what the engine sets up at the first run.
     fn warm_up(&mut self) {}
 
+    /// As [`Model::warm_up`], with a sample, which has to run.
+    ///
+    /// # Errors
+    /// As [`Model::infer`].
+    fn warm_up_with(&mut self, sample: &Batch) -> Result<Batch> {
+        self.infer(sample, &Params::new())
+    }
+
     /// As [`Model::infer_with`], outside of any request.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::sample::sample;
 use super::stage::{self, ModelText, StageSource};
 use super::{Description, Model, ModelSource, Rows};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Params, Role, WorkerId};
+use crate::message::{ModelId, Role, WorkerId};
 use crate::proxy::SessionOptions;
 use crate::tensor::Batch;
 
@@ -89,7 +89,7 @@ impl Loaded {
             return Ok(());
         };
         let outputs = model
-            .infer(&sample, &Params::new())
+            .warm_up_with(&sample)
             .map_err(|e| Error::precondition(format!("warm_up: {}", e.message())))?;
         if let Some(next) = samples().get_mut(leg + 1) {
             next.get_or_insert(outputs);

@@ -10,7 +10,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::message::{ReplyTo, RequestId};
+use crate::message::{DoorKind, ReplyTo, RequestId};
+use crate::metrics::ByDoor;
 use crate::waker::Waker;
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
@@ -31,8 +32,19 @@ const ANSWER_BYTES: u64 = 256;
 #[derive(Debug)]
 pub(crate) enum Said {
     Message(ReplyTo, ClientMessage<RawParams>),
+    /// A question that only doors ask.
+    Question(ReplyTo, RequestId, Question),
     /// The door was dropped: its callers are gone.
     Closed(u32),
+}
+
+/// What is asked of the server as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// Sessions ask this too, in the protocol's words.
+    Status,
+    Metrics,
+    Health,
 }
 
 /// What a caller is told.
@@ -53,7 +65,7 @@ pub(crate) struct Doors {
 
 #[derive(Debug, Default)]
 struct Open {
-    doors: HashMap<u32, Arc<Answers>>,
+    doors: HashMap<u32, (DoorKind, Arc<Answers>)>,
     last: u32,
     /// The server has stopped: no door is opened any more.
     over: bool,
@@ -84,7 +96,7 @@ impl Doors {
     ///
     /// # Errors
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
-    pub(crate) fn open(&self) -> Result<(u32, Arc<Answers>)> {
+    pub(crate) fn open(&self, kind: DoorKind) -> Result<(u32, Arc<Answers>)> {
         let answers = Arc::new(Answers {
             waker: Waker::new()?,
             told: Mutex::default(),
@@ -95,8 +107,17 @@ impl Doors {
         }
         open.last += 1;
         let number = open.last;
-        open.doors.insert(number, answers.clone());
+        open.doors.insert(number, (kind, answers.clone()));
         Ok((number, answers))
+    }
+
+    /// How many doors of each kind are open.
+    pub(crate) fn count(&self) -> ByDoor<u64> {
+        let mut counts = ByDoor::default();
+        for (kind, _) in lock(&self.open).doors.values() {
+            *counts.of_mut(*kind) += 1;
+        }
+        counts
     }
 
     /// The door was dropped.
@@ -107,11 +128,11 @@ impl Doors {
         self.waker.wake();
     }
 
-    /// Hands a message to the ventilator.
+    /// Hands a message or a question to the ventilator.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too much waits for it, `UNAVAILABLE` if it has stopped.
-    pub(crate) fn say(&self, from: ReplyTo, message: ClientMessage<RawParams>) -> Result<()> {
+    pub(crate) fn say(&self, what: Said) -> Result<()> {
         if lock(&self.open).over {
             return Err(Error::unavailable("the server has stopped"));
         }
@@ -122,7 +143,7 @@ impl Doors {
             )));
         }
         let first = said.is_empty();
-        said.push_back(Said::Message(from, message));
+        said.push_back(what);
         if first {
             // While the queue is locked, as for answers.
             self.waker.wake();
@@ -148,7 +169,7 @@ impl Doors {
 
     fn of(&self, to: ReplyTo) -> Option<(Arc<Answers>, u64)> {
         let (door, caller) = to.caller()?;
-        let answers = lock(&self.open).doors.get(&door)?.clone();
+        let (_, answers) = lock(&self.open).doors.get(&door)?.clone();
         Some((answers, caller))
     }
 
@@ -189,7 +210,7 @@ impl Doors {
     pub(crate) fn end(&self) {
         let mut open = lock(&self.open);
         open.over = true;
-        for answers in open.doors.values() {
+        for (_, answers) in open.doors.values() {
             lock(&answers.told).over = true;
             answers.waker.wake();
         }

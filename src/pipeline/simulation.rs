@@ -480,6 +480,10 @@ impl Simulation<'_> {
             "a worker was not stopped"
         );
         assert!(self.answers.all_stopped());
+        let counted = self.answers.counted();
+        let counted = counted.iter().map(|of| of.results() + of.errors());
+        let counted: u64 = counted.sum();
+        assert_eq!(counted, self.exit.ledger.answers(), "answers are counted");
         assert_eq!(self.requests.held(), 0, "rows are held");
         if !self.finished {
             // Else chunks of closed requests may be out, which nobody waits for.

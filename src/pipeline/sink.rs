@@ -5,6 +5,8 @@
 
 pub(super) mod answers;
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
@@ -55,7 +57,7 @@ pub(crate) struct Setup {
     pub max_client_bytes: u64,
 }
 
-/// Where everything leaves.
+/// Where answers leave: over `port_out` or through doors; and what the ventilator is told.
 struct Exit {
     router: Router,
     writer: ResultWriter,
@@ -274,7 +276,7 @@ impl Sink {
             // Connections are being closed from this side. Who asked for the stop is told on `port` once that is done.
             Incoming::Closed(_) | Incoming::Silent(_) if self.leaving.is_some() => {}
             Incoming::Closed(reply) => self.exit.tell_ventilator(ToVentilator::Gone(reply)),
-            // Its other connection may know better.
+            // The ventilator knows whether the client's other connection is alive.
             Incoming::Silent(reply) => self.exit.tell_ventilator(ToVentilator::Silent(reply)),
         }
     }

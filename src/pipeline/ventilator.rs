@@ -3,8 +3,8 @@
 //!
 //! What it decides of models is in `catalog/`, and of requests in `requests.rs` and `schedule/`: pure state machines, whose
 //! actions are done here. `clients.rs` knows sessions, `admission.rs` what may enter the queue, `known_headers.rs` what need
-//! not be read again, `groups.rs` what may run together, `life.rs` how it starts and stops, `says.rs` what clients say and
-//! are told, `report.rs` what status says.
+//! not be read again, `groups.rs` what may run together, `links.rs` whom it is connected to, `life.rs` how it starts and
+//! stops, `says.rs` what clients say and are told, `report.rs` what status says.
 
 mod admission;
 #[cfg(test)]
@@ -13,39 +13,34 @@ mod clients;
 mod groups;
 mod known_headers;
 mod life;
+mod links;
 mod report;
 pub(super) mod requests;
 mod says;
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crossbeam_channel::Sender;
-use zmq::Socket;
 
 use self::admission::Learnt;
 use self::clients::Clients;
 use self::life::{Life, Patience, Phase};
-use self::report::{Ledger, Reported};
+pub(crate) use self::links::{Lanes, Links};
+use self::report::{Ledger, RanChunk};
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
-use super::control::StopOrder;
-use super::doors::Doors;
-use super::{CancelBoard, Clock, tell};
-use crate::catalog::{self, Arrival, Catalog, Change, MostModels};
+use super::tell;
+use crate::catalog::{self, Catalog, Change, MostModels};
 use crate::error::{Error, Result};
 use crate::frames;
 use crate::message::{Credit, ModelId, Params, Request, Serial, WorkerId};
-use crate::model::loader::Loader;
-use crate::model::{Lookup, Store};
+use crate::model::Lookup;
 use crate::schedule::{Lane, Limits};
-use crate::socket::{Waiter, wait_for};
+use crate::socket::wait_for;
 use crate::wire::client::StopMode;
-use crate::wire::inner::{self, SinkReport, ToSink, ToVentilator, ToWorker};
+use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 use crate::wire::params::RawParams;
 use crate::wire::server::{ServerMessage, StopState, Welcome};
-use crate::zmtp::router::Router;
 
 /// Messages taken from inside before clients get their turn.
 const TURN: usize = 64;
@@ -53,12 +48,6 @@ const TURN: usize = 64;
 const GATHER: Duration = Duration::from_micros(100);
 /// How long an end at once waits for answers that are leaving.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A worker's two lanes.
-pub(crate) struct Lanes {
-    pub small: Socket,
-    pub bulk: Socket,
-}
 
 /// What does not change while the server runs.
 pub(crate) struct ServerInfo {
@@ -70,23 +59,6 @@ pub(crate) struct ServerInfo {
     pub limits: Limits,
     pub preload: Vec<String>,
     pub most_models: MostModels,
-}
-
-/// The ventilator's connections, and what it shares with other threads.
-pub(crate) struct Links {
-    /// `port`, listening.
-    pub router: Router,
-    /// Hears from inside, bound.
-    pub inbox: Socket,
-    pub lanes: Vec<Lanes>,
-    pub sink: Socket,
-    pub doors: Arc<Doors>,
-    pub stop: Arc<StopOrder>,
-    pub loader: Loader,
-    pub store: Arc<Store>,
-    pub board: Arc<CancelBoard>,
-    pub clock: Clock,
-    pub waiter: Waiter,
 }
 
 /// What the ventilator is set up with.
@@ -138,32 +110,6 @@ pub(crate) fn run(setup: Setup) -> Result<()> {
         info,
     };
     ventilator.serve()
-}
-
-impl Links {
-    /// Tells every worker that is there, and says which were.
-    fn tell_workers(&mut self, lane: Lane, message: &[Bytes]) -> Vec<WorkerId> {
-        let mut told = Vec::new();
-        for (index, lanes) in self.lanes.iter_mut().enumerate() {
-            // A worker that was lost and is coming up again has no sessions, and opens those that its chunks need.
-            match tell(lanes.of(lane), message.to_vec()) {
-                Ok(()) => told.push(WorkerId(index as u32)),
-                Err(error) => {
-                    tracing::debug!(worker_id = index, %error, "a worker is not there to be told of a model");
-                }
-            }
-        }
-        told
-    }
-}
-
-impl Lanes {
-    fn of(&mut self, lane: Lane) -> &mut Socket {
-        match lane {
-            Lane::Small => &mut self.small,
-            Lane::Bulk => &mut self.bulk,
-        }
-    }
 }
 
 impl Ventilator {
@@ -322,7 +268,7 @@ impl Ventilator {
                 self.requests.tell_what_is_out();
                 self.act()
             }
-            ToVentilator::Report(token, report) => self.send_status(token, &report),
+            ToVentilator::Report(token, report) => self.answer_questions(token, &report),
             ToVentilator::SinkStopped => {
                 self.life.phase = Phase::Stopped;
                 Ok(())
@@ -331,10 +277,9 @@ impl Ventilator {
     }
 
     fn take_credit(&mut self, credit: Credit) -> Result<()> {
-        let (worker, model) = (credit.worker, credit.model);
-        let (rows, compute_us) = (credit.rows, credit.compute_us);
+        let ran = RanChunk::of(&credit);
         if self.requests.credit(credit, self.links.clock.now_us()) {
-            self.ledger.ran(worker, model, rows, compute_us);
+            self.ledger.ran(&ran);
         }
         self.act()
     }
@@ -401,15 +346,8 @@ impl Ventilator {
                 let told = self.links.tell_workers(Lane::Small, &open);
                 self.catalog.told(model, told);
             }
-            Action::Admit(parked, model) => {
-                let Arrival { reply, request, .. } = parked.arrival;
-                if let Err(error) = self.enqueue(parked, model) {
-                    return self.refuse(reply, request, &error);
-                }
-            }
-            Action::Refuse(arrival, error) => {
-                return self.refuse(arrival.reply, arrival.request, &error);
-            }
+            Action::Admit(parked, model) => return self.take_parked(parked, model),
+            Action::Refuse(arrival, error) => return self.refuse_parked(&arrival, &error),
             Action::Answer(asker, answer) => self.tell_asker(&asker, answer),
             Action::Started(result) => self.life.preloaded(result),
             Action::Changed(Change::Leads(lookup, model)) => {
@@ -424,6 +362,7 @@ impl Ventilator {
     /// No request needs the model any more: the workers drop their sessions.
     fn forget_model(&mut self, model: ModelId) {
         self.requests.scheduler.forget(model);
+        self.ledger.forget_model(model);
         self.links.store.let_go(model);
         let forget = inner::write_to_worker(&ToWorker::Forget(model));
         self.links.tell_workers(Lane::Bulk, &forget);
@@ -434,8 +373,7 @@ impl Ventilator {
     /// Ends a request with an error, wherever it is.
     fn close(&mut self, serial: Serial, error: &Error) -> Result<()> {
         if let Some(parked) = self.catalog.give_up(serial) {
-            let Arrival { reply, request, .. } = parked.arrival;
-            return self.refuse(reply, request, error);
+            return self.refuse_parked(&parked.arrival, error);
         }
         self.requests.close(serial, error, Answered::Not);
         self.act()
@@ -468,37 +406,11 @@ impl Ventilator {
         Ok(())
     }
 
-    // ---- what is said of the server ------------------------------------------------------------------------------
-
-    /// Has the sink report, if it is asked now.
-    fn ask_sink(&mut self, token: Option<u64>) -> Result<()> {
-        token.map_or(Ok(()), |token| self.tell_sink(&ToSink::Report(token)))
-    }
-
-    /// The sink's report has come: those who wait for it are answered.
-    fn send_status(&mut self, token: u64, sink: &SinkReport) -> Result<()> {
-        let (askers, again) = self.ledger.take_askers(token);
-        if !askers.is_empty() {
-            let server = Reported {
-                info: &self.info,
-                scheduler: &self.requests.scheduler,
-                catalog: &self.catalog,
-                up_us: self.links.clock.now_us(),
-                pending: self.pending(),
-            };
-            let status = ServerMessage::StatusOk(Box::new(self.ledger.status(&server, sink)));
-            for asker in askers {
-                self.answer_asker(&asker, &status);
-            }
-        }
-        self.ask_sink(again)
-    }
+    // ---- the end -------------------------------------------------------------------------------------------------
 
     fn pending(&self) -> u64 {
         (self.requests.scheduler.waiting().requests + self.catalog.parked_count()) as u64
     }
-
-    // ---- the end -------------------------------------------------------------------------------------------------
 
     fn stop(&mut self, mode: StopMode) -> Result<()> {
         self.life.drain(self.pending());

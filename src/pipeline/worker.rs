@@ -35,6 +35,14 @@ pub(crate) struct Setup {
     pub busy_poll: BusyPoll,
 }
 
+/// What a chunk's credit says of its runs.
+#[derive(Clone, Copy, Default)]
+struct RowsRan {
+    rows: u64,
+    runs: u64,
+    compute_us: u64,
+}
+
 struct Worker {
     setup: Setup,
     small: Socket,
@@ -205,9 +213,13 @@ impl Worker {
         let compute_us = (self.setup.clock.now_us() - started_us).saturating_sub(aside_us);
         let bulk_waits = matches!(lane, Lane::Small)
             && (self.in_bulk || self.bulk.get_events()?.contains(zmq::POLLIN));
-        self.choice.ran(lane, compute_us, bulk_waits);
+        match bulk_waits {
+            true => self.choice.overtook_bulk(compute_us),
+            false => self.choice.bulk_had_its_turn(),
+        }
         let Some(Computed {
             sent,
+            runs,
             mut done,
             mut failed,
         }) = computed
@@ -215,7 +227,11 @@ impl Worker {
             return self.skip(&chunk, refused);
         };
         failed.extend(refused);
-        let rows = sent + rows_of(&done);
+        let ran = RowsRan {
+            rows: sent + rows_of(&done),
+            runs,
+            compute_us,
+        };
         let mut handed = Vec::new();
         // The parts go out before the credit: whoever sees the credit may forget the rows.
         if chunk.goes_on {
@@ -229,7 +245,7 @@ impl Worker {
             self.send_done(&chunk, &mut done, compute_us)?;
         }
         let errors = self.send_failed(&chunk, failed, compute_us)?;
-        self.send_credit(&chunk, rows, compute_us, errors, handed)
+        self.send_credit(&chunk, ran, errors, handed)
     }
 
     fn is_cancelled(&self, members: &[Member]) -> bool {
@@ -241,7 +257,7 @@ impl Worker {
     fn skip(&mut self, chunk: &Chunk, refused: Vec<(Member, Error)>) -> Result<()> {
         self.send_part(chunk, chunk.members.clone(), 0, Outcome::Skipped)?;
         let errors = self.send_failed(chunk, refused, 0)?;
-        self.send_credit(chunk, 0, 0, errors, Vec::new())
+        self.send_credit(chunk, RowsRan::default(), errors, Vec::new())
     }
 
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
@@ -311,6 +327,7 @@ impl Worker {
             chunk: chunk.id,
             worker: self.setup.id,
             attempt: chunk.attempt,
+            label: chunk.label,
             compute_us: chunk.spent_us + compute_us,
             members,
             outcome,
@@ -321,8 +338,7 @@ impl Worker {
     fn send_credit(
         &mut self,
         chunk: &Chunk,
-        rows: u64,
-        compute_us: u64,
+        ran: RowsRan,
         failed: Vec<(Serial, Error)>,
         handed: Vec<Handed>,
     ) -> Result<()> {
@@ -330,8 +346,10 @@ impl Worker {
             worker: self.setup.id,
             chunk: chunk.id,
             model: chunk.model,
-            rows,
-            compute_us,
+            label: chunk.label,
+            rows: ran.rows,
+            runs: ran.runs,
+            compute_us: ran.compute_us,
             spent_us: chunk.spent_us,
             failed,
             handed,

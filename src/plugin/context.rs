@@ -27,7 +27,7 @@ impl LoadContext {
         LoadContext(Place::Folder(folder.as_ref().to_owned(), None))
     }
 
-    /// Stands in for the server's sessions: `open` is given what [`LoadContext::session`] is, and returns what runs a
+    /// Stands in for the server's engine sessions: `open` is given what [`LoadContext::session`] is, and returns what runs a
     /// batch. Such a session does not say what it takes and gives.
     #[must_use]
     pub fn with_sessions(
@@ -55,11 +55,11 @@ impl LoadContext {
         }
     }
 
-    /// A session over an ONNX file, on this worker's device. Its path is relative to the proxy's folder.
+    /// An engine session over an ONNX file, on this worker's device. Its path is relative to the proxy's folder.
     ///
     /// # Errors
     /// As [`LoadContext::path`]; `FAILED_PRECONDITION` if the engine refuses the file, or there is no server.
-    pub fn session(&self, path: &str) -> Result<Session> {
+    pub fn session(&self, path: &str) -> Result<EngineSession> {
         self.session_with(path, &Value::Null)
     }
 
@@ -68,14 +68,15 @@ impl LoadContext {
     ///
     /// # Errors
     /// As there; `FAILED_PRECONDITION` for wrong options.
-    pub fn session_with(&self, path: &str, options: &Value) -> Result<Session> {
+    pub fn session_with(&self, path: &str, options: &Value) -> Result<EngineSession> {
         match &self.0 {
             Place::Server(context) => context
                 .open_session(path, options)
-                .map(|session| Session(RunBy::Server(session))),
-            Place::Folder(_, Some(open)) => Ok(Session(RunBy::StandIn(open(path)?))),
+                .map(|session| EngineSession(RunBy::Server(session))),
+            Place::Folder(_, Some(open)) => Ok(EngineSession(RunBy::StandIn(open(path)?))),
             Place::Folder(_, None) => Err(Error::precondition(format!(
-                "session {path:?}: there is no server to open it; give the context sessions with LoadContext::with_sessions"
+                "session {path:?}: there is no server to open it; give the context sessions with \
+                 LoadContext::with_sessions"
             ))),
         }
     }
@@ -164,16 +165,17 @@ impl Context {
     }
 }
 
-/// A session of the server's engine over an ONNX file. It lives in the worker's thread.
-pub struct Session(RunBy);
+/// A session of the server's engine over an ONNX file; a client's session is something else. It lives in the worker's
+/// thread.
+pub struct EngineSession(RunBy);
 
 enum RunBy {
     Server(HostSession),
     StandIn(Box<RunSession>),
 }
 
-impl Session {
-    /// RunBy a batch. Inputs are found by their names; one input needs none. The outputs are in the model's order, and
+impl EngineSession {
+    /// Runs a batch. Inputs are found by their names; one input needs none. The outputs are in the model's order, and
     /// are the engine's own memory where that can be lent.
     ///
     /// # Errors

@@ -58,7 +58,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `model/mdm_model.h`, `abi.rs` | the C interface, in C and in Rust |
-//! | `context.rs`, `proxy.rs` | the author's side: contexts and sessions, proxies of models; safe |
+//! | `context.rs`, `proxy.rs` | the author's side: contexts and engine sessions, proxies of models; safe |
 //! | `glue.rs` | the author's side of the C interface |
 //! | `host/` | the server's side of it: libraries, calls, memory, and the checks of all that plugins return |
 
@@ -70,7 +70,7 @@ pub mod glue;
 pub(crate) mod host;
 mod proxy;
 
-pub use context::{Context, LoadContext, Session};
+pub use context::{Context, EngineSession, LoadContext};
 pub use glue::{Level, log};
 pub use proxy::{Proxy, dump};
 use serde_json::Value;

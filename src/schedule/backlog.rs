@@ -9,9 +9,7 @@ use std::ops::Range;
 use super::groups::Groups;
 use super::pace::{Pace, Runs, Target};
 use super::turns::{Rest, Turns};
-use super::{
-    Assignment, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, Selection, whole_run,
-};
+use super::{Assignment, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, Selection, Work};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::Cut;
 use foldhash::HashMap;
@@ -24,6 +22,22 @@ const UNKNOWN_ROW_US: f64 = 100.0;
 const SMALL_COME_US: u64 = 1_000_000;
 /// Chunks that may wait for each worker with a device before the extra workers begin no more.
 const WAITING_PER_WORKER: usize = 2;
+
+/// Which legs of new rows their first worker runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LegsToRun {
+    First,
+    All,
+}
+
+impl LegsToRun {
+    fn of(self, job: &Job) -> Range<u32> {
+        match self {
+            LegsToRun::First => 0..1,
+            LegsToRun::All => 0..job.legs.len() as u32,
+        }
+    }
+}
 
 /// The requests that wait for workers of one role.
 #[derive(Debug)]
@@ -51,22 +65,22 @@ impl Backlog {
         }
     }
 
-    pub(super) fn push(&mut self, job: &Job, small: bool) {
-        if small {
-            let request = (job.serial, job.rows);
-            self.groups
-                .push(job.group, job.client, request, job.arrived_us);
-        } else {
-            self.bulk(job.priority).add(job.client, job.serial.0);
+    pub(super) fn push(&mut self, job: &Job, lane: Lane) {
+        match lane {
+            Lane::Small => {
+                let request = (job.serial, job.rows);
+                self.groups
+                    .push(job.group, job.client, request, job.arrived_us);
+            }
+            Lane::Bulk => self.bulk(job.priority).add(job.client, job.serial.0),
         }
     }
 
     /// A request that waited here was closed.
-    pub(super) fn close(&mut self, job: &Job, small: bool) {
-        if small {
-            self.groups.close(job.group, job.client, job.serial);
-        } else {
-            self.bulk(job.priority).remove(job.client, job.serial.0);
+    pub(super) fn close(&mut self, job: &Job, lane: Lane) {
+        match lane {
+            Lane::Small => self.groups.close(job.group, job.client, job.serial),
+            Lane::Bulk => self.bulk(job.priority).remove(job.client, job.serial.0),
         }
     }
 
@@ -94,26 +108,33 @@ impl<C: Clone> Scheduler<C> {
     pub(super) fn next_new(&mut self, now_us: u64) -> Option<Assignment<C>> {
         for lane in [Lane::Small, Lane::Bulk] {
             for role in [Role::Main, Role::Extra] {
-                let Some((worker, alone)) = self.worker_for(role, lane) else {
+                let Some((worker, runs)) = self.worker_for(role, lane) else {
                     continue;
                 };
                 let selection = match lane {
-                    Lane::Small => self.next_small(role, alone, now_us),
-                    Lane::Bulk => self.next_bulk(role, alone, now_us),
+                    Lane::Small => self.next_small(role, runs, now_us),
+                    Lane::Bulk => self.next_bulk(role, runs, now_us),
                 };
                 if let Some((selection, legs)) = selection {
-                    return Some(self.give(worker, lane, legs, 0, selection, now_us));
+                    let work = Work {
+                        lane,
+                        legs,
+                        attempt: 0,
+                        selection,
+                        leg_outputs: None,
+                    };
+                    return Some(self.give(worker, work, now_us));
                 }
             }
         }
         None
     }
 
-    /// Who takes new rows that are for workers of this role, and whether it runs every leg of them.
-    pub(super) fn worker_for(&self, role: Role, lane: Lane) -> Option<(WorkerId, bool)> {
+    /// Who takes new rows that are for workers of this role, and which of their legs it runs.
+    pub(super) fn worker_for(&self, role: Role, lane: Lane) -> Option<(WorkerId, LegsToRun)> {
         let [main, extra] = &self.pools;
         if role == Role::Main {
-            return Some((main.best(lane)?, true));
+            return Some((main.best(lane)?, LegsToRun::All));
         }
         let waiting = self.returned[Role::Main as usize].len();
         let all_idle = extra.idle() == extra.count() && waiting == 0;
@@ -121,28 +142,31 @@ impl<C: Clone> Scheduler<C> {
             && all_idle
             && let Some(worker) = main.best_idle(lane)
         {
-            return Some((worker, true));
+            return Some((worker, LegsToRun::All));
         }
         extra
             .best(lane)
             .filter(|_| waiting < WAITING_PER_WORKER * main.count())
-            .map(|worker| (worker, false))
-            .or_else(|| Some((main.best_idle(lane)?, true)))
+            .map(|worker| (worker, LegsToRun::First))
+            .or_else(|| Some((main.best_idle(lane)?, LegsToRun::All)))
     }
 
     fn next_small(
         &mut self,
         role: Role,
-        alone: bool,
+        runs: LegsToRun,
         now_us: u64,
     ) -> Option<(Selection, Range<u32>)> {
         let turn = self.backlogs[role as usize].groups.next(now_us)?;
         let first = &self.entries.get(&turn.oldest)?.job;
         let (model, splittable, step) = (first.model, first.splittable, first.step.max(1));
-        let legs = if alone { first.legs.len() as u32 } else { 1 };
-        let pace = PaceKey::of(model, &(0..legs));
+        let legs = runs.of(first);
+        let pace = PaceKey::of(model, &legs);
         let target = if splittable {
-            let pool = if alone { Role::Main } else { role };
+            let pool = match runs {
+                LegsToRun::All => Role::Main,
+                LegsToRun::First => role,
+            };
             self.batch_rows(pool, pace, turn.rows)
         } else {
             ONE_BY_ONE
@@ -170,7 +194,7 @@ impl<C: Clone> Scheduler<C> {
             let most = pieces.iter().fold(run, |run, piece| run.max(piece.rows));
             most.next_multiple_of(step)
         });
-        Some((Selection { model, pieces, run }, 0..legs))
+        Some((Selection { model, pieces, run }, legs))
     }
 
     /// What a client is charged for a row.
@@ -195,11 +219,11 @@ impl<C: Clone> Scheduler<C> {
     fn next_bulk(
         &mut self,
         role: Role,
-        alone: bool,
+        runs: LegsToRun,
         now_us: u64,
     ) -> Option<(Selection, Range<u32>)> {
         let since_small = self.small_us.map(|at| now_us.saturating_sub(at));
-        let runs = match since_small {
+        let size = match since_small {
             Some(us) if us < SMALL_COME_US => Runs::Short,
             _ => Runs::Cheapest,
         };
@@ -207,10 +231,14 @@ impl<C: Clone> Scheduler<C> {
         // Only open requests with rows left are in the turns.
         let entry = self.entries.get_mut(&serial)?;
         let (model, client, priority) = (entry.job.model, entry.job.client, entry.job.priority);
-        let legs = if alone { whole_run(&entry.job) } else { 0..1 };
+        let legs = runs.of(&entry.job);
         let left = entry.job.rows - entry.given;
         let Target { rows, run } = if entry.job.splittable {
-            cut(&self.limits, &mut self.paces, entry, &legs, left, runs)
+            let of = |legs: &Range<u32>| {
+                let key = PaceKey::of(model, legs);
+                target(&self.limits, &mut self.paces, key, size)
+            };
+            cut(&self.limits, entry, &legs, of)
         } else {
             Target {
                 rows: left,
@@ -263,24 +291,19 @@ pub(super) fn target(
     }
 }
 
-/// The rows of a bulk request's next chunk.
+/// The rows of a bulk request's next chunk; `paced` is what the model's pace says of legs.
 fn cut(
     limits: &Limits,
-    paces: &mut HashMap<PaceKey, Pace>,
     entry: &mut Entry,
     legs: &Range<u32>,
-    left: usize,
-    runs: Runs,
+    mut paced: impl FnMut(&Range<u32>) -> Target,
 ) -> Target {
     let job = &entry.job;
-    let mut of = |legs: &Range<u32>| {
-        let key = PaceKey::of(job.model, legs);
-        target(limits, paces, key, runs)
-    };
-    let Target { mut rows, run } = of(legs);
+    let left = job.rows - entry.given;
+    let Target { mut rows, run } = paced(legs);
     // A chunk keeps its rows through all its legs: the slowest of them decides.
     for leg in legs.end..job.legs.len() as u32 {
-        rows = rows.min(of(&(leg..leg + 1)).rows);
+        rows = rows.min(paced(&(leg..leg + 1)).rows);
     }
     let extra = if job.legs.len() > 1 {
         limits.extra_workers

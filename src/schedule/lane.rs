@@ -22,12 +22,14 @@ impl LaneChoice {
         }
     }
 
-    /// A chunk of that lane ran for so long. `bulk_waits`: a bulk chunk was there to run instead.
-    pub(crate) fn ran(&mut self, lane: Lane, us: u64, bulk_waits: bool) {
-        self.small_us = match lane {
-            Lane::Small if bulk_waits => self.small_us + us,
-            _ => 0,
-        };
+    /// A small chunk ran for so long, though a bulk chunk was there to run instead.
+    pub(crate) fn overtook_bulk(&mut self, us: u64) {
+        self.small_us += us;
+    }
+
+    /// A bulk chunk ran, or none waits.
+    pub(crate) fn bulk_had_its_turn(&mut self) {
+        self.small_us = 0;
     }
 }
 
@@ -39,12 +41,12 @@ mod tests {
     fn bulk_gets_its_turn_under_a_stream_of_small_chunks() {
         let mut choice = LaneChoice::default();
         for _ in 0..19 {
-            choice.ran(Lane::Small, 1000, true);
+            choice.overtook_bulk(1000);
             assert_eq!(choice.first(), Lane::Small);
         }
-        choice.ran(Lane::Small, 1000, true);
+        choice.overtook_bulk(1000);
         assert_eq!(choice.first(), Lane::Bulk);
-        choice.ran(Lane::Bulk, 20_000, true);
+        choice.bulk_had_its_turn();
         assert_eq!(choice.first(), Lane::Small);
     }
 }

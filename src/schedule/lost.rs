@@ -1,7 +1,6 @@
 //! Workers that are gone: their chunks stay out until it is known which of their parts have come all the same.
 
-use super::returned::Returned;
-use super::{Losses, MAX_ATTEMPTS, Scheduler, Selection};
+use super::{Losses, MAX_ATTEMPTS, Scheduler};
 use crate::message::{ChunkId, Serial, WorkerId};
 use foldhash::HashSet;
 
@@ -28,16 +27,16 @@ impl<C: Clone> Scheduler<C> {
             return losses;
         };
         let arrived: HashSet<Serial> = arrived.iter().copied().collect();
-        let mut pieces = Vec::with_capacity(out.selection.pieces.len());
-        for piece in out.selection.pieces {
+        let mut work = out.work;
+        work.selection.pieces.retain(|piece| {
             if arrived.contains(&piece.serial) {
                 if self.piece_ended(piece.serial) {
                     losses.finished.push(piece.serial);
                 }
-                continue;
+                return false;
             }
             let Some(entry) = self.entries.get_mut(&piece.serial) else {
-                continue;
+                return false;
             };
             entry.out -= 1;
             if entry.closed {
@@ -45,27 +44,19 @@ impl<C: Clone> Scheduler<C> {
                 if entry.out == 0 {
                     self.remove(piece.serial);
                 }
-                continue;
+                return false;
             }
             entry.returned += 1;
-            if out.attempt >= MAX_ATTEMPTS {
+            if work.attempt >= MAX_ATTEMPTS {
                 losses.abandoned.push(piece.serial);
             }
-            pieces.push(piece);
-        }
-        if !pieces.is_empty() {
+            true
+        });
+        if !work.selection.pieces.is_empty() {
             // Also what is given up goes through here: close() then knows that its part will not come.
             let extra = out.worker.0 as usize >= self.limits.workers;
-            self.returned[usize::from(extra)].push_back(Returned {
-                lane: out.lane,
-                legs: out.legs,
-                attempt: out.attempt + 1,
-                selection: Selection {
-                    pieces,
-                    ..out.selection
-                },
-                leg_outputs: out.leg_outputs,
-            });
+            work.attempt += 1;
+            self.returned[usize::from(extra)].push_back(work);
         }
         losses
     }

@@ -38,13 +38,12 @@ use std::ops::Range;
 use crate::deadlines::Deadlines;
 use crate::error::Result;
 use crate::message::{ChunkId, ModelId, ReplyTo, Role, Serial, WorkerId};
+use crate::shares::{Amount, Shares};
 use backlog::Backlog;
 use foldhash::HashMap;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
-use returned::Returned;
-pub(crate) use shares::{Share, Shares};
-use workers::Workers;
+use workers::{Held, Workers};
 
 /// A chunk that lost its worker is run again so many times: what kills workers must not kill them all for ever.
 const MAX_ATTEMPTS: u32 = 2;
@@ -52,7 +51,8 @@ const MAX_ATTEMPTS: u32 = 2;
 #[derive(Debug)]
 struct Entry {
     job: Job,
-    small: bool,
+    /// Small ones wait in groups, others in turns.
+    lane: Lane,
     /// Rows that have been given out.
     given: usize,
     /// Chunks that have been given out, each counted once however often it ran.
@@ -66,16 +66,24 @@ struct Entry {
     closed: bool,
 }
 
+/// A chunk that a worker has.
 #[derive(Debug)]
 struct Out<C> {
     worker: WorkerId,
+    work: Work<C>,
+    /// Its worker is gone.
+    lost: bool,
+}
+
+/// What a worker is to do in one chunk.
+#[derive(Debug)]
+struct Work<C> {
     lane: Lane,
     legs: Range<u32>,
     attempt: u32,
     selection: Selection,
+    /// What was handed back with the rows after an earlier leg.
     leg_outputs: Option<C>,
-    /// Its worker is gone.
-    lost: bool,
 }
 
 /// The rows of a chunk.
@@ -97,11 +105,6 @@ impl PaceKey {
     }
 }
 
-/// Every leg of a model.
-fn whole_run(job: &Job) -> Range<u32> {
-    0..job.legs.len() as u32
-}
-
 /// The queue and its policy. `C` is what is handed back with rows that have legs left, and given out with them again.
 #[derive(Debug)]
 pub(crate) struct Scheduler<C = ()> {
@@ -110,7 +113,7 @@ pub(crate) struct Scheduler<C = ()> {
     out: HashMap<ChunkId, Out<C>>,
     /// By role, as are the two below it.
     backlogs: [Backlog; 2],
-    returned: [VecDeque<Returned<C>>; 2],
+    returned: [VecDeque<Work<C>>; 2],
     pools: [Workers; 2],
     deadlines: Deadlines,
     paces: HashMap<PaceKey, Pace>,
@@ -166,7 +169,7 @@ impl<C: Clone> Scheduler<C> {
         client: ReplyTo,
         bytes: u64,
         parked: &Shares,
-        beside: Share,
+        beside: Amount,
     ) -> Result<()> {
         let held = [&self.shares, parked];
         shares::check_room(&self.limits, client, bytes, held, beside)
@@ -185,16 +188,19 @@ impl<C: Clone> Scheduler<C> {
             self.deadlines.push(deadline_us, job.serial);
         }
         let serial = job.serial;
-        let small = job.rows <= self.limits.priority_rows;
-        if small {
+        let lane = match job.rows <= self.limits.priority_rows {
+            true => Lane::Small,
+            false => Lane::Bulk,
+        };
+        if lane == Lane::Small {
             self.small_us = Some(job.arrived_us);
         }
-        self.backlogs[first_role(&job) as usize].push(&job, small);
+        self.backlogs[first_role(&job) as usize].push(&job, lane);
         self.entries.insert(
             serial,
             Entry {
                 job,
-                small,
+                lane,
                 given: 0,
                 chunks: 0,
                 out: 0,
@@ -213,47 +219,33 @@ impl<C: Clone> Scheduler<C> {
             .or_else(|| self.next_new(now_us))
     }
 
-    fn give(
-        &mut self,
-        worker: WorkerId,
-        lane: Lane,
-        legs: Range<u32>,
-        attempt: u32,
-        selection: Selection,
-        now_us: u64,
-    ) -> Assignment<C> {
+    fn give(&mut self, worker: WorkerId, work: Work<C>, now_us: u64) -> Assignment<C> {
+        let Work {
+            lane, selection, ..
+        } = &work;
         self.next_chunk += 1;
         let chunk = ChunkId(self.next_chunk);
         let rows = selection.pieces.iter().map(|p| p.rows).sum();
         // Made here and not when the chunk comes back: by then its model may be forgotten.
-        let key = PaceKey::of(selection.model, &legs);
+        let key = PaceKey::of(selection.model, &work.legs);
         let pace = self.paces.entry(key).or_default();
-        let expected = pace.expect_us(selection.run.unwrap_or(rows), rows);
-        self.pool(worker)
-            .give(worker, lane, chunk, expected, now_us);
-        self.out.insert(
-            chunk,
-            Out {
-                worker,
-                lane,
-                legs: legs.clone(),
-                attempt,
-                selection: selection.clone(),
-                leg_outputs: None,
-                lost: false,
-            },
-        );
-        Assignment {
+        let expected_us = pace.expect_us(selection.run.unwrap_or(rows), rows);
+        let held = Held { chunk, expected_us };
+        self.pool(worker).give(worker, *lane, held, now_us);
+        let assignment = Assignment {
             chunk,
             worker,
-            lane,
-            attempt,
+            lane: *lane,
+            attempt: work.attempt,
             model: selection.model,
-            legs,
-            pieces: selection.pieces,
+            legs: work.legs.clone(),
+            pieces: selection.pieces.clone(),
             run: selection.run,
-            leg_outputs: None,
-        }
+            leg_outputs: work.leg_outputs.clone(),
+        };
+        let lost = false;
+        self.out.insert(chunk, Out { worker, work, lost });
+        assignment
     }
 
     /// Books a chunk that has ended.
@@ -265,12 +257,13 @@ impl<C: Clone> Scheduler<C> {
     ) -> Option<Out<C>> {
         let out = self.out.remove(&chunk)?;
         self.pool(out.worker)
-            .credit(out.worker, out.lane, chunk, now_us);
-        let pace = self
-            .paces
-            .get_mut(&PaceKey::of(out.selection.model, &out.legs));
+            .credit(out.worker, out.work.lane, chunk, now_us);
+        let Work {
+            legs, selection, ..
+        } = &out.work;
+        let pace = self.paces.get_mut(&PaceKey::of(selection.model, legs));
         if let (Some((rows, us)), Some(pace)) = (ran, pace) {
-            pace.observe(out.selection.run.unwrap_or(rows), rows, us);
+            pace.observe(selection.run.unwrap_or(rows), rows, us);
         }
         Some(out)
     }
@@ -286,8 +279,9 @@ impl<C: Clone> Scheduler<C> {
         let Some(out) = self.take_back(chunk, ran, now_us) else {
             return Vec::new();
         };
-        let mut finished = Vec::with_capacity(out.selection.pieces.len());
-        for piece in &out.selection.pieces {
+        let pieces = out.work.selection.pieces;
+        let mut finished = Vec::with_capacity(pieces.len());
+        for piece in pieces {
             if self.piece_ended(piece.serial) {
                 finished.push(piece.serial);
             }
@@ -315,7 +309,7 @@ impl<C: Clone> Scheduler<C> {
         self.waiting_rows -= left;
         self.shares.end(entry.job.client);
         if left > 0 {
-            self.backlogs[first_role(&entry.job) as usize].close(&entry.job, entry.small);
+            self.backlogs[first_role(&entry.job) as usize].close(&entry.job, entry.lane);
         }
         if entry.out == 0 {
             self.remove(serial);
@@ -347,7 +341,7 @@ impl<C: Clone> Scheduler<C> {
     pub(crate) fn waiting(&self) -> Waiting {
         let held = self.shares.all();
         Waiting {
-            requests: held.requests,
+            requests: held.count,
             rows: self.waiting_rows,
             bytes: held.bytes,
         }

@@ -1,21 +1,9 @@
 //! Chunks that wait once more: their worker was lost (`lost.rs`), or they have legs left. They go ahead of all that is
 //! new.
 
-use std::ops::Range;
-
 use super::pace::Runs;
-use super::{Assignment, Lane, PaceKey, Scheduler, Selection, backlog};
+use super::{Assignment, Lane, PaceKey, Scheduler, Work, backlog};
 use crate::message::{ChunkId, Role, Serial};
-
-/// A chunk that waits once more: its worker was lost, or it has legs left.
-#[derive(Debug)]
-pub(super) struct Returned<C> {
-    pub(super) lane: Lane,
-    pub(super) legs: Range<u32>,
-    pub(super) attempt: u32,
-    pub(super) selection: Selection,
-    pub(super) leg_outputs: Option<C>,
-}
 
 impl<C: Clone> Scheduler<C> {
     pub(super) fn next_returned(&mut self, role: Role, now_us: u64) -> Option<Assignment<C>> {
@@ -25,39 +13,27 @@ impl<C: Clone> Scheduler<C> {
             let mut waiting = self.returned[role as usize].iter().enumerate();
             let (place, worker) =
                 waiting.find_map(|(place, returned)| Some((place, pool.best(returned.lane)?)))?;
-            let Returned {
-                lane,
-                mut legs,
-                attempt,
-                mut selection,
-                leg_outputs,
-            } = self.returned[role as usize].remove(place)?;
-            selection
-                .pieces
-                .retain(|piece| self.entries.get(&piece.serial).is_some_and(|e| !e.closed));
-            let Some(first) = selection.pieces.first() else {
+            let mut work = self.returned[role as usize].remove(place)?;
+            let pieces = &mut work.selection.pieces;
+            pieces.retain(|piece| self.entries.get(&piece.serial).is_some_and(|e| !e.closed));
+            let Some(first) = pieces.first() else {
                 continue;
             };
             // Nobody else waits for the device: a small request is spared the hops to the end.
-            if lane == Lane::Small
+            if work.lane == Lane::Small
                 && role == Role::Main
                 && self.returned[role as usize].is_empty()
                 && let Some(entry) = self.entries.get(&first.serial)
             {
-                legs.end = entry.job.legs.len() as u32;
+                work.legs.end = entry.job.legs.len() as u32;
             }
-            for piece in &selection.pieces {
+            for piece in pieces {
                 if let Some(entry) = self.entries.get_mut(&piece.serial) {
                     entry.out += 1;
                     entry.returned -= 1;
                 }
             }
-            let mut assignment = self.give(worker, lane, legs, attempt, selection, now_us);
-            assignment.leg_outputs.clone_from(&leg_outputs);
-            if let Some(out) = self.out.get_mut(&assignment.chunk) {
-                out.leg_outputs = leg_outputs;
-            }
-            return Some(assignment);
+            return Some(self.give(worker, work, now_us));
         }
     }
 
@@ -70,17 +46,18 @@ impl<C: Clone> Scheduler<C> {
         leg_outputs: C,
         now_us: u64,
     ) -> Vec<Serial> {
-        let Some(mut out) = self.take_back(chunk, ran, now_us) else {
+        let Some(out) = self.take_back(chunk, ran, now_us) else {
             return Vec::new();
         };
+        let mut work = out.work;
         let mut dropped = Vec::new();
         let mut role = Role::Main;
-        out.selection.pieces.retain(|piece| {
+        work.selection.pieces.retain(|piece| {
             let Some(entry) = self.entries.get_mut(&piece.serial) else {
                 return false;
             };
             entry.out -= 1;
-            if let Some(next) = entry.job.legs.get(out.legs.end as usize) {
+            if let Some(next) = entry.job.legs.get(work.legs.end as usize) {
                 role = *next;
             }
             if entry.closed {
@@ -95,19 +72,18 @@ impl<C: Clone> Scheduler<C> {
                 self.remove(*serial);
             }
         }
-        if !out.selection.pieces.is_empty() {
-            let next = out.legs.end..out.legs.end + 1;
-            if out.selection.run.is_some() {
-                let pace = PaceKey::of(out.selection.model, &next);
-                out.selection.run =
+        if !work.selection.pieces.is_empty() {
+            let next = work.legs.end..work.legs.end + 1;
+            if work.selection.run.is_some() {
+                let pace = PaceKey::of(work.selection.model, &next);
+                work.selection.run =
                     backlog::target(&self.limits, &mut self.paces, pace, Runs::Cheapest).run;
             }
-            self.returned[role as usize].push_back(Returned {
-                lane: out.lane,
+            self.returned[role as usize].push_back(Work {
                 legs: next,
                 attempt: 0,
-                selection: out.selection,
                 leg_outputs: Some(leg_outputs),
+                ..work
             });
         }
         dropped

@@ -10,18 +10,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use super::lane::LaneChoice;
 use super::*;
 use crate::message::Priority;
-
-/// A repeatable stream of numbers.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below.max(1)
-    }
-}
+use crate::random::Random;
 
 #[derive(Default)]
 struct SimWorker {
@@ -174,7 +163,10 @@ impl World {
         let Some((done, us)) = worker.running.take() else {
             return true;
         };
-        worker.choice.ran(done.lane, us, !worker.bulk.is_empty());
+        match done.lane {
+            Lane::Small if !worker.bulk.is_empty() => worker.choice.overtook_bulk(us),
+            _ => worker.choice.bulk_had_its_turn(),
+        }
         let rows: usize = done.pieces.iter().map(|p| p.rows).sum();
         if (done.legs.end as usize) < self.legs.len() {
             self.start(index as usize);
@@ -212,19 +204,19 @@ impl World {
 fn a_million_mixed_requests_on_a_thousand_workers_lose_and_starve_nothing() {
     let mut world = World::new(limits(1000), 100);
     world.keep_order = false;
-    let mut random = Random(42);
+    let mut random = Random::new(42);
     let total = 1_000_000;
     let mut rows_asked = 0u64;
     for n in 0..total {
-        let rows = match random.next(1000) {
-            0 => 2000 + random.next(6000),
-            1..=10 => 17 + random.next(500),
-            _ => 1 + random.next(16),
+        let rows = match random.below(1000) {
+            0 => 2000 + random.below(6000),
+            1..=10 => 17 + random.below(500),
+            _ => 1 + random.below(16),
         } as usize;
         rows_asked += rows as u64;
         let mut job = world.job(rows);
-        job.group = random.next(3);
-        job.priority = if random.next(10) == 0 {
+        job.group = random.below(3);
+        job.priority = if random.one_in(10) {
             Priority::High
         } else {
             Priority::Normal
@@ -440,7 +432,7 @@ fn the_queue_is_bounded_in_requests_and_bytes() {
         for bytes in others {
             parked.add(ReplyTo([1; 16]), *bytes);
         }
-        let (own, none) = (ReplyTo::default(), Share::default());
+        let (own, none) = (ReplyTo::default(), Amount::default());
         let room = world.scheduler.check_room(own, bytes, &parked, none);
         room.is_ok()
     };

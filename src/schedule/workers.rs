@@ -8,11 +8,19 @@ use crate::message::{ChunkId, WorkerId};
 /// Fewest chunks first, then who is free first; the number settles the rest.
 type Key = (u32, u64, u32);
 
+/// A chunk that a worker has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) chunk: ChunkId,
+    /// How long it is expected to run.
+    pub(super) expected_us: u64,
+}
+
 #[derive(Debug, Default)]
 struct Worker {
     up: bool,
-    small: VecDeque<(ChunkId, u64)>,
-    bulk: VecDeque<(ChunkId, u64)>,
+    small: VecDeque<Held>,
+    bulk: VecDeque<Held>,
     /// When what runs is expected to end; for an idle worker, when it became idle.
     free_us: u64,
     keys: [Option<Key>; 2],
@@ -129,26 +137,19 @@ impl Workers {
         self.change(id, |worker| {
             worker.up = false;
             let held = worker.small.drain(..).chain(worker.bulk.drain(..));
-            held.map(|(chunk, _)| chunk).collect()
+            held.map(|held| held.chunk).collect()
         })
         .unwrap_or_default()
     }
 
-    pub(super) fn give(
-        &mut self,
-        id: WorkerId,
-        lane: Lane,
-        chunk: ChunkId,
-        expected_us: u64,
-        now_us: u64,
-    ) {
+    pub(super) fn give(&mut self, id: WorkerId, lane: Lane, held: Held, now_us: u64) {
         self.change(id, |worker| {
             if worker.small.is_empty() && worker.bulk.is_empty() {
-                worker.free_us = now_us + expected_us;
+                worker.free_us = now_us + held.expected_us;
             }
             match lane {
-                Lane::Small => worker.small.push_back((chunk, expected_us)),
-                Lane::Bulk => worker.bulk.push_back((chunk, expected_us)),
+                Lane::Small => worker.small.push_back(held),
+                Lane::Bulk => worker.bulk.push_back(held),
             }
         });
     }
@@ -159,9 +160,9 @@ impl Workers {
                 Lane::Small => &mut worker.small,
                 Lane::Bulk => &mut worker.bulk,
             };
-            held.retain(|(id, _)| *id != chunk);
+            held.retain(|held| held.chunk != chunk);
             let next = worker.small.front().or(worker.bulk.front());
-            worker.free_us = now_us + next.map_or(0, |(_, expected)| *expected);
+            worker.free_us = now_us + next.map_or(0, |held| held.expected_us);
         });
     }
 }

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::message::{Params, ReplyTo, Request, RequestId};
-use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN};
+use crate::message::{DoorKind, Params, ReplyTo, Request, RequestId};
+use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN, Question, Said};
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
 use crate::wire::server::ServerMessage;
@@ -16,7 +16,7 @@ use crate::wire::server::ServerMessage;
 /// Nothing here blocks. Answers come from [`Door::try_next`] when the door's descriptor ([`AsFd`]) can be read. A door
 /// can be sent to another thread; each has a session of its own, and dropping it takes back all that is open.
 ///
-/// A caller is a number of the door's own choosing, one for each client behind it: turns and bounds count callers as
+/// A caller is a number that the user of the door chooses, one for each client behind it: turns and bounds count callers as
 /// they count sessions, so that one of them does not starve the others.
 ///
 /// ```no_run
@@ -47,10 +47,11 @@ use crate::wire::server::ServerMessage;
 #[derive(Debug)]
 pub struct Door {
     number: u32,
+    kind: DoorKind,
     doors: Arc<Doors>,
     answers: Arc<Answers>,
     last_id: u64,
-    /// Whose requests and questions are open.
+    /// The caller of each request and question that is open.
     open: HashMap<RequestId, u64>,
     /// How many each caller has.
     callers: HashMap<u64, usize>,
@@ -59,9 +60,9 @@ pub struct Door {
 /// What a caller is told: the result, a part or the end of a stream, the answer to a question, or an error.
 #[derive(Debug)]
 pub struct DoorAnswer {
-    /// Whom it is for.
+    /// The caller that it is for.
     pub caller: u64,
-    /// Of which request or question.
+    /// The request or question that it answers.
     pub id: RequestId,
     /// The answer.
     pub message: ServerMessage,
@@ -75,10 +76,11 @@ impl DoorAnswer {
 }
 
 impl Door {
-    pub(super) fn open(doors: Arc<Doors>) -> Result<Door> {
-        let (number, answers) = doors.open()?;
+    pub(super) fn open(doors: Arc<Doors>, kind: DoorKind) -> Result<Door> {
+        let (number, answers) = doors.open(kind)?;
         Ok(Door {
             number,
+            kind,
             doors,
             answers,
             last_id: 0,
@@ -109,10 +111,11 @@ impl Door {
     /// Takes a request back: it ends with `CANCELLED`, or with its result if that was faster.
     pub fn cancel(&mut self, id: RequestId) {
         if let Some(caller) = self.open.get(&id) {
-            // Where that fails the server has stopped, and the request with it, or is asked again at its deadline.
-            let _ = self
-                .doors
-                .say(self.reply(*caller), ClientMessage::Cancel(id));
+            // If that fails, the server has stopped and the request with it, or too much waits and the request runs on.
+            let _ = self.doors.say(Said::Message(
+                self.reply(*caller),
+                ClientMessage::Cancel(id),
+            ));
         }
     }
 
@@ -122,6 +125,23 @@ impl Door {
     /// As [`Door::submit`]; so have the questions below.
     pub fn status(&mut self, caller: u64) -> Result<RequestId> {
         self.say(caller, ClientMessage::Status)
+    }
+
+    /// Asks for the counters: [`ServerMessage::MetricsOk`].
+    ///
+    /// # Errors
+    /// As [`Door::submit`].
+    pub fn metrics(&mut self, caller: u64) -> Result<RequestId> {
+        self.ask(caller, Question::Metrics)
+    }
+
+    /// Asks whether the server is ready: [`ServerMessage::HealthOk`]. The question goes through both of the loops that
+    /// serve requests, so an answer shows that they turn; whoever probes sets a time for it to come.
+    ///
+    /// # Errors
+    /// As [`Door::submit`].
+    pub fn health(&mut self, caller: u64) -> Result<RequestId> {
+        self.ask(caller, Question::Health)
     }
 
     /// Asks which models are loaded: [`ServerMessage::ModelsOk`].
@@ -154,7 +174,7 @@ impl Door {
         self.say(caller, |id| ClientMessage::Load(id, model.to_owned()))
     }
 
-    /// Forgets a model: [`ServerMessage::UnloadOk`].
+    /// Unloads a model: [`ServerMessage::UnloadOk`].
     ///
     /// # Errors
     /// As [`Door::submit`].
@@ -182,13 +202,25 @@ impl Door {
     }
 
     fn reply(&self, caller: u64) -> ReplyTo {
-        ReplyTo::of_caller(self.number, caller)
+        ReplyTo::of_caller(self.kind, self.number, caller)
     }
 
     fn say(
         &mut self,
         caller: u64,
         message: impl FnOnce(RequestId) -> ClientMessage<RawParams>,
+    ) -> Result<RequestId> {
+        self.begin(caller, |reply, id| Said::Message(reply, message(id)))
+    }
+
+    fn ask(&mut self, caller: u64, question: Question) -> Result<RequestId> {
+        self.begin(caller, |reply, id| Said::Question(reply, id, question))
+    }
+
+    fn begin(
+        &mut self,
+        caller: u64,
+        said: impl FnOnce(ReplyTo, RequestId) -> Said,
     ) -> Result<RequestId> {
         if self.callers.len() >= MAX_CALLERS && !self.callers.contains_key(&caller) {
             return Err(Error::exhausted(format!(
@@ -201,7 +233,7 @@ impl Door {
             )));
         }
         let id = RequestId(self.last_id + 1);
-        self.doors.say(self.reply(caller), message(id))?;
+        self.doors.say(said(self.reply(caller), id))?;
         self.last_id = id.0;
         self.open.insert(id, caller);
         *self.callers.entry(caller).or_default() += 1;

@@ -111,7 +111,7 @@ impl Signature {
         self
     }
 
-    /// As the C interface and [`Signature::from_json`] have it.
+    /// The JSON that the C interface carries and [`Signature::from_json`] reads.
     pub(crate) fn to_json(&self) -> String {
         let side =
             |ports: &Option<Vec<Port>>| Some(ports.as_ref()?.iter().map(Port::info).collect());
@@ -120,16 +120,17 @@ impl Signature {
             outputs: side(&self.outputs),
             rows: self.rows,
         };
-        // Names, numbers and lists of them: there is nothing in it that JSON does not take.
+        // Names, numbers and lists of them: JSON can hold all of it.
         serde_json::to_string(&form).unwrap_or_default()
     }
 
+    /// Reads a signature, and checks it.
+    ///
     /// # Errors
     /// `FAILED_PRECONDITION`: what is wrong with the text, or with which port.
     pub(crate) fn from_json(text: &str) -> Result<Signature> {
-        let form: Form = serde_json::from_str(text).map_err(|e| {
-            Error::precondition(format!("the signature is not what it should be: {e}"))
-        })?;
+        let form: Form = serde_json::from_str(text)
+            .map_err(|e| Error::precondition(format!("the JSON is not a signature: {e}")))?;
         let side = |ports: Option<Vec<PortInfo>>| -> Result<Option<Vec<Port>>> {
             let Some(ports) = ports else {
                 return Ok(None);
@@ -149,6 +150,8 @@ impl Signature {
         Ok(signature)
     }
 
+    /// Whether a server can serve what is declared.
+    ///
     /// # Errors
     /// `FAILED_PRECONDITION`, naming the port: a name given twice, or a first dimension that cannot be the row.
     pub(crate) fn check(&self) -> Result<()> {
@@ -158,7 +161,8 @@ impl Signature {
             };
             if ports.is_empty() {
                 return Err(Error::precondition(format!(
-                    "the signature has an empty list of {side}s; leave it out for a model without declared {side}s"
+                    "the signature has an empty list of {side}s; leave it out for a model without declared \
+                     {side}s"
                 )));
             }
             for (index, port) in ports.iter().enumerate() {
@@ -254,13 +258,14 @@ impl Port {
         }
         if rows == Rows::Independent && matches!(self.shape.first(), None | Some(Dim::Fixed(_))) {
             return Err(Error::precondition(
-                "its first dimension must take any number of rows (a name, or -1), because rows are independent",
+                "its first dimension must take any number of rows (a name, or -1), because rows are \
+                 independent",
             ));
         }
         Ok(())
     }
 
-    /// Whether a tensor of this shape may be here. The first dimension of independent rows is counted elsewhere.
+    /// Whether a tensor of this shape fits this port. How many rows it has is checked elsewhere.
     #[cfg(feature = "server")]
     pub(crate) fn fits(&self, shape: &[usize]) -> bool {
         let open = self.shape.last() == Some(&Dim::Rest);
@@ -315,7 +320,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_signature_is_named() {
         for (text, why) in [
-            ("", "not what it should be"),
+            ("", "the JSON is not a signature"),
             (r#"{"input":[]}"#, "unknown field `input`"),
             (r#"{"inputs":[]}"#, "empty list of inputs"),
             (r#"{"rows":"some"}"#, "`independent` or `whole`"),

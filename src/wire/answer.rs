@@ -47,11 +47,8 @@ pub(super) fn read_header(bytes: &[u8]) -> ReadResult<Header<'_>> {
             _ => source.skip()?,
         }
     }
-    if source.rest().is_empty() {
-        Ok(header)
-    } else {
-        Err("something follows behind its end".to_owned())
-    }
+    source.check_end()?;
+    Ok(header)
 }
 
 fn numbers(source: &mut Reader<'_>) -> ReadResult<Vec<u64>> {

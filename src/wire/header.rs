@@ -79,11 +79,8 @@ pub(super) fn read_header(bytes: &Bytes) -> ReadResult<Header<'_>> {
             _ => source.skip()?,
         }
     }
-    if source.rest().is_empty() {
-        Ok(header)
-    } else {
-        Err("something follows behind its end".to_owned())
-    }
+    source.check_end()?;
+    Ok(header)
 }
 
 /// Reads the descriptions of at most `most` tensors.

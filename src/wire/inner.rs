@@ -14,7 +14,6 @@
 mod settle;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,8 +25,10 @@ use super::chunk::{ChunkPayload, UncheckedChunk};
 use super::{push_payload, take_payload};
 use crate::error::{Error, Result};
 use crate::message::{
-    Chunk, Credit, Member, ModelId, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId,
+    Chunk, Credit, Member, ModelId, ModelLabel, Outcome, Part, Ran, ReplyTo, RequestId, Serial,
+    WorkerId,
 };
+use crate::metrics::Answered;
 use crate::tensor::{Batch, DataType, Tensor};
 use crate::wire::server::LatencyInfo;
 
@@ -79,6 +80,8 @@ pub(crate) struct Close {
     pub reply: ReplyTo,
     /// Its number there.
     pub request: RequestId,
+    /// Under which model's name it is counted.
+    pub label: ModelLabel,
     /// Chunks that were given out and whose parts may still come.
     pub chunks: u64,
     /// When it arrived, in microseconds of the server's clock.
@@ -121,12 +124,8 @@ pub(crate) enum ToVentilator {
 /// The sink's counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SinkReport {
-    /// Requests answered.
-    pub requests: u64,
-    /// Rows answered.
-    pub rows: u64,
-    /// Errors by code.
-    pub errors: BTreeMap<String, u64>,
+    /// By the label of their models.
+    pub answered: Vec<Answered>,
     /// Answers that nobody was there to read.
     pub undelivered: u64,
     /// From arrival to answer.

@@ -73,6 +73,14 @@ impl<'a> Reader<'a> {
         self.rest
     }
 
+    /// What was read is all there is.
+    pub(super) fn check_end(&self) -> ReadResult<()> {
+        match self.rest.is_empty() {
+            true => Ok(()),
+            false => Err("something follows behind its end".to_owned()),
+        }
+    }
+
     #[inline]
     fn take(&mut self, bytes: usize) -> Result<&'a [u8], NoItem> {
         let (taken, rest) = self.rest.split_at_checked(bytes).ok_or(NoItem::EndsEarly)?;

@@ -47,6 +47,10 @@ impl<'a> ResultRows<'a> {
         }
     }
 
+    pub(crate) fn stats(&self) -> Stats {
+        self.stats
+    }
+
     pub(crate) fn payload_bytes(&self) -> u64 {
         let bytes = |tensor: &Tensor| tensor.bytes_of_rows(self.start, self.rows) as u64;
         self.outputs.tensors.iter().map(bytes).sum()

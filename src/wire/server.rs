@@ -9,6 +9,8 @@ use super::answer::read_header;
 use super::{TensorHeader, VERSION, take_payload, write};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{RequestId, Stats};
+#[cfg(feature = "server")]
+use crate::metrics::{Health, Snapshot};
 pub use crate::signature::{DimInfo, PortInfo};
 use crate::tensor::{Batch, DataType, Tensor};
 
@@ -167,6 +169,12 @@ pub enum ServerMessage {
     End(u64, Stats),
     /// The final answer of an infer on `port_out`, or what was wrong with a message on `port`.
     Error(Error),
+    /// The counters. Only doors of the server's own process ask for them; it has no form on the wire.
+    #[cfg(feature = "server")]
+    MetricsOk(Box<Snapshot>),
+    /// What probes ask. As for the counters.
+    #[cfg(feature = "server")]
+    HealthOk(Health),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -447,6 +455,14 @@ pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
             kind: "error",
             code: Some(error.code().as_str()),
             message: Some(&*shortened(error.message())),
+            ..plain
+        },
+        // A session has no words to ask for these, so that nobody can be there to read this.
+        #[cfg(feature = "server")]
+        ServerMessage::MetricsOk(_) | ServerMessage::HealthOk(_) => PlainHeader {
+            kind: "error",
+            code: Some(ErrorCode::Internal.as_str()),
+            message: Some("this is told at doors alone"),
             ..plain
         },
     };

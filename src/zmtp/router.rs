@@ -413,6 +413,11 @@ impl Router {
         }
     }
 
+    /// Peers that have said who they are.
+    pub(crate) fn connected(&self) -> usize {
+        self.peers.named()
+    }
+
     /// Whether a peer is connected.
     pub(crate) fn is_connected(&self, to: ReplyTo) -> bool {
         self.peers.token(to).is_some()

@@ -4,12 +4,14 @@
 pub mod onnx;
 pub mod within;
 
+use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use mdm::client::Client;
+use mdm::{ErrorCode, Result};
 use tempfile::TempDir;
 #[allow(unused_imports)] // as above
 pub use within::within;
@@ -28,6 +30,8 @@ pub struct Server {
     pub http_port: u16,
     /// 0 if it has no door for gRPC.
     pub grpc_port: u16,
+    /// 0 if metrics are told on that port, if anywhere.
+    pub metrics_port: u16,
 }
 
 /// A folder with models in it, by file name.
@@ -40,6 +44,19 @@ pub fn models(files: &[(&str, Vec<u8>)]) -> TempDir {
         std::fs::write(path, bytes).expect("a model file");
     }
     dir
+}
+
+/// It failed with this code, and its message has each of these words in it.
+#[track_caller]
+pub fn refused<T: Debug>(result: Result<T>, code: ErrorCode, words: &[&str]) {
+    let error = result.expect_err("expected an error");
+    assert_eq!(error.code(), code, "{error}");
+    for word in words {
+        assert!(
+            error.message().contains(word),
+            "{word:?} is not in: {error}"
+        );
+    }
 }
 
 /// A command of ours, with nothing of the environment that could steer it.
@@ -70,6 +87,13 @@ impl Server {
     /// As [`Server::start`], on these ports.
     pub fn start_on(dir: TempDir, port: u16, port_out: u16, flags: &[&str]) -> Server {
         Server::start_by(command("mdm-server-start"), dir, (port, port_out), flags)
+    }
+
+    /// As [`Server::start`], with a log of what is told at this level.
+    pub fn start_logging(level: &str, dir: TempDir, flags: &[&str]) -> Server {
+        let mut command = command("mdm-server-start");
+        command.env("MDM_LOG", level);
+        Server::start_by(command, dir, (0, 0), flags)
     }
 
     /// As [`Server::start`], with no more than so many descriptors.
@@ -127,6 +151,7 @@ impl Server {
         };
         let http_port = field("http_port=").unwrap_or(0);
         let grpc_port = field("grpc_port=").unwrap_or(0);
+        let metrics_port = field("metrics_port=").unwrap_or(0);
         // Its stderr is drained, so that a talkative server never blocks on a full pipe.
         let mut stderr = child.stderr.take().expect("stderr");
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
@@ -137,6 +162,7 @@ impl Server {
             port_out,
             http_port,
             grpc_port,
+            metrics_port,
         }
     }
 

@@ -49,6 +49,15 @@ impl Place {
         self.models.resolve(&Lookup::of(Some(name), &Params::new()))
     }
 
+    /// Loads what a name leads to now, serves it, and has a request hold it.
+    pub fn load(&self, name: &str) -> Arc<Description> {
+        let lookup = Lookup::of(Some(name), &Params::new());
+        let loaded = self.models.load(&lookup).unwrap();
+        assert!(self.models.serve(loaded.id));
+        self.models.hold(loaded.id);
+        loaded
+    }
+
     pub fn open(&self, name: &str) -> (Arc<Description>, Box<dyn Model>) {
         let description = self.find(name).unwrap();
         let model = self.models.open(description.id, 0, WorkerId(0)).unwrap();

@@ -11,7 +11,9 @@ fn events(body: &[u8]) -> Vec<(String, Value)> {
     let text = std::str::from_utf8(body).expect("text");
     let blocks = text.split("\n\n").filter(|block| !block.is_empty());
     let read = blocks.map(|block| {
-        let (event, data) = block.split_once('\n').expect("two lines");
+        let (event, data) = block
+            .split_once('\n')
+            .unwrap_or_else(|| panic!("two lines: {text}"));
         let event = event.strip_prefix("event: ").expect("an event");
         let data = data.strip_prefix("data: ").expect("data");
         (event.to_owned(), serde_json::from_str(data).expect("JSON"))

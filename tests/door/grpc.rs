@@ -233,6 +233,34 @@ fn the_server_and_its_models_tell_what_they_are() {
 }
 
 #[test]
+fn what_was_counted_of_a_model_is_told() {
+    with_server(&[], async |server| {
+        let mut client = Client::to(server).await;
+        client.infer(mlp(&rows(7))).await.expect("an answer");
+        let mut wrong = mlp(&rows(1));
+        wrong.inputs[0].name = "z".to_owned();
+        client.infer(wrong).await.expect_err("no such input");
+        for name in ["mlp", ""] {
+            let asked = ModelStatisticsRequest {
+                name: name.to_owned(),
+                version: String::new(),
+            };
+            let answer: ModelStatisticsResponse =
+                client.call("ModelStatistics", asked).await.unwrap();
+            let [model] = &answer.model_stats[..] else {
+                panic!("one model: {answer:?}")
+            };
+            assert_eq!((&*model.name, model.inference_count), ("mlp", 7));
+            let stats = model.inference_stats.unwrap();
+            assert_eq!(stats.success.unwrap().count, 1);
+            assert_eq!(stats.fail.unwrap().count, 1);
+            assert!(stats.success.unwrap().ns >= stats.compute_infer.unwrap().ns);
+            assert!(model.last_inference > 0);
+        }
+    });
+}
+
+#[test]
 fn lists_of_each_datatype_travel_both_ways() {
     with_server(&[], async |server| {
         let mut client = Client::to(server).await;

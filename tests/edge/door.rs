@@ -1,7 +1,7 @@
 //! Doors: clients of the pipeline in the server's own process.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mdm::config::Config;
@@ -22,7 +22,7 @@ use crate::{LIMIT, WIDTH};
 /// A server in this process, and the folder that it serves.
 pub struct Inside {
     pub server: Server,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Inside {
@@ -48,7 +48,7 @@ impl Inside {
         let config = Config::parse_from(all).expect("good flags");
         Inside {
             server: Server::start(config).expect("a server"),
-            _folder: folder,
+            folder: folder,
         }
     }
 
@@ -56,7 +56,12 @@ impl Inside {
         self.server.door().expect("a door")
     }
 
-    fn stop(self, mode: StopMode) {
+    /// The folder that is served.
+    pub fn models(&self) -> PathBuf {
+        self.folder.path().join("models")
+    }
+
+    pub fn stop(self, mode: StopMode) {
         self.server.stopper().stop(mode);
         self.server.wait().expect("an end in order");
     }
@@ -87,7 +92,7 @@ fn request(model: &str, rows: Tensor) -> Request {
     }
 }
 
-fn floats(model: &str, shape: &[usize], from: f32) -> Request {
+pub fn floats(model: &str, shape: &[usize], from: f32) -> Request {
     let count: usize = shape.iter().product();
     let values = (0..count).map(|number| from + number as f32).collect();
     request(
@@ -116,7 +121,7 @@ fn output(message: &ServerMessage) -> Tensor {
     Tensor::concat(&parts).expect("one tensor")
 }
 
-fn code(message: &ServerMessage) -> Option<ErrorCode> {
+pub fn code(message: &ServerMessage) -> Option<ErrorCode> {
     match message {
         ServerMessage::Error(error) => Some(error.code()),
         _ => None,
@@ -134,7 +139,7 @@ pub fn status(door: &mut Door, caller: u64) -> Status {
     }
 }
 
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");

@@ -14,6 +14,7 @@ mod drain;
 mod foreign;
 mod line;
 mod memory;
+mod metrics;
 #[path = "../serve/models.rs"]
 mod models;
 mod peer;

@@ -2,15 +2,6 @@
 
 use super::*;
 
-/// Loads what a name leads to now, serves it, and has a request hold it.
-fn load(place: &Place, name: &str) -> Arc<Description> {
-    let lookup = Lookup::of(Some(name), &Params::new());
-    let loaded = place.models.load(&lookup).unwrap();
-    assert!(place.models.serve(loaded.id));
-    place.models.hold(loaded.id);
-    loaded
-}
-
 #[test]
 fn a_changed_file_is_another_model_from_the_next_load_on() {
     within(LIMIT, || {
@@ -75,7 +66,7 @@ fn a_file_that_was_moved_away_or_replaced_can_still_be_opened_as_it_was() {
         let first = place.find("m").unwrap();
         place.models.hold(first.id);
         fs::rename(folder.join("new"), folder.join("m.onnx")).unwrap();
-        let second = load(&place, "m");
+        let second = place.load("m");
         assert_eq!(second.kind, BatchKind::Fixed(3));
         fs::remove_file(folder.join("m.onnx")).unwrap();
         for (model, rows) in [(&first, 2), (&second, 3)] {
@@ -121,13 +112,13 @@ fn a_new_version_is_found_by_the_next_load() {
             .models
             .unload(&Lookup::of(Some("v/3"), &Params::new()))
             .unwrap();
-        let four = load(&place, "v");
+        let four = place.load("v");
         assert_eq!(four.version, "4");
         write(
             &place.folder.path().join("v/5/model.onnx"),
             &onnx::fixed_batch(5),
         );
-        load(&place, "v");
+        place.load("v");
         assert!(!place.models.is_served(four.id));
         let unloaded = place.models.unload(&lookup).unwrap();
         assert_eq!(unloaded.len(), 1);
@@ -151,27 +142,27 @@ fn a_load_looks_at_every_file_of_a_model() {
             ),
         ]);
         let at = |name: &str| place.folder.path().join(name);
-        let chain = load(&place, "c");
-        assert_eq!(load(&place, "c").id, chain.id);
+        let chain = place.load("c");
+        assert_eq!(place.load("c").id, chain.id);
         // The same graph, another file.
         fs::copy(at("b.onnx"), at("copy")).unwrap();
         fs::rename(at("copy"), at("b.onnx")).unwrap();
         assert_eq!(place.find("c").unwrap().id, chain.id);
-        let second = load(&place, "c");
+        let second = place.load("c");
         assert_ne!(second.id, chain.id);
         write(
             &at("c.proxy"),
             br#"{"mdm":1,"stages":[{"onnx":"b.onnx"},{"onnx":"b.onnx"}]}"#,
         );
-        let third = load(&place, "c");
+        let third = place.load("c");
         assert_ne!(third.id, second.id);
         // Only what the proxy says beside its stages.
-        let proxy = load(&place, "p");
+        let proxy = place.load("p");
         write(
             &at("p.proxy"),
             br#"{"mdm":1,"onnx":"a.onnx","rows":"whole","warm_up":{"x":[[3,4]]}}"#,
         );
-        assert_ne!(load(&place, "p").id, proxy.id);
+        assert_ne!(place.load("p").id, proxy.id);
         assert_eq!(place.models.models().len(), 2);
     })
 }
@@ -187,7 +178,7 @@ fn weights_outside_of_a_file_are_part_of_the_model() {
             let mut opened = place.models.open(model.id, 0, WorkerId(worker))?;
             opened.infer(&ramp("x", &[2, 256]).into(), &Params::new())
         };
-        let first = load(&place, "m");
+        let first = place.load("m");
         assert_eq!(
             place.models.size(first.id),
             (model.len() + raw.len()) as u64
@@ -202,7 +193,7 @@ fn weights_outside_of_a_file_are_part_of_the_model() {
         assert_eq!(place.find("m").unwrap().id, first.id);
         let e = run(&first, 1).unwrap_err();
         assert!(e.message().contains("weights.bin\" was changed"), "{e}");
-        let second = load(&place, "m");
+        let second = place.load("m");
         assert_ne!(second.id, first.id);
         assert_ne!(run(&second, 1).unwrap(), before);
     })

@@ -9,7 +9,6 @@ mod place;
 mod within;
 
 use std::fs;
-use std::sync::Arc;
 
 use mdm::error::ErrorCode::*;
 use mdm::message::{ModelId, WorkerId};

@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{PATIENCE, Server, within};
+use common::{PATIENCE, Server, refused, within};
 
 /// A sentence of `heldout.jsonl` and what is in it.
 #[derive(Clone, Debug, Deserialize)]
@@ -87,16 +87,6 @@ fn call(change: Value) -> Call {
 
 fn entities(client: &Client, data: impl IntoInputs, change: Value) -> Result<Vec<Vec<Entity>>> {
     client.infer(data, call(change))?.rows("entities")
-}
-
-/// An error with this code and each of these words.
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T>, code: ErrorCode, words: &[&str]) {
-    let error = result.expect_err("expected an error");
-    assert_eq!(error.code(), code, "{error}");
-    for word in words {
-        assert!(error.message().contains(word), "{word:?}: {error}");
-    }
 }
 
 #[test]

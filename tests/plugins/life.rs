@@ -2,23 +2,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::sync::Arc;
 
 use mdm::message::WorkerId;
-use mdm::model::{Description, Lookup, ModelSource};
+use mdm::model::{Description, ModelSource};
 use mdm::{DataType, ErrorCode, Params, Tensor};
 
 use crate::common::{PATIENCE, onnx, within};
 use crate::place::Place;
 use crate::{build_sample, echo_plugin, refused, serve};
-
-fn load(place: &Place, name: &str) -> Arc<Description> {
-    let lookup = Lookup::of(Some(name), &Params::new());
-    let loaded = place.models.load(&lookup).unwrap();
-    assert!(place.models.serve(loaded.id));
-    place.models.hold(loaded.id);
-    loaded
-}
 
 #[test]
 fn a_changed_plugin_or_proxy_is_taken_up_by_the_next_load() {
@@ -43,9 +34,9 @@ fn a_changed_plugin_or_proxy_is_taken_up_by_the_next_load() {
         let rows = outputs.tensors[0].json_rows::<serde_json::Value>().unwrap();
         rows[0]["loud"].as_str().unwrap().to_owned()
     };
-    let (chain, first) = (load(&place, "c"), load(&place, "s"));
+    let (chain, first) = (place.load("c"), place.load("s"));
     assert_eq!(
-        (load(&place, "c").id, load(&place, "s").id),
+        (place.load("c").id, place.load("s").id),
         (chain.id, first.id)
     );
     // State: the proxy's own.
@@ -53,7 +44,7 @@ fn a_changed_plugin_or_proxy_is_taken_up_by_the_next_load() {
     fs::write(at("s.proxy"), text).unwrap();
     assert_eq!(place.find("s").unwrap().id, first.id);
     assert_eq!(shout(&first), "A!");
-    let second = load(&place, "s");
+    let second = place.load("s");
     assert_ne!(second.id, first.id);
     assert_eq!(
         (shout(&first), shout(&second)),
@@ -68,8 +59,8 @@ fn a_changed_plugin_or_proxy_is_taken_up_by_the_next_load() {
     drop(file);
     assert_eq!(place.find("c").unwrap().id, chain.id);
     assert_eq!(place.find("s").unwrap().id, second.id);
-    assert_ne!(load(&place, "c").id, chain.id);
-    let third = load(&place, "s");
+    assert_ne!(place.load("c").id, chain.id);
+    let third = place.load("s");
     assert_ne!(third.id, second.id);
     assert_eq!(
         (shout(&second), shout(&third)),
@@ -88,7 +79,7 @@ fn a_file_that_a_plugin_opens_is_one_of_its_models() {
         ),
     ]);
     build_sample(&place.folder.path().join("libsample.so"));
-    let first = load(&place, "p");
+    let first = place.load("p");
     let run = |model: &Description, worker| {
         let mut opened = place.models.open(model.id, 0, WorkerId(worker)).unwrap();
         let x = Tensor::from_vec("x", vec![2], vec![1i32, 2]).unwrap();
@@ -99,13 +90,13 @@ fn a_file_that_a_plugin_opens_is_one_of_its_models() {
     // What it takes is known from now on, and counts.
     let net = table(1).len() as u64;
     assert!(place.models.size(first.id) > net);
-    assert_eq!(load(&place, "p").id, first.id);
+    assert_eq!(place.load("p").id, first.id);
     let new = place.folder.path().join("new");
     fs::write(&new, table(10)).unwrap();
     fs::rename(&new, place.folder.path().join("net.onnx")).unwrap();
     // Another worker has the one that the first had.
     assert_eq!(run(&first, 1), [1, 2]);
-    let second = load(&place, "p");
+    let second = place.load("p");
     assert_ne!(second.id, first.id);
     assert_eq!(
         (run(&first, 2), run(&second, 0)),

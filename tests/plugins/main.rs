@@ -14,12 +14,9 @@ mod extra;
 mod life;
 mod rust;
 
-use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
-use mdm::{ErrorCode, Result};
-
-use crate::common::Server;
+use crate::common::{Server, refused};
 
 /// The plugin of `examples/plugin`, which cargo builds with the tests.
 pub fn echo_plugin() -> PathBuf {
@@ -41,19 +38,6 @@ pub fn serve(files: &[(&str, &str)], flags: &[&str]) -> Server {
         .map(|(name, text)| (*name, text.as_bytes().to_vec()))
         .collect();
     Server::start(folder(&files), flags)
-}
-
-/// It failed with this code, and its message has each of these words in it.
-#[track_caller]
-pub fn refused<T: Debug>(result: Result<T>, code: ErrorCode, words: &[&str]) {
-    let error = result.expect_err("expected an error");
-    assert_eq!(error.code(), code, "{error}");
-    for word in words {
-        assert!(
-            error.message().contains(word),
-            "{word:?} is not in: {error}"
-        );
-    }
 }
 
 /// Where the sample in C is built to.

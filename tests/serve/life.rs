@@ -360,6 +360,40 @@ fn a_sample_warms_a_model_and_one_that_does_not_fit_is_an_error_at_the_load() {
     });
 }
 
+#[test]
+fn however_a_model_is_warmed_its_short_runs_get_a_session_of_one_thread() {
+    within(PATIENCE, || {
+        let dir = models(&[
+            ("plain.onnx", same()),
+            (
+                "sampled.proxy",
+                br#"{"mdm":1,"onnx":"plain.onnx","warm_up":{"x":[[1,2,3,4]]}}"#.to_vec(),
+            ),
+            (
+                "chain.proxy",
+                br#"{"mdm":1,"stages":[{"onnx":"plain.onnx"},{"onnx":"other.onnx"}],"warm_up":{"x":[[1,2,3,4]]}}"#
+                    .to_vec(),
+            ),
+            ("other.onnx", negative()),
+        ]);
+        let flags = ["--num-worker", "1", "--intra-op-threads", "2"];
+        let server = Server::start_logging("debug", dir, &flags);
+        let client = server.client();
+        let made = || server.log().matches("short runs have a session").count();
+        for (name, stages) in [("plain", 1), ("sampled", 1), ("chain", 2)] {
+            // The machine may be too busy for a short run at one time, not at all times.
+            eventually(name, || {
+                let before = made();
+                client.load(name).unwrap();
+                let since = made() - before;
+                client.unload(name).unwrap();
+                assert!(since <= stages, "{name}: {since}");
+                since == stages
+            });
+        }
+    });
+}
+
 /// ONNX Runtime ends the process when such a layer gets a batch of size 0.
 #[test]
 fn an_empty_dimension_does_not_reach_a_recurrent_layer() {

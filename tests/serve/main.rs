@@ -9,6 +9,7 @@ mod common;
 
 mod behind;
 mod commands;
+mod curl;
 mod errors;
 mod exact;
 mod flight;
@@ -24,23 +25,10 @@ mod start;
 mod stop;
 mod types;
 
-use std::fmt::Debug;
-
+use mdm::Tensor;
 use mdm::client::{Client, Status};
-use mdm::{ErrorCode, Result, Tensor};
 
-/// It failed with this code, and its message has each of these words in it.
-#[track_caller]
-fn refused<T: Debug>(result: Result<T>, code: ErrorCode, words: &[&str]) {
-    let error = result.expect_err("expected an error");
-    assert_eq!(error.code(), code, "{error}");
-    for word in words {
-        assert!(
-            error.message().contains(word),
-            "{word:?} is not in: {error}"
-        );
-    }
-}
+use crate::common::refused;
 
 /// `count` rows of `[number, number of the row]`, which no two rows of a test share.
 fn numbered(number: i64, count: usize) -> Tensor {

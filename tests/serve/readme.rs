@@ -5,19 +5,22 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use crate::common::{PATIENCE, command, models, wait, within};
+use crate::curl;
 
 /// Every page with commands. A page is run from its first to its last command, in a folder of its own.
-const PAGES: [(&str, &str); 9] = [
+const PAGES: [(&str, &str); 10] = [
     ("README.md", include_str!("../../README.md")),
     ("proxies.md", include_str!("../../src/guide/proxies.md")),
     ("life.md", include_str!("../../src/guide/life.md")),
     ("plugins.md", include_str!("../../src/guide/plugins.md")),
     ("clients.md", include_str!("../../src/guide/clients.md")),
+    ("doors.md", include_str!("../../src/guide/doors.md")),
     (
         "deployment.md",
         include_str!("../../src/guide/deployment.md"),
     ),
     ("tuning.md", include_str!("../../src/guide/tuning.md")),
+    ("metrics.md", include_str!("../../src/guide/metrics.md")),
     ("errors.md", include_str!("../../src/guide/errors.md")),
     (
         "contributing.md",
@@ -78,7 +81,7 @@ impl Drop for Running {
 /// gets written. True if the page has a server, which has to be stopped on it.
 fn run(page: &'static str, dir: &Path) -> bool {
     let mut server: Option<Running> = None;
-    let mut port = String::new();
+    let (mut port, mut http_port) = (String::new(), String::new());
     for Typed { line, printed } in typed(page) {
         let own = line.replace("NAME", "digits");
         let mut words = own.split_whitespace();
@@ -89,12 +92,26 @@ fn run(page: &'static str, dir: &Path) -> bool {
             std::fs::write(file, text + "\n").expect("a file");
             continue;
         }
+        if name == "curl" {
+            let got = curl::run(&own, &http_port, dir);
+            let expected: Vec<String> = printed
+                .iter()
+                .map(|l| l.replace("NAME", "digits"))
+                .collect();
+            let same = expected.is_empty() || got.lines().eq(expected.iter().map(String::as_str));
+            assert!(same, "{own} printed {got}");
+            continue;
+        }
         if !name.starts_with("mdm-") {
             continue; // a make that these tests are run by
         }
         let mut command = command(name);
         // A free port in place of the usual one, which somebody may be using.
-        let words = words.map(|word| if word == "5555" { &*port } else { word });
+        let words = words.map(|word| match word {
+            "5555" => &*port,
+            "8000" => "0",
+            word => word,
+        });
         command.current_dir(dir).args(words).stdin(Stdio::null());
         if name == "mdm-server-start" {
             command.args(["--port", "0", "--port-out", "0"]);
@@ -110,8 +127,11 @@ fn run(page: &'static str, dir: &Path) -> bool {
                 without_numbers(printed[0]),
                 "{line}"
             );
-            let word = ready.split(' ').find_map(|word| word.strip_prefix("port="));
-            word.expect("a port").clone_into(&mut port);
+            let word = |name: &str| ready.split(' ').find_map(|word| word.strip_prefix(name));
+            word("port=").expect("a port").clone_into(&mut port);
+            word("http_port=")
+                .unwrap_or_default()
+                .clone_into(&mut http_port);
         } else {
             let asks_no_server =
                 own.starts_with("mdm-model check") || own.starts_with("mdm-model list");
@@ -160,6 +180,12 @@ fn the_commands_of_the_guide_about_calling_run() {
     run_in_a_folder("clients.md");
 }
 
+#[cfg(feature = "gateway")]
+#[test]
+fn the_commands_of_the_guide_about_doors_run() {
+    run_in_a_folder("doors.md");
+}
+
 #[test]
 fn the_commands_of_the_guide_about_deployment_run() {
     run_in_a_folder("deployment.md");
@@ -173,6 +199,7 @@ fn every_page_with_commands_is_run_by_a_test() {
         "proxies.md",
         "life.md",
         "clients.md",
+        "doors.md",
         "deployment.md",
     ];
     for (name, page) in PAGES {

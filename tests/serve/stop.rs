@@ -110,6 +110,31 @@ fn a_drain_answers_all_that_was_accepted() {
     });
 }
 
+/// A model that was loaded then would be read and opened for a server that is about to end.
+#[test]
+fn a_drain_refuses_to_load_and_unload_models() {
+    within(PATIENCE, || {
+        let server = server(&[]);
+        let client = server.client();
+        client.load("echo").expect("a load while it serves");
+        let running = client.submit(&[FOR_EVER], "busy").unwrap();
+        queued(&client, 1);
+        server.signal("TERM");
+        refuses_new_requests(&client);
+        let (code, words) = (ErrorCode::Unavailable, ["shutting down"]);
+        refused(client.load("bilstm"), code, &words);
+        refused(client.load("echo"), code, &words);
+        refused(client.unload("echo"), code, &words);
+        let models = client.status().unwrap().models;
+        let names: Vec<_> = models.iter().map(|model| &*model.name).collect();
+        assert!(
+            names.contains(&"echo") && !names.contains(&"bilstm"),
+            "{names:?}"
+        );
+        client.cancel(&running);
+    });
+}
+
 #[test]
 fn a_second_signal_stops_at_once() {
     within(PATIENCE, || {

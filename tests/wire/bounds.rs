@@ -6,6 +6,7 @@ use mdm::DataType;
 use serde_json::json;
 
 use crate::common::{Server, eventually, models, onnx, within};
+use crate::ids::slow;
 use crate::malformed::input;
 use crate::raw::{Raw, pack, receive, send};
 
@@ -19,13 +20,6 @@ fn server(flags: &[&str]) -> Server {
         ("slow.onnx", onnx::bilstm()),
     ]);
     Server::start(folder, flags)
-}
-
-fn slow(id: u64, rows: u64) -> Vec<Vec<u8>> {
-    vec![
-        input(id, "slow", ("ids", "INT64"), json!([rows, 64])),
-        vec![0; rows as usize * 64 * 8],
-    ]
 }
 
 fn cancel(raw: &Raw, id: u64) {

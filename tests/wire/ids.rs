@@ -89,7 +89,8 @@ fn slow_server(flags: &[&str]) -> Server {
     Server::start(folder, flags)
 }
 
-fn slow(id: u64, rows: u64) -> Vec<Vec<u8>> {
+/// Rows that each keep a worker busy for some time.
+pub fn slow(id: u64, rows: u64) -> Vec<Vec<u8>> {
     vec![
         input(id, "slow", ("ids", "INT64"), json!([rows, 64])),
         vec![0; rows as usize * 64 * 8],

@@ -155,7 +155,7 @@ fn write_npy(file: &mut impl Write, tensor: &Tensor) -> Result<()> {
 fn write_strings(file: &mut impl Write, tensor: &Tensor) -> Result<()> {
     let strings = tensor
         .strings()
-        .with_context(|| format!("output {:?} is no text; use the client", tensor.name()))?;
+        .with_context(|| format!("output {:?} is not UTF-8 text, and a file of NumPy holds no other; read it with the client", tensor.name()))?;
     let longest = strings.iter().map(|s| s.chars().count()).max().unwrap_or(0);
     // NumPy has no strings of length 0.
     let longest = longest.max(1);

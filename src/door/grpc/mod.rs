@@ -9,6 +9,7 @@ mod fields;
 mod health;
 mod incoming;
 mod infer;
+mod lists;
 mod messages;
 mod models;
 mod reflection;
@@ -32,10 +33,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
-use self::reflection::Reflection;
+pub(super) use self::reflection::Reflection;
 use super::connections::{Connection, Watched};
 use super::local::Local;
-use crate::error::Result;
 
 /// Most bytes of a call's headers.
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
@@ -66,44 +66,37 @@ where
     }
 }
 
-/// What a door thread serves over gRPC.
+/// What a connection is served.
+#[derive(Clone)]
 pub(super) struct Service {
-    local: Rc<Local>,
-    reflection: Reflection,
+    pub(super) local: Rc<Local>,
+    pub(super) reflection: Rc<Reflection>,
 }
 
-impl Service {
-    /// # Errors
-    /// `INTERNAL` if the protocol's own description is broken.
-    pub(super) fn new(local: Rc<Local>) -> Result<Rc<Service>> {
-        let reflection = Reflection::new()?;
-        Ok(Rc::new(Service { local, reflection }))
-    }
-
-    /// Serves one connection until it closes.
-    pub(super) async fn serve(self: Rc<Self>, stream: TcpStream, connection: Rc<Connection>) {
-        let served = {
-            let connection = connection.clone();
-            service_fn(move |request: Request<Incoming>| {
-                let (service, open) = (self.clone(), connection.begin());
-                async move { Ok::<_, Infallible>(route::answer(&service, open, request).await) }
-            })
-        };
-        connection.set_multiplexed();
-        let io = TokioIo::new(Watched::new(stream, connection.clone()));
-        let served = http2::Builder::new(OnThisThread)
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_CALLS)
-            .max_pending_accept_reset_streams(MAX_RESETS)
-            .max_local_error_reset_streams(MAX_RESETS)
-            .max_header_list_size(MAX_HEADER_BYTES)
-            .max_frame_size(FRAME_BYTES)
-            .initial_stream_window_size(CALL_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PONG_WITHIN)
-            .serve_connection(io, served);
-        let finish = |served: Pin<&mut http2::Connection<_, _, _>>| served.graceful_shutdown();
-        connection.drive(served, finish).await;
-    }
+/// Serves one connection until it closes.
+pub(super) async fn serve(service: Service, stream: TcpStream, connection: Rc<Connection>) {
+    let served = {
+        let connection = connection.clone();
+        service_fn(move |request: Request<Incoming>| {
+            let (service, open) = (service.clone(), connection.begin());
+            async move { Ok::<_, Infallible>(route::answer(&service, open, request).await) }
+        })
+    };
+    connection.set_multiplexed();
+    let io = TokioIo::new(Watched::new(stream, connection.clone()));
+    let served = http2::Builder::new(OnThisThread)
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .max_concurrent_streams(MAX_CALLS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_RESETS)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .initial_stream_window_size(CALL_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PONG_WITHIN)
+        .serve_connection(io, served);
+    let finish = |served: Pin<&mut http2::Connection<_, _, _>>| served.graceful_shutdown();
+    connection.drive(served, finish).await;
 }

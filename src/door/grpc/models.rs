@@ -1,16 +1,19 @@
 //! What there is to know of models, and loading and unloading them.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use hyper::header::{FORWARDED, ORIGIN};
 
 use super::messages::model_instance_group::Kind;
 use super::messages::model_metadata_response::TensorMetadata;
 use super::messages::repository_index_response::ModelIndex;
 use super::messages::{
-    DataType, ModelConfig, ModelInput, ModelInstanceGroup, ModelMetadataResponse, ModelOutput,
-    RepositoryModelLoadRequest,
+    DataType, InferStatistics, ModelConfig, ModelInput, ModelInstanceGroup, ModelMetadataResponse,
+    ModelOutput, ModelStatistics, RepositoryModelLoadRequest, StatisticDuration,
 };
 use super::route::Call;
 use crate::door::translate::metadata::{self, PLATFORM, config_type, is_batched};
+use crate::door::translate::statistics::{self, Duration64};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{MODEL_VERSION, Params};
 use crate::wire::server::ModelInfo;
@@ -85,6 +88,54 @@ pub(super) async fn config(call: &Call, name: &str, version: &str) -> Result<Mod
         }],
         ..ModelConfig::default()
     })
+}
+
+/// What was counted of a model, or of all if none is named.
+pub(super) async fn statistics(
+    call: &Call,
+    name: &str,
+    version: &str,
+) -> Result<Vec<ModelStatistics>> {
+    let local = &call.local;
+    let loaded = local.pipeline.models(call.caller()).await?;
+    let snapshot = local.pipeline.metrics(call.caller()).await?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default(); // a clock before 1970 is none
+    let counted = if name.is_empty() {
+        statistics::of_all(&snapshot, &loaded, now)
+    } else {
+        let (offers, model, params) = (local.offers(), name.to_owned(), version_params(version));
+        let find = move || offers.version(&model, &params);
+        let version = local.beside(true, find).await??;
+        vec![statistics::of_model(&snapshot, name, &version, now)]
+    };
+    Ok(counted.into_iter().map(told).collect())
+}
+
+fn told(model: statistics::ModelStatistics) -> ModelStatistics {
+    let time = |time: Duration64| {
+        let Duration64 { count, ns } = time;
+        Some(StatisticDuration { count, ns })
+    };
+    let of = model.inference_stats;
+    ModelStatistics {
+        name: model.name,
+        version: model.version,
+        last_inference: model.last_inference,
+        inference_count: model.inference_count,
+        execution_count: model.execution_count,
+        inference_stats: Some(InferStatistics {
+            success: time(of.success),
+            fail: time(of.fail),
+            queue: time(of.queue),
+            compute_input: time(of.compute_input),
+            compute_infer: time(of.compute_infer),
+            compute_output: time(of.compute_output),
+            cache_hit: time(of.cache_hit),
+            cache_miss: time(of.cache_miss),
+        }),
+        batch_stats: Vec::new(),
+    }
 }
 
 /// Whether a request for it would find it: it is loaded, or lies in the folder and was not unloaded.

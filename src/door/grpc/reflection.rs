@@ -19,7 +19,7 @@ type Answer = Pin<Box<dyn Future<Output = Reply>>>;
 type Answers = Box<dyn Fn(Request<Incoming>) -> Answer>;
 
 /// The service in both of its versions: many clients know but the older one.
-pub(super) struct Reflection {
+pub(in crate::door) struct Reflection {
     v1: Answers,
     v1_alpha: Answers,
 }
@@ -27,7 +27,7 @@ pub(super) struct Reflection {
 impl Reflection {
     /// # Errors
     /// `INTERNAL` if our descriptions are broken.
-    pub(super) fn new() -> Result<Reflection> {
+    pub(in crate::door) fn new() -> Result<Reflection> {
         let broken = |e| Error::internal(format!("the description of the gRPC service: {e}"));
         let described = || {
             Builder::configure()

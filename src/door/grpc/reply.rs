@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -17,6 +18,9 @@ use crate::door::pipeline::Held;
 
 /// The kind of all answers.
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+/// A piece of at least so many bytes counts until it was written, a smaller one until it was handed to the connection,
+/// which holds few of them.
+const COUNTED_PIECE_BYTES: usize = 64 * 1024;
 /// The header of the status, and that of what went well.
 const STATUS: &str = "grpc-status";
 const OK: HeaderValue = HeaderValue::from_static("0");
@@ -46,12 +50,46 @@ pub(super) enum ReplyBody {
     Tonic(tonic::body::Body),
 }
 
-/// A message as it leaves, piece by piece; its bytes count for its caller until all were handed on.
+/// A message as it leaves, piece by piece; its bytes count for its caller until they were written.
 #[derive(Default)]
 pub(super) struct Pieces {
     pieces: VecDeque<Bytes>,
-    _held: Option<Held>,
+    _held: Option<Arc<Held>>,
     ended: bool,
+}
+
+impl Pieces {
+    fn new(mut pieces: Vec<Bytes>, held: Option<Held>) -> Pieces {
+        let held = held.map(Arc::new);
+        if let Some(held) = &held {
+            for piece in &mut pieces {
+                if piece.len() >= COUNTED_PIECE_BYTES {
+                    let counted = CountedPiece {
+                        bytes: std::mem::take(piece),
+                        _held: held.clone(),
+                    };
+                    *piece = Bytes::from_owner(counted);
+                }
+            }
+        }
+        Pieces {
+            pieces: pieces.into(),
+            _held: held,
+            ended: false,
+        }
+    }
+}
+
+/// A piece, and the count that it is part of.
+struct CountedPiece {
+    bytes: Bytes,
+    _held: Arc<Held>,
+}
+
+impl AsRef<[u8]> for CountedPiece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Messages that a task gives, which ends when this is dropped: the call was cancelled then, or is over.
@@ -78,11 +116,7 @@ impl Stream {
             }
             match ready!(self.said.poll_recv(cx)) {
                 Some(Said::Message(pieces, held)) => {
-                    self.now = Pieces {
-                        pieces: pieces.into(),
-                        _held: held,
-                        ended: false,
-                    };
+                    self.now = Pieces::new(pieces, held);
                 }
                 Some(Said::End(status)) => {
                     self.now.ended = true;
@@ -152,12 +186,8 @@ fn of(body: ReplyBody) -> Reply {
 
 /// One message, whose bytes count for its caller where they are not copies.
 pub(super) fn of_pieces(pieces: Vec<Bytes>, held: Option<Held>) -> Reply {
-    let _held = held.filter(|_| pieces.len() > 1);
-    of(ReplyBody::Whole(Pieces {
-        pieces: pieces.into(),
-        _held,
-        ended: false,
-    }))
+    let held = held.filter(|_| pieces.len() > 1);
+    of(ReplyBody::Whole(Pieces::new(pieces, held)))
 }
 
 /// A message with its prefix.

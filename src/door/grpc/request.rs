@@ -1,18 +1,19 @@
-//! Reads an inference request: protobuf, tensors in its own lists or as bytes.
+//! Reads an inference request: protobuf, tensors as bytes or in its own lists ([`super::lists`]).
 
 use bytes::Bytes;
 use serde_json::{Number, Value as Json};
 
 use super::fields::{Fields, Value, varint};
+use super::lists::List;
 use crate::door::translate::options::{Options, flag};
 use crate::door::translate::read::{binary, refuse_shared_memory, wanted_output};
-use crate::door::translate::strings::{Elements, to_documents};
+use crate::door::translate::strings::to_documents;
 use crate::door::translate::{
     Infer, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_RANK, MAX_TENSORS, Wanted, WantedOutput,
 };
 use crate::error::{Error, Result};
 use crate::message::{MODEL_VERSION, Params, Request};
-use crate::tensor::{Batch, Data, DataType, Tensor, element_count};
+use crate::tensor::{Batch, DataType, Tensor};
 
 /// Most parameters of a request, of an input and of an output.
 const MAX_PARAMS: usize = 1024;
@@ -245,200 +246,49 @@ fn dimension(shape: &mut Vec<usize>, dim: u64) -> Result<()> {
     Ok(())
 }
 
-/// A tensor's values as they are read from the list of its datatype.
-struct List {
-    datatype: DataType,
-    /// The number of the list's field, and its name.
-    field: (u32, &'static str),
-    elements: usize,
-    most_bytes: usize,
-    count: usize,
-    fixed: Vec<u8>,
-    strings: Elements,
-}
+#[cfg(test)]
+mod tests {
+    use prost::Message;
 
-impl List {
-    fn new(datatype: DataType, shape: &[usize], most_bytes: u64) -> Result<List> {
-        let field = match datatype {
-            DataType::Bool => (1, "bool_contents"),
-            DataType::Int8 | DataType::Int16 | DataType::Int32 => (2, "int_contents"),
-            DataType::Int64 => (3, "int64_contents"),
-            DataType::Uint8 | DataType::Uint16 | DataType::Uint32 => (4, "uint_contents"),
-            DataType::Uint64 => (5, "uint64_contents"),
-            DataType::Fp32 => (6, "fp32_contents"),
-            DataType::Fp64 => (7, "fp64_contents"),
-            DataType::Bytes | DataType::Json => (8, "bytes_contents"),
-            DataType::Fp16 | DataType::Bf16 => {
-                return Err(Error::invalid(format!(
-                    "{datatype} has no list in `contents`; send it in raw_input_contents"
-                )));
-            }
+    use super::super::messages::ModelInferRequest;
+    use super::super::messages::model_infer_request::InferInputTensor;
+    use super::*;
+    use crate::tensor::Data;
+
+    fn request(input: InferInputTensor) -> ModelInferRequest {
+        ModelInferRequest {
+            model_name: "m".to_owned(),
+            inputs: vec![input],
+            ..ModelInferRequest::default()
+        }
+    }
+
+    fn input(datatype: &str, shape: &[i64]) -> InferInputTensor {
+        InferInputTensor {
+            name: "x".to_owned(),
+            datatype: datatype.to_owned(),
+            shape: shape.to_vec(),
+            ..InferInputTensor::default()
+        }
+    }
+
+    #[test]
+    fn a_tensor_that_travels_as_bytes_is_a_slice_of_its_message_and_found_at_its_start() {
+        let mut request = request(input("FP32", &[2]));
+        request.raw_input_contents = vec![vec![1u8, 0, 0, 0, 2, 0, 0, 0].into()];
+        let message = Bytes::from(request.encode_to_vec());
+        let asked = read(message.clone(), 1 << 20).unwrap();
+        let Data::Fixed(bytes) = asked.infer.request.inputs.tensors[0].data() else {
+            panic!("numbers")
         };
-        let elements = element_count(shape).ok_or_else(|| {
-            Error::invalid(format!(
-                "shape {shape:?} has more elements than memory can hold"
-            ))
-        })?;
-        Ok(List {
-            datatype,
-            field,
-            elements,
-            most_bytes: usize::try_from(most_bytes).unwrap_or(usize::MAX),
-            count: 0,
-            fixed: Vec::new(),
-            strings: Elements::new(),
-        })
-    }
-
-    fn read(mut self, contents: Vec<Bytes>) -> Result<Data> {
-        let mut pieces: Vec<Bytes> = Vec::new();
-        for contents in contents {
-            let mut fields = Fields::of(contents);
-            while let Some((number, value)) = fields.next()? {
-                if number != self.field.0 {
-                    if (1..=8).contains(&number) && value != Value::Bytes(Bytes::new()) {
-                        return Err(Error::invalid(format!(
-                            "{} travels in {}, and another list has values",
-                            self.datatype, self.field.1
-                        )));
-                    }
-                    continue;
-                }
-                match (self.datatype, value) {
-                    (DataType::Bytes, Value::Bytes(element)) => self.string(&element)?,
-                    (DataType::Fp32 | DataType::Fp64, Value::Bytes(packed)) => {
-                        // As they travel, so are they here: a slice, where there is but one.
-                        if pieces.len() == MAX_TENSORS {
-                            return Err(Error::invalid(format!(
-                                "{} comes in more than {MAX_TENSORS} pieces",
-                                self.field.1
-                            )));
-                        }
-                        pieces.push(packed);
-                    }
-                    (DataType::Fp32, Value::Fixed32(value)) => {
-                        self.count(1)?;
-                        self.fixed.extend_from_slice(&value);
-                    }
-                    (DataType::Fp64, Value::Fixed64(value)) => {
-                        self.count(1)?;
-                        self.fixed.extend_from_slice(&value);
-                    }
-                    (_, Value::Bytes(packed)) => {
-                        let mut rest = &packed[..];
-                        while !rest.is_empty() {
-                            let value = varint(&mut rest)?;
-                            self.whole(value)?;
-                        }
-                    }
-                    (_, Value::Varint(value)) => self.whole(value)?,
-                    (_, other) => {
-                        return Err(Error::invalid(format!(
-                            "{} has {other:?} in it",
-                            self.field.1
-                        )));
-                    }
-                }
-            }
-        }
-        self.finish(pieces)
-    }
-
-    fn finish(mut self, mut pieces: Vec<Bytes>) -> Result<Data> {
-        let packed: usize = pieces.iter().map(Bytes::len).sum();
-        if packed > 0 {
-            let size = self.datatype.size().unwrap_or(1);
-            if packed % size != 0 {
-                return Err(Error::invalid(format!(
-                    "{} has {packed} bytes, which are no whole number of values",
-                    self.field.1
-                )));
-            }
-            self.count(packed / size)?;
-        }
-        if self.count != self.elements {
-            return Err(Error::invalid(format!(
-                "{} has {} values, and its shape has {}",
-                self.field.1, self.count, self.elements
-            )));
-        }
-        if self.datatype == DataType::Bytes {
-            return Ok(self.strings.into_data());
-        }
-        if self.fixed.is_empty() && pieces.len() == 1 {
-            return Ok(Data::Fixed(pieces.swap_remove(0)));
-        }
-        pieces
-            .iter()
-            .for_each(|piece| self.fixed.extend_from_slice(piece));
-        Ok(Data::Fixed(self.fixed.into()))
-    }
-
-    /// So many more values.
-    fn count(&mut self, more: usize) -> Result<()> {
-        self.count += more;
-        if self.count > self.elements {
-            return Err(Error::invalid(format!(
-                "{} has more values than the {} of its shape",
-                self.field.1, self.elements
-            )));
-        }
-        if self.fixed.len().max(self.strings.bytes()) > self.most_bytes {
-            return Err(Error::invalid(format!(
-                "its values take more than {} bytes (--max-request-bytes)",
-                self.most_bytes
-            )));
-        }
-        Ok(())
-    }
-
-    fn string(&mut self, element: &[u8]) -> Result<()> {
-        self.count(1)?;
-        self.strings.push(element);
-        Ok(())
-    }
-
-    fn whole(&mut self, value: u64) -> Result<()> {
-        self.count(1)?;
-        let beyond = |shown: String| {
-            Error::invalid(format!(
-                "{}: element {} is {shown}, which {} does not hold",
-                self.field.1,
-                self.count - 1,
-                self.datatype
-            ))
-        };
-        // Protobuf's lists of 32 bits carry these; what is above them is cut off, as protobuf says.
-        let (int, uint) = (value as i32, value as u32);
-        let out = &mut self.fixed;
-        match self.datatype {
-            DataType::Bool => out.push(u8::from(value != 0)),
-            DataType::Int8 => {
-                let value = i8::try_from(int).map_err(|_| beyond(int.to_string()))?;
-                out.extend_from_slice(&value.to_le_bytes());
-            }
-            DataType::Int16 => {
-                let value = i16::try_from(int).map_err(|_| beyond(int.to_string()))?;
-                out.extend_from_slice(&value.to_le_bytes());
-            }
-            DataType::Int32 => out.extend_from_slice(&int.to_le_bytes()),
-            DataType::Uint8 => {
-                let value = u8::try_from(uint).map_err(|_| beyond(uint.to_string()))?;
-                out.push(value);
-            }
-            DataType::Uint16 => {
-                let value = u16::try_from(uint).map_err(|_| beyond(uint.to_string()))?;
-                out.extend_from_slice(&value.to_le_bytes());
-            }
-            DataType::Uint32 => out.extend_from_slice(&uint.to_le_bytes()),
-            DataType::Int64 | DataType::Uint64 => out.extend_from_slice(&value.to_le_bytes()),
-            _ => {
-                return Err(Error::invalid(format!(
-                    "{} has a whole number in it",
-                    self.field.1
-                )));
-            }
-        }
-        Ok(())
+        let at = message.len() - 8;
+        assert_eq!(bytes.as_ptr(), message[at..].as_ptr());
+        assert_eq!(first_raw(&message[..at]), Some(at));
+        assert_eq!(first_raw(&message[..at - 5]), None);
+        assert_eq!(first_raw(b""), None);
+        assert_eq!(
+            first_raw(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+            None
+        );
     }
 }

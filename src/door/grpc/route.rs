@@ -27,7 +27,7 @@ const EXTENSIONS: [&str; 4] = [
     "classification",
     "model_configuration",
     "model_repository",
-    "binary_tensor_data",
+    "statistics",
 ];
 
 /// A call that is being answered.
@@ -126,7 +126,7 @@ async fn dispatch(
     match method {
         "ServerLive" => {
             unary(call, messages, async |_: ServerLiveRequest| {
-                let live = call.local.is_live(call.caller()).await;
+                let live = call.local.health(call.caller()).await.is_some();
                 Ok(ServerLiveResponse { live })
             })
             .await
@@ -166,6 +166,13 @@ async fn dispatch(
                 let config = models::config(call, &asked.name, &asked.version).await?;
                 let config = Some(config);
                 Ok(ModelConfigResponse { config })
+            })
+            .await
+        }
+        "ModelStatistics" => {
+            unary(call, messages, async |asked: ModelStatisticsRequest| {
+                let model_stats = models::statistics(call, &asked.name, &asked.version).await?;
+                Ok(ModelStatisticsResponse { model_stats })
             })
             .await
         }

@@ -20,6 +20,7 @@ use super::route::{Call, too_late};
 use super::status::status;
 use crate::door::pipeline::{Held, Part};
 use crate::error::{Error, Result};
+use crate::message::Stats;
 
 /// Most requests of one call that are open; beyond it the next one is read when one has ended.
 const MOST_OPEN: usize = 256;
@@ -170,20 +171,37 @@ async fn in_parts(call: &Call, asked: &mut Asked, say: &mpsc::Sender<Said>) -> R
                     tell(say, told).await;
                 }
             }
+            // A model without rows to split gives all at once.
+            Part::Whole(rows, stats) => {
+                let count = rows_of(&rows.outputs);
+                let message = response::write(
+                    asked.answered(),
+                    &[(FINAL, Parameter::Flag(false))],
+                    (&rows.outputs, wanted),
+                    Some(ANSWER_OF_STREAM),
+                )?;
+                tell(say, (message, Some(rows.held))).await;
+                tell(say, (end(asked, count, stats)?, None)).await;
+                return Ok(());
+            }
             Part::End(rows, stats) => {
-                let parameters = [
-                    (FINAL, Parameter::Flag(true)),
-                    ("rows", Parameter::Number(rows)),
-                    ("queue_us", Parameter::Number(stats.queue_us)),
-                    ("compute_us", Parameter::Number(stats.compute_us)),
-                    ("chunks", Parameter::Number(stats.chunks)),
-                ];
-                let message = response::write_end(asked.answered(), &parameters)?;
-                tell(say, (message, None)).await;
+                tell(say, (end(asked, rows, stats)?, None)).await;
                 return Ok(());
             }
         }
     }
+}
+
+/// What ends parts: no rows, and what the request took.
+fn end(asked: &Asked, rows: u64, stats: Stats) -> Result<Vec<Bytes>> {
+    let parameters = [
+        (FINAL, Parameter::Flag(true)),
+        ("rows", Parameter::Number(rows)),
+        ("queue_us", Parameter::Number(stats.queue_us)),
+        ("compute_us", Parameter::Number(stats.compute_us)),
+        ("chunks", Parameter::Number(stats.chunks)),
+    ];
+    response::write_end(asked.answered(), &parameters)
 }
 
 fn rows_of(outputs: &crate::wire::server::Outputs) -> u64 {

@@ -106,11 +106,16 @@ impl Events {
                 Ok(())
             }
             Part::Rows(offset, rows) => self.write(offset, &rows),
+            Part::Whole(rows, stats) => {
+                self.write(0, &rows)?;
+                self.end(None, stats);
+                Ok(())
+            }
             Part::End(rows, stats) => {
                 for (offset, rows) in std::mem::take(&mut self.early) {
                     self.write(offset, &rows)?;
                 }
-                self.end(rows, stats);
+                self.end(Some(rows), stats);
                 Ok(())
             }
         }
@@ -122,7 +127,7 @@ impl Events {
         Ok(())
     }
 
-    fn end(&mut self, rows: u64, stats: Stats) {
+    fn end(&mut self, rows: Option<u64>, stats: Stats) {
         let answered = Answered {
             model: &self.subject.model,
             version: None,

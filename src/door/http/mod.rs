@@ -66,8 +66,24 @@ where
     }
 }
 
+/// What a port serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Serves {
+    /// The protocol, and metrics.
+    All,
+    /// The protocol: metrics are told elsewhere.
+    Protocol,
+    /// Metrics.
+    Metrics,
+}
+
 /// Serves one connection until it closes.
-pub(super) async fn serve(local: Rc<Local>, stream: TcpStream, connection: Rc<Connection>) {
+pub(super) async fn serve(
+    local: Rc<Local>,
+    serves: Serves,
+    stream: TcpStream,
+    connection: Rc<Connection>,
+) {
     let version = connection.unless_told(is_http2(&stream)).await;
     let Some(Ok(Some(is_http2))) = version else {
         return; // it closed before it has said anything
@@ -76,7 +92,7 @@ pub(super) async fn serve(local: Rc<Local>, stream: TcpStream, connection: Rc<Co
         let connection = connection.clone();
         service_fn(move |request: Request<Incoming>| {
             let (local, open) = (local.clone(), connection.begin());
-            async move { Ok::<_, Infallible>(route::answer(&local, open, request).await) }
+            async move { Ok::<_, Infallible>(route::answer(&local, serves, open, request).await) }
         })
     };
     let io = TokioIo::new(Watched::new(stream, connection.clone()));

@@ -1,6 +1,7 @@
 //! What there is to know of models, and loading and unloading them.
 
 use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::body::Incoming;
 use hyper::header::{FORWARDED, ORIGIN};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::super::connections::{Connection, Open};
 use super::super::local::Local;
-use super::super::translate::metadata;
+use super::super::translate::{metadata, statistics};
 use super::body;
 use super::reply::{self, Refusal, Reply};
 use super::route::ModelName;
@@ -36,6 +37,29 @@ pub(super) async fn config(
     let model = describe(local, open, model).await?;
     let config = metadata::config_of_model(&model, local.shared.max_batch_size);
     Ok(reply::json(StatusCode::OK, &config))
+}
+
+/// What was counted of a model, or of all.
+pub(super) async fn statistics(
+    local: &Local,
+    open: &Open,
+    model: Option<&ModelName>,
+) -> Result<Reply, Refusal> {
+    let caller = &open.connection().caller;
+    let loaded = local.pipeline.models(caller).await?;
+    let snapshot = local.pipeline.metrics(caller).await?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default(); // a clock before 1970 is none
+    let all = match model {
+        None => statistics::of_all(&snapshot, &loaded, now),
+        Some(model) => {
+            let (offers, name, params) = (local.offers(), model.name.clone(), model.params());
+            let find = move || offers.version(&name, &params);
+            let version = local.beside(true, find).await??;
+            vec![statistics::of_model(&snapshot, &model.name, &version, now)]
+        }
+    };
+    Ok(reply::json(StatusCode::OK, &json!({"model_stats": all})))
 }
 
 async fn describe(local: &Local, open: &Open, model: &ModelName) -> Result<ModelInfo, Error> {

@@ -4,20 +4,23 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use serde::Serialize;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::super::connections::Open;
 use super::super::local::Local;
 use super::models::Control;
-use super::reply::{self, Refusal, Reply};
-use super::{guard, infer, models};
+use super::reply::{self, Pieces, Refusal, Reply};
+use super::{Serves, guard, infer, models};
 use crate::message::{MODEL_VERSION, Params};
+use crate::metrics::CONTENT_TYPE;
 
 /// What the server says it can do beyond the protocol.
-const EXTENSIONS: [&str; 4] = [
+const EXTENSIONS: [&str; 5] = [
     "binary_tensor_data",
     "classification",
     "model_configuration",
     "model_repository",
+    "statistics",
 ];
 
 /// What a path names.
@@ -27,8 +30,11 @@ enum Place {
     Live,
     Ready,
     Model(ModelName, ModelPart),
+    /// Of all models.
+    Statistics,
     Index,
     Control(Control, String),
+    Metrics,
     Unknown,
 }
 
@@ -54,24 +60,46 @@ enum ModelPart {
     Metadata,
     Ready,
     Config,
+    Statistics,
     Infer,
 }
 
 /// Answers a request.
-pub(super) async fn answer(local: &Rc<Local>, open: Open, request: Request<Incoming>) -> Reply {
-    match dispatch(local, open, request).await {
+pub(super) async fn answer(
+    local: &Rc<Local>,
+    serves: Serves,
+    open: Open,
+    request: Request<Incoming>,
+) -> Reply {
+    let asked = tracing::enabled!(tracing::Level::DEBUG).then(|| {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        (
+            Instant::now(),
+            open.connection().caller.number(),
+            method,
+            path,
+        )
+    });
+    let reply = match dispatch(local, serves, open, request).await {
         Ok(reply) => reply,
         Err(refusal) => refusal.into(),
+    };
+    if let Some((started, caller, method, path)) = asked {
+        let status = reply.status().as_u16();
+        let elapsed_us = started.elapsed().as_micros() as u64;
+        tracing::debug!(caller, %method, path, status, elapsed_us, "answered over HTTP");
     }
+    reply
 }
 
 async fn dispatch(
     local: &Rc<Local>,
+    serves: Serves,
     open: Open,
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     guard::check(&local.shared, request.headers(), request.uri())?;
-    let place = Place::of(request.uri().path())?;
+    let place = Place::of(request.uri().path())?.on(serves);
     let allowed = place.allowed();
     let method = match *request.method() {
         Method::HEAD => Method::GET,
@@ -81,7 +109,13 @@ async fn dispatch(
         let path = request.uri().path();
         return Err(Refusal::new(
             StatusCode::NOT_FOUND,
-            format!("{path}: there is no such path here; the protocol's paths begin with /v2"),
+            format!(
+                "{path}: there is no such path here{}",
+                match serves {
+                    Serves::Metrics => "; metrics are at /metrics",
+                    Serves::All | Serves::Protocol => "; the protocol's paths begin with /v2",
+                }
+            ),
         ));
     }
     if !allowed.split(", ").any(|name| name == method.as_str()) {
@@ -96,6 +130,11 @@ async fn dispatch(
         Place::Model(model, ModelPart::Ready) => models::ready(local, &open, &model).await,
         Place::Model(model, ModelPart::Config) => models::config(local, &open, &model).await,
         Place::Model(model, ModelPart::Infer) => infer::answer(local, open, model, request).await,
+        Place::Model(model, ModelPart::Statistics) => {
+            models::statistics(local, &open, Some(&model)).await
+        }
+        Place::Statistics => models::statistics(local, &open, None).await,
+        Place::Metrics => metrics(local, &open).await,
         Place::Index => models::index(local, &open, request).await,
         Place::Control(control, name) => {
             models::control(local, &open, (control, name), request).await
@@ -119,6 +158,8 @@ impl Place {
             ["", "v2"] => Ok(Place::Server),
             ["", "v2", "health", "live"] => Ok(Place::Live),
             ["", "v2", "health", "ready"] => Ok(Place::Ready),
+            ["", "metrics"] => Ok(Place::Metrics),
+            ["", "v2", "models", "stats"] => Ok(Place::Statistics),
             ["", "v2", "models", name, rest @ ..] if !name.is_empty() => {
                 let (version, rest) = match rest {
                     ["versions", version, rest @ ..] => (Some(*version), rest),
@@ -127,6 +168,7 @@ impl Place {
                 match rest {
                     [] => model(name, version, ModelPart::Metadata),
                     ["ready"] => model(name, version, ModelPart::Ready),
+                    ["stats"] => model(name, version, ModelPart::Statistics),
                     ["config"] => model(name, version, ModelPart::Config),
                     ["infer"] => model(name, version, ModelPart::Infer),
                     _ => Ok(Place::Unknown),
@@ -143,12 +185,26 @@ impl Place {
         }
     }
 
+    /// The place, if a port serves it.
+    fn on(self, serves: Serves) -> Place {
+        let is_served = match serves {
+            Serves::All => true,
+            Serves::Protocol => self != Place::Metrics,
+            Serves::Metrics => self == Place::Metrics,
+        };
+        match is_served {
+            true => self,
+            false => Place::Unknown,
+        }
+    }
+
     /// The methods of a place, as `Allow` has them; none for one that is not there.
     fn allowed(&self) -> &'static str {
         match self {
             Place::Unknown => "",
             Place::Model(_, ModelPart::Infer) | Place::Index | Place::Control(..) => "POST",
-            Place::Server | Place::Live | Place::Ready | Place::Model(..) => "GET",
+            Place::Server | Place::Live | Place::Ready => "GET",
+            Place::Model(..) | Place::Statistics | Place::Metrics => "GET",
         }
     }
 }
@@ -183,7 +239,7 @@ fn server() -> Reply {
     struct About {
         name: &'static str,
         version: &'static str,
-        extensions: [&'static str; 4],
+        extensions: [&'static str; 5],
     }
     reply::json(
         StatusCode::OK,
@@ -213,13 +269,19 @@ fn status_of(is_so: bool) -> StatusCode {
 }
 
 async fn live(local: &Local, open: &Open) -> Result<Reply, Refusal> {
-    let live = local.is_live(&open.connection().caller).await;
+    let live = local.health(&open.connection().caller).await.is_some();
     Ok(reply::json(status_of(live), &Live { live }))
 }
 
 async fn ready(local: &Local, open: &Open) -> Result<Reply, Refusal> {
     let ready = local.is_ready(&open.connection().caller).await;
     Ok(reply::json(status_of(ready), &Ready { ready }))
+}
+
+async fn metrics(local: &Local, open: &Open) -> Result<Reply, Refusal> {
+    let text = local.metrics(&open.connection().caller).await?;
+    let pieces = Pieces::new(vec![text.into()]);
+    Ok(reply::of_pieces(StatusCode::OK, CONTENT_TYPE, pieces))
 }
 
 #[cfg(test)]
@@ -253,6 +315,12 @@ mod tests {
             (
                 "/v2/repository/models/m/load",
                 Place::Control(Control::Load, "m".to_owned()),
+            ),
+            ("/metrics", Place::Metrics),
+            ("/v2/models/stats", Place::Statistics),
+            (
+                "/v2/models/m/stats",
+                model("m", None, ModelPart::Statistics),
             ),
             ("/", Place::Unknown),
             ("/v1", Place::Unknown),

@@ -4,6 +4,7 @@
 //! JSON, and tensors as bytes behind it ─▶ read.rs, values.rs, strings.rs ─▶ Infer { Request, Wanted }
 //! Outputs, Wanted ─▶ write.rs, classes.rs, strings.rs ─▶ JSON, and pieces of bytes behind it
 //! ModelInfo ─▶ metadata.rs ─▶ a model's metadata and configuration
+//! Snapshot ─▶ statistics.rs ─▶ what was counted of models
 //! ```
 //! Bounds on what is read are those of the wire ([`crate::wire`]).
 
@@ -11,6 +12,7 @@ mod classes;
 pub(crate) mod metadata;
 pub(crate) mod options;
 pub(crate) mod read;
+pub(crate) mod statistics;
 pub(crate) mod strings;
 pub(crate) mod values;
 pub(crate) mod write;

@@ -92,8 +92,8 @@ pub(crate) fn write_part(offset: u64, outputs: &Outputs, wanted: &Wanted) -> Res
     Ok(written.json)
 }
 
-/// Writes the end of a stream as JSON.
-pub(crate) fn write_end(answered: Answered<'_>, rows: u64, stats: Stats) -> Vec<u8> {
+/// Writes the end of a stream as JSON; `rows` where its model has any.
+pub(crate) fn write_end(answered: Answered<'_>, rows: Option<u64>, stats: Stats) -> Vec<u8> {
     let mut json = b"{\"model_name\":".to_vec();
     text(&mut json, answered.model);
     if let Some(id) = answered.id {
@@ -105,8 +105,11 @@ pub(crate) fn write_end(answered: Answered<'_>, rows: u64, stats: Stats) -> Vec<
         compute_us,
         chunks,
     } = stats;
+    if let Some(rows) = rows {
+        json.extend_from_slice(format!(",\"rows\":{rows}").as_bytes());
+    }
     let rest = format!(
-        ",\"rows\":{rows},\"stats\":{{\"queue_us\":{queue_us},\"compute_us\":{compute_us},\"chunks\":{chunks}}}}}"
+        ",\"stats\":{{\"queue_us\":{queue_us},\"compute_us\":{compute_us},\"chunks\":{chunks}}}}}"
     );
     json.extend_from_slice(rest.as_bytes());
     json

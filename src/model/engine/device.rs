@@ -1,7 +1,7 @@
 //! Where a worker's sessions run, and all that differs from device to device.
 //!
 //! A further execution provider (ROCm, TensorRT, OpenVINO, CoreML) is a variant of [`Device`] with its line in each of
-//! the methods below, and the feature of that name for `ort` in `Cargo.toml`. The compiler names each of them but
+//! the methods below, and the feature of that name for `ort` in `Cargo.toml`. The compiler points to each of them but
 //! [`Device::parse`]; nothing outside this file asks which device it is. The tests add one more provider in this way.
 
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ impl Device {
             "mock" => Device::Mock,
             _ => return Err(unknown()),
         };
-        // Digits only: a number's own parser would take "+1" too.
+        // Digits only: `u32::from_str` would take "+1" too.
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
             return Err(unknown());
         }
@@ -131,7 +131,7 @@ impl Device {
                     provider = provider.with_memory_limit(limit_bytes);
                 }
                 for (key, value) in wanted {
-                    // Which card a worker has is the server's to say.
+                    // The device map says which card a worker has, and not the proxy.
                     if key != "device_id" {
                         provider = provider.with_arbitrary_config(key, value);
                     }
@@ -188,7 +188,7 @@ impl Device {
     }
 }
 
-/// How long `nvidia-smi` may take. It wakes cards that sleep, which takes seconds.
+/// How long `nvidia-smi` may take. It may have to power cards up, which takes seconds.
 const SMI_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Refuses a card that the driver does not have.
@@ -239,7 +239,7 @@ fn total_memory(number: u32) -> Result<usize> {
             "-i",
             &card,
         ])
-        // CUDA's own default order is another: by speed. Machines with unlike cards set this for both.
+        // CUDA orders cards by speed unless this is set; on machines with different cards it has to be set for both.
         .env("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -256,7 +256,7 @@ fn total_memory(number: u32) -> Result<usize> {
         });
     }
     let text = output.recv_timeout(SMI_TIMEOUT);
-    // It has ended, or it never will: neither call can fail in a way that matters.
+    // The process has ended or hangs: a failure of either call would change nothing.
     let _ = child.kill();
     let _ = child.wait();
     let text = text

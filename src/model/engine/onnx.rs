@@ -63,19 +63,19 @@ impl OnnxModel {
         })
     }
 
-    /// How to make a session of one thread, which [`Model::warm_up`] does if runs may be short.
+    /// How to make a session of one thread, which warming up does if runs may be short.
     pub(super) fn set_single(&mut self, make: impl FnOnce() -> Option<Session> + 'static) {
         self.make_single = Some(Box::new(make));
     }
 
-    /// Adds a session of one thread if a run of the smallest input is short.
-    fn add_single(&mut self, smallest: &Batch) {
+    /// Adds a session of one thread if a run of the sample is short.
+    fn add_single(&mut self, sample: &Batch) {
         let Some(make) = self.make_single.take() else {
             return;
         };
         let mut run = || {
             let started = Instant::now();
-            let result = self.infer(smallest, &Params::new());
+            let result = self.infer(sample, &Params::new());
             result.is_ok().then(|| started.elapsed())
         };
         // Something else may have run beside the first ones.
@@ -89,8 +89,13 @@ impl OnnxModel {
         if let Some(shortest) = shortest.filter(|us| *us <= SHORT)
             && let Some(session) = make()
         {
+            tracing::debug!(
+                model = %self.description.name,
+                run_us = shortest.as_micros() as u64,
+                "short runs have a session of one thread"
+            );
             self.sessions
-                .add_single(session, (smallest.payload_bytes(), shortest));
+                .add_single(session, (sample.payload_bytes(), shortest));
         }
     }
 
@@ -154,19 +159,20 @@ impl Model for OnnxModel {
 
     /// Zeros of the smallest shape. Not every model takes zeros, so a failure means nothing.
     fn warm_up(&mut self) {
-        let started = Instant::now();
-        let warmed = self.zeros().and_then(|zeros| {
-            self.infer(&zeros, &Params::new())?;
-            Ok(zeros)
-        });
-        match warmed {
-            // The first run is much slower than those that follow, but not without end.
-            Ok(zeros) if started.elapsed() < 200 * SHORT => self.add_single(&zeros),
-            Ok(_) => {}
-            Err(error) => {
-                tracing::debug!(model = %self.description.name, %error, "warm-up failed");
-            }
+        let warmed = self.zeros().and_then(|zeros| self.warm_up_with(&zeros));
+        if let Err(error) = warmed {
+            tracing::debug!(model = %self.description.name, %error, "warm-up failed");
         }
+    }
+
+    fn warm_up_with(&mut self, sample: &Batch) -> Result<Batch> {
+        let started = Instant::now();
+        let outputs = self.infer(sample, &Params::new())?;
+        // The first run is much slower than those that follow, but not without end.
+        if started.elapsed() < 200 * SHORT {
+            self.add_single(sample);
+        }
+        Ok(outputs)
     }
 }
 

@@ -24,8 +24,8 @@ pub(crate) struct Signature {
 }
 
 impl Signature {
-    /// What is known of an ONNX file, as a stage or a plugin's session has it: its `options` may ask for a fixed batch,
-    /// and its proxy say of its rows what the file does not.
+    /// The description of an ONNX file that a stage or a plugin opens: the `options` may ask for a fixed batch, and the
+    /// proxy may say of the rows what the file does not.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION`: a fixed batch or rows that its shapes do not allow.
@@ -62,7 +62,7 @@ impl Signature {
         }))
     }
 
-    /// The kind of batch, as a proxy overrules it.
+    /// The kind of batch: what the file's shapes say, unless the proxy says otherwise.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION`, naming the port that cannot take any number of rows.
@@ -90,16 +90,16 @@ impl Signature {
 /// How sessions are made.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Options {
-    /// Threads inside a session; 1 runs in the worker's own.
+    /// Threads inside a session; with 1 it computes in the worker's own thread.
     pub(crate) intra_op_threads: usize,
     /// The most memory that a session's arena may take on a GPU; 0 leaves it to the engine.
     pub(crate) gpu_limit_bytes: usize,
-    /// What a proxy wants.
+    /// The options that a proxy sets.
     pub(crate) wanted: SessionOptions,
 }
 
 impl Options {
-    /// These, with what a proxy wants.
+    /// These options, with those that a proxy sets.
     pub(crate) fn with(&self, wanted: &SessionOptions) -> Options {
         Options {
             wanted: wanted.clone(),
@@ -113,7 +113,7 @@ impl Options {
         wanted.unwrap_or(self.intra_op_threads).max(1)
     }
 
-    /// These, for a session that runs in the worker's own thread.
+    /// These options, for a session that runs in the worker's own thread.
     pub(super) fn of_one_thread(&self) -> Options {
         let mut options = self.clone();
         options.wanted.intra_op_threads = Some(1);
@@ -146,7 +146,7 @@ pub(super) fn builder(
     Ok(builder)
 }
 
-/// What a session's model takes and gives. The file itself knows some of it better than the session.
+/// What a session's model takes and gives. Of a tensor of unknown rank only the file says so, not the session.
 ///
 /// # Errors
 /// `FAILED_PRECONDITION`, naming an input or output of a type that is not served.

@@ -1,9 +1,9 @@
 //! Chooses a session of one thread for short runs, and of several for others.
 //!
 //! A session of several threads hands a part of nearly every operator to the others, however little there is to do, and
-//! waking them then costs more than they take off: a run of one row of a small net takes a fifth longer with two
-//! threads than with one, and as much more processor time. The engine does not let a single run choose. So where
-//! a model's smallest run is short, its worker has a second session of one thread, which shares the first one's weights.
+//! waking them then costs more than they take off: with two threads requests of one row of a small net take a fifth
+//! longer than with one, and more processor time. The engine does not let a single run choose. So where the run that
+//! warms a model up is short, its worker has a second session of one thread, which shares the first one's weights.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ use ort::session::Session;
 
 use crate::error::Result;
 
-/// A run that one thread is expected to end in this time is not shared with others: waking one of them takes a good part
-/// of it.
+/// A run that one thread is expected to end in this time is not shared with others: waking one of them takes a good
+/// part of it.
 pub(super) const SHORT: Duration = Duration::from_micros(100);
 
-/// After so many runs on several threads that were short themselves, one thread is tried again: what was measured of it may have been
-/// an accident.
+/// After so many runs on several threads that were short themselves, one thread is tried again: what was measured of
+/// it may have been an accident.
 const TRY_AGAIN: u32 = 64;
 
 /// A size that was never run on one thread is tried there if it may take up to so many times as long as a short run.
@@ -41,7 +41,7 @@ impl Sessions {
         }
     }
 
-    /// Adds a session of one thread, for short runs. The smallest run, of so many bytes, took so long.
+    /// Adds a session of one thread, for short runs. A short one, of so many bytes, took so long.
     pub(super) fn add_single(&mut self, session: Session, (bytes, took): (usize, Duration)) {
         self.single = Some((session, Choice::new(bytes, took)));
     }
@@ -100,7 +100,7 @@ fn class(bytes: usize) -> usize {
 }
 
 impl Choice {
-    /// The smallest run took so long.
+    /// A run of so many bytes took so long.
     fn new(bytes: usize, took: Duration) -> Choice {
         let mut choice = Choice {
             sizes: [Size::default(); usize::BITS as usize],

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! in    aligned bytes     the engine reads the frame itself
-//!       odd address       copied: the engine needs aligned elements
+//!       unaligned bytes   copied: the engine needs aligned elements
 //!       strings           copied: the engine keeps std::string objects
 //! out   more than 1 KiB   the tensor owns the engine's value and lends its memory
 //!       up to 1 KiB       copied: cheaper than the bookkeeping, and the engine's memory is free again at once
@@ -72,7 +72,8 @@ pub(super) fn datatype_of(element: TensorElementType) -> Option<DataType> {
 /// # Errors
 /// `INVALID_ARGUMENT` for JSON, and for strings that the engine cannot hold.
 pub(super) fn to_engine(tensor: &Tensor) -> Result<SessionInputValue<'_>> {
-    with_element!(tensor.datatype(), lend(tensor), DataType::Bytes | DataType::Json => strings_in(tensor))
+    with_element!(tensor.datatype(), lend(tensor),
+        DataType::Bytes | DataType::Json => strings_in(tensor))
 }
 
 fn lend<T>(tensor: &Tensor) -> Result<SessionInputValue<'_>>
@@ -80,16 +81,19 @@ where
     T: Element + PrimitiveTensorElementType + Debug + 'static,
 {
     let elements = tensor.as_slice::<T>().ok_or_else(|| {
-        Error::internal(format!("input {:?} lies at an odd address", tensor.name()))
+        Error::internal(format!(
+            "input {:?} is not aligned in memory",
+            tensor.name()
+        ))
     })?;
     let view = TensorRef::from_array_view((tensor.shape(), elements))
         .map_err(|e| Error::invalid(format!("input {:?}: {e}", tensor.name())))?;
     Ok(view.into())
 }
 
-/// Inputs that the engine can read where they lie. What is at an odd address, as small received frames and slices of
-/// rows can be, is copied before the run and not in it: an output may be an input handed through, and [`from_engine`]
-/// has to know all memory that is not the engine's.
+/// Inputs that the engine can read where they lie. What is not aligned, as small received frames and slices of rows
+/// can be, is copied before the run and not in it: an output may be an input passed through unchanged, and
+/// [`from_engine`] has to know all memory that is not the engine's.
 ///
 /// # Errors
 /// As [`Tensor::to_vec`].
@@ -104,15 +108,19 @@ pub(super) fn aligned(inputs: &Batch) -> Result<Cow<'_, Batch>> {
             tensor.to_vec::<T>()?,
         )
     }
-    let fits = |tensor: &Tensor| with_element!(tensor.datatype(), fits(tensor), DataType::Bytes | DataType::Json => true);
-    if inputs.tensors.iter().all(fits) {
+    fn is_aligned(tensor: &Tensor) -> bool {
+        with_element!(tensor.datatype(), fits(tensor),
+            DataType::Bytes | DataType::Json => true)
+    }
+    if inputs.tensors.iter().all(is_aligned) {
         return Ok(Cow::Borrowed(inputs));
     }
     let tensors = inputs.tensors.iter().map(|tensor| {
-        if fits(tensor) {
+        if is_aligned(tensor) {
             return Ok(tensor.clone());
         }
-        with_element!(tensor.datatype(), copied(tensor), DataType::Bytes | DataType::Json => Ok(tensor.clone()))
+        with_element!(tensor.datatype(), copied(tensor),
+            DataType::Bytes | DataType::Json => Ok(tensor.clone()))
     });
     Ok(Cow::Owned(Batch {
         tensors: tensors.collect::<Result<_>>()?,
@@ -179,7 +187,7 @@ where
         .map_err(|e| Error::internal(format!("output {name:?}: {e}")))?;
     let shape = dims(shape);
     let bytes: &[u8] = bytemuck::cast_slice(elements);
-    // An output that is an input handed through is the frame's memory, which the value does not keep alive.
+    // An output that is an input passed through is the frame's memory, which the value does not keep alive.
     let data = if bytes.len() <= COPY_BYTES || lies_in(bytes, inputs) {
         Bytes::copy_from_slice(bytes)
     } else {

@@ -1,9 +1,9 @@
 //! Weights that the workers' sessions share: which initializers of an ONNX file can be, and their values.
 //!
 //! A session that is given an initializer's value does not make its own copy, and sessions that are given the same
-//! values and one container of prepacked weights share those too. But the engine believes what it is given: where
-//! one of its optimisers changes an initializer and keeps its name (the transpose optimiser does: it turns constants
-//! around to save a node), the old value under the new shape would silently give wrong results. So only initializers
+//! values and one container of prepacked weights share those too. But the engine does not check what it is given:
+//! where one of its optimisers changes an initializer and keeps its name (the transpose optimiser does: it transposes
+//! constants to save a node), the old value under the new shape would silently give wrong results. So only initializers
 //! are shared that are used in no other way than as the weights of the operators below, which no optimiser rewrites
 //! under the same name; they are where the bytes are.
 
@@ -18,7 +18,7 @@ use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 use super::proto::{AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto};
 use crate::tensor::element_count;
 
-/// Smaller initializers are not worth a name in every session's options.
+/// Smaller initializers are not shared: each costs an entry in every session's options.
 const SMALLEST_BYTES: usize = 1024;
 
 /// Operators, and which of their inputs are weights.
@@ -35,7 +35,7 @@ const WEIGHTS: [(&str, &[usize]); 20] = [
     ("GRU", &[1, 2, 3]),
     ("RNN", &[1, 2, 3]),
     ("Gather", &[0]),
-    // What exporters and quantisers make of them, in com.microsoft.
+    // Fused and quantised forms of them, which exporters write in the domain com.microsoft.
     ("Attention", &[1]),
     ("QAttention", &[1]),
     ("FusedMatMul", &[1]),
@@ -54,8 +54,11 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// The weights of a model that can be shared, and why no more of them; copied out of the file, so that nothing
-    /// done to the file later reaches the sessions.
+    /// The weights that sessions of a model can share. They are copied out of the file, so that nothing done to the file
+    /// later reaches the sessions.
+    ///
+    /// # Errors
+    /// Why there are none, for the log.
     pub(super) fn of(model: &ModelProto) -> Result<Weights, &'static str> {
         let graph = model.graph.as_ref().ok_or("it has no graph")?;
         if graph
@@ -109,8 +112,8 @@ enum Use {
     Other,
 }
 
-/// How each name is used in a graph. Names that subgraphs mention, that are inputs (whose value a request could
-/// override) or outputs are used otherwise.
+/// How each name is used in a graph. Names that subgraphs mention, inputs (whose value a request could override) and
+/// outputs count as [`Use::Other`].
 fn uses(graph: &GraphProto) -> HashMap<&str, Use> {
     let mut uses = HashMap::new();
     for node in &graph.node {
@@ -168,7 +171,7 @@ fn mark_all<'a>(graph: &'a GraphProto, uses: &mut HashMap<&'a str, Use>) {
     }
 }
 
-/// An initializer's value, if it is large enough, of a datatype of fixed size, and whole.
+/// An initializer's value, if it is large enough, of a datatype of fixed size, and complete in the file.
 fn value(tensor: &TensorProto) -> Option<DynValue> {
     match ElementType::try_from(tensor.data_type).ok()? {
         ElementType::Float => owned::<f32>(tensor),
@@ -198,7 +201,7 @@ where
         .map(|&dim| usize::try_from(dim).ok())
         .collect::<Option<_>>()?;
     let bytes = element_count(&shape)?.checked_mul(size_of::<T>())?;
-    // Floats may also stand in a field of their own; for other datatypes nobody writes that with many of them.
+    // Floats may also be in a field of their own. So may other datatypes, but no exporter does that with large tensors.
     let raw: &[u8] = if tensor.raw_data.is_empty() {
         bytemuck::cast_slice(&tensor.float_data)
     } else {

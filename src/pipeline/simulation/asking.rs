@@ -3,7 +3,7 @@
 use super::Simulation;
 use super::ledger::Clients;
 use crate::error::{Error, ErrorCode};
-use crate::message::{Priority, RequestId, Serial};
+use crate::message::{ModelLabel, Priority, RequestId, Serial};
 use crate::model::BatchKind;
 use crate::pipeline::ventilator::requests::Held;
 use crate::schedule::Job;
@@ -28,6 +28,7 @@ impl Simulation<'_> {
                 serial,
                 reply,
                 request,
+                label: ModelLabel(0),
                 chunks: 0,
                 arrived_us: self.now_us,
                 answered: false,
@@ -67,6 +68,7 @@ impl Simulation<'_> {
             rows,
             stream,
             arrived_us: self.now_us,
+            label: ModelLabel(model.id.0 as u32),
             model: model.clone(),
         };
         let job = Job {

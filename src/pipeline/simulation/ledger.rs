@@ -96,6 +96,11 @@ impl Ledger {
         asked.answered = true;
     }
 
+    /// How many have their answer.
+    pub(super) fn answers(&self) -> u64 {
+        self.asked.values().filter(|asked| asked.answered).count() as u64
+    }
+
     pub(super) fn check_end(&self, clients: &Clients) {
         for (number, asked) in &self.asked {
             let gone = !clients.is_there(asked.reply);

@@ -26,7 +26,7 @@ use self::given::Given;
 use self::outlet::{Asker, Turn};
 use self::recent::{Recent, Standing};
 use crate::error::{Error, Result};
-use crate::message::{ChunkId, Member, Outcome, Part, Ran, ReplyTo, Serial, Stats};
+use crate::message::{ChunkId, Member, ModelLabel, Outcome, Part, Ran, ReplyTo, Serial, Stats};
 use crate::split::Gather;
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{Arrived, Close, LostWorker, ToSink, ToVentilator};
@@ -52,9 +52,9 @@ struct Gathering {
     gather: Gather,
     /// Parts that have come, those that failed or were skipped too.
     parts: u64,
-    /// Bytes of it that the client's account has.
+    /// Its bytes that are counted in [`Answers::gathered`].
     counted: u64,
-    /// Of what has come and did not fail.
+    /// Of the parts that have come and did not fail.
     stats: Stats,
     span: Option<Span>,
 }
@@ -79,7 +79,14 @@ enum Until {
 struct Piece<'a> {
     member: &'a Member,
     chunk: ChunkId,
+    label: ModelLabel,
     compute_us: u64,
+}
+
+impl Piece<'_> {
+    fn asker(&self) -> Asker {
+        Asker::of(self.member, self.label)
+    }
 }
 
 /// The requests of which parts are coming, and what was answered.
@@ -155,7 +162,7 @@ impl Answers {
 
     fn take_part(&mut self, part: Part, turn: &mut Turn<'_, impl Outlet>) {
         let Some(recent) = self.recent.get_mut(part.worker.0 as usize) else {
-            return; // nobody's
+            return; // there is no such worker
         };
         if recent.take(&part) == Standing::Refused {
             return;
@@ -164,7 +171,7 @@ impl Answers {
             // The ventilator closes what failed, and has closed what was skipped: here such a part only counts.
             for member in &part.members {
                 if self.ended.contains_key(&member.serial) {
-                    self.count_ended(member, false, part.chunk);
+                    self.count_ended(member, None);
                 } else {
                     self.gathering.entry(member.serial).or_default().parts += 1;
                 }
@@ -174,19 +181,20 @@ impl Answers {
         let mut rest = &part.members[..];
         for Ran { members, runs } in done {
             let Some((own, others)) = rest.split_at_checked(members) else {
-                return; // cannot be: a worker counts its members
+                return; // cannot happen: a worker counts its members
             };
             rest = others;
             let piece = |member| Piece {
                 member,
                 chunk: part.chunk,
+                label: part.label,
                 compute_us: part.compute_us,
             };
             match own {
                 [member] => self.take_piece(&piece(member), Given::Runs(runs), turn),
                 own => {
                     let Some(run) = runs.first() else {
-                        return; // cannot be either: what ran has outputs
+                        return; // cannot happen: what ran has outputs
                     };
                     let mut start = 0;
                     for member in own {
@@ -207,7 +215,7 @@ impl Answers {
     ) {
         let Piece { member, chunk, .. } = *piece;
         if self.ended.contains_key(&member.serial) {
-            self.count_ended(member, true, chunk);
+            self.count_ended(member, Some(chunk));
         } else if let Some(span) = self.take_rows(piece, given, turn) {
             self.answered.insert(member.serial, span);
         }
@@ -225,6 +233,7 @@ impl Answers {
             member,
             chunk,
             compute_us,
+            ..
         } = *piece;
         if member.rows == member.total && !member.stream {
             // Nothing to gather: most small requests end here.
@@ -235,14 +244,14 @@ impl Answers {
             };
             match given.as_rows(member) {
                 Some((outputs, rows)) => {
-                    self.answer_rows(member, ResultRows::new(outputs, rows, stats), turn);
+                    self.answer_rows(piece, ResultRows::new(outputs, rows, stats), turn);
                 }
                 None => {
                     let outputs = Outputs {
                         batched: !member.whole,
                         parts: given.into_runs(),
                     };
-                    self.answer_result(member, outputs, stats, turn);
+                    self.answer_result(piece, outputs, stats, turn);
                 }
             }
             return Some(Span::of(chunk));
@@ -258,7 +267,7 @@ impl Answers {
         let entry = self.gathering.entry(member.serial).or_default();
         entry.parts += 1;
         if !entry.gather.add(member.offset, member.rows, kept) {
-            return None; // cannot be: each piece brings one part that counts
+            return None; // cannot happen: each piece brings one part that counts
         }
         let span = entry.span.map_or(Span::of(chunk), |span| span.with(chunk));
         entry.span = Some(span);
@@ -271,11 +280,11 @@ impl Answers {
         stats.compute_us += compute_us;
         let missing = member.total.saturating_sub(entry.gather.rows());
         if !fits {
-            self.overflow(member, missing, span, turn);
+            self.overflow(piece, missing, span, turn);
             return (missing == 0).then_some(span);
         }
         if member.stream {
-            send_parts(member, sent, turn);
+            send_parts(piece, sent, turn);
         } else {
             entry.counted += bytes;
             *self.gathered.entry(member.reply).or_default() += bytes;
@@ -284,16 +293,17 @@ impl Answers {
             return None;
         }
         if let Some(done) = self.gathering.remove(&member.serial) {
-            self.complete(member, done, turn);
+            self.complete(piece, done, turn);
         }
         Some(span)
     }
 
-    fn complete(&mut self, member: &Member, done: Gathering, turn: &mut Turn<'_, impl Outlet>) {
+    fn complete(&mut self, piece: &Piece<'_>, done: Gathering, turn: &mut Turn<'_, impl Outlet>) {
+        let member = piece.member;
         if member.stream {
-            let asker = Asker::from(member);
+            let asker = piece.asker();
             self.counts
-                .result(asker.arrived_us, member.total, turn.now_us);
+                .result(&asker, member.total, &done.stats, turn.now_us);
             turn.answer(asker, ServerMessage::End(member.total, done.stats));
             return;
         }
@@ -302,7 +312,7 @@ impl Answers {
             batched: true,
             parts: done.gather.into_parts(),
         };
-        self.answer_result(member, outputs, done.stats, turn);
+        self.answer_result(piece, outputs, done.stats, turn);
     }
 
     // ---- bytes ---------------------------------------------------------------------------------------------------
@@ -327,13 +337,15 @@ impl Answers {
     /// The client's bytes are used up: this request ends with an error, others go on.
     fn overflow(
         &mut self,
-        member: &Member,
+        piece: &Piece<'_>,
         missing: u64,
         span: Span,
         turn: &mut Turn<'_, impl Outlet>,
     ) {
+        let member = piece.member;
         let error = Error::exhausted(format!(
-            "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows at once, or stream",
+            "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows \
+             at once, or stream",
             self.max_client_bytes
         ));
         let gathered = self.drop_gathered(member.serial, member.reply);
@@ -344,7 +356,7 @@ impl Answers {
             };
             self.ended.insert(member.serial, ended);
         }
-        self.answer_error(member.into(), error, turn);
+        self.answer_error(piece.asker(), error, turn);
         turn.tell_ventilator(ToVentilator::Abort(member.serial));
     }
 
@@ -353,10 +365,10 @@ impl Answers {
     /// The ventilator ends a request, which it does at most once: with an error, unless it was answered.
     fn close(&mut self, close: &Close, turn: &mut Turn<'_, impl Outlet>) {
         if self.answered.remove(close.serial) {
-            return; // the result was faster
+            return; // the result was sent before
         }
         if let Some(ended) = self.ended.get_mut(&close.serial) {
-            // So was an error of the sink's own. Now it is known how much is still to come.
+            // The sink has ended it with an error of its own. Now it is known how many parts are still to come.
             ended.until = Until::Parts(close.chunks);
         } else if !close.answered {
             let gathered = self.drop_gathered(close.serial, close.reply);
@@ -371,6 +383,7 @@ impl Answers {
                 reply: close.reply,
                 request: close.request,
                 arrived_us: close.arrived_us,
+                label: close.label,
             };
             self.answer_error(asker, close.error.clone(), turn);
         }
@@ -384,14 +397,14 @@ impl Answers {
         gathered
     }
 
-    /// A part of a request that was answered before.
-    fn count_ended(&mut self, member: &Member, good: bool, chunk: ChunkId) {
+    /// A part of a request that was answered before; where it has the rows, the chunk that brought them.
+    fn count_ended(&mut self, member: &Member, brought_by: Option<ChunkId>) {
         let Some(ended) = self.ended.get_mut(&member.serial) else {
             return;
         };
         ended.parts += 1;
         if let Until::Rows { missing, span } = &mut ended.until
-            && good
+            && let Some(chunk) = brought_by
         {
             *missing = missing.saturating_sub(member.rows);
             *span = span.with(chunk);
@@ -406,7 +419,10 @@ impl Answers {
     }
 
     fn forget_if_complete(&mut self, serial: Serial) {
-        let complete = |ended: &Ended| matches!(ended.until, Until::Parts(expected) if ended.parts >= expected);
+        let complete = |ended: &Ended| match ended.until {
+            Until::Parts(expected) => ended.parts >= expected,
+            Until::Rows { .. } => false,
+        };
         if self.ended.get(&serial).is_some_and(complete) {
             self.ended.remove(&serial);
         }
@@ -415,7 +431,7 @@ impl Answers {
     /// A worker is gone: what has come of its chunks stands, and what failed of them is tried again.
     fn lose_worker(&mut self, lost: &LostWorker, turn: &mut Turn<'_, impl Outlet>) {
         let Some(recent) = self.recent.get_mut(lost.worker.0 as usize) else {
-            return; // nobody's
+            return; // there is no such worker
         };
         let mut chunks = Vec::with_capacity(lost.chunks.len());
         for settled in recent.lose(lost) {
@@ -441,31 +457,31 @@ impl Answers {
 
     fn answer_result(
         &mut self,
-        member: &Member,
+        piece: &Piece<'_>,
         outputs: Outputs,
         stats: Stats,
         turn: &mut Turn<'_, impl Outlet>,
     ) {
-        let asker = Asker::from(member);
+        let asker = piece.asker();
         if let Err(error) = check_alike(&outputs.parts) {
             return self.answer_error(asker, error, turn);
         }
         let bytes = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
-        if self.count_result(member, bytes, turn) {
+        if self.count_result(piece, bytes, &stats, turn) {
             turn.answer(asker, ServerMessage::Result(outputs, stats));
         }
     }
 
     fn answer_rows(
         &mut self,
-        member: &Member,
+        piece: &Piece<'_>,
         rows: ResultRows<'_>,
         turn: &mut Turn<'_, impl Outlet>,
     ) {
-        if self.count_result(member, rows.payload_bytes(), turn) {
+        if self.count_result(piece, rows.payload_bytes(), &rows.stats(), turn) {
             turn.outlet.perform(Action::Result {
-                reply: member.reply,
-                request: member.request,
+                reply: piece.member.reply,
+                request: piece.member.request,
                 rows,
             });
         }
@@ -474,32 +490,39 @@ impl Answers {
     /// Counts a result that is about to leave. False if there is no room for it: then its error has left.
     fn count_result(
         &mut self,
-        member: &Member,
+        piece: &Piece<'_>,
         bytes: u64,
+        stats: &Stats,
         turn: &mut Turn<'_, impl Outlet>,
     ) -> bool {
-        let asker = Asker::from(member);
-        if !self.has_room(member.reply, bytes, turn) {
+        let asker = piece.asker();
+        if !self.has_room(asker.reply, bytes, turn) {
             let error = Error::exhausted(format!(
-                "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, --max-client-bytes)",
+                "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, \
+                 --max-client-bytes)",
                 self.max_client_bytes
             ));
             self.answer_error(asker, error, turn);
             return false;
         }
         self.counts
-            .result(asker.arrived_us, member.total, turn.now_us);
+            .result(&asker, piece.member.total, stats, turn.now_us);
         true
     }
 
     fn answer_error(&mut self, asker: Asker, error: Error, turn: &mut Turn<'_, impl Outlet>) {
-        self.counts.error(&error);
+        self.counts.error(&asker, &error, turn.now_us);
         turn.answer(asker, ServerMessage::Error(error));
     }
 }
 
 #[cfg(test)]
 impl Answers {
+    /// What was answered, by label.
+    pub(crate) fn counted(&self) -> Vec<crate::metrics::Answered> {
+        self.counts.report().answered
+    }
+
     /// Bytes gathered for a client.
     pub(crate) fn gathered_bytes(&self, reply: ReplyTo) -> u64 {
         self.gathered.get(&reply).copied().unwrap_or(0)
@@ -520,15 +543,15 @@ impl Answers {
 }
 
 /// Sends the runs of a stream's member, one part each.
-fn send_parts(member: &Member, runs: Vec<Batch>, turn: &mut Turn<'_, impl Outlet>) {
-    let mut offset = member.offset;
+fn send_parts(piece: &Piece<'_>, runs: Vec<Batch>, turn: &mut Turn<'_, impl Outlet>) {
+    let mut offset = piece.member.offset;
     for run in runs {
         let rows = run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
         let outputs = Outputs {
             parts: vec![run],
             batched: true,
         };
-        turn.answer(member.into(), ServerMessage::Part(offset, outputs));
+        turn.answer(piece.asker(), ServerMessage::Part(offset, outputs));
         offset += rows;
     }
 }

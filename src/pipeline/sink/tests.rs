@@ -2,20 +2,18 @@
 
 use zmq::Context;
 
+use super::messages::*;
 use super::*;
 use crate::error::ErrorCode;
-use crate::message::{ChunkId, Member, Outcome, Part, Ran, RequestId, Serial, WorkerId};
+use crate::message::{Member, RequestId};
 use crate::pipeline::{TO_SINK, TO_VENTILATOR};
 use crate::socket::{self, BusyPoll};
-use crate::tensor::{Batch, Tensor};
-use crate::wire::inner::{Close, ToSink};
+use crate::wire::inner::ToSink;
 use crate::zmtp::codec::Limits;
 use crate::zmtp::router;
 use crate::zmtp::stream::Listener;
 
-const REPLY: ReplyTo = ReplyTo([7; 16]);
-
-/// A sink, a client that has said hello, and the ventilator's ear.
+/// A sink, a client that has said hello, and where the ventilator would hear it.
 struct Bench {
     sink: Sink,
     client: Socket,
@@ -66,71 +64,17 @@ fn bench(max_client_bytes: u64) -> Bench {
     bench
 }
 
-fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member {
-    Member {
-        serial: Serial(serial),
-        reply: REPLY,
-        request: RequestId(serial + 100),
-        offset,
-        rows,
-        total,
-        stream: false,
-        whole: false,
-        arrived_us: 0,
-        queue_us: 5,
-    }
-}
-
-/// What a run gave for the rows of one member.
-fn alone(batch: Batch) -> Outcome {
-    Outcome::Done(vec![Ran {
-        members: 1,
-        runs: vec![batch],
-    }])
-}
-
-/// Rows that say where they belong.
-fn rows(member: &Member) -> Batch {
-    let values: Vec<f32> = (member.offset..member.offset + member.rows)
-        .map(|row| row as f32)
-        .collect();
-    let shape = vec![values.len()];
-    Batch {
-        tensors: vec![Tensor::from_vec("y", shape, values).unwrap()],
-    }
-}
-
-fn part(member: &Member, outcome: Option<Outcome>, attempt: u32) -> ToSink {
-    ToSink::Part(Box::new(Part {
-        chunk: ChunkId(member.offset + 1),
-        worker: WorkerId(0),
-        attempt,
-        compute_us: 10,
-        members: vec![member.clone()],
-        outcome: outcome.unwrap_or_else(|| alone(rows(member))),
-    }))
-}
-
 impl Bench {
     fn tell(&mut self, message: ToSink) {
         self.sink.answers.hear(message, 0, &mut self.sink.exit);
     }
 
     fn done(&mut self, member: &Member) {
-        self.tell(part(member, None, 0));
+        self.tell(part(member, None));
     }
 
     fn close(&mut self, member: &Member, chunks: u64) {
-        let error = Error::new(ErrorCode::Cancelled, "taken back");
-        self.tell(ToSink::Close(Close {
-            serial: member.serial,
-            reply: REPLY,
-            request: member.request,
-            chunks,
-            arrived_us: 0,
-            answered: false,
-            error,
-        }));
+        self.tell(close(member, chunks));
     }
 
     /// Lets the sink write until the client has something.
@@ -150,21 +94,11 @@ impl Bench {
     }
 
     fn values(&mut self) -> Vec<f32> {
-        let (_, message) = self.hear();
-        let ServerMessage::Result(outputs, _) = message else {
-            panic!("{message:?}")
-        };
-        let parts = outputs.parts.iter();
-        parts
-            .flat_map(|p| p.tensors[0].to_vec::<f32>().unwrap())
-            .collect()
+        values(self.hear().1)
     }
 
     fn error(&mut self) -> ErrorCode {
-        match self.hear() {
-            (_, ServerMessage::Error(error)) => error.code(),
-            other => panic!("{other:?}"),
-        }
+        code(self.hear().1)
     }
 
     fn ventilator_hears(&mut self) -> ToVentilator {

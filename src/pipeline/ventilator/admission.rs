@@ -17,7 +17,7 @@ use super::life::Phase;
 use super::requests::Held;
 use crate::catalog::{Arrival, Named, Parked, load_bytes};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, Priority, ReplyTo, Request, RequestId};
+use crate::message::{ModelId, ModelLabel, Priority, ReplyTo, Request, RequestId};
 use crate::model::check::{Checked, check_inputs, check_padding};
 use crate::model::{BatchKind, Description, Lookup};
 use crate::schedule::Job;
@@ -152,7 +152,10 @@ impl Ventilator {
         });
         match queued {
             Ok(()) => Ok(()),
-            Err(error) => self.refuse(reply, request, &error),
+            Err(error) => {
+                let label = self.ledger.label(&known.model);
+                self.refuse((reply, request), label, &error)
+            }
         }
     }
 
@@ -164,9 +167,12 @@ impl Ventilator {
         body: Request<RawParams>,
         origin: Origin,
     ) -> Result<()> {
-        match self.admit((reply, request), body, origin) {
+        let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
+        let known = self.catalog.known(&lookup).cloned();
+        let label = known.as_ref().map(|model| self.ledger.label(model));
+        match self.admit((reply, request), body, origin, (lookup, known)) {
             Ok(()) => Ok(()),
-            Err(error) => self.refuse(reply, request, &error),
+            Err(error) => self.refuse((reply, request), label.unwrap_or_default(), &error),
         }
     }
 
@@ -175,9 +181,8 @@ impl Ventilator {
         from: (ReplyTo, RequestId),
         body: Request<RawParams>,
         origin: Origin,
+        (lookup, known): (Lookup, Option<Arc<Description>>),
     ) -> Result<()> {
-        let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
-        let known = self.catalog.known(&lookup).cloned();
         let weight = Weight {
             own_bytes: body.inputs.payload_bytes() as u64 + body.params.read_bytes(),
             header_bytes: origin.header.len(),
@@ -257,8 +262,27 @@ impl Ventilator {
         self.act_for_catalog()
     }
 
+    /// The model that a request waited for is described.
+    pub(super) fn take_parked(&mut self, parked: Waiting, model: Arc<Description>) -> Result<()> {
+        let Arrival { reply, request, .. } = parked.arrival;
+        let label = self.ledger.label(&model);
+        match self.enqueue(parked, model) {
+            Ok(()) => Ok(()),
+            Err(error) => self.refuse((reply, request), label, &error),
+        }
+    }
+
+    /// A request ends while it waits for its model, of which it is not known whether there is one.
+    pub(super) fn refuse_parked(&mut self, arrival: &Arrival, error: &Error) -> Result<()> {
+        self.refuse(
+            (arrival.reply, arrival.request),
+            ModelLabel::default(),
+            error,
+        )
+    }
+
     /// Takes a request into the queue whose model is described.
-    pub(super) fn enqueue(&mut self, parked: Waiting, model: Arc<Description>) -> Result<()> {
+    fn enqueue(&mut self, parked: Waiting, model: Arc<Description>) -> Result<()> {
         let Parked { arrival, body } = parked;
         let checked = check_inputs(&model, body.inputs)?;
         check_padding(&model, &checked, self.info.welcome.max_request_bytes)?;
@@ -311,6 +335,7 @@ impl Ventilator {
             // What is given whole has no rows to send in parts: the one result is its stream.
             stream: fitting.stream && model.kind != BatchKind::Whole,
             arrived_us,
+            label: self.ledger.label(&model),
             model,
         };
         let model = held.model.id;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::known_headers::{KnownHeaders, KnownInfer, KnownInput, Sight};
 use super::requests::{Held, Requests};
 use crate::message::{
-    Credit, Outcome, Params, Part, Priority, Ran, ReplyTo, Request, RequestId, Rows, Serial,
-    WorkerId,
+    Credit, ModelLabel, Outcome, Params, Part, Priority, Ran, ReplyTo, Request, RequestId, Rows,
+    Serial, WorkerId,
 };
 use crate::model::mock::{Behaviour, MockSource};
 use crate::model::{Description, Lookup};
@@ -27,6 +27,7 @@ const TOGETHER: u64 = 16;
 /// What was seen when this was last made less.
 const ALLOCATIONS: u64 = 11;
 
+const LABEL: ModelLabel = ModelLabel(2);
 const CLIENT: ReplyTo = ReplyTo([3; 16]);
 
 /// The sink's way out, without a connection.
@@ -184,6 +185,7 @@ impl Path {
                 stream: known.stream,
                 arrived_us: 0,
                 model: known.model.clone(),
+                label: LABEL,
             };
             self.requests.submit(job, held).unwrap();
         }
@@ -205,7 +207,9 @@ impl Path {
             worker: WorkerId(0),
             chunk: chunk.id,
             model: chunk.model,
+            label: chunk.label,
             rows: TOGETHER,
+            runs: 1,
             compute_us: 30,
             spent_us: 0,
             failed: Vec::new(),
@@ -215,6 +219,7 @@ impl Path {
             chunk: chunk.id,
             worker: WorkerId(0),
             attempt: 0,
+            label: chunk.label,
             compute_us: 30,
             outcome: Outcome::Done(vec![Ran {
                 members: chunk.members.len(),

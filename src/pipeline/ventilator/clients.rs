@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::message::{ReplyTo, RequestId, Serial};
+use crate::metrics::ByDoor;
 use foldhash::HashMap;
 
 /// Sessions that are remembered before those are looked for that have nothing open. There are
@@ -76,6 +77,15 @@ impl Clients {
         let all = self.sessions.keys().copied();
         let of_door = |reply: &ReplyTo| reply.caller().is_some_and(|(of, _)| of == door);
         all.filter(of_door).collect()
+    }
+
+    /// How many callers of doors have something open, by the kind of door.
+    pub(super) fn callers(&self) -> ByDoor<u64> {
+        let mut counts = ByDoor::default();
+        for reply in self.sessions.keys().filter(|of| of.caller().is_some()) {
+            *counts.of_mut(reply.door_kind()) += 1;
+        }
+        counts
     }
 
     /// The session is over: what was open in it.

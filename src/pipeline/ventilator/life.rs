@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
-use crate::catalog::{Amount, Asker, Bounds, Shares};
+use crate::catalog::{Asker, Bounds};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{ReplyTo, WorkerId};
+use crate::message::WorkerId;
+use crate::shares::{Amount, Shares};
 
 /// How long a drain waits for runs that nobody wants any more.
 const RUN_PATIENCE: Duration = Duration::from_secs(3);
@@ -29,13 +30,13 @@ const STOPPERS: Bounds = Bounds {
 #[derive(Default)]
 struct Stoppers {
     waiting: Vec<Asker>,
-    shares: Shares<ReplyTo>,
+    shares: Shares,
 }
 
 impl Stoppers {
     fn add(&mut self, asker: &Asker) -> Result<()> {
-        self.shares.check(&asker.client, 0, &STOPPERS)?;
-        self.shares.add(&asker.client, 0);
+        STOPPERS.check(&self.shares, asker.client, 0)?;
+        self.shares.add(asker.client, 0);
         self.waiting.push(*asker);
         Ok(())
     }
@@ -116,10 +117,14 @@ impl Life {
         }
     }
 
+    /// Whether every worker was up once, and every preloaded model was opened.
+    pub(super) fn is_started(&self) -> bool {
+        self.starting.workers_missing.len() + self.starting.models_missing == 0
+    }
+
     fn check_ready(&mut self) {
-        let starting = &mut self.starting;
-        if starting.workers_missing.len() + starting.models_missing == 0
-            && let Some(ready) = starting.ready.take()
+        if self.is_started()
+            && let Some(ready) = self.starting.ready.take()
         {
             // Whoever started the server may have given up waiting; then it stops us another way.
             let _ = ready.send(Ok(()));
@@ -169,5 +174,82 @@ impl Life {
     /// Those who are to be told that the server has stopped.
     pub(super) fn take_stoppers(&mut self) -> Vec<Asker> {
         std::mem::take(&mut self.stoppers).waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{ReplyTo, RequestId};
+
+    const PATIENCE_US: u64 = RUN_PATIENCE.as_micros() as u64;
+
+    /// A server that is up.
+    fn serving() -> Life {
+        let (ready, told) = crossbeam_channel::bounded(1);
+        let mut life = Life::new(ready, 2, Vec::new());
+        assert!(life.worker_up(WorkerId(0)).is_empty());
+        assert!(told.try_recv().is_err(), "a worker is missing");
+        assert!(life.worker_up(WorkerId(1)).is_empty());
+        assert!(told.try_recv().expect("both are up").is_ok());
+        assert_eq!((life.phase, life.due_us()), (Phase::Serving, None));
+        life
+    }
+
+    #[test]
+    fn a_drain_waits_for_unwanted_runs_for_one_bounded_time() {
+        let mut life = serving();
+        life.drain(3);
+        assert_eq!((life.phase, life.due_us()), (Phase::Draining, None));
+        assert_eq!(life.wait_for_runs(1_000), Patience::Waits);
+        assert_eq!(life.due_us(), Some(1_000 + PATIENCE_US));
+        // Neither another look nor another order to drain makes it longer.
+        life.drain(0);
+        assert_eq!(life.wait_for_runs(PATIENCE_US), Patience::Waits);
+        assert_eq!(life.due_us(), Some(1_000 + PATIENCE_US));
+        assert_eq!(life.wait_for_runs(1_000 + PATIENCE_US), Patience::IsOver);
+    }
+
+    /// What is due and never done would wake the ventilator again and again until the workers have ended.
+    #[test]
+    fn nothing_is_due_once_a_drain_is_over() {
+        let mut life = serving();
+        life.drain(0);
+        assert_eq!(life.wait_for_runs(0), Patience::Waits);
+        for over in [Phase::Stopping, Phase::Stopped] {
+            life.phase = over;
+            assert_eq!(life.due_us(), None, "{over:?}");
+            life.drain(0);
+            assert_eq!(life.phase, over, "it does not drain again");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_stopped_before_it_is_ready_says_so_once() {
+        let (ready, told) = crossbeam_channel::bounded(2);
+        let mut life = Life::new(ready, 1, vec!["m".to_owned()]);
+        life.drain(0);
+        let error = told.try_recv().expect("a word").unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Cancelled);
+        assert_eq!(life.worker_up(WorkerId(0)), ["m"]);
+        life.preloaded(Ok(()));
+        assert!(told.try_recv().is_err(), "it was said already");
+    }
+
+    #[test]
+    fn those_who_are_told_of_the_end_are_bounded_and_told_once() {
+        let mut life = serving();
+        let asker = |client: u8, id: u64| Asker {
+            client: ReplyTo([client; 16]),
+            id: RequestId(id),
+        };
+        for id in 0..STOPPERS.of_one.count as u64 {
+            life.tell_at_the_end(&asker(1, id)).unwrap();
+        }
+        let refused = life.tell_at_the_end(&asker(1, 1_000)).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::ResourceExhausted);
+        life.tell_at_the_end(&asker(2, 0)).unwrap();
+        assert_eq!(life.take_stoppers().len(), STOPPERS.of_one.count + 1);
+        assert!(life.take_stoppers().is_empty());
     }
 }

@@ -1,14 +1,22 @@
-//! What status says: the ventilator's own counters, joined with the sink's.
+//! The ventilator's own counters, who waits for the sink's, and what status says of both. What metrics say of them is in
+//! `report/snapshot.rs`.
+
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::requests::LegOutputs;
-use super::{Models, ServerInfo, SinkReport};
-use crate::catalog::{Amount, Asker, Bounds, Shares};
-use crate::error::{Error, Result};
-use crate::message::{ModelId, ReplyTo, WorkerId};
+use super::{Models, ServerInfo};
+use crate::catalog::{Asker, Bounds};
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{Credit, ModelId, ModelLabel, ReplyTo, WorkerId};
+use crate::metrics::{Answered, ByDoor, DoorStats, ErrorCounts, Health, Labels, ROWS, Ran};
+use crate::model::Description;
+use crate::pipeline::doors::Question;
 use crate::schedule::Scheduler;
+use crate::shares::{Amount, Shares};
+use crate::wire::inner::SinkReport;
 use crate::wire::server::{ModelInfo, QueueInfo, Status, TotalsInfo, WorkerInfo};
 
 /// Status questions that wait for the sink's report.
@@ -28,20 +36,20 @@ const QUESTIONS: Bounds = Bounds {
 #[derive(Default)]
 struct Askers {
     /// They asked before the sink was asked, so its report is new enough for them.
-    now: Vec<Asker>,
+    now: Vec<(Asker, Question)>,
     /// They asked later, and get the next.
-    next: Vec<Asker>,
-    shares: Shares<ReplyTo>,
+    next: Vec<(Asker, Question)>,
+    shares: Shares,
     /// Of the report that the sink was asked for last.
     token: u64,
 }
 
 impl Askers {
     /// Somebody wants to know. The token, if the sink is to be asked now.
-    fn add(&mut self, asker: Asker) -> Result<Option<u64>> {
-        self.shares.check(&asker.client, 0, &QUESTIONS)?;
-        self.shares.add(&asker.client, 0);
-        self.next.push(asker);
+    fn add(&mut self, asker: Asker, question: Question) -> Result<Option<u64>> {
+        QUESTIONS.check(&self.shares, asker.client, 0)?;
+        self.shares.add(asker.client, 0);
+        self.next.push((asker, question));
         Ok(self.ask())
     }
 
@@ -55,13 +63,13 @@ impl Askers {
     }
 
     /// Those for whom a report is, and the token if the sink is to be asked again.
-    fn take(&mut self, token: u64) -> (Vec<Asker>, Option<u64>) {
+    fn take(&mut self, token: u64) -> (Vec<(Asker, Question)>, Option<u64>) {
         if token != self.token {
             return (Vec::new(), None);
         }
         let askers = std::mem::take(&mut self.now);
-        for asker in &askers {
-            self.shares.remove(&asker.client, 0);
+        for (asker, _) in &askers {
+            self.shares.remove(asker.client, 0);
         }
         (askers, self.ask())
     }
@@ -80,7 +88,11 @@ struct Worker {
 /// Counters, and those who wait for the sink's.
 pub(super) struct Ledger {
     workers: Vec<Worker>,
-    errors: BTreeMap<String, u64>,
+    labels: Labels,
+    /// By label.
+    ran: Vec<Ran>,
+    /// Errors of what is no request that the sink answers.
+    refused: ByDoor<ErrorCounts>,
     pub(super) dropped: u64,
     askers: Askers,
 }
@@ -89,15 +101,26 @@ impl Ledger {
     pub(super) fn new(workers: usize) -> Ledger {
         Ledger {
             workers: vec![Worker::default(); workers],
-            errors: BTreeMap::new(),
+            labels: Labels::new(),
+            ran: Vec::new(),
+            refused: ByDoor::default(),
             dropped: 0,
             askers: Askers::default(),
         }
     }
 
-    pub(super) fn count_error(&mut self, error: &Error) {
-        let count = self.errors.entry(error.code().as_str().to_owned());
-        *count.or_default() += 1;
+    pub(super) fn count_refused(&mut self, reply: ReplyTo, error: &Error) {
+        self.refused.of_mut(reply.door_kind()).add(error.code());
+    }
+
+    /// Under what a served model is counted.
+    pub(super) fn label(&mut self, model: &Description) -> ModelLabel {
+        self.labels.of(model.id, &model.name)
+    }
+
+    /// A model is not needed any more. What was counted stays.
+    pub(super) fn forget_model(&mut self, model: ModelId) {
+        self.labels.forget(model);
     }
 
     fn change(&mut self, worker: WorkerId, change: impl FnOnce(&mut Worker)) {
@@ -114,26 +137,34 @@ impl Ledger {
         self.change(worker, |w| (w.up, w.lost) = (false, true));
     }
 
-    /// A worker ran a chunk of so many rows for so long.
-    pub(super) fn ran(&mut self, worker: WorkerId, model: ModelId, rows: u64, compute_us: u64) {
-        self.change(worker, |w| {
+    /// A chunk has ended.
+    pub(super) fn ran(&mut self, ran: &RanChunk) {
+        self.change(ran.worker, |w| {
             w.chunks += 1;
-            w.rows += rows;
-            w.compute_us += compute_us;
-            w.model = Some(model);
+            w.rows += ran.rows;
+            w.compute_us += ran.compute_us;
+            w.model = Some(ran.model);
         });
+        let place = ran.label.0 as usize;
+        if place >= self.ran.len() {
+            self.ran.resize_with(place + 1, Ran::default);
+        }
+        let of = &mut self.ran[place];
+        of.chunks += 1;
+        of.compute_us += ran.compute_us;
+        of.runs.record_split(&ROWS, ran.rows, ran.runs);
     }
 
-    /// Somebody asks for the status. The token of a report that the sink is to be asked for now, if it is.
+    /// Somebody asks about the server. The token of a report that the sink is to be asked for now, if it is.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too many wait for one.
-    pub(super) fn ask(&mut self, asker: Asker) -> Result<Option<u64>> {
-        self.askers.add(asker)
+    pub(super) fn ask(&mut self, asker: Asker, question: Question) -> Result<Option<u64>> {
+        self.askers.add(asker, question)
     }
 
     /// The sink's report has come: those whom it is for, and the token of another that it is to be asked for now.
-    pub(super) fn take_askers(&mut self, token: u64) -> (Vec<Asker>, Option<u64>) {
+    pub(super) fn take_askers(&mut self, token: u64) -> (Vec<(Asker, Question)>, Option<u64>) {
         self.askers.take(token)
     }
 
@@ -164,9 +195,14 @@ impl Ledger {
             rows: w.rows,
             busy: w.compute_us as f64 / up_us as f64,
         };
-        let mut errors = sink.errors.clone();
-        for (code, count) in &self.errors {
-            *errors.entry(code.clone()).or_default() += count;
+        // Every code, so that a reader need not know which have happened.
+        let none = ErrorCode::ALL.map(|code| (code.as_str().to_owned(), 0));
+        let mut errors = BTreeMap::from(none);
+        let answered = || sink.answered.iter().flat_map(|of| of.requests.each());
+        let of_requests = answered().map(|(_, requests)| &requests.errors);
+        let refused = self.refused.each().map(|(_, refused)| refused);
+        for (code, count) in of_requests.chain(refused).flat_map(ErrorCounts::by_code) {
+            *errors.entry(code.as_str().to_owned()).or_default() += count;
         }
         let waiting = scheduler.waiting();
         Status {
@@ -181,8 +217,8 @@ impl Ledger {
                 bytes: waiting.bytes,
             },
             totals: TotalsInfo {
-                requests: sink.requests,
-                rows: sink.rows,
+                requests: (sink.answered.iter().map(|of| of.results() + of.errors())).sum(),
+                rows: sink.answered.iter().map(Answered::rows).sum(),
                 chunks: self.workers.iter().map(|w| w.chunks).sum(),
                 coalesced: scheduler.coalesced(),
                 dropped: self.dropped + sink.undelivered,
@@ -193,13 +229,40 @@ impl Ledger {
     }
 }
 
-/// What status says besides counters comes from here.
+/// What a chunk's credit says of the work.
+pub(super) struct RanChunk {
+    worker: WorkerId,
+    model: ModelId,
+    label: ModelLabel,
+    rows: u64,
+    runs: u64,
+    compute_us: u64,
+}
+
+impl RanChunk {
+    pub(super) fn of(credit: &Credit) -> RanChunk {
+        RanChunk {
+            worker: credit.worker,
+            model: credit.model,
+            label: credit.label,
+            rows: credit.rows,
+            runs: credit.runs,
+            compute_us: credit.compute_us,
+        }
+    }
+}
+
+/// What is told besides counters comes from here.
 pub(super) struct Reported<'a> {
     pub(super) info: &'a ServerInfo,
     pub(super) scheduler: &'a Scheduler<Arc<LegOutputs>>,
     pub(super) catalog: &'a Models,
     pub(super) up_us: u64,
     pub(super) pending: u64,
+    /// Without the workers, whom the ledger knows.
+    pub(super) health: Health,
+    /// Without what was refused, which the ledger counts.
+    pub(super) doors: ByDoor<DoorStats>,
 }
 
 /// Every model that requests find.
@@ -211,7 +274,9 @@ pub(super) fn models(catalog: &Models) -> Vec<ModelInfo> {
 mod tests {
     use super::*;
     use crate::error::ErrorCode;
-    use crate::message::RequestId;
+    use crate::message::{ReplyTo, RequestId};
+
+    const STATUS: Question = Question::Status;
 
     fn asker(client: u8, id: u64) -> Asker {
         Asker {
@@ -220,27 +285,31 @@ mod tests {
         }
     }
 
-    fn ids(askers: &[Asker]) -> Vec<u64> {
-        askers.iter().map(|asker| asker.id.0).collect()
+    fn ids(askers: &[(Asker, Question)]) -> Vec<u64> {
+        askers.iter().map(|(asker, _)| asker.id.0).collect()
     }
 
     #[test]
     fn a_flood_of_status_questions_is_one_question_to_the_sink() {
         let mut askers = Askers::default();
-        assert_eq!(askers.add(asker(0, 0)).unwrap(), Some(1));
+        assert_eq!(askers.add(asker(0, 0), STATUS).unwrap(), Some(1));
         for id in 1..64 {
-            assert_eq!(askers.add(asker(0, id)).unwrap(), None);
+            assert_eq!(askers.add(asker(0, id), STATUS).unwrap(), None);
         }
-        let refused = askers.add(asker(0, 64)).unwrap_err();
+        let refused = askers.add(asker(0, 64), STATUS).unwrap_err();
         assert_eq!(refused.code(), ErrorCode::ResourceExhausted);
-        assert_eq!(askers.add(asker(1, 100)).unwrap(), None, "others are heard");
+        assert_eq!(
+            askers.add(asker(1, 100), Question::Health).unwrap(),
+            None,
+            "others are heard"
+        );
         // What came after the sink was asked gets a report that was made later.
         let (first, again) = askers.take(1);
         assert_eq!((ids(&first), again), (vec![0], Some(2)));
         assert_eq!(ids(&askers.take(1).0), [0; 0], "an old report");
         let (second, again) = askers.take(2);
         assert_eq!((second.len(), again), (64, None));
-        assert_eq!(askers.add(asker(0, 65)).unwrap(), Some(3));
+        assert_eq!(askers.add(asker(0, 65), STATUS).unwrap(), Some(3));
         assert_eq!(
             (ids(&askers.take(3).0), askers.shares.all().count),
             (vec![65], 0)
@@ -253,7 +322,7 @@ mod tests {
         let mut taken = 0;
         for client in 0..200 {
             taken += (0..64)
-                .filter(|id| askers.add(asker(client, *id)).is_ok())
+                .filter(|id| askers.add(asker(client, *id), STATUS).is_ok())
                 .count();
         }
         assert!((2048..=4096).contains(&taken));

@@ -9,7 +9,7 @@ use foldhash::HashMap;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, Credit, Handed, Member, ModelId, ReplyTo, RequestId, Rows, Serial, WorkerId,
+    Chunk, Credit, Handed, Member, ModelId, ModelLabel, ReplyTo, RequestId, Rows, Serial, WorkerId,
 };
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler};
@@ -31,6 +31,8 @@ pub(crate) struct Held {
     pub(crate) stream: bool,
     pub(crate) arrived_us: u64,
     pub(crate) model: Arc<Description>,
+    /// Under which name it is counted.
+    pub(crate) label: ModelLabel,
 }
 
 /// What an earlier leg gave for a chunk's rows.
@@ -210,6 +212,7 @@ impl Requests {
                 serial,
                 reply: held.reply,
                 request: held.request,
+                label: held.label,
                 chunks,
                 arrived_us: held.arrived_us,
                 answered: answered == Answered::BySink,
@@ -271,6 +274,7 @@ impl Requests {
             spent_us: leg_outputs.map_or(0, |leg_outputs| leg_outputs.spent_us),
             attempt: assignment.attempt,
             model: assignment.model,
+            label: ModelLabel::default(),
             run: assignment.run.map(|rows| rows as u64),
             params: Bytes::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
@@ -282,6 +286,7 @@ impl Requests {
                 continue; // closed requests are not given out: every piece is held
             };
             let whole = held.model.kind == BatchKind::Whole;
+            chunk.label = held.label; // alike too: it is the model's
             chunk.goes_on = (chunk.until as usize) < held.model.legs.len();
             chunk.members.push(Member {
                 serial: piece.serial,

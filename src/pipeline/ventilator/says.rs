@@ -8,14 +8,15 @@ use super::Ventilator;
 use super::admission::Origin;
 use super::known_headers::Sight;
 use super::life::Phase;
-use super::report::models;
+use super::report::{Reported, models};
 use crate::catalog::{Answer, Asker, QUESTION_BYTES, load_bytes};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Params, ReplyTo, RequestId};
+use crate::message::{DoorKind, ModelLabel, Params, ReplyTo, RequestId};
+use crate::metrics::{ByDoor, DoorStats, Health};
 use crate::model::Lookup;
-use crate::pipeline::doors::Said;
+use crate::pipeline::doors::{Question, Said};
 use crate::wire::client::{self, ClientMessage, Malformed};
-use crate::wire::inner::{Close, ToSink};
+use crate::wire::inner::{Close, SinkReport, ToSink};
 use crate::wire::params::RawParams;
 use crate::wire::server::{self, ServerMessage, StopState};
 use crate::zmtp::router::Incoming;
@@ -49,6 +50,9 @@ impl Ventilator {
         while let Some(said) = self.links.doors.next() {
             match said {
                 Said::Message(reply, message) => self.hear(reply, message, Origin::default())?,
+                Said::Question(client, id, question) => {
+                    self.take_question_of_all(Asker { client, id }, question)?;
+                }
                 Said::Closed(door) => {
                     for reply in self.clients.of_door(door) {
                         self.forget_client(reply)?;
@@ -115,7 +119,7 @@ impl Ventilator {
                 self.answer(reply, id, &welcome);
                 Ok(())
             }
-            ClientMessage::Status(_) => self.take_status(asker),
+            ClientMessage::Status(_) => self.take_question_of_all(asker, Question::Status),
             ClientMessage::Models(id) => {
                 let models = ServerMessage::ModelsOk(models(&self.catalog));
                 self.answer(reply, id, &models);
@@ -175,15 +179,84 @@ impl Ventilator {
         self.act_for_catalog()
     }
 
-    /// A status question has arrived.
-    fn take_status(&mut self, asker: Asker) -> Result<()> {
-        match self.ledger.ask(asker) {
+    /// A question has arrived that the counters of both loops answer.
+    fn take_question_of_all(&mut self, asker: Asker, question: Question) -> Result<()> {
+        match self.ledger.ask(asker, question) {
             Ok(token) => self.ask_sink(token),
             Err(error) => {
                 self.refuse_asker(&asker, error);
                 Ok(())
             }
         }
+    }
+
+    /// Has the sink report, if it is asked now.
+    fn ask_sink(&mut self, token: Option<u64>) -> Result<()> {
+        token.map_or(Ok(()), |token| self.tell_sink(&ToSink::Report(token)))
+    }
+
+    /// The sink's report has come: those who wait for it are answered.
+    pub(super) fn answer_questions(&mut self, token: u64, sink: &SinkReport) -> Result<()> {
+        let (askers, again) = self.ledger.take_askers(token);
+        if !askers.is_empty() {
+            let server = Reported {
+                info: &self.info,
+                scheduler: &self.requests.scheduler,
+                catalog: &self.catalog,
+                up_us: self.links.clock.now_us(),
+                pending: self.pending(),
+                health: Health {
+                    is_started: self.life.is_started(),
+                    is_draining: self.life.phase != Phase::Serving,
+                    ..Health::default()
+                },
+                doors: self.count_doors(),
+            };
+            // Of each kind once, whoever asks.
+            let (mut status, mut metrics, mut health) = (None, None, None);
+            for (_, question) in &askers {
+                let ledger = &mut self.ledger;
+                match question {
+                    Question::Status if status.is_none() => {
+                        status = Some(Box::new(ledger.status(&server, sink)));
+                    }
+                    Question::Metrics if metrics.is_none() => {
+                        metrics = Some(Box::new(ledger.snapshot(&server, sink)));
+                    }
+                    Question::Health => health = Some(ledger.health(&server)),
+                    Question::Status | Question::Metrics => {}
+                }
+            }
+            let status = status.map(ServerMessage::StatusOk);
+            let metrics = metrics.map(ServerMessage::MetricsOk);
+            let health = health.map(ServerMessage::HealthOk);
+            for (asker, question) in askers {
+                let answer = match question {
+                    Question::Status => &status,
+                    Question::Metrics => &metrics,
+                    Question::Health => &health,
+                };
+                if let Some(answer) = answer {
+                    self.answer_asker(&asker, answer);
+                }
+            }
+        }
+        self.ask_sink(again)
+    }
+
+    fn count_doors(&self) -> ByDoor<DoorStats> {
+        let (open, callers) = (self.links.doors.count(), self.clients.callers());
+        let mut doors: ByDoor<DoorStats> = ByDoor::default();
+        for (kind, open) in open.each() {
+            *doors.of_mut(kind) = DoorStats {
+                open: *open,
+                sessions: *callers.of(kind),
+                ..DoorStats::default()
+            };
+        }
+        let own = doors.of_mut(DoorKind::Zmq);
+        (own.open, own.sessions) = (1, self.links.router.connected() as u64);
+        doors
     }
 
     /// Tells somebody what the catalog has for them.
@@ -214,7 +287,7 @@ impl Ventilator {
                     return Ok(());
                 }
                 // Answered where its result would have come.
-                self.refuse(reply, id, &malformed.error)
+                self.refuse((reply, id), ModelLabel::default(), &malformed.error)
             }
             Some(id) => {
                 self.refuse_on_port(reply, id, malformed.error);
@@ -244,15 +317,16 @@ impl Ventilator {
     }
 
     pub(super) fn refuse_on_port(&mut self, reply: ReplyTo, id: RequestId, error: Error) {
-        self.ledger.count_error(&error);
+        self.ledger.count_refused(reply, &error);
         self.answer(reply, id, &ServerMessage::Error(error));
     }
 
-    /// Has the sink answer a request that never entered the queue.
+    /// Has the sink answer a request that never entered the queue. The label says for which model it was, if that
+    /// is known.
     pub(super) fn refuse(
         &mut self,
-        reply: ReplyTo,
-        request: RequestId,
+        (reply, request): (ReplyTo, RequestId),
+        label: ModelLabel,
         error: &Error,
     ) -> Result<()> {
         // The sink has not heard of it, by whatever number.
@@ -264,6 +338,7 @@ impl Ventilator {
             serial,
             reply,
             request,
+            label,
             chunks: 0,
             arrived_us: now_us,
             answered: false,

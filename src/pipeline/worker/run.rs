@@ -19,6 +19,8 @@ const TOGETHER_US: u64 = 1_000;
 pub(super) struct Computed {
     /// Rows whose results are on their way already.
     pub(super) sent: u64,
+    /// Runs that went well.
+    pub(super) runs: u64,
     pub(super) done: Vec<Done>,
     pub(super) failed: Vec<(Member, Error)>,
 }
@@ -124,6 +126,7 @@ impl Worker {
             }
             start += rows;
         }
+        computed.runs = runs.len() as u64;
         if chunk.goes_on && runs.len() > 1 {
             // The next leg's runs are of another size: it gets the rows in one piece, so they have to be copied.
             match join(&runs) {
@@ -151,15 +154,19 @@ impl Worker {
                 members: members.to_vec(),
                 runs: vec![outputs],
             });
+            computed.runs += 1;
             return;
         }
         let rows = chunk.rows.of(&chunk.members, range);
         for (member, inputs) in std::iter::zip(members, rows.into_each(members)) {
             match self.run(chunk, member, &inputs) {
-                Ok(outputs) => computed.done.push(Done {
-                    members: vec![member.clone()],
-                    runs: vec![outputs],
-                }),
+                Ok(outputs) => {
+                    computed.runs += 1;
+                    computed.done.push(Done {
+                        members: vec![member.clone()],
+                        runs: vec![outputs],
+                    });
+                }
                 Err(error) => computed.failed.push((member.clone(), error)),
             }
         }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use super::*;
 use bytes::Bytes;
 
-use crate::message::{ChunkId, Ran, ReplyTo, RequestId, Rows};
+use crate::message::{ChunkId, ModelLabel, Ran, ReplyTo, RequestId, Rows};
 use crate::model::BatchKind;
 use crate::model::mock::{Behaviour, Gate, MockSource};
 use crate::tensor::{Batch, Data, DataType, Tensor};
@@ -84,6 +84,7 @@ impl Bench {
             spent_us: 0,
             attempt: 0,
             model,
+            label: ModelLabel(0),
             run: None,
             params: Bytes::new(),
             members,
@@ -150,7 +151,7 @@ fn members_run_together_and_come_back_apart() {
         assert_eq!(values(&part), [1., 2., 3.]);
         assert_eq!(part.members, chunk.members);
         let credit = bench.credit();
-        assert_eq!((credit.rows, credit.failed.len()), (3, 0));
+        assert_eq!((credit.rows, credit.runs, credit.failed.len()), (3, 1, 0));
     }
     assert_eq!(source.opened(), 1);
     bench.stop();
@@ -169,7 +170,7 @@ fn one_request_s_bad_row_is_not_its_neighbours_error() {
         assert_eq!(bad.outcome, Outcome::Failed);
         assert_eq!(bad.members, [chunk.members[1].clone()]);
         let credit = bench.credit();
-        assert_eq!(credit.rows, 2);
+        assert_eq!((credit.rows, credit.runs), (2, 2));
         let guilty = chunk.members[1].serial;
         assert_eq!(credit.failed, [(guilty, Error::internal("no"))]);
     }
@@ -376,7 +377,8 @@ fn a_chunk_runs_a_few_rows_at_a_time_and_is_one_part() {
     assert_eq!(values(&part), [1., 2., 3., 4., 5.]);
     assert_eq!(rows_of_runs(&part), [vec![2, 2, 1]]);
     assert_eq!(part.members, chunk.members);
-    assert_eq!(bench.credit().rows, 5);
+    let credit = bench.credit();
+    assert_eq!((credit.rows, credit.runs), (5, 3));
     bench.stop();
 }
 
@@ -398,7 +400,8 @@ fn small_requests_are_not_cut_and_run_together_as_they_fit() {
         gate.wait_for_arrivals(3 * round);
         assert_eq!(values(&part), [1., 2., 2.5, 3., 4.]);
         assert_eq!(rows_of_runs(&part), [vec![1], vec![3], vec![1]]);
-        assert_eq!(bench.credit().rows, 5);
+        let credit = bench.credit();
+        assert_eq!((credit.rows, credit.runs), (5, 3));
     }
     bench.stop();
 }

@@ -32,7 +32,7 @@ impl World {
 /// One row was seen to wait 3.68 s behind 4,600 of another client.
 #[test]
 fn one_row_waits_for_no_flood_of_another_client() {
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     for round in 0..30 {
         let mut world = World::new(limits(1 + round % 3), 100);
         let groups = [1, 3, 5000][round % 3];
@@ -41,11 +41,11 @@ fn one_row_waits_for_no_flood_of_another_client() {
         }
         world.give_out();
         for _ in 0..20 {
-            for _ in 0..random.next(5) {
+            for _ in 0..random.below(5) {
                 world.step();
             }
             // In the flood's group or in one of its own.
-            let group = [0, 10_000][random.next(2) as usize];
+            let group = [0, 10_000][random.below(2) as usize];
             let before = world.order.len();
             let row = world.wait(2, 1, group);
             world.give_out();
@@ -62,7 +62,7 @@ fn one_row_waits_for_no_flood_of_another_client() {
 
 #[test]
 fn one_row_waits_for_no_floods_of_a_thousand_clients() {
-    let mut random = Random(12);
+    let mut random = Random::new(12);
     for groups in [1, 40, 1000] {
         let mut world = World::new(
             Limits {
@@ -84,11 +84,11 @@ fn one_row_waits_for_no_floods_of_a_thousand_clients() {
             world.step();
         }
         for honest in 0..20 {
-            for _ in 0..random.next(5) {
+            for _ in 0..random.below(5) {
                 world.step();
             }
             let before = world.order.len();
-            let row = world.wait(50_000 + honest, 1, random.next(groups));
+            let row = world.wait(50_000 + honest, 1, random.below(groups));
             world.give_out();
             // The two places at each worker are taken: the next that is given out has it, or the one after.
             let chunks = world.chunks_until(row, before);
@@ -218,39 +218,39 @@ fn bulk_of_one_client_moves_whatever_others_ask() {
 #[test]
 fn nothing_is_lost_or_kept_whatever_clients_do() {
     for seed in 1..=60 {
-        let mut random = Random(seed * 0x9E37_79B9);
+        let mut random = Random::new(seed);
         let mut world = World::new(
             Limits {
-                batch_delay_us: [0, 2000][random.next(2) as usize],
+                batch_delay_us: [0, 2000][random.below(2) as usize],
                 max_batch_rows: 64,
-                ..limits(1 + random.next(3) as usize)
+                ..limits(1 + random.below(3) as usize)
             },
             100,
         );
         let (mut asked, mut closed) = (Vec::new(), 0);
         for _ in 0..600 {
-            let rows = if random.next(8) == 0 {
-                17 + random.next(300)
+            let rows = if random.one_in(8) {
+                17 + random.below(300)
             } else {
-                1 + random.next(16)
+                1 + random.below(16)
             };
-            let (of, group) = (random.next(1 + seed), random.next(5));
+            let (of, group) = (random.below(1 + seed), random.below(5));
             let mut job = world.job(rows as usize);
             (job.client, job.group) = (client(of), group);
-            if random.next(4) == 0 {
+            if random.one_in(4) {
                 job.priority = Priority::High;
             }
             asked.push(world.submit(job));
-            if random.next(3) == 0 {
-                let serial = asked[random.next(asked.len() as u64) as usize];
+            if random.one_in(3) {
+                let serial = asked[random.below(asked.len() as u64) as usize];
                 closed += usize::from(world.scheduler.close(serial).is_some());
             }
             world.give_out();
-            for _ in 0..random.next(3) {
+            for _ in 0..random.below(3) {
                 world.step();
             }
             let next_end = world.ends.peek().map_or(u64::MAX, |Reverse((at, _))| *at);
-            world.now = (world.now + random.next(3000)).min(next_end);
+            world.now = (world.now + random.below(3000)).min(next_end);
         }
         while !world.scheduler.is_idle() {
             if !world.step() {
@@ -314,7 +314,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
         let mut count = 0;
         while world
             .scheduler
-            .check_room(client(of), bytes, &none, Share::default())
+            .check_room(client(of), bytes, &none, Amount::default())
             .is_ok()
         {
             let mut job = world.job(1);
@@ -327,7 +327,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
     assert_eq!(fill(&mut world, 1, 1), 875);
     let error = world
         .scheduler
-        .check_room(client(1), 1, &none, Share::default())
+        .check_room(client(1), 1, &none, Amount::default())
         .unwrap_err();
     assert!(error.message().contains("875 requests"), "{error}");
     assert!(error.message().contains("kept for others"), "{error}");
@@ -344,7 +344,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
             for of in 1..=3 {
                 match world
                     .scheduler
-                    .check_room(client(of), 1, &none, Share::default())
+                    .check_room(client(of), 1, &none, Amount::default())
                 {
                     Ok(()) => drop(world.wait(of, 1, 1)),
                     Err(_) => refused += 1,
@@ -370,7 +370,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
     assert_eq!(fill(&mut world, 1, 10_000), 75);
     let error = world
         .scheduler
-        .check_room(client(1), 10_000, &none, Share::default());
+        .check_room(client(1), 10_000, &none, Amount::default());
     let error = error.unwrap_err();
     assert!(error.message().contains("--max-queue-bytes"), "{error}");
     assert!(fill(&mut world, 2, 10_000) >= 15);
@@ -379,7 +379,7 @@ fn one_client_fills_no_queue_and_others_get_equal_shares() {
     assert!(
         world
             .scheduler
-            .check_room(client(3), free, &none, Share::default())
+            .check_room(client(3), free, &none, Amount::default())
             .is_ok()
     );
     world.give_out();
@@ -399,13 +399,13 @@ fn what_is_parked_counts_for_its_client_and_is_not_refused_later() {
     let fits = |world: &World, parked: &Shares, of| {
         let room = world
             .scheduler
-            .check_room(client(of), 1, parked, Share::default());
+            .check_room(client(of), 1, parked, Amount::default());
         room.is_ok()
     };
     while fits(&world, &parked, 1) {
         parked.add(client(1), 1);
     }
-    assert_eq!(parked.all().requests, 70);
+    assert_eq!(parked.all().count, 70);
     while fits(&world, &parked, 2) {
         world.wait(2, 1, 1);
     }

@@ -51,19 +51,19 @@ fn extra_workers_do_not_run_ahead_of_the_device_without_bound() {
 #[test]
 fn staged_requests_of_all_sizes_finish_once_whoever_is_lost() {
     let mut world = staged(3, 500);
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for n in 0..400 {
-        let rows = if random.next(4) == 0 {
-            17 + random.next(200)
+        let rows = if random.one_in(4) {
+            17 + random.below(200)
         } else {
-            1 + random.next(16)
+            1 + random.below(16)
         };
         world.ask(rows as usize);
-        for _ in 0..random.next(6) {
+        for _ in 0..random.below(6) {
             world.step();
         }
         if n % 40 == 39 {
-            let worker = random.next(4) as usize;
+            let worker = random.below(4) as usize;
             lose(&mut world, worker);
         }
     }

@@ -105,6 +105,11 @@ impl Peers {
         self.by_reply.get(&reply).copied()
     }
 
+    /// How many have an address.
+    pub(super) fn named(&self) -> usize {
+        self.by_reply.len()
+    }
+
     pub(super) fn tokens(&self) -> Vec<u64> {
         self.peers.iter().map(|(_, peer)| peer.token).collect()
     }

@@ -1,4 +1,5 @@
-//! The requests that were answered last. The ventilator may close one of them: it has not read the last credit yet.
+//! The requests that were answered most recently: the ventilator may still close one of them, since it has not read the
+//! credit of its last chunk yet.
 
 use std::collections::BTreeSet;
 
@@ -29,8 +30,8 @@ impl Span {
     }
 }
 
-/// Remembers each with its chunks: as long as one of them is out for the ventilator, an order to close the request may
-/// come. Their span is enough to see that none is.
+/// Remembers each request with its chunks: as long as the ventilator counts one of them as out, it may close the
+/// request. The first and the last chunk are enough to see that none is out.
 #[derive(Debug)]
 pub(super) struct Answered {
     spans: HashMap<Serial, Span>,
@@ -54,7 +55,7 @@ impl Answered {
         self.spans.insert(serial, span);
     }
 
-    /// The ventilator has closed it, which it does once.
+    /// The ventilator has closed a request, which it does at most once. Whether that request was remembered.
     pub(super) fn remove(&mut self, serial: Serial) -> bool {
         self.spans.remove(&serial).is_some()
     }
@@ -66,7 +67,8 @@ impl Answered {
         due
     }
 
-    /// What is out no more can be forgotten: what the ventilator said of it was said before this.
+    /// Forgets requests whose chunks are all back at the ventilator: had it closed one, that would have been heard before
+    /// this.
     pub(super) fn settle(&mut self, out: &Out) {
         let open: BTreeSet<ChunkId> = out.chunks.iter().copied().collect();
         let may_close = |span: &Span| {

@@ -1,10 +1,11 @@
-//! What was answered, counted for the status.
-
-use std::collections::BTreeMap;
+//! What was answered, counted for status and metrics.
 
 use hdrhistogram::Histogram;
 
-use crate::error::{Error, ErrorCode, Result};
+use super::outlet::Asker;
+use crate::error::{Error, Result};
+use crate::message::{ModelLabel, Stats};
+use crate::metrics::{Answered, DURATIONS_US};
 use crate::wire::inner::SinkReport;
 use crate::wire::server::LatencyInfo;
 
@@ -12,7 +13,8 @@ use crate::wire::server::LatencyInfo;
 pub(super) struct Counts {
     /// From arrival to result, in microseconds: up to an hour, to a hundredth.
     latency: Histogram<u64>,
-    report: SinkReport,
+    /// By the label of the models.
+    answered: Vec<Answered>,
 }
 
 impl Counts {
@@ -21,41 +23,55 @@ impl Counts {
             .map_err(|e| Error::internal(format!("the latency histogram: {e}")))?;
         Ok(Counts {
             latency,
-            report: SinkReport::default(),
+            answered: Vec::new(),
         })
     }
 
+    /// What is counted under a label: the ventilator gives so many and no more.
+    fn of(&mut self, label: ModelLabel) -> &mut Answered {
+        let place = label.0 as usize;
+        if place >= self.answered.len() {
+            self.answered.resize_with(place + 1, Answered::default);
+        }
+        &mut self.answered[place]
+    }
+
     /// A result of so many rows leaves.
-    pub(super) fn result(&mut self, arrived_us: u64, rows: u64, now_us: u64) {
-        self.report.requests += 1;
-        self.report.rows += rows;
-        let us = now_us.saturating_sub(arrived_us);
-        self.latency.saturating_record(us.max(1));
+    pub(super) fn result(&mut self, asker: &Asker, rows: u64, stats: &Stats, now_us: u64) {
+        let total_us = now_us.saturating_sub(asker.arrived_us);
+        self.latency.saturating_record(total_us.max(1));
+        let of = self.of(asker.label);
+        let requests = of.requests.of_mut(asker.reply.door_kind());
+        requests.results += 1;
+        requests.rows += rows;
+        of.queue.record(&DURATIONS_US, stats.queue_us, 1);
+        of.compute.record(&DURATIONS_US, stats.compute_us, 1);
+        of.total.record(&DURATIONS_US, total_us, 1);
+        of.last_us = now_us;
     }
 
     /// An error leaves.
-    pub(super) fn error(&mut self, error: &Error) {
-        self.report.requests += 1;
-        let count = self.report.errors.entry(error.code().as_str().to_owned());
-        *count.or_default() += 1;
+    pub(super) fn error(&mut self, asker: &Asker, error: &Error, now_us: u64) {
+        let of = self.of(asker.label);
+        let requests = of.requests.of_mut(asker.reply.door_kind());
+        requests.errors.add(error.code());
+        of.failed_us += now_us.saturating_sub(asker.arrived_us);
     }
 
     pub(super) fn report(&self) -> SinkReport {
         let at = |q| self.latency.value_at_quantile(q);
-        let mut report = self.report.clone();
-        if !self.latency.is_empty() {
-            report.latency = LatencyInfo {
+        let latency = match self.latency.is_empty() {
+            true => LatencyInfo::default(),
+            false => LatencyInfo {
                 p50: at(0.5),
                 p90: at(0.9),
                 p99: at(0.99),
-            };
+            },
+        };
+        SinkReport {
+            answered: self.answered.clone(),
+            undelivered: 0,
+            latency,
         }
-        // Every code, so that a reader need not know which have happened.
-        let all: BTreeMap<_, _> = ErrorCode::ALL
-            .iter()
-            .map(|code| (code.as_str().to_owned(), 0))
-            .collect();
-        report.errors = all.into_iter().chain(report.errors).collect();
-        report
     }
 }

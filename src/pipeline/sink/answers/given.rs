@@ -7,9 +7,9 @@ use crate::tensor::Batch;
 
 /// What a member's rows gave.
 pub(super) enum Given<'a> {
-    /// In runs that are nobody else's.
+    /// In runs of this member alone.
     Runs(Vec<Batch>),
-    /// In a run with others': which of its rows.
+    /// In a run together with other members: the run, and which of its rows.
     Some(&'a Batch, Range<usize>),
 }
 
@@ -28,7 +28,7 @@ impl Given<'_> {
     pub(super) fn into_runs(self) -> Vec<Batch> {
         match self {
             Given::Runs(runs) => runs,
-            // Copied: one that does not read its answer would hold those of all the others.
+            // Copied: otherwise a client that does not read its answer would keep the memory of the whole run.
             Given::Some(run, rows) => vec![run.slice_rows(rows.start, rows.len()).detached()],
         }
     }

@@ -1,6 +1,6 @@
 //! What the answers want done, and who does it.
 
-use crate::message::{Member, ReplyTo, RequestId};
+use crate::message::{Member, ModelLabel, ReplyTo, RequestId};
 use crate::wire::inner::ToVentilator;
 use crate::wire::rows::ResultRows;
 use crate::wire::server::ServerMessage;
@@ -23,7 +23,7 @@ pub(crate) enum Action<'a> {
     TellVentilator(ToVentilator),
 }
 
-/// Whoever does what is to be done, and knows what waits for clients.
+/// Performs the actions, and knows how many bytes are still unsent to each client.
 pub(crate) trait Outlet {
     /// Bytes that were given to [`Outlet::perform`] for a client and have not left yet.
     fn unsent_bytes(&self, reply: ReplyTo) -> u64;
@@ -37,19 +37,22 @@ pub(super) struct Asker {
     pub(super) reply: ReplyTo,
     pub(super) request: RequestId,
     pub(super) arrived_us: u64,
+    /// Under which model's name the answer is counted.
+    pub(super) label: ModelLabel,
 }
 
-impl From<&Member> for Asker {
-    fn from(member: &Member) -> Asker {
+impl Asker {
+    pub(super) fn of(member: &Member, label: ModelLabel) -> Asker {
         Asker {
             reply: member.reply,
             request: member.request,
             arrived_us: member.arrived_us,
+            label,
         }
     }
 }
 
-/// The time, and the way out.
+/// What one message is handled with: the time, and where its actions go.
 pub(super) struct Turn<'a, O> {
     pub(super) now_us: u64,
     pub(super) outlet: &'a mut O,

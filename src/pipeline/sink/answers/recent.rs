@@ -14,9 +14,9 @@ const MOST_REFUSED: usize = 1024;
 #[derive(Debug, Default)]
 struct Arrival {
     chunk: ChunkId,
-    /// Whose rows have come.
+    /// Requests whose rows have come.
     good: Vec<Serial>,
-    /// Whose part says that it failed, or was skipped.
+    /// Requests whose part says that it failed, or was skipped.
     bad: Vec<Serial>,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Standing {
     Refused,
 }
 
-/// Of one worker.
+/// What has come of one worker's last chunks.
 #[derive(Debug)]
 pub(super) struct Recent {
     /// A worker sends the credit of a chunk before the parts of the next: the chunks that the ventilator counts as out
@@ -36,7 +36,7 @@ pub(super) struct Recent {
     arrivals: VecDeque<Arrival>,
     most: usize,
     refused: VecDeque<ChunkId>,
-    /// It gets only later chunks after it was lost. Once one of those comes, nothing older is on its way.
+    /// The last chunk that it was given before it was lost. Once a part of a later one comes, no older one will.
     refused_until: ChunkId,
 }
 
@@ -75,7 +75,7 @@ impl Recent {
             let mut arrival = if self.arrivals.len() < self.most {
                 Arrival::default()
             } else {
-                // The oldest one's room is used again: this happens for every chunk.
+                // The oldest one's memory is used again, since this happens for every chunk.
                 self.arrivals.pop_front().unwrap_or_default()
             };
             arrival.chunk = part.chunk;

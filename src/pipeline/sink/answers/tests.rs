@@ -5,9 +5,8 @@ use std::collections::VecDeque;
 use super::*;
 use crate::error::ErrorCode;
 use crate::message::{RequestId, WorkerId};
+use crate::pipeline::sink::messages::*;
 use crate::wire::inner::Out;
-
-const REPLY: ReplyTo = ReplyTo([7; 16]);
 
 /// What clients and the ventilator are told.
 #[derive(Default)]
@@ -58,55 +57,6 @@ fn bench(max_client_bytes: u64) -> Bench {
     }
 }
 
-fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member {
-    Member {
-        serial: Serial(serial),
-        reply: REPLY,
-        request: RequestId(serial + 100),
-        offset,
-        rows,
-        total,
-        stream: false,
-        whole: false,
-        arrived_us: 0,
-        queue_us: 5,
-    }
-}
-
-/// What a run gave for the rows of one member.
-fn alone(batch: Batch) -> Outcome {
-    Outcome::Done(vec![Ran {
-        members: 1,
-        runs: vec![batch],
-    }])
-}
-
-/// Rows that say where they belong.
-fn rows(member: &Member) -> Batch {
-    let values: Vec<f32> = (member.offset..member.offset + member.rows)
-        .map(|row| row as f32)
-        .collect();
-    let shape = vec![values.len()];
-    Batch {
-        tensors: vec![Tensor::from_vec("y", shape, values).unwrap()],
-    }
-}
-
-fn part(member: &Member, outcome: Option<Outcome>) -> ToSink {
-    part_of(member.offset + 1, member, outcome)
-}
-
-fn part_of(chunk: u64, member: &Member, outcome: Option<Outcome>) -> ToSink {
-    ToSink::Part(Box::new(Part {
-        chunk: ChunkId(chunk),
-        worker: WorkerId(0),
-        attempt: 0,
-        compute_us: 10,
-        members: vec![member.clone()],
-        outcome: outcome.unwrap_or_else(|| alone(rows(member))),
-    }))
-}
-
 impl Bench {
     fn tell(&mut self, message: ToSink) {
         self.answers.hear(message, 0, &mut self.told);
@@ -117,16 +67,7 @@ impl Bench {
     }
 
     fn close(&mut self, member: &Member, chunks: u64) {
-        let error = Error::new(ErrorCode::Cancelled, "taken back");
-        self.tell(ToSink::Close(Close {
-            serial: member.serial,
-            reply: REPLY,
-            request: member.request,
-            chunks,
-            arrived_us: 0,
-            answered: false,
-            error,
-        }));
+        self.tell(close(member, chunks));
     }
 
     fn hear(&mut self) -> (RequestId, ServerMessage) {
@@ -138,21 +79,11 @@ impl Bench {
     }
 
     fn values(&mut self) -> Vec<f32> {
-        let (_, message) = self.hear();
-        let ServerMessage::Result(outputs, _) = message else {
-            panic!("{message:?}")
-        };
-        let parts = outputs.parts.iter();
-        parts
-            .flat_map(|p| p.tensors[0].to_vec::<f32>().unwrap())
-            .collect()
+        values(self.hear().1)
     }
 
     fn error(&mut self) -> ErrorCode {
-        match self.hear() {
-            (_, ServerMessage::Error(error)) => error.code(),
-            other => panic!("{other:?}"),
-        }
+        code(self.hear().1)
     }
 
     fn ventilator_hears(&mut self) -> ToVentilator {
@@ -339,6 +270,7 @@ fn too_much_for_one_client_ends_that_request_once() {
         serial: Serial(1),
         reply: REPLY,
         request: RequestId(101),
+        label: LABEL,
         chunks: 3,
         arrived_us: 0,
         answered: true,
@@ -459,6 +391,7 @@ fn members_of_one_run_get_their_own_rows_of_it() {
         chunk: ChunkId(9),
         worker: WorkerId(0),
         attempt: 0,
+        label: LABEL,
         compute_us: 10,
         members,
         outcome: Outcome::Done(vec![Ran {

@@ -1,0 +1,98 @@
+//! What tests tell the sink, and read of what it answers.
+
+use crate::error::{Error, ErrorCode};
+use crate::message::{
+    ChunkId, Member, ModelLabel, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId,
+};
+use crate::tensor::{Batch, Tensor};
+use crate::wire::inner::{Close, ToSink};
+use crate::wire::server::ServerMessage;
+
+/// The client that all of it is for.
+pub(super) const REPLY: ReplyTo = ReplyTo([7; 16]);
+/// The model that it is counted for.
+pub(super) const LABEL: ModelLabel = ModelLabel(3);
+
+pub(super) fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member {
+    Member {
+        serial: Serial(serial),
+        reply: REPLY,
+        request: RequestId(serial + 100),
+        offset,
+        rows,
+        total,
+        stream: false,
+        whole: false,
+        arrived_us: 0,
+        queue_us: 5,
+    }
+}
+
+/// What a run gave for the rows of one member.
+pub(super) fn alone(batch: Batch) -> Outcome {
+    Outcome::Done(vec![Ran {
+        members: 1,
+        runs: vec![batch],
+    }])
+}
+
+/// Rows that say where they belong.
+pub(super) fn rows(member: &Member) -> Batch {
+    let values: Vec<f32> = (member.offset..member.offset + member.rows)
+        .map(|row| row as f32)
+        .collect();
+    let shape = vec![values.len()];
+    Batch {
+        tensors: vec![Tensor::from_vec("y", shape, values).unwrap()],
+    }
+}
+
+/// A part of the chunk that the member's offset names: with this outcome, or its rows.
+pub(super) fn part(member: &Member, outcome: Option<Outcome>) -> ToSink {
+    part_of(member.offset + 1, member, outcome)
+}
+
+pub(super) fn part_of(chunk: u64, member: &Member, outcome: Option<Outcome>) -> ToSink {
+    ToSink::Part(Box::new(Part {
+        chunk: ChunkId(chunk),
+        worker: WorkerId(0),
+        attempt: 0,
+        label: LABEL,
+        compute_us: 10,
+        members: vec![member.clone()],
+        outcome: outcome.unwrap_or_else(|| alone(rows(member))),
+    }))
+}
+
+/// The request was cancelled after so many chunks of it were given out.
+pub(super) fn close(member: &Member, chunks: u64) -> ToSink {
+    ToSink::Close(Close {
+        serial: member.serial,
+        reply: member.reply,
+        request: member.request,
+        label: LABEL,
+        chunks,
+        arrived_us: 0,
+        answered: false,
+        error: Error::new(ErrorCode::Cancelled, "taken back"),
+    })
+}
+
+/// The rows of a result.
+pub(super) fn values(answer: ServerMessage) -> Vec<f32> {
+    let ServerMessage::Result(outputs, _) = answer else {
+        panic!("{answer:?}")
+    };
+    let parts = outputs.parts.iter();
+    parts
+        .flat_map(|part| part.tensors[0].to_vec::<f32>().unwrap())
+        .collect()
+}
+
+/// The code of an error.
+pub(super) fn code(answer: ServerMessage) -> ErrorCode {
+    match answer {
+        ServerMessage::Error(error) => error.code(),
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,78 @@
+//! What metrics and probes are told, of the same counters as status.
+
+use super::{Ledger, Reported};
+use crate::metrics::{Health, ModelStats, Snapshot, WorkerStats};
+use crate::wire::inner::SinkReport;
+
+impl Ledger {
+    /// What probes are told.
+    pub(in super::super) fn health(&self, server: &Reported<'_>) -> Health {
+        Health {
+            workers_up: self.workers.iter().filter(|w| w.up).count() as u64,
+            workers: self.workers.len() as u64,
+            ..server.health
+        }
+    }
+
+    /// The counters.
+    pub(in super::super) fn snapshot(
+        &mut self,
+        server: &Reported<'_>,
+        sink: &SinkReport,
+    ) -> Snapshot {
+        let mut doors = server.doors;
+        for (kind, refused) in self.refused.each() {
+            doors.of_mut(kind).refused = *refused;
+        }
+        let waiting = server.scheduler.waiting();
+        Snapshot {
+            version: server.info.welcome.server_version.clone(),
+            up_us: server.up_us,
+            health: self.health(server),
+            models: self.models(server, sink),
+            models_loaded: server.catalog.served().count() as u64,
+            workers: self.workers(server),
+            doors,
+            queue_requests: server.pending,
+            queue_rows: waiting.rows as u64,
+            queue_bytes: waiting.bytes,
+            coalesced: server.scheduler.coalesced(),
+            dropped: self.dropped + sink.undelivered,
+        }
+    }
+
+    /// By name: what is served, and what something was counted of.
+    fn models(&mut self, server: &Reported<'_>, sink: &SinkReport) -> Vec<ModelStats> {
+        let served = server.catalog.served();
+        let served: Vec<_> = served.map(|model| self.label(model)).collect();
+        let stats = |(place, name): (usize, &String)| {
+            let answered = sink.answered.get(place).cloned().unwrap_or_default();
+            let ran = self.ran.get(place).cloned().unwrap_or_default();
+            let last_us = (answered.last_us > 0).then_some(answered.last_us);
+            ModelStats {
+                name: name.clone(),
+                is_served: served.iter().any(|label| label.0 as usize == place),
+                answered,
+                ran,
+                last_result_us_ago: last_us.map(|at| server.up_us.saturating_sub(at)),
+            }
+        };
+        let all = self.labels.names().iter().enumerate().map(stats);
+        let counts = |of: &ModelStats| {
+            of.is_served || of.ran.chunks + of.answered.results() + of.answered.errors() > 0
+        };
+        all.filter(counts).collect()
+    }
+
+    fn workers(&self, server: &Reported<'_>) -> Vec<WorkerStats> {
+        let stats = |(index, worker): (usize, &super::Worker)| WorkerStats {
+            id: index as u32,
+            device: server.info.devices.get(index).cloned().unwrap_or_default(),
+            is_up: worker.up,
+            busy_us: worker.compute_us,
+            chunks: worker.chunks,
+            rows: worker.rows,
+        };
+        self.workers.iter().enumerate().map(stats).collect()
+    }
+}
