@@ -13,7 +13,8 @@
 //! A connection is a caller ([`connections`]): the pipeline's turns and bounds count it as they count a session. When the
 //! future that waits for an answer is dropped, as hyper does when the peer has gone, the request is cancelled.
 //!
-//! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other.
+//! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other. `http/`
+//! and `grpc/` are the doors; each has a way into the pipeline of its own, so that requests are counted by door.
 
 mod connections;
 mod documents;

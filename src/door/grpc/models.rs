@@ -4,12 +4,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::header::{FORWARDED, ORIGIN};
 
-use super::messages::model_instance_group::Kind;
 use super::messages::model_metadata_response::TensorMetadata;
+use super::messages::model_version_policy::{PolicyChoice, Specific};
 use super::messages::repository_index_response::ModelIndex;
 use super::messages::{
-    DataType, InferStatistics, ModelConfig, ModelInput, ModelInstanceGroup, ModelMetadataResponse,
-    ModelOutput, ModelStatistics, RepositoryModelLoadRequest, StatisticDuration,
+    DataType, InferStatistics, ModelConfig, ModelInput, ModelMetadataResponse, ModelOutput,
+    ModelStatistics, ModelVersionPolicy, RepositoryModelLoadRequest, StatisticDuration,
 };
 use super::route::Call;
 use crate::door::translate::metadata::{self, PLATFORM, config_type, is_batched};
@@ -73,20 +73,18 @@ pub(super) async fn config(call: &Call, name: &str, version: &str) -> Result<Mod
         data_type: data_type(&output.datatype).into(),
         dims: dims(&output.shape),
     });
+    let versions = vec![model.version.parse().unwrap_or(1)];
     let most = i32::try_from(call.local.shared.max_batch_size).unwrap_or(i32::MAX);
     Ok(ModelConfig {
-        name: model.name.clone(),
+        name: model.name,
         platform: PLATFORM.to_owned(),
+        version_policy: Some(ModelVersionPolicy {
+            policy_choice: Some(PolicyChoice::Specific(Specific { versions })),
+        }),
         backend: PLATFORM.to_owned(),
         max_batch_size: if batched { most } else { 0 },
         input: inputs.collect(),
         output: outputs.collect(),
-        instance_group: vec![ModelInstanceGroup {
-            name: model.name,
-            count: 1,
-            kind: Kind::Auto.into(),
-        }],
-        ..ModelConfig::default()
     })
 }
 

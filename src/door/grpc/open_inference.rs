@@ -208,60 +208,22 @@ pub struct ModelOutput {
     pub dims: ::prost::alloc::vec::Vec<i64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ModelInstanceGroup {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(int32, tag = "2")]
-    pub count: i32,
-    #[prost(enumeration = "model_instance_group::Kind", tag = "4")]
-    pub kind: i32,
+pub struct ModelVersionPolicy {
+    #[prost(oneof = "model_version_policy::PolicyChoice", tags = "3")]
+    pub policy_choice: ::core::option::Option<model_version_policy::PolicyChoice>,
 }
-/// Nested message and enum types in `ModelInstanceGroup`.
-pub mod model_instance_group {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-    #[repr(i32)]
-    pub enum Kind {
-        Auto = 0,
-        Gpu = 1,
-        Cpu = 2,
-        Model = 3,
+/// Nested message and enum types in `ModelVersionPolicy`.
+pub mod model_version_policy {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Specific {
+        #[prost(int64, repeated, tag = "1")]
+        pub versions: ::prost::alloc::vec::Vec<i64>,
     }
-    impl Kind {
-        /// String value of the enum field names used in the ProtoBuf definition.
-        ///
-        /// The values are not transformed in any way and thus are considered stable
-        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-        pub fn as_str_name(&self) -> &'static str {
-            match self {
-                Self::Auto => "KIND_AUTO",
-                Self::Gpu => "KIND_GPU",
-                Self::Cpu => "KIND_CPU",
-                Self::Model => "KIND_MODEL",
-            }
-        }
-        /// Creates an enum from field names used in the ProtoBuf definition.
-        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-            match value {
-                "KIND_AUTO" => Some(Self::Auto),
-                "KIND_GPU" => Some(Self::Gpu),
-                "KIND_CPU" => Some(Self::Cpu),
-                "KIND_MODEL" => Some(Self::Model),
-                _ => None,
-            }
-        }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum PolicyChoice {
+        #[prost(message, tag = "3")]
+        Specific(Specific),
     }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ModelDynamicBatching {
-    #[prost(int32, repeated, tag = "1")]
-    pub preferred_batch_size: ::prost::alloc::vec::Vec<i32>,
-    #[prost(uint64, tag = "2")]
-    pub max_queue_delay_microseconds: u64,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ModelTransactionPolicy {
-    #[prost(bool, tag = "1")]
-    pub decoupled: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ModelConfig {
@@ -269,28 +231,16 @@ pub struct ModelConfig {
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub platform: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub version_policy: ::core::option::Option<ModelVersionPolicy>,
     #[prost(int32, tag = "4")]
     pub max_batch_size: i32,
     #[prost(message, repeated, tag = "5")]
     pub input: ::prost::alloc::vec::Vec<ModelInput>,
     #[prost(message, repeated, tag = "6")]
     pub output: ::prost::alloc::vec::Vec<ModelOutput>,
-    #[prost(message, repeated, tag = "7")]
-    pub instance_group: ::prost::alloc::vec::Vec<ModelInstanceGroup>,
     #[prost(string, tag = "17")]
     pub backend: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "19")]
-    pub model_transaction_policy: ::core::option::Option<ModelTransactionPolicy>,
-    #[prost(oneof = "model_config::SchedulingChoice", tags = "11")]
-    pub scheduling_choice: ::core::option::Option<model_config::SchedulingChoice>,
-}
-/// Nested message and enum types in `ModelConfig`.
-pub mod model_config {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum SchedulingChoice {
-        #[prost(message, tag = "11")]
-        DynamicBatching(super::ModelDynamicBatching),
-    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelConfigRequest {

@@ -16,7 +16,7 @@ use super::messages::{ModelInferResponse, ModelStreamInferResponse};
 use super::reply::{self, Reply, Said};
 use super::request::Asked;
 use super::response::{self, ANSWER_OF_STREAM, Parameter};
-use super::route::{Call, too_late};
+use super::route::Call;
 use super::status::status;
 use crate::door::pipeline::{Held, Part};
 use crate::error::{Error, Result};
@@ -64,9 +64,6 @@ async fn read_on(
         running.spawn_local(one(call.clone(), message, say.clone(), turn));
     }
     while running.join_next().await.is_some() {}
-    if call.left_ms().is_some_and(|left| left <= 1) {
-        return Err(too_late());
-    }
     Ok(())
 }
 
