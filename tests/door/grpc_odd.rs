@@ -10,8 +10,9 @@ use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 
-use crate::cancel::requests;
+use crate::cancel::{cancelled, requests};
 use crate::common::Server;
 use crate::grpc::{Client, eventually, mlp, with_server};
 use crate::grpc_stream::slow;
@@ -19,8 +20,11 @@ use crate::infer::rows;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 
-/// A body of one frame.
-struct Whole(Option<Bytes>);
+/// A body of one frame, which ends behind it or never.
+struct Whole {
+    bytes: Option<Bytes>,
+    ends: bool,
+}
 
 impl Body for Whole {
     type Data = Bytes;
@@ -30,17 +34,21 @@ impl Body for Whole {
         mut self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        match self.bytes.take() {
+            Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            None if self.ends => Poll::Ready(None),
+            None => Poll::Pending,
+        }
     }
 }
 
-/// A connection of HTTP/2.
-async fn connect(server: &Server) -> SendRequest<Whole> {
+/// A connection of HTTP/2, which is closed by aborting its task.
+async fn connect(server: &Server) -> (SendRequest<Whole>, AbortHandle) {
     let stream = TcpStream::connect(("127.0.0.1", server.grpc_port)).await;
     let io = TokioIo::new(stream.expect("a connection"));
     let (client, connection) = handshake(TokioExecutor::new(), io).await.expect("HTTP/2");
-    tokio::spawn(connection);
-    client
+    let connection = tokio::spawn(connection);
+    (client, connection.abort_handle())
 }
 
 /// Calls with a body as it is, and headers besides the usual ones, which they replace.
@@ -48,6 +56,15 @@ async fn call(
     client: &mut SendRequest<Whole>,
     headers: &[(&'static str, &str)],
     body: Vec<u8>,
+) -> (StatusCode, HeaderMap) {
+    let bytes = Some(body.into());
+    call_with(client, headers, Whole { bytes, ends: true }).await
+}
+
+async fn call_with(
+    client: &mut SendRequest<Whole>,
+    headers: &[(&'static str, &str)],
+    body: Whole,
 ) -> (StatusCode, HeaderMap) {
     let mut request = Request::post(format!("http://localhost{INFER}"));
     let all = request.headers_mut().expect("a request");
@@ -57,7 +74,7 @@ async fn call(
     for (name, value) in headers {
         all.insert(*name, value.parse().expect("a value"));
     }
-    let request = request.body(Whole(Some(body.into()))).expect("a request");
+    let request = request.body(body).expect("a request");
     client.ready().await.expect("a connection");
     let answer = client.send_request(request).await.expect("an answer");
     (answer.status(), answer.headers().clone())
@@ -79,7 +96,7 @@ fn a_malformed_call_is_told_what_is_wrong_and_costs_no_more() {
         let mut client = Client::to(server).await;
         let one = mlp(&rows(1));
         client.infer(one.clone()).await.expect("an answer");
-        let mut raw = connect(server).await;
+        let (mut raw, _connection) = connect(server).await;
         let before = server.resident_bytes();
         let right = framed(&one.encode_to_vec());
         let with_prefix = |first: u8, length: u32| {
@@ -204,12 +221,41 @@ fn a_malformed_call_is_told_what_is_wrong_and_costs_no_more() {
 fn the_deadline_of_a_call_is_that_of_its_request() {
     with_server(&["--preload", "slow"], async |server| {
         // tonic's own client would give up before the server can say so.
-        let mut raw = connect(server).await;
+        let (mut raw, _connection) = connect(server).await;
         let request = framed(&slow(40_000).encode_to_vec());
         let (_, answered) = call(&mut raw, &[("grpc-timeout", "300m")], request).await;
         assert_eq!(answered["grpc-status"], "4", "{answered:?}");
         eventually("nothing runs", || requests(server) == 0).await;
         let errors = server.client().status().expect("a status").totals.errors;
         assert_eq!(errors.get("DEADLINE_EXCEEDED"), Some(&1), "{errors:?}");
+    });
+}
+
+#[test]
+fn a_message_that_stops_coming_is_not_waited_for_for_ever() {
+    with_server(&[], async |server| {
+        let (mut raw, _connection) = connect(server).await;
+        let half = Whole {
+            bytes: Some(Bytes::from_static(b"\0\0\0\0\x09\x0a")),
+            ends: false,
+        };
+        let (_, answered) = call_with(&mut raw, &[], half).await;
+        assert_eq!(answered["grpc-status"], "4", "{answered:?}");
+        let why = answered["grpc-message"].to_str().expect("text");
+        assert!(why.contains("no%20byte%20of%20the%20message"), "{why}");
+    });
+}
+
+#[test]
+fn a_closed_connection_cancels_its_calls() {
+    with_server(&["--preload", "slow"], async |server| {
+        let (mut raw, connection) = connect(server).await;
+        let request = framed(&slow(40_000).encode_to_vec());
+        let waits = tokio::spawn(async move { call(&mut raw, &[], request).await });
+        eventually("it runs", || requests(server) == 1).await;
+        connection.abort();
+        waits.abort();
+        eventually("it is cancelled", || cancelled(server) == 1).await;
+        eventually("nothing runs", || requests(server) == 0).await;
     });
 }

@@ -50,8 +50,12 @@ impl Answer {
 
 impl Http {
     pub fn to(server: &Server) -> Http {
-        assert_ne!(server.http_port, 0, "a server with a door");
-        let stream = TcpStream::connect(("127.0.0.1", server.http_port)).expect("a connection");
+        Http::to_port(server.http_port)
+    }
+
+    pub fn to_port(port: u16) -> Http {
+        assert_ne!(port, 0, "a server with a door");
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_nodelay(true).expect("an option");

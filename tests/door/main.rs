@@ -7,13 +7,16 @@ mod cancel;
 mod coding;
 #[path = "../common/mod.rs"]
 mod common;
+mod counted;
 mod events;
 mod grpc;
 mod grpc_life;
 mod grpc_odd;
 mod grpc_stream;
 mod http;
+mod http2;
 mod infer;
+mod kinds;
 mod models;
 mod odd;
 mod places;

@@ -8,7 +8,7 @@ use crate::common::{PATIENCE, command, models, wait, within};
 use crate::curl;
 
 /// Every page with commands. A page is run from its first to its last command, in a folder of its own.
-const PAGES: [(&str, &str); 10] = [
+const PAGES: [(&str, &str); 11] = [
     ("README.md", include_str!("../../README.md")),
     ("proxies.md", include_str!("../../src/guide/proxies.md")),
     ("life.md", include_str!("../../src/guide/life.md")),

@@ -118,7 +118,7 @@ impl List {
         let packed: usize = pieces.iter().map(Bytes::len).sum();
         if packed > 0 {
             let size = self.datatype.size().unwrap_or(1);
-            if packed % size != 0 {
+            if !packed.is_multiple_of(size) {
                 return Err(Error::invalid(format!(
                     "{} has {packed} bytes, which are no whole number of values",
                     self.field.1

@@ -172,3 +172,68 @@ fn lists(column: &Column<'_>) -> Result<Vec<u8>> {
     }
     Ok(contents)
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::super::fields::PREFIX_BYTES;
+    use super::super::messages::{ModelInferResponse, ModelStreamInferResponse};
+    use super::*;
+    use crate::tensor::Batch;
+
+    const ANSWERED: Answered<'_> = Answered {
+        model: "m",
+        version: Some("2"),
+        id: Some("seven"),
+    };
+
+    /// Two parts of three outputs.
+    fn outputs() -> Outputs {
+        let part = |ints: &[i8], floats: &[f32], texts: &[&str]| {
+            Batch::from(vec![
+                Tensor::from_slice("i", vec![ints.len()], ints).unwrap(),
+                Tensor::from_slice("f", vec![floats.len() / 2, 2], floats).unwrap(),
+                Tensor::from_strings("s", None, texts).unwrap(),
+            ])
+        };
+        Outputs {
+            parts: vec![
+                part(&[1, -1], &[0.5, 1., 2., 3.], &["a", ""]),
+                part(&[-128], &[4., f32::NEG_INFINITY], &["ü"]),
+            ],
+            batched: true,
+        }
+    }
+
+    #[test]
+    fn parts_are_one_tensor_in_bytes_and_in_lists() {
+        let outputs = outputs();
+        let wanted = |binary| Wanted {
+            binary,
+            ..Wanted::default()
+        };
+        let raw = write(ANSWERED, &[], (&outputs, &wanted(true)), None).unwrap();
+        let raw = ModelInferResponse::decode(&raw.concat()[PREFIX_BYTES..]).unwrap();
+        assert_eq!((&*raw.model_name, &*raw.model_version), ("m", "2"));
+        assert_eq!(raw.id, "seven");
+        let shapes: Vec<&[i64]> = raw.outputs.iter().map(|of| &of.shape[..]).collect();
+        assert_eq!(shapes, [&[3][..], &[3, 2], &[3]]);
+        assert_eq!(raw.raw_output_contents[0], [1, 255, 128][..]);
+        assert_eq!(raw.raw_output_contents[1].len(), 24);
+        let strings = b"\x01\0\0\0a\0\0\0\0\x02\0\0\0\xc3\xbc";
+        assert_eq!(raw.raw_output_contents[2], strings[..]);
+
+        let parameters = [("n", Parameter::Number(300)), ("b", Parameter::Flag(true))];
+        let lists = write(ANSWERED, &parameters, (&outputs, &wanted(false)), Some(2)).unwrap();
+        let lists = ModelStreamInferResponse::decode(&lists.concat()[PREFIX_BYTES..]).unwrap();
+        let lists = lists.infer_response.unwrap();
+        assert_eq!(lists.parameters.len(), 2);
+        assert!(lists.raw_output_contents.is_empty());
+        let contents = |index: usize| lists.outputs[index].contents.clone().unwrap();
+        assert_eq!(contents(0).int_contents, [1, -1, -128]);
+        let floats = [0.5, 1., 2., 3., 4., f32::NEG_INFINITY];
+        assert_eq!(contents(1).fp32_contents, floats);
+        assert_eq!(contents(2).bytes_contents, ["a", "", "ü"]);
+    }
+}

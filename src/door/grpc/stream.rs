@@ -3,6 +3,7 @@
 //! Requests run beside each other. Whole answers leave in the order of their requests, as Triton's do, whose clients may go
 //! by it; parts leave as they come. What is wrong with one request is told in its answer, and the call goes on.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -26,6 +27,9 @@ use crate::message::Stats;
 const MOST_OPEN: usize = 256;
 /// Most answers that wait to be written; those behind them wait in the pipeline's bounds.
 const WAITING_ANSWERS: usize = 4;
+/// A message that is to be told, and the count of its bytes.
+type Told = (Vec<Bytes>, Option<Held>);
+
 /// Whether an answer is its request's last.
 const FINAL: &str = "triton_final_response";
 
@@ -118,7 +122,7 @@ async fn one(call: Rc<Call>, message: Message, say: mpsc::Sender<Said>, mut turn
     tell(&say, told).await;
 }
 
-async fn tell(say: &mpsc::Sender<Said>, (message, held): (Vec<Bytes>, Option<Held>)) {
+async fn tell(say: &mpsc::Sender<Said>, (message, held): Told) {
     // It fails for a client that is gone, and then this task is on its end too.
     let _ = say.send(Said::Message(message, held)).await;
 }
@@ -213,17 +217,12 @@ fn rows_of(outputs: &crate::wire::server::Outputs) -> u64 {
 #[derive(Default)]
 struct InOrder {
     next: u64,
-    waiting: std::collections::BTreeMap<u64, (u64, (Vec<Bytes>, Option<Held>))>,
+    waiting: BTreeMap<u64, (u64, Told)>,
 }
 
 impl InOrder {
     /// Takes a part of so many rows; gives those whose turn it is.
-    fn add(
-        &mut self,
-        offset: u64,
-        rows: u64,
-        told: (Vec<Bytes>, Option<Held>),
-    ) -> Vec<(Vec<Bytes>, Option<Held>)> {
+    fn add(&mut self, offset: u64, rows: u64, told: Told) -> Vec<Told> {
         self.waiting.insert(offset, (rows, told));
         let mut due = Vec::new();
         while let Some((rows, told)) = self.waiting.remove(&self.next) {

@@ -1,0 +1,107 @@
+//! What is counted, told over HTTP.
+
+use serde_json::json;
+
+use crate::common::within;
+use crate::http::Http;
+use crate::{LIMIT, echo_request, server};
+
+#[test]
+fn metrics_are_told_on_the_http_port_with_requests_by_model_and_door() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut http = Http::to(&server);
+        for _ in 0..3 {
+            assert_eq!(
+                http.post("/v2/models/echo/infer", &echo_request(2)).status,
+                200
+            );
+        }
+        assert_eq!(
+            http.post("/v2/models/none/infer", &echo_request(2)).status,
+            404
+        );
+        let answer = http.get("/metrics");
+        assert_eq!(answer.status, 200);
+        assert!(
+            answer
+                .header("content-type")
+                .unwrap()
+                .starts_with("text/plain; version=0.0.4")
+        );
+        let text = String::from_utf8(answer.body).unwrap();
+        let has = |name: &str, labels: &[&str], value: &str| {
+            let mut lines = text.lines().filter(|line| line.starts_with(name));
+            lines.any(|line| labels.iter().all(|l| line.contains(l)) && line.ends_with(value))
+        };
+        let echo = ["model=\"echo\"", "door=\"http\""];
+        assert!(has("mdm_requests_total{", &echo, " 3"), "{text}");
+        assert!(has("mdm_rows_total{", &echo, " 6"), "{text}");
+        assert!(has("mdm_connections{", &["door=\"http\""], " 1"), "{text}");
+        assert!(
+            !text.contains("none"),
+            "a name that is no model's is no label: {text}"
+        );
+    });
+}
+
+#[test]
+fn with_a_port_of_their_own_metrics_are_told_there_alone() {
+    within(LIMIT, || {
+        let server = server(&["--metrics-port", "0"]);
+        let mut http = Http::to(&server);
+        assert_eq!(http.get("/metrics").status, 404);
+        let mut metrics = Http::to_port(server.metrics_port);
+        let answer = metrics.get("/metrics");
+        assert_eq!(answer.status, 200);
+        assert!(
+            String::from_utf8(answer.body)
+                .unwrap()
+                .contains("mdm_queue_requests")
+        );
+        assert_eq!(metrics.get("/v2").status, 404);
+        assert_eq!(metrics.post("/metrics", &json!({})).status, 405);
+    });
+}
+
+#[test]
+fn statistics_count_results_and_errors_of_each_model() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut http = Http::to(&server);
+        for _ in 0..2 {
+            assert_eq!(
+                http.post("/v2/models/echo/infer", &echo_request(5)).status,
+                200
+            );
+        }
+        let mut wrong = echo_request(1);
+        wrong["inputs"][0]["datatype"] = json!("FP64");
+        assert_eq!(http.post("/v2/models/echo/infer", &wrong).status, 400);
+        let told = http.get("/v2/models/echo/stats").json();
+        let echo = &told["model_stats"][0];
+        assert_eq!(
+            (&echo["name"], &echo["version"]),
+            (&json!("echo"), &json!("1"))
+        );
+        assert_eq!(echo["inference_count"], 10);
+        let counts = &echo["inference_stats"];
+        assert_eq!(
+            (&counts["success"]["count"], &counts["fail"]["count"]),
+            (&json!(2), &json!(1))
+        );
+        assert!(counts["success"]["ns"].as_u64().unwrap() > 0);
+        assert!(echo["last_inference"].as_u64().unwrap() > 1_600_000_000_000);
+        let all = http.get("/v2/models/stats").json();
+        let names: Vec<_> = all["model_stats"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| m["name"].clone())
+            .collect();
+        assert!(names.contains(&json!("echo")), "{names:?}");
+        let unused = http.get("/v2/models/mlp/stats").json();
+        assert_eq!(unused["model_stats"][0]["inference_count"], 0);
+        assert_eq!(http.get("/v2/models/none/stats").status, 404);
+    });
+}

@@ -1,0 +1,143 @@
+//! HTTP/2, frame by frame: what a good client gets, and what a flood gets.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use crate::common::{PATIENCE, Server, within};
+use crate::http::Http;
+use crate::{LIMIT, echo_request, server};
+
+const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [head, payload.to_vec()].concat()
+}
+
+/// A header whose name is entry `index` of the static table, and whose value is short and not indexed.
+fn header(index: u8, value: &str) -> Vec<u8> {
+    [&[index, value.len() as u8], value.as_bytes()].concat()
+}
+
+/// The headers of `GET path`, or of a POST.
+fn head(method: u8, path: &str) -> Vec<u8> {
+    // :method, :scheme http, :authority, :path
+    [vec![method, 0x86], header(1, "localhost"), header(4, path)].concat()
+}
+
+const GET: u8 = 0x82;
+const POST: u8 = 0x83;
+
+struct Http2(TcpStream);
+
+impl Http2 {
+    fn to(server: &Server) -> Http2 {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.http_port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(START).unwrap();
+        stream.write_all(&frame(SETTINGS, 0, 0, b"")).unwrap();
+        Http2(stream)
+    }
+
+    fn send(&mut self, frame: &[u8]) -> bool {
+        self.0.write_all(frame).is_ok()
+    }
+
+    /// The next frame: kind, flags, stream and payload.
+    fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        self.0.read_exact(&mut payload).ok()?;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some((head[3], head[4], stream, payload))
+    }
+
+    /// The body of the answer on a stream.
+    fn body(&mut self, of: u32) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            let (kind, flags, stream, payload) = self.next().expect("an answer");
+            assert_ne!(kind, GOAWAY, "{payload:?}");
+            if stream != of {
+                continue;
+            }
+            assert_ne!(kind, RST_STREAM, "{payload:?}");
+            if kind == DATA {
+                body.extend_from_slice(&payload);
+            }
+            if flags & END_STREAM != 0 && (kind == DATA || kind == HEADERS) {
+                return body;
+            }
+        }
+    }
+}
+
+#[test]
+fn requests_share_a_connection_of_http2() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut http2 = Http2::to(&server);
+        let request = echo_request(3);
+        let body = request.to_string();
+        for stream in [1, 3, 5] {
+            let head = head(POST, "/v2/models/echo/infer");
+            assert!(http2.send(&frame(HEADERS, END_HEADERS, stream, &head)));
+            assert!(http2.send(&frame(DATA, END_STREAM, stream, body.as_bytes())));
+        }
+        let expected = Http::to(&server)
+            .post("/v2/models/echo/infer", &request)
+            .body;
+        assert_eq!(http2.body(1), expected);
+        let live = head(GET, "/v2/health/live");
+        assert!(http2.send(&frame(HEADERS, END_HEADERS | END_STREAM, 7, &live)));
+        assert_eq!(http2.body(7), b"{\"live\":true}");
+    });
+}
+
+/// The attack that is called rapid reset: requests that are taken back before anybody has looked at them.
+#[test]
+fn a_flood_of_resets_ends_its_connection_and_no_other() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut honest = Http::to(&server);
+        let mut flood = Http2::to(&server);
+        let head = head(GET, "/v2/health/live");
+        let pair = |stream: u32| {
+            let taken_back = frame(RST_STREAM, 0, stream, &8u32.to_be_bytes());
+            [
+                frame(HEADERS, END_HEADERS | END_STREAM, stream, &head),
+                taken_back,
+            ]
+            .concat()
+        };
+        let pairs: Vec<u8> = (0..20_000).flat_map(|i| pair(2 * i + 1)).collect();
+        let sent = flood.send(&pairs);
+        assert_eq!(
+            honest
+                .post("/v2/models/echo/infer", &echo_request(1))
+                .status,
+            200
+        );
+        let mut told = false;
+        while let Some((kind, ..)) = flood.next() {
+            told |= kind == GOAWAY;
+        }
+        assert!(told || !sent, "it may go on for ever");
+        assert_eq!(
+            honest
+                .post("/v2/models/echo/infer", &echo_request(1))
+                .status,
+            200
+        );
+    });
+}
