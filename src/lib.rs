@@ -36,7 +36,7 @@
 //! | [`metrics`] | what is counted, a snapshot of it, and that as Prometheus' text |
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
 //! | [`server`] | wiring, being ready, the order of stopping; doors, which are clients inside this process |
-//! | `door` | clients of other protocols: a few threads that translate, submit through [`server::Door`] and answer; `http/` is REST |
+//! | `door` | clients of other protocols: a few threads that translate, submit through [`server::Door`] and answer; `http/` is REST, `grpc/` is gRPC |
 //! | [`config`], [`logging`] | what was typed → checked settings, and the table of flags; the log |
 //! | [`client`] | sessions, requests, results; no thread of its own |
 //! | `src/bin/` | the commands |

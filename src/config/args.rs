@@ -76,6 +76,11 @@ pub struct Args {
     #[arg(value_parser = whole::<u16>(0..=65535))]
     pub http_port: Option<u16>,
 
+    /// Serve the Open Inference Protocol over gRPC on this port of --host too; 0 picks a free one [default: off]
+    #[arg(long, value_name = "PORT", help_heading = "Doors")]
+    #[arg(value_parser = whole::<u16>(0..=65535))]
+    pub grpc_port: Option<u16>,
+
     /// Tell metrics on this port of --host, and no longer on --http-port; 0 picks a free one [default: on --http-port]
     #[arg(long, value_name = "PORT", help_heading = "Doors")]
     #[arg(value_parser = whole::<u16>(0..=65535))]

@@ -54,6 +54,8 @@ pub struct Config {
     pub port_out: u16,
     /// Where the door for HTTP listens, if there is one; 0 for a free port.
     pub http_port: Option<u16>,
+    /// Where the door for gRPC listens, if there is one; 0 for a free port.
+    pub grpc_port: Option<u16>,
     /// Where metrics are told, if not where HTTP is served; 0 for a free port.
     pub metrics_port: Option<u16>,
     /// Threads of the doors, at least 1.
@@ -231,6 +233,7 @@ impl Config {
             port: args.port,
             port_out: args.port_out,
             http_port: args.http_port,
+            grpc_port: args.grpc_port,
             metrics_port: args.metrics_port,
             door_threads: args.door_threads,
             door_model_control: args.door_model_control,
@@ -316,6 +319,7 @@ impl Config {
             ("port", self.port.to_string()),
             ("port_out", self.port_out.to_string()),
             ("http_port", optional(self.http_port)),
+            ("grpc_port", optional(self.grpc_port)),
             ("metrics_port", optional(self.metrics_port)),
             ("door_threads", self.door_threads.to_string()),
             ("door_model_control", self.door_model_control.to_string()),
@@ -416,6 +420,7 @@ impl Config {
 fn check_doors(args: &Args) -> Result<()> {
     let doors = [
         ("--http-port", args.http_port),
+        ("--grpc-port", args.grpc_port),
         ("--metrics-port", args.metrics_port),
     ];
     let mut taken = vec![("--port", args.port), ("--port-out", args.port_out)];

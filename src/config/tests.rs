@@ -17,6 +17,7 @@ fn sample(id: &str, dir: &str) -> String {
         "host" => "::1",
         "insecure" | "verbose" | "door_model_control" => "true",
         "http_port" => "7003",
+        "grpc_port" => "7004",
         "metrics_port" => "7005",
         "door_threads" => "2",
         "num_worker" => "4",

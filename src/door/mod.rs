@@ -13,11 +13,13 @@
 //! A connection is a caller ([`connections`]): the pipeline's turns and bounds count it as they count a session. When the
 //! future that waits for an answer is dropped, as hyper does when the peer has gone, the request is cancelled.
 //!
-//! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other.
+//! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other. `http/`
+//! and `grpc/` are the doors; each has a way into the pipeline of its own, so that requests are counted by door.
 
 mod connections;
 mod documents;
 mod errors;
+mod grpc;
 mod http;
 mod local;
 mod pipeline;
@@ -42,6 +44,7 @@ use crate::server::Server;
 /// The doors of a server. They end by themselves once the server has stopped; dropping them ends them at once.
 pub struct Doors {
     http: Option<SocketAddr>,
+    grpc: Option<SocketAddr>,
     metrics: Option<SocketAddr>,
     order: watch::Sender<Order>,
     threads: Vec<JoinHandle<()>>,
@@ -59,15 +62,17 @@ impl Doors {
                 .transpose()
         };
         let http = open("--http-port", config.http_port)?;
+        let grpc = open("--grpc-port", config.grpc_port)?;
         let mut metrics = open("--metrics-port", config.metrics_port)?;
         let (order, orders) = watch::channel(Order::Serve);
         let mut doors = Doors {
             http: address(http.as_ref())?,
+            grpc: address(grpc.as_ref())?,
             metrics: address(metrics.as_ref())?,
             order,
             threads: Vec::new(),
         };
-        if http.is_none() && metrics.is_none() {
+        if http.is_none() && grpc.is_none() && metrics.is_none() {
             return Ok(doors);
         }
         let shared = Arc::new(Shared::new(config));
@@ -85,6 +90,9 @@ impl Doors {
                 orders: orders.clone(),
                 http: again(http.as_ref())?
                     .map(|listener| opened(DoorKind::Http, listener))
+                    .transpose()?,
+                grpc: again(grpc.as_ref())?
+                    .map(|listener| opened(DoorKind::Grpc, listener))
                     .transpose()?,
                 // Who scrapes comes rarely: one thread is enough.
                 metrics: metrics
@@ -106,6 +114,11 @@ impl Doors {
         self.http
     }
 
+    /// Where gRPC is served, if it is.
+    pub fn grpc_addr(&self) -> Option<SocketAddr> {
+        self.grpc
+    }
+
     /// Where metrics are told, if it is not where HTTP is served.
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics
@@ -113,7 +126,11 @@ impl Doors {
 
     /// The ports as the line says them that tells that the server is ready: ` http_port=8000`, nothing without doors.
     pub fn ports(&self) -> String {
-        let all = [("http_port", self.http), ("metrics_port", self.metrics)];
+        let all = [
+            ("http_port", self.http),
+            ("grpc_port", self.grpc),
+            ("metrics_port", self.metrics),
+        ];
         let open = all
             .iter()
             .filter_map(|(name, address)| Some((name, (*address)?)));

@@ -16,10 +16,10 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::connections::{Connection, Connections};
-use super::http;
 use super::local::Local;
 use super::pipeline::Pipeline;
 use super::shared::Shared;
+use super::{grpc, http};
 use crate::message::DoorKind;
 use crate::priority;
 use crate::server::{Door, Offers};
@@ -53,6 +53,7 @@ pub(super) struct Setup {
     pub(super) shared: Arc<Shared>,
     pub(super) orders: watch::Receiver<Order>,
     pub(super) http: Option<Opened>,
+    pub(super) grpc: Option<Opened>,
     pub(super) metrics: Option<Opened>,
 }
 
@@ -99,6 +100,13 @@ async fn serve(mut setup: Setup) -> io::Result<()> {
         };
         thread.open(opened, move |local, stream, connection| {
             http::serve(local, serves, stream, connection)
+        })?;
+    }
+    if let Some(opened) = setup.grpc {
+        let reflection = Rc::new(grpc::Reflection::new().map_err(io::Error::other)?);
+        thread.open(opened, move |local, stream, connection| {
+            let reflection = reflection.clone();
+            grpc::serve(grpc::Service { local, reflection }, stream, connection)
         })?;
     }
     if let Some(opened) = setup.metrics {
@@ -195,7 +203,7 @@ async fn accept<F: Future<Output = ()> + 'static>(
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let Some(connection) = connections.add(kind, peer) else {
-                    turn_away(&stream, peer);
+                    turn_away(&stream, kind, peer);
                     continue;
                 };
                 // It fails only for a connection that is gone already.
@@ -227,10 +235,13 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Says that there are too many connections, in as few bytes as the system always takes.
-fn turn_away(stream: &TcpStream, peer: SocketAddr) {
+/// Says that there are too many connections, in as few bytes as the system always takes. A client of gRPC is told nothing:
+/// it understands no more than that the connection closes.
+fn turn_away(stream: &TcpStream, kind: DoorKind, peer: SocketAddr) {
     tracing::debug!(%peer, "turned away: too many connections");
-    let _ = stream.try_write(http::TOO_MANY_CONNECTIONS); // it may be gone
+    if kind != DoorKind::Grpc {
+        let _ = stream.try_write(http::TOO_MANY_CONNECTIONS); // it may be gone
+    }
 }
 
 /// Ends connections whose peers crawl or stall.

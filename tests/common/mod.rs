@@ -28,6 +28,8 @@ pub struct Server {
     pub port_out: u16,
     /// 0 if it has no door for HTTP.
     pub http_port: u16,
+    /// 0 if it has no door for gRPC.
+    pub grpc_port: u16,
     /// 0 if metrics are told on that port, if anywhere.
     pub metrics_port: u16,
 }
@@ -149,6 +151,7 @@ impl Server {
             panic!("not ready: {ready:?} {why}");
         };
         let http_port = field("http_port=").unwrap_or(0);
+        let grpc_port = field("grpc_port=").unwrap_or(0);
         let metrics_port = field("metrics_port=").unwrap_or(0);
         // Its stderr is drained, so that a talkative server never blocks on a full pipe.
         let mut stderr = child.stderr.take().expect("stderr");
@@ -159,6 +162,7 @@ impl Server {
             port,
             port_out,
             http_port,
+            grpc_port,
             metrics_port,
         }
     }

@@ -12,16 +12,16 @@ type Way = (&'static str, fn(Http));
 /// Rows of a request that takes about ten seconds.
 const ROWS: usize = 40_000;
 
-fn rows_run(server: &Server) -> u64 {
+pub fn rows_run(server: &Server) -> u64 {
     let status = server.client().status().expect("a status");
     status.workers.iter().map(|worker| worker.rows).sum()
 }
 
-fn requests(server: &Server) -> u64 {
+pub fn requests(server: &Server) -> u64 {
     server.client().status().expect("a status").queue.requests
 }
 
-fn cancelled(server: &Server) -> u64 {
+pub fn cancelled(server: &Server) -> u64 {
     let status = server.client().status().expect("a status");
     status.totals.errors.get("CANCELLED").copied().unwrap_or(0)
 }

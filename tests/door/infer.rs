@@ -8,11 +8,11 @@ use crate::http::Http;
 use crate::{LIMIT, server};
 
 /// Rows for the model "mlp", which no two rows have alike.
-fn rows(count: usize) -> Vec<f32> {
+pub fn rows(count: usize) -> Vec<f32> {
     (0..count * 64).map(|i| (i as f32 * 0.37).sin()).collect()
 }
 
-fn bytes(values: &[f32]) -> Vec<u8> {
+pub fn bytes(values: &[f32]) -> Vec<u8> {
     values
         .iter()
         .flat_map(|value| value.to_le_bytes())
@@ -20,7 +20,7 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 /// What the ZeroMQ client gets for them.
-fn expected(server: &Server, values: &[f32]) -> Vec<f32> {
+pub fn expected(server: &Server, values: &[f32]) -> Vec<f32> {
     let rows = Tensor::from_slice("x", vec![values.len() / 64, 64], values).unwrap();
     let answer = server.client().infer(rows, "mlp").expect("a result");
     answer.tensor("y").unwrap().to_vec().unwrap()

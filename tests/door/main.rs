@@ -9,6 +9,10 @@ mod coding;
 mod common;
 mod counted;
 mod events;
+mod grpc;
+mod grpc_life;
+mod grpc_odd;
+mod grpc_stream;
 mod http;
 mod http2;
 mod infer;
@@ -32,8 +36,13 @@ use crate::common::{Server, onnx};
 /// What any of these tests may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A server with a door for HTTP, over models that echo, add and take their time.
+/// A server with a door for HTTP.
 fn server(flags: &[&str]) -> Server {
+    server_of(&[&["--http-port", "0"], flags].concat())
+}
+
+/// A server with the doors that its flags open, over models that echo, add and take their time.
+fn server_of(flags: &[&str]) -> Server {
     let folder = common::models(&[
         ("echo.onnx", onnx::echo(DataType::Fp32, &[4])),
         ("wide.onnx", onnx::echo(DataType::Fp32, &[4096])),
@@ -46,7 +55,7 @@ fn server(flags: &[&str]) -> Server {
         ("old/1/model.onnx", onnx::echo(DataType::Fp32, &[4])),
         ("old/3/model.onnx", onnx::echo(DataType::Fp32, &[4])),
     ]);
-    Server::start(folder, &[&["--http-port", "0"], flags].concat())
+    Server::start(folder, flags)
 }
 
 /// A request for the model "echo": rows of four numbers.

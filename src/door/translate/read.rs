@@ -153,8 +153,15 @@ fn params(parameters: Option<BoundedParams>) -> Params {
 }
 
 fn output(output: Output) -> Result<WantedOutput> {
-    let mut params = params(output.parameters);
-    let in_output = |e: Error| e.context(format_args!("output {:?}", output.name));
+    wanted_output(output.name, params(output.parameters))
+}
+
+/// An output that is asked for with these parameters.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the output and the parameter.
+pub(crate) fn wanted_output(name: String, mut params: Params) -> Result<WantedOutput> {
+    let in_output = |e: Error| e.context(format_args!("output {name:?}"));
     refuse_shared_memory(&params).map_err(in_output)?;
     let classes = match params.remove("classification") {
         None => 0,
@@ -170,7 +177,7 @@ fn output(output: Output) -> Result<WantedOutput> {
     };
     let binary = flag(&mut params, "binary_data").map_err(in_output)?;
     Ok(WantedOutput {
-        name: output.name,
+        name,
         binary,
         classes,
     })
@@ -178,7 +185,7 @@ fn output(output: Output) -> Result<WantedOutput> {
 
 /// # Errors
 /// `INVALID_ARGUMENT`: memory of another process cannot be named here.
-fn refuse_shared_memory(params: &Params) -> Result<()> {
+pub(crate) fn refuse_shared_memory(params: &Params) -> Result<()> {
     if params.contains_key("shared_memory_region") {
         return Err(Error::invalid(
             "parameters.shared_memory_region: this server has no shared memory, send the tensor itself",

@@ -27,9 +27,9 @@ pub(crate) struct Written {
 }
 
 /// One output over all parts.
-struct Column<'a> {
-    tensors: Vec<&'a Tensor>,
-    shape: Vec<usize>,
+pub(crate) struct Column<'a> {
+    pub(crate) tensors: Vec<&'a Tensor>,
+    pub(crate) shape: Vec<usize>,
 }
 
 impl<'a> Column<'a> {
@@ -46,7 +46,7 @@ impl<'a> Column<'a> {
         Some(Column { tensors, shape })
     }
 
-    fn first(&self) -> &'a Tensor {
+    pub(crate) fn first(&self) -> &'a Tensor {
         self.tensors[0] // a column is made of at least one
     }
 }
@@ -130,39 +130,52 @@ pub(crate) fn write_end(answered: Answered<'_>, rows: Option<u64>, stats: Stats)
 }
 
 fn write_outputs(written: &mut Written, outputs: &Outputs, wanted: &Wanted) -> Result<()> {
+    written.json.push(b'[');
+    let mut position = 0;
+    each_output(outputs, wanted, |column, of| {
+        separate(&mut written.json, position);
+        position += 1;
+        let binary = of.and_then(|of| of.binary).unwrap_or(wanted.binary);
+        output(written, column, binary)
+    })?;
+    written.json.push(b']');
+    Ok(())
+}
+
+/// Gives each output that is wanted to `write`, with how it was asked for; classes in place of values, where they are
+/// wanted.
+///
+/// # Errors
+/// As [`write`]; what `write` gives.
+pub(crate) fn each_output(
+    outputs: &Outputs,
+    wanted: &Wanted,
+    mut write: impl FnMut(&Column<'_>, Option<&WantedOutput>) -> Result<()>,
+) -> Result<()> {
     let first = outputs.parts.first();
     let all = first.map_or(&[][..], |part: &Batch| &part.tensors);
-    written.json.push(b'[');
     let missing = || Error::internal("the parts of a result differ in their outputs");
-    match &wanted.outputs {
-        None => {
-            for index in 0..all.len() {
-                separate(&mut written.json, index);
-                let column = Column::of(outputs, index).ok_or_else(missing)?;
-                output(written, &column, wanted.binary)?;
-            }
+    let Some(named) = &wanted.outputs else {
+        for index in 0..all.len() {
+            write(&Column::of(outputs, index).ok_or_else(missing)?, None)?;
         }
-        Some(named) => {
-            for (position, one) in named.iter().enumerate() {
-                separate(&mut written.json, position);
-                let index = all.iter().position(|tensor| tensor.name() == one.name);
-                let index = index.ok_or_else(|| unknown_output(one, all))?;
-                let column = Column::of(outputs, index).ok_or_else(missing)?;
-                let binary = one.binary.unwrap_or(wanted.binary);
-                if one.classes == 0 {
-                    output(written, &column, binary)?;
-                    continue;
-                }
-                let ranked = classes::highest(&column.tensors, one.classes, outputs.batched)?;
-                let column = Column {
-                    shape: ranked.shape().to_vec(),
-                    tensors: vec![&ranked],
-                };
-                output(written, &column, binary)?;
-            }
+        return Ok(());
+    };
+    for one in named {
+        let index = all.iter().position(|tensor| tensor.name() == one.name);
+        let index = index.ok_or_else(|| unknown_output(one, all))?;
+        let column = Column::of(outputs, index).ok_or_else(missing)?;
+        if one.classes == 0 {
+            write(&column, Some(one))?;
+            continue;
         }
+        let ranked = classes::highest(&column.tensors, one.classes, outputs.batched)?;
+        let column = Column {
+            shape: ranked.shape().to_vec(),
+            tensors: vec![&ranked],
+        };
+        write(&column, Some(one))?;
     }
-    written.json.push(b']');
     Ok(())
 }
 

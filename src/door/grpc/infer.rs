@@ -1,0 +1,76 @@
+//! `ModelInfer`: reads a request, sends it through the pipeline, and answers with what comes back.
+
+use tonic::Status;
+
+use super::incoming::{Message, Messages};
+use super::reply::{self, Reply};
+use super::request::{self, Asked};
+use super::response;
+use super::route::Call;
+use super::status::status;
+use crate::door::translate::Infer;
+use crate::door::translate::write::Answered;
+use crate::error::Result;
+use crate::message::Request;
+
+/// Messages of more bytes are read beside the runtime, which serves others meanwhile.
+const READ_HERE_BYTES: usize = 256 * 1024;
+
+/// Answers a call.
+///
+/// # Errors
+/// Why it is refused.
+pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply, Status> {
+    let message = call.within(messages.only()).await?;
+    let mut asked = read(call, message).await.map_err(status)?;
+    let request = asked.take_request(call);
+    let outcome = async {
+        let request = call.local.with_documents(call.caller(), request).await?;
+        let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
+        let written = response::write(
+            asked.answered(),
+            &[],
+            (&rows.outputs, &asked.infer.wanted),
+            None,
+        )?;
+        Ok(reply::of_pieces(written, Some(rows.held)))
+    };
+    outcome.await.map_err(status)
+}
+
+/// Reads a message; a large one beside the runtime.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming what is wrong.
+pub(super) async fn read(call: &Call, message: Message) -> Result<Asked> {
+    let most = call.local.shared.max_request_bytes;
+    let takes_its_time = message.bytes.len() > READ_HERE_BYTES;
+    let read = move || {
+        let Message { bytes, reserved } = message;
+        let asked = request::read(bytes, most);
+        drop(reserved); // what it holds now counts as a request
+        asked
+    };
+    call.local.beside(takes_its_time, read).await?
+}
+
+impl Asked {
+    /// What the pipeline gets, with the call's deadline if that comes first.
+    pub(super) fn take_request(&mut self, call: &Call) -> Request {
+        let Infer { request, .. } = &mut self.infer;
+        let mut request = std::mem::take(request);
+        request.model = Some(self.model.clone());
+        let times = [request.timeout_ms, call.left_ms()];
+        request.timeout_ms = times.into_iter().flatten().min();
+        request
+    }
+
+    /// What its answers repeat.
+    pub(super) fn answered(&self) -> Answered<'_> {
+        Answered {
+            model: &self.model,
+            version: self.version.as_deref(),
+            id: self.infer.id.as_deref(),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What a call is answered: messages as pieces of memory, and a status behind them.
+
+use std::collections::VecDeque;
+use std::error::Error as StdError;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{HeaderMap, Response, StatusCode};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+use crate::door::pipeline::Held;
+
+/// The kind of all answers.
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+/// A piece of at least so many bytes counts until it was written, a smaller one until it was handed to the connection,
+/// which holds few of them.
+const COUNTED_PIECE_BYTES: usize = 64 * 1024;
+/// The header of the status, and that of what went well.
+const STATUS: &str = "grpc-status";
+const OK: HeaderValue = HeaderValue::from_static("0");
+
+/// An answer.
+pub(super) type Reply = Response<ReplyBody>;
+
+/// What a call of many answers is told next.
+pub(super) enum Said {
+    /// A message, and the count of its bytes.
+    Message(Vec<Bytes>, Option<Held>),
+    /// How it ends, if not well.
+    End(Status),
+}
+
+/// The body of an answer.
+#[derive(Default)]
+pub(super) enum ReplyBody {
+    /// Nothing: the status is among the headers.
+    #[default]
+    Empty,
+    /// One message.
+    Whole(Pieces),
+    /// Messages as they come.
+    Stream(Stream),
+    /// Another service's.
+    Tonic(tonic::body::Body),
+}
+
+/// A message as it leaves, piece by piece; its bytes count for its caller until they were written.
+#[derive(Default)]
+pub(super) struct Pieces {
+    pieces: VecDeque<Bytes>,
+    _held: Option<Arc<Held>>,
+    ended: bool,
+}
+
+impl Pieces {
+    fn new(mut pieces: Vec<Bytes>, held: Option<Held>) -> Pieces {
+        let held = held.map(Arc::new);
+        if let Some(held) = &held {
+            for piece in &mut pieces {
+                if piece.len() >= COUNTED_PIECE_BYTES {
+                    let counted = CountedPiece {
+                        bytes: std::mem::take(piece),
+                        _held: held.clone(),
+                    };
+                    *piece = Bytes::from_owner(counted);
+                }
+            }
+        }
+        Pieces {
+            pieces: pieces.into(),
+            _held: held,
+            ended: false,
+        }
+    }
+}
+
+/// A piece, and the count that it is part of.
+struct CountedPiece {
+    bytes: Bytes,
+    _held: Arc<Held>,
+}
+
+impl AsRef<[u8]> for CountedPiece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Messages that a task gives, which ends when this is dropped: the call was cancelled then, or is over.
+pub(super) struct Stream {
+    said: mpsc::Receiver<Said>,
+    task: JoinHandle<()>,
+    now: Pieces,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Stream {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        loop {
+            if let Some(piece) = self.now.pieces.pop_front() {
+                return Poll::Ready(Some(Frame::data(piece)));
+            }
+            if self.now.ended {
+                return Poll::Ready(None);
+            }
+            match ready!(self.said.poll_recv(cx)) {
+                Some(Said::Message(pieces, held)) => {
+                    self.now = Pieces::new(pieces, held);
+                }
+                Some(Said::End(status)) => {
+                    self.now.ended = true;
+                    let mut trailers = HeaderMap::new();
+                    if status.add_header(&mut trailers).is_err() {
+                        trailers.insert(STATUS, HeaderValue::from(i32::from(status.code())));
+                    }
+                    return Poll::Ready(Some(Frame::trailers(trailers)));
+                }
+                None => {
+                    self.now.ended = true;
+                    return Poll::Ready(Some(well()));
+                }
+            }
+        }
+    }
+}
+
+/// The status of what went well.
+fn well() -> Frame<Bytes> {
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert(STATUS, OK);
+    Frame::trailers(trailers)
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Box<dyn StdError + Send + Sync>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            ReplyBody::Empty => Poll::Ready(None),
+            ReplyBody::Whole(message) => Poll::Ready(match message.pieces.pop_front() {
+                Some(piece) => Some(Ok(Frame::data(piece))),
+                None if message.ended => None,
+                None => {
+                    message.ended = true;
+                    Some(Ok(well()))
+                }
+            }),
+            ReplyBody::Stream(stream) => stream.poll_frame(cx).map(|frame| frame.map(Ok)),
+            ReplyBody::Tonic(body) => {
+                let frame = Pin::new(body).poll_frame(cx);
+                frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            ReplyBody::Empty => true,
+            ReplyBody::Whole(message) => message.ended,
+            ReplyBody::Stream(stream) => stream.now.ended && stream.now.pieces.is_empty(),
+            ReplyBody::Tonic(body) => body.is_end_stream(),
+        }
+    }
+}
+
+fn of(body: ReplyBody) -> Reply {
+    let mut reply = Response::new(body);
+    reply.headers_mut().insert(CONTENT_TYPE, GRPC);
+    reply
+}
+
+/// One message, whose bytes count for its caller where they are not copies.
+pub(super) fn of_pieces(pieces: Vec<Bytes>, held: Option<Held>) -> Reply {
+    let held = held.filter(|_| pieces.len() > 1);
+    of(ReplyBody::Whole(Pieces::new(pieces, held)))
+}
+
+/// A message with its prefix.
+pub(super) fn framed<M: prost::Message>(message: &M) -> Bytes {
+    let length = message.encoded_len();
+    let mut framed = Vec::with_capacity(super::fields::PREFIX_BYTES + length);
+    framed.push(0);
+    // Names and numbers of models: far below what a length can say.
+    framed.extend_from_slice(&(length as u32).to_be_bytes());
+    // It fails only for memory that does not grow.
+    let _ = message.encode(&mut framed);
+    framed.into()
+}
+
+/// One message without tensors.
+pub(super) fn of_message<M: prost::Message>(message: &M) -> Reply {
+    of_pieces(vec![framed(message)], None)
+}
+
+/// Messages as a task gives them.
+pub(super) fn of_stream(said: mpsc::Receiver<Said>, task: JoinHandle<()>) -> Reply {
+    of(ReplyBody::Stream(Stream {
+        said,
+        task,
+        now: Pieces::default(),
+    }))
+}
+
+/// A status in place of an answer.
+pub(super) fn refused(status: Status) -> Reply {
+    status.into_http()
+}
+
+/// What is no gRPC.
+pub(super) fn unsupported() -> Reply {
+    let mut reply = Response::new(ReplyBody::Empty);
+    *reply.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    reply
+}

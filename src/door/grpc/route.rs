@@ -1,0 +1,298 @@
+//! Which call leads where.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::{HeaderMap, Method, Request};
+use prost::Message;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::incoming::Messages;
+use super::messages::*;
+use super::reply::{self, Reply};
+use super::status::status;
+use super::{Service, health, infer, models, stream};
+use crate::door::connections::Open;
+use crate::door::local::Local;
+use crate::door::pipeline::Caller;
+use crate::error::Result;
+
+/// The service of the protocol, as paths have it.
+const INFERENCE: &str = "/inference.GRPCInferenceService/";
+/// What the server says it can do beyond the protocol.
+const EXTENSIONS: [&str; 4] = [
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "statistics",
+];
+
+/// A call that is being answered.
+pub(super) struct Call {
+    pub(super) local: Rc<Local>,
+    pub(super) open: Open,
+    pub(super) headers: HeaderMap,
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Call {
+    /// Who calls.
+    pub(super) fn caller(&self) -> &Caller {
+        &self.open.connection().caller
+    }
+
+    /// Waits for something until the call's deadline.
+    ///
+    /// # Errors
+    /// `DEADLINE_EXCEEDED`; what that gives.
+    pub(super) async fn within<T>(
+        &self,
+        what: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let Some(deadline) = self.deadline else {
+            return what.await;
+        };
+        let done = tokio::time::timeout_at(deadline, what).await;
+        done.unwrap_or_else(|_| Err(too_late()))
+    }
+
+    /// The time that is left, if that is bounded, in whole milliseconds and at least one.
+    pub(super) fn left_ms(&self) -> Option<u64> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
+        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1))
+    }
+}
+
+/// The status of a call whose time is up.
+pub(super) fn too_late() -> Status {
+    Status::deadline_exceeded("the call's time is up (grpc-timeout)")
+}
+
+/// Answers a call.
+pub(super) async fn answer(service: &Service, open: Open, request: Request<Incoming>) -> Reply {
+    let kind = request.headers().get(CONTENT_TYPE);
+    let is_grpc = kind.is_some_and(|kind| is_grpc(kind.as_bytes()));
+    if !is_grpc || request.method() != Method::POST {
+        return reply::unsupported();
+    }
+    if service.reflection.serves(request.uri().path()) {
+        return service.reflection.answer(request).await;
+    }
+    match dispatch(service, open, request).await {
+        Ok(reply) => reply,
+        Err(status) => reply::refused(status),
+    }
+}
+
+/// Whether a body is gRPC with protobuf.
+fn is_grpc(kind: &[u8]) -> bool {
+    match kind.strip_prefix(b"application/grpc") {
+        Some(rest) => rest.is_empty() || rest.starts_with(b";") || rest.starts_with(b"+proto"),
+        None => false,
+    }
+}
+
+async fn dispatch(
+    service: &Service,
+    open: Open,
+    request: Request<Incoming>,
+) -> Result<Reply, Status> {
+    let (head, body) = request.into_parts();
+    let local = service.local.clone();
+    let messages = Messages::of(local.clone(), &head.headers, body)?;
+    let deadline = timeout(&head.headers)?.map(|timeout| Instant::now() + timeout);
+    let call = Call {
+        local,
+        open,
+        headers: head.headers,
+        deadline,
+    };
+    let path = head.uri.path();
+    let Some(method) = path.strip_prefix(INFERENCE) else {
+        return match path {
+            health::CHECK => health::check(&call, messages).await,
+            health::WATCH => health::watch(call, messages).await,
+            _ => Err(not_here(path)),
+        };
+    };
+    let call = match method {
+        "ModelInfer" => return infer::answer(&call, messages).await,
+        "ModelStreamInfer" => return Ok(stream::answer(call, messages)),
+        _ => &call,
+    };
+    match method {
+        "ServerLive" => {
+            unary(call, messages, async |_: ServerLiveRequest| {
+                let live = call.local.health(call.caller()).await.is_some();
+                Ok(ServerLiveResponse { live })
+            })
+            .await
+        }
+        "ServerReady" => {
+            unary(call, messages, async |_: ServerReadyRequest| {
+                let ready = call.local.is_ready(call.caller()).await;
+                Ok(ServerReadyResponse { ready })
+            })
+            .await
+        }
+        "ServerMetadata" => {
+            unary(call, messages, async |_: ServerMetadataRequest| {
+                Ok(ServerMetadataResponse {
+                    name: env!("CARGO_PKG_NAME").to_owned(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+                })
+            })
+            .await
+        }
+        "ModelReady" => {
+            unary(call, messages, async |asked: ModelReadyRequest| {
+                let ready = models::ready(call, &asked.name, &asked.version).await?;
+                Ok(ModelReadyResponse { ready })
+            })
+            .await
+        }
+        "ModelMetadata" => {
+            unary(call, messages, async |asked: ModelMetadataRequest| {
+                models::metadata(call, &asked.name, &asked.version).await
+            })
+            .await
+        }
+        "ModelConfig" => {
+            unary(call, messages, async |asked: ModelConfigRequest| {
+                let config = models::config(call, &asked.name, &asked.version).await?;
+                let config = Some(config);
+                Ok(ModelConfigResponse { config })
+            })
+            .await
+        }
+        "ModelStatistics" => {
+            unary(call, messages, async |asked: ModelStatisticsRequest| {
+                let model_stats = models::statistics(call, &asked.name, &asked.version).await?;
+                Ok(ModelStatisticsResponse { model_stats })
+            })
+            .await
+        }
+        "RepositoryIndex" => {
+            unary(call, messages, async |asked: RepositoryIndexRequest| {
+                let models = models::index(call, asked.ready).await?;
+                Ok(RepositoryIndexResponse { models })
+            })
+            .await
+        }
+        "RepositoryModelLoad" => {
+            unary(call, messages, async |asked: RepositoryModelLoadRequest| {
+                models::load(call, &asked).await?;
+                Ok(RepositoryModelLoadResponse {})
+            })
+            .await
+        }
+        "RepositoryModelUnload" => {
+            unary(
+                call,
+                messages,
+                async |asked: RepositoryModelUnloadRequest| {
+                    models::unload(call, &asked.model_name).await?;
+                    Ok(RepositoryModelUnloadResponse {})
+                },
+            )
+            .await
+        }
+        _ => Err(not_here(path)),
+    }
+}
+
+fn not_here(path: &str) -> Status {
+    Status::unimplemented(format!("{path}: there is no such call here"))
+}
+
+/// Answers a call of one message with one.
+pub(super) async fn unary<Q, A>(
+    call: &Call,
+    mut messages: Messages,
+    answer: impl AsyncFnOnce(Q) -> Result<A>,
+) -> Result<Reply, Status>
+where
+    Q: Message + Default,
+    A: Message,
+{
+    let answered = async {
+        let message = messages.only_small().await?;
+        let asked = Q::decode(message.bytes)
+            .map_err(|e| Status::invalid_argument(format!("the message is no protobuf: {e}")))?;
+        drop(message.reserved);
+        let answered = answer(asked).await.map_err(status)?;
+        Ok(reply::of_message(&answered))
+    };
+    call.within(answered).await
+}
+
+/// How long the call may take.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a header that is no time.
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = headers.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    parsed(value.as_bytes()).map(Some).ok_or_else(|| {
+        Status::invalid_argument(format!(
+            "grpc-timeout is {value:?}, expected up to eight digits and one of H M S m u n"
+        ))
+    })
+}
+
+fn parsed(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(count * 3600),
+        b'M' => Duration::from_secs(count * 60),
+        b'S' => Duration::from_secs(count),
+        b'm' => Duration::from_millis(count),
+        b'u' => Duration::from_micros(count),
+        b'n' => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_read_in_its_unit() {
+        for (text, time) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("99999999S", Some(Duration::from_secs(99_999_999))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("9n", Some(Duration::from_nanos(9))),
+            ("", None),
+            ("S", None),
+            ("1", None),
+            ("-1S", None),
+            ("1.5S", None),
+            ("123456789S", None),
+            ("1s", None),
+        ] {
+            assert_eq!(parsed(text.as_bytes()), time, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_from_what_only_begins_like_it() {
+        assert!(is_grpc(b"application/grpc"));
+        assert!(is_grpc(b"application/grpc+proto"));
+        assert!(is_grpc(b"application/grpc;charset=utf-8"));
+        assert!(!is_grpc(b"application/grpc-web"));
+        assert!(!is_grpc(b"application/json"));
+    }
+}

@@ -1,0 +1,249 @@
+//! `ModelStreamInfer`: many requests on one call, each answered on it whole or in parts.
+//!
+//! Requests run beside each other. Whole answers leave in the order of their requests, as Triton's do, whose clients may go
+//! by it; parts leave as they come. What is wrong with one request is told in its answer, and the call goes on.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tonic::Status;
+
+use super::incoming::{Message, Messages};
+use super::infer;
+use super::messages::{ModelInferResponse, ModelStreamInferResponse};
+use super::reply::{self, Reply, Said};
+use super::request::Asked;
+use super::response::{self, ANSWER_OF_STREAM, Parameter};
+use super::route::Call;
+use super::status::status;
+use crate::door::pipeline::{Held, Part};
+use crate::error::{Error, Result};
+use crate::message::Stats;
+
+/// Most requests of one call that are open; beyond it the next one is read when one has ended.
+const MOST_OPEN: usize = 256;
+/// Most answers that wait to be written; those behind them wait in the pipeline's bounds.
+const WAITING_ANSWERS: usize = 4;
+/// A message that is to be told, and the count of its bytes.
+type Told = (Vec<Bytes>, Option<Held>);
+
+/// Whether an answer is its request's last.
+const FINAL: &str = "triton_final_response";
+
+/// Answers a call.
+pub(super) fn answer(call: Call, messages: Messages) -> Reply {
+    let (say, said) = mpsc::channel(WAITING_ANSWERS);
+    let task = tokio::task::spawn_local(async move {
+        let call = Rc::new(call);
+        let ended = call.within(read_on(&call, messages, &say)).await;
+        if let Err(status) = ended {
+            // It fails for a client that is gone.
+            let _ = say.send(Said::End(status)).await;
+        }
+    });
+    reply::of_stream(said, task)
+}
+
+/// Reads requests and starts each, until there is none. Dropped, it takes back all that run.
+async fn read_on(
+    call: &Rc<Call>,
+    mut messages: Messages,
+    say: &mpsc::Sender<Said>,
+) -> Result<(), Status> {
+    let mut running = JoinSet::new();
+    let mut before: Option<oneshot::Receiver<()>> = None;
+    while let Some(message) = messages.next().await? {
+        while running.try_join_next().is_some() {}
+        while running.len() >= MOST_OPEN {
+            running.join_next().await;
+        }
+        let (turn_over, turn_of_next) = oneshot::channel();
+        let turn = Turn {
+            before: before.replace(turn_of_next),
+            over: turn_over,
+        };
+        running.spawn_local(one(call.clone(), message, say.clone(), turn));
+    }
+    while running.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// When a whole answer may leave: when that of the request before has left. It is over when this is dropped.
+struct Turn {
+    before: Option<oneshot::Receiver<()>>,
+    over: oneshot::Sender<()>,
+}
+
+impl Turn {
+    async fn come(&mut self) {
+        if let Some(before) = self.before.take() {
+            // An error is that its end was dropped, which is how a turn ends.
+            let _ = before.await;
+        }
+    }
+
+    /// Lets the next one come as soon as the one before is over.
+    fn pass(self) {
+        let Turn { before, over } = self;
+        if let Some(before) = before {
+            tokio::task::spawn_local(async move {
+                let _ = before.await; // as above
+                drop(over);
+            });
+        }
+    }
+}
+
+/// Answers one request.
+async fn one(call: Rc<Call>, message: Message, say: mpsc::Sender<Said>, mut turn: Turn) {
+    let mut asked = match infer::read(&call, message).await {
+        Ok(asked) => asked,
+        Err(error) => {
+            turn.come().await;
+            tell(&say, (refusal(None, error), None)).await;
+            return;
+        }
+    };
+    if asked.in_parts {
+        turn.pass();
+        if let Err(error) = in_parts(&call, &mut asked, &say).await {
+            tell(&say, (refusal(Some(&asked), error), None)).await;
+        }
+        return;
+    }
+    let told = match whole(&call, &mut asked).await {
+        Ok((message, held)) => (message, Some(held)),
+        Err(error) => (refusal(Some(&asked), error), None),
+    };
+    turn.come().await;
+    tell(&say, told).await;
+}
+
+async fn tell(say: &mpsc::Sender<Said>, (message, held): Told) {
+    // It fails for a client that is gone, and then this task is on its end too.
+    let _ = say.send(Said::Message(message, held)).await;
+}
+
+async fn whole(call: &Call, asked: &mut Asked) -> Result<(Vec<Bytes>, Held)> {
+    let request = asked.take_request(call);
+    let caller = call.caller();
+    let request = call.local.with_documents(caller, request).await?;
+    let (rows, _stats) = call.local.pipeline.infer(caller, request).await?;
+    let message = response::write(
+        asked.answered(),
+        &[(FINAL, Parameter::Flag(true))],
+        (&rows.outputs, &asked.infer.wanted),
+        Some(ANSWER_OF_STREAM),
+    )?;
+    Ok((message, rows.held))
+}
+
+/// Tells parts as they come, then their end.
+async fn in_parts(call: &Call, asked: &mut Asked, say: &mpsc::Sender<Said>) -> Result<()> {
+    let request = asked.take_request(call);
+    let caller = call.caller();
+    let request = call.local.with_documents(caller, request).await?;
+    let mut parts = call.local.pipeline.stream(caller, request)?;
+    let wanted = &asked.infer.wanted;
+    let mut ordered = InOrder::default();
+    loop {
+        match parts.next().await? {
+            Part::Rows(offset, rows) => {
+                let count = rows_of(&rows.outputs);
+                let message = response::write(
+                    asked.answered(),
+                    &[
+                        (FINAL, Parameter::Flag(false)),
+                        ("offset", Parameter::Number(offset)),
+                        ("rows", Parameter::Number(count)),
+                    ],
+                    (&rows.outputs, wanted),
+                    Some(ANSWER_OF_STREAM),
+                )?;
+                let told = (message, Some(rows.held));
+                if !wanted.in_order {
+                    tell(say, told).await;
+                    continue;
+                }
+                for told in ordered.add(offset, count, told) {
+                    tell(say, told).await;
+                }
+            }
+            // A model without rows to split gives all at once.
+            Part::Whole(rows, stats) => {
+                let count = rows_of(&rows.outputs);
+                let message = response::write(
+                    asked.answered(),
+                    &[(FINAL, Parameter::Flag(false))],
+                    (&rows.outputs, wanted),
+                    Some(ANSWER_OF_STREAM),
+                )?;
+                tell(say, (message, Some(rows.held))).await;
+                tell(say, (end(asked, count, stats)?, None)).await;
+                return Ok(());
+            }
+            Part::End(rows, stats) => {
+                tell(say, (end(asked, rows, stats)?, None)).await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What ends parts: no rows, and what the request took.
+fn end(asked: &Asked, rows: u64, stats: Stats) -> Result<Vec<Bytes>> {
+    let parameters = [
+        (FINAL, Parameter::Flag(true)),
+        ("rows", Parameter::Number(rows)),
+        ("queue_us", Parameter::Number(stats.queue_us)),
+        ("compute_us", Parameter::Number(stats.compute_us)),
+        ("chunks", Parameter::Number(stats.chunks)),
+    ];
+    response::write_end(asked.answered(), &parameters)
+}
+
+fn rows_of(outputs: &crate::wire::server::Outputs) -> u64 {
+    let rows = outputs.parts.iter().filter_map(|part| {
+        let first = part.tensors.first()?;
+        first.rows()
+    });
+    rows.sum::<usize>() as u64
+}
+
+/// Parts that came before those ahead of them.
+#[derive(Default)]
+struct InOrder {
+    next: u64,
+    waiting: BTreeMap<u64, (u64, Told)>,
+}
+
+impl InOrder {
+    /// Takes a part of so many rows; gives those whose turn it is.
+    fn add(&mut self, offset: u64, rows: u64, told: Told) -> Vec<Told> {
+        self.waiting.insert(offset, (rows, told));
+        let mut due = Vec::new();
+        while let Some((rows, told)) = self.waiting.remove(&self.next) {
+            self.next += rows;
+            due.push(told);
+        }
+        due
+    }
+}
+
+/// What was wrong with a request, and which it was.
+fn refusal(asked: Option<&Asked>, error: Error) -> Vec<Bytes> {
+    let status = status(error);
+    let infer_response = asked.map(|asked| ModelInferResponse {
+        model_name: asked.model.clone(),
+        id: asked.infer.id.clone().unwrap_or_default(),
+        ..ModelInferResponse::default()
+    });
+    let refusal = ModelStreamInferResponse {
+        error_message: status.message().to_owned(),
+        infer_response,
+    };
+    vec![reply::framed(&refusal)]
+}
