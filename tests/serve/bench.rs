@@ -215,7 +215,7 @@ impl FakeRest {
             reader.read_exact(&mut body).expect("a body");
             let json_bytes = number("Inference-Header-Content-Length:").unwrap_or(body.len());
             let (status, answer) = match head.split(' ').nth(1).expect("a path") {
-                "/v2/models/m" => (200, metadata()),
+                "/v2/models/m" | "/v2/models/once" => (200, metadata()),
                 "/v2/models/m/stats" => (200, self.statistics()),
                 "/v2/models/m/infer" => {
                     let request: Value = serde_json::from_slice(&body[..json_bytes]).expect("JSON");
@@ -230,6 +230,10 @@ impl FakeRest {
                         _ => (200, json!({"outputs": []})),
                     }
                 }
+                "/v2/models/once/infer" => match self.asked.fetch_add(1, Ordering::SeqCst) {
+                    0 => (200, json!({"outputs": []})),
+                    _ => (500, json!({"error": "worn out"})),
+                },
                 _ => (404, json!({"error": "Request for unknown model"})),
             };
             let answer = answer.to_string();
@@ -256,6 +260,53 @@ fn metadata() -> Value {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
         "outputs": [],
     })
+}
+
+#[test]
+fn bench_ends_where_nothing_succeeds_and_tells_what_was_measured() {
+    within(PATIENCE, || {
+        let dir = models(&[]);
+        let (url, _) = FakeRest::start();
+        let output = command("mdm-bench")
+            .current_dir(dir.path())
+            .args(["--url", &url, "--model", "once", "--concurrency", "2,4"])
+            .args(["--requests", "30", "--warm-up", "0", "--csv", "table.csv"])
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("no request succeeded"), "{said}");
+        let out = String::from_utf8_lossy(&output.stdout);
+        assert!(out.contains("30 times HTTP-500, first: worn out"), "{out}");
+        let cases = table(&dir.path().join("table.csv"));
+        assert_eq!((cases.len(), &*cases[0]["errors"]), (1, "30"), "{cases:?}");
+    });
+}
+
+/// On a terminal, which Python makes, there is a bar while it measures; it is gone at the end.
+#[cfg(unix)]
+#[test]
+fn bench_shows_its_progress_on_a_terminal() {
+    within(PATIENCE, || {
+        let (url, _) = FakeRest::start();
+        let bench = command("mdm-bench");
+        let spawn =
+            "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+        let output = std::process::Command::new("python3")
+            .args(["-c", spawn])
+            .arg(bench.get_program())
+            .args(["--url", &url, "--model", "m", "--rows-per-request", "3"])
+            .args(["--duration", "1", "--warm-up", "0"])
+            .env("TERM", "xterm")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("make test needs python3");
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{shown}");
+        assert!(shown.contains(" %, "), "{shown}");
+        let last = shown.trim_end().rsplit('\n').next().unwrap();
+        assert!(last.contains("times HTTP-503"), "{shown}");
+    });
 }
 
 #[test]

@@ -29,9 +29,9 @@ pub struct Args {
     #[command(flatten)]
     pub asked: CallFlags,
 
-    /// The protocol: MDM's own, or the Open Inference Protocol over REST; http at --ip and --port, or at --url. Where a URL
-    /// is given it is http, else zmq
-    #[arg(long, value_enum)]
+    /// The protocol: zmq, which is MDM's own, or http, which is the Open Inference Protocol over REST, at --url or else at
+    /// --ip and --port. By default http where a URL is given, else zmq
+    #[arg(long, value_enum, hide_possible_values = true)]
     pub door: Option<DoorKind>,
 
     /// A server that speaks the Open Inference Protocol over REST, MDM or another: http://HOST:PORT

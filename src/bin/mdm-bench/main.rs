@@ -161,6 +161,10 @@ fn door(args: &Args) -> Result<Box<dyn Door>> {
             Ok(Box::new(Zmq::new(args.asked.address(), call)))
         }
         DoorKind::Http => {
+            ensure!(
+                args.asked.server.is_none(),
+                "--server is for --door zmq; --url says where a server is reached over http"
+            );
             let url = match &args.url {
                 Some(url) => url.clone(),
                 None => args.asked.at.address().replacen("tcp", "http", 1),
@@ -295,6 +299,10 @@ mod tests {
         for (flags, words) in [
             (&["--door", "zmq", "--url", "http://a:1"][..], "--server"),
             (&["--json"], "--door http"),
+            (
+                &["--door", "http", "--server", "a:1", "--model", "m"],
+                "--url",
+            ),
             (&["--door", "http"], "--model"),
             (
                 &["--url", "localhost:1", "--model", "m"],

@@ -1,6 +1,7 @@
 //! The plot: throughput against latency, a line for each number of rows.
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
@@ -99,11 +100,10 @@ fn lines(reports: &[Report]) -> Vec<Line> {
 
 fn draw_into(svg: &mut String, reports: &[Report]) -> Result<()> {
     let lines = lines(reports);
-    let points = || lines.iter().flat_map(|line| line.points.iter().copied());
-    let most = |all: &mut dyn Iterator<Item = f64>| all.fold(1e-3, f64::max);
-    let widest = most(&mut points().map(|(x, _)| x)) * 1.05;
-    let highest = most(&mut points().map(|(_, y)| y)) * 1.3;
-    let lowest = points().map(|(_, y)| y).fold(highest, f64::min).max(1e-4) / 1.3;
+    let points = || lines.iter().flat_map(|line| line.points.iter());
+    // Sizes of requests differ by powers, and so do latencies before and past saturation.
+    let width = span(points().map(|(rows, _)| *rows));
+    let height = span(points().map(|(_, latency)| *latency));
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -111,9 +111,14 @@ fn draw_into(svg: &mut String, reports: &[Report]) -> Result<()> {
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..widest, (lowest..highest).log_scale())?;
+        .build_cartesian_2d(width.log_scale(), height.log_scale())?;
     chart
         .configure_mesh()
+        .max_light_lines(0)
+        .bold_line_style(BLACK.mix(0.15))
+        .label_style(("sans-serif", 13))
+        .x_label_formatter(&|rows| format!("{rows}"))
+        .y_label_formatter(&|latency| format!("{latency}"))
         .x_desc("rows a second")
         .y_desc("latency, ms")
         .draw()?;
@@ -126,7 +131,7 @@ fn draw_into(svg: &mut String, reports: &[Report]) -> Result<()> {
         chart
             .draw_series(LineSeries::new(points.iter().copied(), color))?
             .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color));
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
         let dots = points
             .into_iter()
             .map(|at| Circle::new(at, 3, color.filled()));
@@ -139,6 +144,18 @@ fn draw_into(svg: &mut String, reports: &[Report]) -> Result<()> {
         .draw()?;
     root.present()?;
     Ok(())
+}
+
+/// From below the least to above the largest, and never empty.
+fn span(numbers: impl Iterator<Item = f64>) -> Range<f64> {
+    let ends = numbers.fold(None, |ends: Option<(f64, f64)>, number| {
+        let number = number.max(1e-6);
+        Some(ends.map_or((number, number), |(least, most)| {
+            (least.min(number), most.max(number))
+        }))
+    });
+    let (least, most) = ends.unwrap_or((1.0, 1.0));
+    least / 1.5..most * 1.5
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub struct CallFlags {
 
     /// The server's address instead of --ip and --port: tcp://localhost:5555 or ipc://sock_tmp/mdm-5555.in
     #[arg(long, value_name = "ADDRESS")]
-    server: Option<String>,
+    pub server: Option<String>,
 
     #[command(flatten)]
     pub at: ServerFlags,
