@@ -48,7 +48,7 @@ impl Inside {
         let config = Config::parse_from(all).expect("good flags");
         Inside {
             server: Server::start(config).expect("a server"),
-            folder: folder,
+            folder,
         }
     }
 

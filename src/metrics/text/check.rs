@@ -66,11 +66,10 @@ pub(crate) fn check(text: &str) -> (Vec<Sample>, Vec<String>) {
 }
 
 fn belongs(sample: &Sample, family: &str, kind: &str) -> bool {
-    match (sample.name.strip_prefix(family), kind) {
-        (Some(""), "counter" | "gauge") => true,
-        (Some("_bucket" | "_sum" | "_count"), "histogram") => true,
-        _ => false,
-    }
+    matches!(
+        (sample.name.strip_prefix(family), kind),
+        (Some(""), "counter" | "gauge") | (Some("_bucket" | "_sum" | "_count"), "histogram")
+    )
 }
 
 fn check_family(name: &str, family: &Family, wrong: &mut Vec<String>) {
