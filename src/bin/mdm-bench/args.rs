@@ -122,3 +122,13 @@ impl Args {
         }
     }
 }
+
+/// What a test types.
+#[cfg(test)]
+pub fn typed(flags: &[&str]) -> Args {
+    let words = [&["mdm-bench"], flags].concat();
+    match mdm::config::parse_flags::<Args>(words.iter().map(Into::into), |_| None) {
+        Ok(mdm::config::Asked::Run(args)) => args,
+        other => panic!("{other:?}"),
+    }
+}

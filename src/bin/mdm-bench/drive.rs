@@ -10,8 +10,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::load::Load;
 use crate::load::Window;
-use crate::measure::{Outcome, Report, Spent, Tally, Times};
+use crate::measure::{Outcome, Spent, Tally, Times};
 use crate::plan::Case;
+use crate::report::Report;
 
 /// What a connection's thread needs: a request's bytes lie on the heap.
 const STACK_BYTES: usize = 512 << 10;

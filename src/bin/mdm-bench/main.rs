@@ -25,6 +25,7 @@ mod plot;
 mod random;
 #[path = "../shared/read.rs"]
 mod read;
+mod report;
 #[path = "../shared/rows.rs"]
 mod rows;
 #[cfg(test)]
@@ -39,16 +40,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use args::{Args, DoorKind};
+use args::Args;
 use csv::Csv;
 use doors::Door;
-use doors::http::{Asked, Encoding, Http};
-use doors::zmq::Zmq;
 use drive::Drive;
 use inputs::Source;
-use measure::Report;
 use plan::{Case, Numbers};
 use read::Contents;
+use report::Report;
 
 const NAME: &str = "mdm-bench";
 
@@ -68,7 +67,7 @@ fn bench(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.plot {
         plot::check(path)?;
     }
-    let mut door = door(args)?;
+    let mut door = doors::open(args)?;
     let source = source(args, &*door)?;
     let mut csv = args.csv.as_deref().map(Csv::create).transpose()?;
     let mut out = stdout().lock();
@@ -140,52 +139,6 @@ fn cases(args: &Args) -> Result<Vec<Case>> {
         );
     }
     plan::cases(&rows, &in_flight, args.rate.as_ref()).map_err(anyhow::Error::msg)
-}
-
-fn door(args: &Args) -> Result<Box<dyn Door>> {
-    let kind = match (args.door, &args.url) {
-        (Some(DoorKind::Zmq), Some(_)) => {
-            bail!("--url is for --door http; --server says where MDM's own protocol is spoken")
-        }
-        (Some(kind), _) => kind,
-        (None, Some(_)) => DoorKind::Http,
-        (None, None) => DoorKind::Zmq,
-    };
-    match kind {
-        DoorKind::Zmq => {
-            ensure!(
-                !args.json,
-                "--json is for --door http; the server's own protocol has no JSON tensors"
-            );
-            let call = args.asked.call()?.timeout(args.timeout());
-            Ok(Box::new(Zmq::new(args.asked.address(), call)))
-        }
-        DoorKind::Http => {
-            ensure!(
-                args.asked.server.is_none(),
-                "--server is for --door zmq; --url says where a server is reached over http"
-            );
-            let url = match &args.url {
-                Some(url) => url.clone(),
-                None => args.asked.at.address().replacen("tcp", "http", 1),
-            };
-            let asked = Asked {
-                model: args
-                    .asked
-                    .model
-                    .clone()
-                    .context("over http a model has to be named: --model NAME")?,
-                params: args.asked.params()?,
-                encoding: if args.json {
-                    Encoding::Json
-                } else {
-                    Encoding::Binary
-                },
-                timeout: args.timeout(),
-            };
-            Ok(Box::new(Http::new(&url, asked)?))
-        }
-    }
 }
 
 /// The rows: the file is read before the server is asked, so that a wrong one is told at once.
@@ -286,40 +239,11 @@ mod tests {
         shared::every_flag::reads(&[NAME], sample, shown);
     }
 
-    fn args(flags: &[&str]) -> Args {
-        let words = [&[NAME], flags].concat();
-        match mdm::config::parse_flags::<Args>(words.iter().map(Into::into), |_| None) {
-            Ok(mdm::config::Asked::Run(args)) => args,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn flags_of_the_other_door_are_refused() {
-        for (flags, words) in [
-            (&["--door", "zmq", "--url", "http://a:1"][..], "--server"),
-            (&["--json"], "--door http"),
-            (
-                &["--door", "http", "--server", "a:1", "--model", "m"],
-                "--url",
-            ),
-            (&["--door", "http"], "--model"),
-            (
-                &["--url", "localhost:1", "--model", "m"],
-                "http://HOST:PORT",
-            ),
-        ] {
-            let e = door(&args(flags)).err().unwrap().to_string();
-            assert!(e.contains(words), "{e}");
-        }
-        assert!(door(&args(&["--door", "http", "--model", "m"])).is_ok());
-    }
-
     #[test]
     fn more_requests_in_flight_than_threads_are_refused() {
-        let e = cases(&args(&["--concurrency", "1,2000"])).unwrap_err();
+        let e = cases(&args::typed(&["--concurrency", "1,2000"])).unwrap_err();
         assert!(e.to_string().contains("--concurrency 2000"), "{e}");
-        let open = cases(&args(&["--rate", "10"])).unwrap();
+        let open = cases(&args::typed(&["--rate", "10"])).unwrap();
         assert_eq!(
             (open.len(), open[0].concurrency, open[0].rate),
             (1, 64, Some(10))

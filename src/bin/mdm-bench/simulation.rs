@@ -8,8 +8,9 @@ use std::time::Duration;
 use mdm::Stats;
 
 use crate::load::{Arrival, Load, Window};
-use crate::measure::{Failure, Outcome, Report, ServerTimes, Spent, Tally, Times};
+use crate::measure::{Failure, Outcome, Spent, Tally, Times};
 use crate::plan::Case;
+use crate::report::{Report, ServerTimes};
 
 /// A server that takes requests in turn.
 struct Server {

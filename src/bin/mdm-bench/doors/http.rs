@@ -14,7 +14,8 @@ use serde::Deserialize;
 
 use super::Door;
 use crate::drive::Connection;
-use crate::measure::{Failure, Outcome, ServerTimes};
+use crate::measure::{Failure, Outcome};
+use crate::report::ServerTimes;
 use connection::{Kept, Reply};
 
 pub use body::Encoding;
