@@ -70,6 +70,9 @@
 //! PUSH and PULL sockets over inproc, each made, used and closed in one thread. `port` and `port_out` are connections of our
 //! own (`zmtp`), which belong to the ventilator and the sink and which each polls in one epoll with its inner sockets.
 //!
+//! The doors have threads of their own (`door/runtime.rs`), which take no part in that: each has a runtime for its
+//! connections, and one [`server::Door`] for each protocol.
+//!
 //! The client does not use libzmq. Its connections are the only ones that change threads, and only under a lock: a pool's
 //! (`client/mod.rs`), for the length of a call, or that of the requests that share a session (`client/tickets.rs`).
 //!

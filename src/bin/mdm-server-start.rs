@@ -112,6 +112,10 @@ struct Doors;
 #[cfg(not(feature = "gateway"))]
 impl Doors {
     fn stop(self) {}
+
+    fn ports(&self) -> &'static str {
+        ""
+    }
 }
 
 /// From the settings to a server that has said that it is ready. A failure leaves nothing behind.
@@ -157,25 +161,14 @@ fn start(config: &Config) -> Result<Started, Error> {
             return Err(error);
         }
     };
-    let mut ready = format!(
-        "ready port={} port_out={} workers={} pid={}",
+    let ready = format!(
+        "ready port={} port_out={} workers={} pid={}{}",
         server.port(),
         server.port_out(),
         config.num_worker,
-        std::process::id()
+        std::process::id(),
+        doors.ports()
     );
-    #[cfg(feature = "gateway")]
-    {
-        if let Some(http) = doors.http_addr() {
-            ready += &format!(" http_port={}", http.port());
-        }
-        if let Some(grpc) = doors.grpc_addr() {
-            ready += &format!(" grpc_port={}", grpc.port());
-        }
-        if let Some(metrics) = doors.metrics_addr() {
-            ready += &format!(" metrics_port={}", metrics.port());
-        }
-    }
     let mut stdout = io::stdout().lock();
     if let Err(error) = writeln!(stdout, "{ready}").and_then(|()| stdout.flush()) {
         tracing::warn!(%error, "the ready line could not be written to standard output");

@@ -16,15 +16,17 @@ use crate::tensor::{DataType, Tensor};
 use crate::wire::server::ModelInfo;
 
 /// How long it is remembered which inputs of a model are documents: a model that is loaded anew may have others.
-const REMEMBERED: Duration = Duration::from_secs(1);
+const REMEMBERED_FOR: Duration = Duration::from_secs(1);
 /// Models of which that is remembered; beyond it all are forgotten.
 const MOST_REMEMBERED: usize = 1024;
 /// Texts of more bytes are parsed beside the runtime.
 const PARSE_HERE_BYTES: usize = 256 * 1024;
 
-/// Which inputs of the models asked for lately are documents.
+/// Which inputs of the models asked for lately are documents, and when they were asked for.
 #[derive(Default)]
-pub(super) struct Documents(RefCell<HashMap<String, (Instant, Rc<[String]>)>>);
+pub(super) struct Documents(RefCell<HashMap<String, Remembered>>);
+
+type Remembered = (Instant, Rc<[String]>);
 
 impl Local {
     /// Makes documents of the BYTES inputs that the request's model takes as such.
@@ -73,7 +75,7 @@ impl Local {
         let remembered = self.documents.0.borrow().get(&key).cloned();
         if let Some((since, names)) = remembered
             && !has_paths
-            && since.elapsed() < REMEMBERED
+            && since.elapsed() < REMEMBERED_FOR
         {
             return Ok(names);
         }

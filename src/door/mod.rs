@@ -124,6 +124,20 @@ impl Doors {
         self.metrics
     }
 
+    /// The ports as the line says them that tells that the server is ready: ` http_port=8000`, nothing without doors.
+    pub fn ports(&self) -> String {
+        let all = [
+            ("http_port", self.http),
+            ("grpc_port", self.grpc),
+            ("metrics_port", self.metrics),
+        ];
+        let open = all
+            .iter()
+            .filter_map(|(name, address)| Some((name, (*address)?)));
+        open.map(|(name, address)| format!(" {name}={}", address.port()))
+            .collect()
+    }
+
     /// Waits until the doors have ended: to be called when the server has stopped, which ends them once the last answers
     /// were written, or could not be for a few seconds.
     pub fn stop(mut self) {

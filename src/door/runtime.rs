@@ -21,6 +21,7 @@ use super::pipeline::Pipeline;
 use super::shared::Shared;
 use super::{grpc, http};
 use crate::message::DoorKind;
+use crate::priority;
 use crate::server::{Door, Offers};
 
 /// Threads that parse and inflate large bodies beside the runtime, so that small requests and health checks go on.
@@ -58,6 +59,8 @@ pub(super) struct Setup {
 
 /// The body of a door thread. It returns when the server has stopped, or the order comes.
 pub(super) fn run(setup: Setup) {
+    // As the loops that it talks to: small requests pass what keeps the cores busy.
+    priority::ask_for_short_slices();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(POOL_THREADS)

@@ -6,6 +6,9 @@ use crate::common::{Server, eventually, within};
 use crate::http::Http;
 use crate::{LIMIT, server, slow_request};
 
+/// A way to leave, and its name.
+type Way = (&'static str, fn(Http));
+
 /// Rows of a request that takes about ten seconds.
 const ROWS: usize = 40_000;
 
@@ -41,7 +44,7 @@ fn ask_slowly(http: &mut Http, headers: &[(&str, &str)]) {
 fn a_closed_or_half_closed_connection_cancels_what_waits_and_what_runs() {
     within(LIMIT, || {
         let server = server(&["--preload", "slow"]);
-        let ways: [(&str, fn(Http)); 3] = [
+        let ways: [Way; 3] = [
             ("closed", drop),
             ("half closed", |mut http| {
                 http.end_writing();

@@ -146,3 +146,53 @@ fn answers_that_nobody_reads_are_bounded_and_hold_nobody_up() {
         }
     });
 }
+
+#[test]
+fn two_thousand_idle_connections_cost_little_and_no_processor_time() {
+    within(LIMIT, || {
+        // Two ends of each lie here and there.
+        let limit = rlimit::increase_nofile_limit(8192).unwrap_or(0);
+        if limit < 4096 {
+            println!("skipped: this system allows {limit} descriptors");
+            return;
+        }
+        let server = server(&["--preload", "echo"]);
+        let mut honest = Http::to(&server);
+        assert_eq!(
+            honest
+                .post("/v2/models/echo/infer", &echo_request(1))
+                .status,
+            200
+        );
+        let memory = server.resident_bytes();
+        let mut idle: Vec<Http> = (0..2000).map(|_| Http::to(&server)).collect();
+        for http in &mut idle {
+            assert_eq!(http.get("/v2").status, 200);
+        }
+        let grown = server.resident_bytes().saturating_sub(memory);
+        assert!(grown < 2000 * 32 * 1024, "{grown}");
+        let used = processor_time(server.pid());
+        std::thread::sleep(Duration::from_secs(3));
+        let used = processor_time(server.pid()) - used;
+        assert!(used < Duration::from_millis(300), "{used:?}");
+        assert_eq!(
+            honest
+                .post("/v2/models/echo/infer", &echo_request(1))
+                .status,
+            200
+        );
+        for http in idle.iter_mut().take(10) {
+            assert_eq!(http.get("/v2").status, 200);
+        }
+    });
+}
+
+/// The processor time that a process has used.
+fn processor_time(pid: u32) -> Duration {
+    let stat = crate::common::text(format!("/proc/{pid}/stat").as_ref());
+    // Behind the name, which may have blanks in it: fields 14 and 15, in hundredths of a second.
+    let behind = stat.rsplit(')').next().expect("fields");
+    let ticks = behind.split_whitespace().skip(11).take(2);
+    let ticks: u64 = ticks.map(|t| t.parse::<u64>().expect("a number")).sum();
+    Duration::from_millis(10 * ticks)
+}

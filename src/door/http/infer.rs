@@ -68,12 +68,17 @@ pub(super) async fn answer(
         return Ok(reply::of_events(events));
     }
     let (rows, _stats) = local.pipeline.infer(&caller, request).await?;
-    let answered = Answered {
-        model: &model.name,
-        version: model.version.as_deref(),
-        id: id.as_deref(),
+    let takes_its_time = write::copied_bytes(&rows.outputs, &wanted) > PARSE_HERE_BYTES;
+    let write = move || {
+        let answered = Answered {
+            model: &model.name,
+            version: model.version.as_deref(),
+            id: id.as_deref(),
+        };
+        let written = write::write(answered, &rows.outputs, &wanted);
+        written.map(|written| (written, rows))
     };
-    let written = write::write(answered, &rows.outputs, &wanted)?;
+    let (written, rows) = local.beside(takes_its_time, write).await??;
     let answer = Answer::of(written);
     let packing = Coding::of_answer(&head.headers, answer.pieces.bytes());
     match packing {

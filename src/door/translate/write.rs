@@ -78,6 +78,20 @@ pub(crate) fn write(answered: Answered<'_>, outputs: &Outputs, wanted: &Wanted) 
     Ok(written)
 }
 
+/// How many bytes of outputs are not given back as they lie in memory: all that become JSON, and strings.
+pub(crate) fn copied_bytes(outputs: &Outputs, wanted: &Wanted) -> usize {
+    let named = wanted.outputs.iter().flatten();
+    let all_binary = match &wanted.outputs {
+        None => wanted.binary,
+        Some(_) => named
+            .clone()
+            .all(|one| one.classes == 0 && one.binary.unwrap_or(wanted.binary)),
+    };
+    let tensors = outputs.parts.iter().flat_map(|part| &part.tensors);
+    let copied = tensors.filter(|tensor| !all_binary || tensor.datatype().size().is_none());
+    copied.map(Tensor::payload_bytes).sum()
+}
+
 /// Writes one part of a stream as JSON; nothing is wanted behind it.
 ///
 /// # Errors
