@@ -17,6 +17,9 @@ fn a_head_or_a_body_that_does_not_come_ends_its_connection_and_idle_ones_stay() 
         assert_eq!(idle.get("/v2").status, 200);
         let mut body = Http::to(&server);
         assert!(body.send(b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"));
+        // Less than tells one version of HTTP from the other.
+        let mut letter = Http::to(&server);
+        assert!(letter.send(b"P"));
         let mut head = Http::to(&server);
         let started = Instant::now();
         assert!(head.send(b"GET /v2 HTTP/1.1\r\nhost: loc"));
@@ -30,6 +33,7 @@ fn a_head_or_a_body_that_does_not_come_ends_its_connection_and_idle_ones_stay() 
         let answer = body.answer().expect("an answer");
         assert_eq!(answer.status, 408, "{answer:?}");
         assert!(started.elapsed() < Duration::from_secs(30));
+        assert!(letter.is_closed());
         assert_eq!(idle.get("/v2").status, 200);
         assert_eq!(silent.get("/v2").status, 200);
     });

@@ -50,8 +50,10 @@ const PING_EVERY: Duration = Duration::from_secs(60);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
 /// How an HTTP/2 connection begins.
 const HTTP2_START: &[u8] = b"PRI";
-/// How often a connection is looked at that has sent less than tells the protocol.
-const PEEK_AGAIN: Duration = Duration::from_millis(20);
+/// How soon a connection is looked at again that has sent less than tells the protocol; then half as often each time.
+const PEEK_AGAIN: Duration = Duration::from_millis(5);
+/// It is closed instead of waiting longer than this once more: about ten seconds after its first byte.
+const PEEK_AT_MOST: Duration = Duration::from_secs(6);
 
 /// Spawns on the thread's own runtime.
 #[derive(Clone, Copy)]
@@ -123,9 +125,10 @@ pub(super) async fn serve(
     }
 }
 
-/// Looks at how a connection begins, without taking anything; `None` if it closes first.
+/// Looks at how a connection begins, without taking anything; `None` if it closes first, or does not go on.
 async fn is_http2(stream: &TcpStream) -> io::Result<Option<bool>> {
     let mut start = [0; HTTP2_START.len()];
+    let mut again = PEEK_AGAIN;
     loop {
         let seen = stream.peek(&mut start).await?;
         if seen == 0 {
@@ -134,7 +137,11 @@ async fn is_http2(stream: &TcpStream) -> io::Result<Option<bool>> {
         if seen == start.len() || !HTTP2_START.starts_with(&start[..seen]) {
             return Ok(Some(start[..seen] == *HTTP2_START));
         }
+        if again > PEEK_AT_MOST {
+            return Ok(None);
+        }
         // `P` begins POST too. The system would say at once, again and again, that there is something to read.
-        tokio::time::sleep(PEEK_AGAIN).await;
+        tokio::time::sleep(again).await;
+        again *= 2;
     }
 }
