@@ -57,7 +57,9 @@ fn one_client(plan: &Plan, table: &mut Table, server: &Server, client: &Client) 
     let mut ours = || half_of(count, || http.round_trip(&asked).map(drop));
     let mut path = || half_of(count, || bare_http.round_trip(&asked).map(drop));
     let zmq = || half_of(count, || Ok(client.infer(&array, "mlp").map(drop)?));
-    (ours()?, path()?, zmq()?);
+    ours()?;
+    path()?;
+    zmq()?;
     let mut pairs = Pairs::default();
     while plan.goes_on(pairs.count()) {
         let (ours, zmq, path) = (ours()?, zmq()?, path()?);
@@ -117,7 +119,8 @@ fn bulk(plan: &Plan, table: &mut Table, server: &Server, client: &Client) -> Res
     let all = (BULK_ROWS * count) as f64;
     let mut ours = || rate(all, count, || http.round_trip(&asked).map(drop));
     let zmq = || rate(all, count, || Ok(client.infer(&array, "mlp").map(drop)?));
-    (ours()?, zmq()?);
+    ours()?;
+    zmq()?;
     let pairs = Pairs::measure(plan, ours, zmq)?;
     let what = format!("  {BULK_ROWS} rows of mlp in one request, to our ZeroMQ client");
     table.add(&what, &pairs, "rows/s", Bar::AtLeast(0.9));
@@ -139,7 +142,8 @@ fn large(plan: &Plan, table: &mut Table, server: &Server, client: &Client) -> Re
         })
     };
     let zmq = || rate(all, count, || Ok(client.infer(&array, "echo").map(drop)?));
-    (ours()?, zmq()?);
+    ours()?;
+    zmq()?;
     let pairs = Pairs::measure(plan, ours, zmq)?;
     let what = "  64 MiB echo, REST binary, both directions, to our ZeroMQ client";
     table.add(what, &pairs, "B/s", Bar::AtLeast(0.7));

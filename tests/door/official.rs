@@ -19,14 +19,14 @@ fn server() -> Server {
         ("old/1/model.onnx", onnx::echo(DataType::Fp32, &[4])),
         ("old/3/model.onnx", onnx::echo(DataType::Fp32, &[4])),
     ]);
-    let flags = [
+    let doors = [
         "--http-port",
         "0",
+        "--grpc-port",
+        "0",
         "--door-model-control",
-        "--num-worker",
-        "2",
     ];
-    Server::start(folder, &flags)
+    Server::start(folder, &[&doors[..], &["--num-worker", "2"]].concat())
 }
 
 /// Runs one of the programs against a port, with rows for the model "mlp" and what the ZeroMQ client got for them.
