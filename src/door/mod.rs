@@ -5,12 +5,12 @@
 //!     ▲                                                                                       │ its descriptor
 //!     └──────────── answer: the parts as the sink has them ◀── slot ◀── the thread's reader ◀─┘
 //! ```
-//! Each door thread ([`runtime`]) has a single-threaded runtime, one `server::Door` and the connections that it has
+//! Each door thread (`runtime.rs`) has a single-threaded runtime, one `server::Door` and the connections that it has
 //! accepted. A task submits straight into that door, and the thread's reader hands it its answers: there is no thread
 //! between the runtime and the ventilator, and no lock is taken however many connections there are. What the tasks of a
-//! thread share is in a [`local::Local`], what the threads share in a [`shared::Shared`].
+//! thread share is in a `local.rs`, what the threads share in a `shared.rs`.
 //!
-//! A connection is a caller ([`connections`]): the pipeline's turns and bounds count it as they count a session. When the
+//! A connection is a caller (`connections.rs`): the pipeline's turns and bounds count it as they count a session. When the
 //! future that waits for an answer is dropped, as hyper does when the peer has gone, the request is cancelled.
 //!
 //! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other. `http/`
