@@ -6,13 +6,15 @@ use std::time::Duration;
 use super::documents::Documents;
 use super::pipeline::{Caller, Pipeline};
 use super::shared::Shared;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::message::DoorKind;
 use crate::metrics::{self, Health, Outside, Process};
 use crate::server::Offers;
 
 /// How long the pipeline's loops may take to answer a question before they count as stuck.
 const LIVE_WITHIN: Duration = Duration::from_secs(5);
+/// How long until a question that was one too many is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The way into the pipeline, and what all threads share.
 pub(crate) struct Local {
@@ -39,8 +41,18 @@ impl Local {
 
     /// How the server is; `None` if its loops do not answer.
     pub(crate) async fn health(&self, caller: &Caller) -> Option<Health> {
-        let health = tokio::time::timeout(LIVE_WITHIN, self.pipeline.health(caller));
-        health.await.ok()?.ok()
+        let asked = async {
+            loop {
+                match self.pipeline.health(caller).await {
+                    // Its connection has too many questions open, which says nothing of the server.
+                    Err(error) if error.code() == ErrorCode::ResourceExhausted => {
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                    other => return other,
+                }
+            }
+        };
+        tokio::time::timeout(LIVE_WITHIN, asked).await.ok()?.ok()
     }
 
     /// Whether the server serves: it has become ready, is not stopping, and a worker takes work.

@@ -8,7 +8,7 @@
 //! Each door thread (`runtime.rs`) has a single-threaded runtime, one `server::Door` and the connections that it has
 //! accepted. A task submits straight into that door, and the thread's reader hands it its answers: there is no thread
 //! between the runtime and the ventilator, and no lock is taken however many connections there are. What the tasks of a
-//! thread share is in a `local.rs`, what the threads share in a `shared.rs`.
+//! thread share is in `local.rs`, what the threads share in `shared.rs`.
 //!
 //! A connection is a caller (`connections.rs`): the pipeline's turns and bounds count it as they count a session. When the
 //! future that waits for an answer is dropped, as hyper does when the peer has gone, the request is cancelled.

@@ -126,6 +126,8 @@ async fn serve(mut setup: Setup) -> io::Result<()> {
         task.abort();
     }
     for pipeline in thread.pipelines {
+        // Another door's reader may have been the first to see the end: these may still have answers.
+        let _ = pipeline.hand_out();
         pipeline.end();
     }
     connections.finish(LAST_WRITES).await;

@@ -21,13 +21,16 @@ pub const MAX_PATH_BYTES: usize = 4096;
 /// Most bytes of a tensor's name.
 pub const MAX_TENSOR_NAME_BYTES: usize = 1024;
 
-/// Parameters of no more than [`MAX_PARAM_VALUES`] values.
-pub(crate) struct BoundedParams(pub(crate) Params);
+/// Parameters of no more than so many values.
+pub(crate) struct BoundedParams<const MOST: usize = MAX_PARAM_VALUES>(pub(crate) Params);
 
-impl<'de> Deserialize<'de> for BoundedParams {
+impl<'de, const MOST: usize> Deserialize<'de> for BoundedParams<MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut left = MAX_PARAM_VALUES;
-        let values = Values { left: &mut left };
+        let mut left = MOST;
+        let values = Values {
+            left: &mut left,
+            most: MOST,
+        };
         let params = deserializer.deserialize_map(Entries(values))?;
         Ok(BoundedParams(params))
     }
@@ -36,11 +39,15 @@ impl<'de> Deserialize<'de> for BoundedParams {
 /// How many values may still come.
 struct Values<'a> {
     left: &'a mut usize,
+    most: usize,
 }
 
 impl Values<'_> {
     fn again(&mut self) -> Values<'_> {
-        Values { left: self.left }
+        Values {
+            left: self.left,
+            most: self.most,
+        }
     }
 }
 
@@ -51,7 +58,7 @@ impl<'de> DeserializeSeed<'de> for Values<'_> {
         *self.left = self
             .left
             .checked_sub(1)
-            .ok_or_else(|| D::Error::custom(format_args!("more than {MAX_PARAM_VALUES} values")))?;
+            .ok_or_else(|| D::Error::custom(format_args!("more than {} values", self.most)))?;
         deserializer.deserialize_any(self)
     }
 }

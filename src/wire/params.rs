@@ -123,7 +123,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Params> {
         return Ok(Params::new());
     }
     let mut source = rmp_serde::Deserializer::from_read_ref(bytes);
-    let params = BoundedParams::deserialize(&mut source);
+    let params = <BoundedParams>::deserialize(&mut source);
     params
         .map(|BoundedParams(params)| params)
         .map_err(|e| Error::internal(format!("`params`: {e}")))
@@ -300,7 +300,7 @@ mod tests {
         #[test]
         fn the_look_lets_pass_what_the_worker_reads_and_sees_the_same_paths(bytes in values()) {
             let mut source = rmp_serde::Deserializer::from_read_ref(&bytes);
-            let read = BoundedParams::deserialize(&mut source).map(|BoundedParams(params)| params);
+            let read = <BoundedParams>::deserialize(&mut source).map(|BoundedParams(params)| params);
             match (look(&bytes), read) {
                 (Ok(raw), Ok(params)) => {
                     prop_assert_eq!(raw.parse().unwrap(), params.clone());

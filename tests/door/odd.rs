@@ -170,6 +170,21 @@ fn json_requests() -> Vec<(Value, u16, &'static str)> {
         (outputs(json!([{}])), 400, "missing field `name`"),
         (outputs(json!([{"name": "z"}])), 400, "\"z\" was asked for"),
         (
+            outputs(json!([{"name": "y"}, {"name": "y"}])),
+            400,
+            "\"y\" was asked for twice",
+        ),
+        (
+            outputs(json!([{"name": "n".repeat(2000)}])),
+            400,
+            "has 2000 bytes, and 1024 is the most",
+        ),
+        (
+            input(json!({"parameters": {"a": vec![0; 100]}})),
+            400,
+            "more than 64 values",
+        ),
+        (
             outputs(json!([{"name": "y", "parameters": {"binary_data": 1}}])),
             400,
             "binary_data",

@@ -31,6 +31,10 @@ fn a_path_or_method_that_is_not_there_is_told() {
         assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
         let answer = http.post("/v2/health/live", &json!({}));
         assert_eq!((answer.status, answer.header("allow")), (405, Some("GET")));
+        let name = format!("/v2/models/{}", "n".repeat(5000));
+        assert!(http.get(&name).error().contains("at most 4096 bytes"));
+        let long = json!({"ready": "x".repeat(70_000)});
+        assert_eq!(http.post("/v2/repository/index", &long).status, 413);
         let answer = http.post("/v2/models/none/infer", &json!({"inputs": []}));
         assert_eq!(answer.status, 404);
         assert!(

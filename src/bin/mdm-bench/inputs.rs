@@ -103,6 +103,12 @@ impl Source {
         }
         let rows = rows.unwrap_or(1);
         let there = self.rows.rows()?;
+        ensure!(there > 0, "there are no rows to send");
+        let bytes = (self.rows.payload_bytes() as u64 / there as u64).max(1);
+        ensure!(
+            bytes.saturating_mul(rows as u64) <= MOST_BYTES as u64,
+            "--rows-per-request {rows}: a request would have over {MOST_BYTES} bytes"
+        );
         let all = match there < rows {
             true => repeated(&self.rows, rows.div_ceil(there))?,
             false => self.rows.clone(),

@@ -53,6 +53,8 @@ const NAME: &str = "mdm-bench";
 
 /// Each request in flight has a thread and a connection here, and a session or a connection at the server.
 const MAX_CONCURRENCY: u64 = 1024;
+/// Most requests due a second: beyond that a thread of this program is what is measured.
+const MAX_RATE: u64 = 1_000_000;
 
 /// Requests in flight of an open loop, unless somebody says otherwise: enough that none waits here before a server waits.
 const OPEN_CONCURRENCY: u64 = 64;
@@ -136,6 +138,12 @@ fn cases(args: &Args) -> Result<Vec<Case>> {
         ensure!(
             number <= MAX_CONCURRENCY,
             "--concurrency {number}: at most {MAX_CONCURRENCY} requests are in flight; run several of these for more"
+        );
+    }
+    for &rate in args.rate.iter().flat_map(|rates| &rates.0) {
+        ensure!(
+            rate <= MAX_RATE,
+            "--rate {rate}: at most {MAX_RATE} requests a second; run several of these for more"
         );
     }
     plan::cases(&rows, &in_flight, args.rate.as_ref()).map_err(anyhow::Error::msg)

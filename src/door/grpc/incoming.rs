@@ -28,7 +28,7 @@ const ALIGNMENT: usize = 16;
 /// What is set aside for a message ahead of its bytes: a length costs its client nothing.
 const AHEAD_BYTES: usize = 64 << 20;
 /// Messages of more bytes are inflated beside the runtime.
-const INFLATE_HERE_BYTES: usize = 4096;
+const INFLATE_HERE_BYTES: usize = 256;
 /// Most bytes of a message that holds no tensors.
 const SMALL_BYTES: u64 = 1 << 20;
 /// How messages may be compressed, as the answer says where it is anything else.
@@ -181,10 +181,15 @@ impl Messages {
             (0, _) => bytes,
             (1, Some(coding)) => {
                 let takes_its_time = bytes.len() > INFLATE_HERE_BYTES;
-                let inflate = move || inflate(coding, &bytes, most);
+                // The count goes along: a call that is cancelled meanwhile leaves the bytes in the pool's queue.
+                let inflate = move || -> Result<_> {
+                    let inflated = inflate(coding, &bytes, most)?;
+                    reserved.add(inflated.len())?;
+                    Ok((inflated, reserved))
+                };
                 let inflated = self.local.beside(takes_its_time, inflate).await;
-                let inflated = inflated.map_err(status)?.map_err(status)?;
-                reserved.add(inflated.len()).map_err(status)?;
+                let (inflated, counted) = inflated.map_err(status)?.map_err(status)?;
+                reserved = counted;
                 inflated
             }
             (1, None) => {

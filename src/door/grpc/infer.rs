@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::incoming::{Message, Messages};
+use super::incoming::{Message, Messages, Reserved};
 use super::reply::{self, Reply};
 use super::request::{self, Asked};
 use super::response;
@@ -22,10 +22,9 @@ const READ_HERE_BYTES: usize = 256 * 1024;
 /// Why it is refused.
 pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply, Status> {
     let message = call.within(messages.only()).await?;
-    let mut asked = read(call, message).await.map_err(status)?;
-    let request = asked.take_request(call);
+    let (mut asked, reserved) = read(call, message).await.map_err(status)?;
     let outcome = async {
-        let request = call.local.with_documents(call.caller(), request).await?;
+        let request = take_request(call, &mut asked, reserved).await?;
         let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
         let written = response::write(
             asked.answered(),
@@ -38,33 +37,40 @@ pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply,
     outcome.await.map_err(status)
 }
 
-/// Reads a message; a large one beside the runtime.
+/// Reads a message; a large one beside the runtime. Its bytes count until they count as a request's.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming what is wrong.
-pub(super) async fn read(call: &Call, message: Message) -> Result<Asked> {
+pub(super) async fn read(call: &Call, message: Message) -> Result<(Asked, Reserved)> {
     let most = call.local.shared.max_request_bytes;
     let takes_its_time = message.bytes.len() > READ_HERE_BYTES;
     let read = move || {
         let Message { bytes, reserved } = message;
-        let asked = request::read(bytes, most);
-        drop(reserved); // what it holds now counts as a request
-        asked
+        request::read(bytes, most).map(|asked| (asked, reserved))
     };
     call.local.beside(takes_its_time, read).await?
 }
 
-impl Asked {
-    /// What the pipeline gets, with the call's deadline if that comes first.
-    pub(super) fn take_request(&mut self, call: &Call) -> Request {
-        let Infer { request, .. } = &mut self.infer;
-        let mut request = std::mem::take(request);
-        request.model = Some(self.model.clone());
-        let times = [request.timeout_ms, call.left_ms()];
-        request.timeout_ms = times.into_iter().flatten().min();
-        request
-    }
+/// What the pipeline gets, with the call's deadline if that comes first.
+///
+/// # Errors
+/// What the server answers when it is asked what the model takes.
+pub(super) async fn take_request(
+    call: &Call,
+    asked: &mut Asked,
+    reserved: Reserved,
+) -> Result<Request> {
+    let Infer { request, .. } = &mut asked.infer;
+    let mut request = std::mem::take(request);
+    request.model = Some(asked.model.clone());
+    let mut request = call.local.with_documents(call.caller(), request).await?;
+    drop(reserved); // what it holds counts as a request from here on
+    let times = [request.timeout_ms, call.left_ms()];
+    request.timeout_ms = times.into_iter().flatten().min();
+    Ok(request)
+}
 
+impl Asked {
     /// What its answers repeat.
     pub(super) fn answered(&self) -> Answered<'_> {
         Answered {

@@ -54,7 +54,7 @@ pub(super) enum ReplyBody {
 #[derive(Default)]
 pub(super) struct Pieces {
     pieces: VecDeque<Bytes>,
-    _held: Option<Arc<Held>>,
+    held: Option<Arc<Held>>,
     ended: bool,
 }
 
@@ -74,7 +74,7 @@ impl Pieces {
         }
         Pieces {
             pieces: pieces.into(),
-            _held: held,
+            held,
             ended: false,
         }
     }
@@ -109,6 +109,10 @@ impl Stream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         loop {
             if let Some(piece) = self.now.pieces.pop_front() {
+                if self.now.pieces.is_empty() {
+                    // The next message may be long in coming; a large piece has a count of its own.
+                    self.now.held = None;
+                }
                 return Poll::Ready(Some(Frame::data(piece)));
             }
             if self.now.ended {
@@ -186,7 +190,8 @@ fn of(body: ReplyBody) -> Reply {
 
 /// One message, whose bytes count for its caller where they are not copies.
 pub(super) fn of_pieces(pieces: Vec<Bytes>, held: Option<Held>) -> Reply {
-    let held = held.filter(|_| pieces.len() > 1);
+    let is_large = |piece: &Bytes| piece.len() >= COUNTED_PIECE_BYTES;
+    let held = held.filter(|_| pieces.len() > 1 || pieces.iter().any(is_large));
     of(ReplyBody::Whole(Pieces::new(pieces, held)))
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Number, Value as Json};
 use super::fields::{Fields, Value, varint};
 use super::lists::List;
 use crate::door::translate::options::{Options, flag};
-use crate::door::translate::read::{binary, refuse_shared_memory, wanted_output};
+use crate::door::translate::read::{binary, each_once, refuse_shared_memory, wanted_output};
 use crate::door::translate::strings::to_documents;
 use crate::door::translate::{
     Infer, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_RANK, MAX_TENSORS, Wanted, WantedOutput,
@@ -64,7 +64,7 @@ pub(super) fn read(message: Bytes, most_bytes: u64) -> Result<Asked> {
     }
     let options = Options::of(params)?;
     let outputs: Result<Vec<WantedOutput>> = outputs.into_iter().map(output).collect();
-    let outputs = Some(outputs?).filter(|outputs| !outputs.is_empty());
+    let outputs = Some(each_once(outputs?)?).filter(|outputs| !outputs.is_empty());
     if !raw.is_empty() && raw.len() != inputs.len() {
         return Err(Error::invalid(format!(
             "raw_input_contents has {} entries, and there are {} inputs; give one for each, or `contents` in each",

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tonic::Status;
 
-use super::incoming::{Message, Messages};
+use super::incoming::{Message, Messages, Reserved};
 use super::infer;
 use super::messages::{ModelInferResponse, ModelStreamInferResponse};
 use super::reply::{self, Reply, Said};
@@ -99,8 +99,8 @@ impl Turn {
 
 /// Answers one request.
 async fn one(call: Rc<Call>, message: Message, say: mpsc::Sender<Said>, mut turn: Turn) {
-    let mut asked = match infer::read(&call, message).await {
-        Ok(asked) => asked,
+    let (mut asked, reserved) = match infer::read(&call, message).await {
+        Ok(read) => read,
         Err(error) => {
             turn.come().await;
             tell(&say, (refusal(None, error), None)).await;
@@ -109,12 +109,12 @@ async fn one(call: Rc<Call>, message: Message, say: mpsc::Sender<Said>, mut turn
     };
     if asked.in_parts {
         turn.pass();
-        if let Err(error) = in_parts(&call, &mut asked, &say).await {
+        if let Err(error) = in_parts(&call, (&mut asked, reserved), &say).await {
             tell(&say, (refusal(Some(&asked), error), None)).await;
         }
         return;
     }
-    let told = match whole(&call, &mut asked).await {
+    let told = match whole(&call, (&mut asked, reserved)).await {
         Ok((message, held)) => (message, Some(held)),
         Err(error) => (refusal(Some(&asked), error), None),
     };
@@ -127,11 +127,12 @@ async fn tell(say: &mpsc::Sender<Said>, (message, held): Told) {
     let _ = say.send(Said::Message(message, held)).await;
 }
 
-async fn whole(call: &Call, asked: &mut Asked) -> Result<(Vec<Bytes>, Held)> {
-    let request = asked.take_request(call);
-    let caller = call.caller();
-    let request = call.local.with_documents(caller, request).await?;
-    let (rows, _stats) = call.local.pipeline.infer(caller, request).await?;
+async fn whole(
+    call: &Call,
+    (asked, reserved): (&mut Asked, Reserved),
+) -> Result<(Vec<Bytes>, Held)> {
+    let request = infer::take_request(call, asked, reserved).await?;
+    let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
     let message = response::write(
         asked.answered(),
         &[(FINAL, Parameter::Flag(true))],
@@ -142,11 +143,13 @@ async fn whole(call: &Call, asked: &mut Asked) -> Result<(Vec<Bytes>, Held)> {
 }
 
 /// Tells parts as they come, then their end.
-async fn in_parts(call: &Call, asked: &mut Asked, say: &mpsc::Sender<Said>) -> Result<()> {
-    let request = asked.take_request(call);
-    let caller = call.caller();
-    let request = call.local.with_documents(caller, request).await?;
-    let mut parts = call.local.pipeline.stream(caller, request)?;
+async fn in_parts(
+    call: &Call,
+    (asked, reserved): (&mut Asked, Reserved),
+    say: &mpsc::Sender<Said>,
+) -> Result<()> {
+    let request = infer::take_request(call, asked, reserved).await?;
+    let mut parts = call.local.pipeline.stream(call.caller(), request)?;
     let wanted = &asked.infer.wanted;
     let mut ordered = InOrder::default();
     loop {

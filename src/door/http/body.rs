@@ -98,7 +98,10 @@ pub(super) async fn read(
         leave(body);
         return Err(too_long(most, None));
     }
-    reserved.add(first.len())?;
+    if let Err(error) = reserved.add(first.len()) {
+        leave(body);
+        return Err(error.into());
+    }
     if body.is_end_stream() || said.exact() == Some(first.len() as u64) {
         // One piece: nothing is copied.
         return Ok(Whole {
@@ -175,7 +178,10 @@ pub(super) fn too_long(most: u64, bytes: Option<u64>) -> Refusal {
 }
 
 /// Reads on beside the answer: a connection that is closed with bytes unread loses what was answered.
-fn leave(mut body: Incoming) {
+pub(super) fn leave(mut body: Incoming) {
+    if body.is_end_stream() {
+        return;
+    }
     tokio::task::spawn_local(async move {
         let mut left = LEFTOVER_BYTES;
         let rest = async {

@@ -48,9 +48,14 @@ fn is_local(host: &str) -> bool {
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
     let name = name.strip_suffix('.').unwrap_or(name);
-    let is_name =
-        name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost");
-    is_name || name.parse::<IpAddr>().is_ok()
+    let ends_with = |end: &str| {
+        let start = name.len().checked_sub(end.len());
+        let rest = start.and_then(|start| name.get(start..));
+        rest.is_some_and(|rest| rest.eq_ignore_ascii_case(end))
+    };
+    name.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || ends_with(".localhost")
 }
 
 #[cfg(test)]

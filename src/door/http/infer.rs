@@ -13,7 +13,7 @@ use super::super::local::Local;
 use super::super::pipeline::Held;
 use super::super::translate::write::{Answered, Written};
 use super::super::translate::{Infer, read, write};
-use super::body::{self, Whole};
+use super::body::{self, Reserved, Whole};
 use super::coding::Coding;
 use super::events::{self, Events, Subject};
 use super::raw;
@@ -38,15 +38,23 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     let (head, body) = request.into_parts();
-    let coding = Coding::of_request(&head.headers)?;
-    let json_bytes = json_length(&head.headers)?;
+    let asked = Coding::of_request(&head.headers)
+        .and_then(|coding| Ok((coding, json_length(&head.headers)?)));
+    let (coding, json_bytes) = match asked {
+        Ok(asked) => asked,
+        Err(refusal) => {
+            body::leave(body);
+            return Err(refusal);
+        }
+    };
     let ahead = json_bytes.filter(|_| coding.is_none());
     let whole = body::read(&local.shared, body, ahead).await?;
     let caller = open.connection().caller.clone();
-    let infer = match json_bytes {
+    let (infer, reserved) = match json_bytes {
         Some(0) => {
-            let whole = unpacked(local, whole, coding, json_bytes).await?;
-            raw::read(local, &caller, &model, whole.bytes).await?
+            let Whole { bytes, reserved } = unpacked(local, whole, coding, json_bytes).await?;
+            let infer = raw::read(local, &caller, &model, bytes).await?;
+            (infer, reserved)
         }
         _ => parse(local, whole, coding, json_bytes).await?,
     };
@@ -56,6 +64,7 @@ pub(super) async fn answer(
         wanted,
     } = infer.with_model(&model);
     let request = local.with_documents(&caller, request).await?;
+    drop(reserved); // what it holds counts as a request from here on
     if events::are_asked_for(&head.headers) {
         events::check(&wanted)?;
         let parts = local.pipeline.stream(&caller, request)?;
@@ -82,7 +91,7 @@ pub(super) async fn answer(
     let answer = Answer::of(written);
     let packing = Coding::of_answer(&head.headers, answer.pieces.bytes());
     match packing {
-        Some(coding) => answer.packed(local, coding).await,
+        Some(coding) => answer.packed(local, coding, rows.held).await,
         None => Ok(answer.reply(rows.held)),
     }
 }
@@ -123,18 +132,16 @@ async fn parse(
     whole: Whole,
     coding: Option<Coding>,
     json_bytes: Option<usize>,
-) -> Result<Infer, Refusal> {
+) -> Result<(Infer, Reserved), Refusal> {
     let whole = unpacked(local, whole, coding, json_bytes).await?;
     let most = local.shared.max_request_bytes;
-    // Tensors behind the JSON take no time.
-    let json = json_bytes.unwrap_or(whole.bytes.len());
+    // Of tensors behind the JSON only texts take time, whose lengths are taken out.
+    let is_large = whole.bytes.len() > PARSE_HERE_BYTES;
     let parse = move || {
         let Whole { bytes, reserved } = whole;
-        let parsed = read_body(&bytes, json_bytes, most);
-        drop(reserved); // what it holds now counts as a request
-        parsed
+        read_body(&bytes, json_bytes, most).map(|infer| (infer, reserved))
     };
-    Ok(local.beside(json > PARSE_HERE_BYTES, parse).await??)
+    Ok(local.beside(is_large, parse).await??)
 }
 
 fn read_body(bytes: &Bytes, json_bytes: Option<usize>, most: u64) -> Result<Infer> {
@@ -168,8 +175,8 @@ impl Answer {
         let Written { json, behind } = written;
         let json_bytes = (!behind.is_empty()).then_some(json.len());
         let bytes: usize = behind.iter().map(Bytes::len).sum();
-        let joined = bytes <= JOINED_BYTES;
-        let pieces = if joined {
+        let joined = json.len() + bytes <= JOINED_BYTES;
+        let pieces = if joined || behind.is_empty() {
             let mut joined = json;
             behind
                 .iter()
@@ -187,7 +194,7 @@ impl Answer {
     }
 
     /// Packed; a large one beside the runtime.
-    async fn packed(self, local: &Local, coding: Coding) -> Result<Reply, Refusal> {
+    async fn packed(self, local: &Local, coding: Coding, held: Held) -> Result<Reply, Refusal> {
         let takes_its_time = self.pieces.bytes() > PARSE_HERE_BYTES as u64;
         let pieces = self.pieces.into_bytes();
         let pack = move || coding.pack(pieces.iter());
@@ -196,7 +203,7 @@ impl Answer {
             pieces: Pieces::new(vec![packed]),
             ..self
         };
-        let mut reply = answer.reply_of(|pieces| pieces);
+        let mut reply = answer.reply_of(|pieces| pieces.counted(held));
         let headers = reply.headers_mut();
         let name = HeaderValue::from_static(coding.name());
         headers.insert(CONTENT_ENCODING, name);

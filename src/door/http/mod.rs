@@ -30,7 +30,7 @@ use super::local::Local;
 /// What a connection beyond the most that there may be is told.
 pub(super) const TOO_MANY_CONNECTIONS: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
-      content-type: application/json\r\ncontent-length: 52\r\n\r\n\
+      content-type: application/json\r\ncontent-length: 53\r\n\r\n\
       {\"error\":\"too many connections are open; try later\"}\n";
 
 /// Most headers of a request.

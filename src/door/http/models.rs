@@ -18,6 +18,9 @@ use super::route::ModelName;
 use crate::error::Error;
 use crate::wire::server::ModelInfo;
 
+/// Most bytes of a body that has no tensors.
+const MAX_ORDER_BYTES: usize = 64 * 1024;
+
 /// What a model is, as a request with this name would get it. It is read for that if nobody has asked for it before.
 pub(super) async fn metadata(
     local: &Local,
@@ -124,7 +127,7 @@ pub(super) async fn index(
     open: &Open,
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
-    let whole = body::read(&local.shared, request.into_body(), None).await?;
+    let whole = few_bytes(local, request).await?;
     let asked: IndexAsked = match whole.bytes.iter().all(u8::is_ascii_whitespace) {
         true => IndexAsked::default(),
         false => serde_json::from_slice(&whole.bytes)
@@ -156,6 +159,21 @@ pub(super) async fn index(
     Ok(reply::json(StatusCode::OK, &lines))
 }
 
+/// A body without tensors.
+async fn few_bytes(local: &Local, request: Request<Incoming>) -> Result<body::Whole, Refusal> {
+    let whole = body::read(&local.shared, request.into_body(), None).await?;
+    if whole.bytes.len() > MAX_ORDER_BYTES {
+        return Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "the body has {} bytes, and {MAX_ORDER_BYTES} is the most where no tensors are sent",
+                whole.bytes.len()
+            ),
+        ));
+    }
+    Ok(whole)
+}
+
 /// What is to be done with a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Control {
@@ -170,8 +188,11 @@ pub(super) async fn control(
     (control, name): (Control, String),
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
-    may_control(local, open.connection(), request.headers())?;
-    let whole = body::read(&local.shared, request.into_body(), None).await?;
+    if let Err(refusal) = may_control(local, open.connection(), request.headers()) {
+        body::leave(request.into_body());
+        return Err(refusal);
+    }
+    let whole = few_bytes(local, request).await?;
     if control == Control::Load && !whole.bytes.iter().all(u8::is_ascii_whitespace) {
         refuse_parameters(&whole.bytes)?;
     }

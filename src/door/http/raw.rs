@@ -5,12 +5,11 @@ use bytes::Bytes;
 use super::super::local::Local;
 use super::super::pipeline::Caller;
 use super::super::translate::read::binary;
-use super::super::translate::strings::Elements;
 use super::super::translate::{Infer, Wanted};
 use super::route::ModelName;
 use crate::error::{Error, Result};
 use crate::message::Request;
-use crate::tensor::{Batch, DataType, Tensor};
+use crate::tensor::{Batch, Data, DataType, Tensor};
 use crate::wire::server::{DimInfo, ModelInfo, PortInfo};
 
 /// A request for the only input of a model. All outputs come back as bytes.
@@ -50,11 +49,13 @@ fn of_only_input(model: &ModelInfo, body: Bytes) -> Result<Tensor> {
     let datatype = DataType::parse(&input.dtype)?;
     let Some(size) = datatype.size() else {
         // The body is one text; documents travel as text too.
-        let mut element = Elements::new();
-        element.push(&body);
+        let offsets = [0, body.len() as u64].map(u64::to_le_bytes).concat();
+        let data = Data::Variable {
+            offsets: offsets.into(),
+            values: body,
+        };
         let shape = vec![1; input.shape.len()];
-        let name = input.name.as_str();
-        return Tensor::unchecked(name, DataType::Bytes, shape, element.into_data());
+        return Tensor::unchecked(input.name.as_str(), DataType::Bytes, shape, data);
     };
     let shape = shape_of(input, size, body.len())?;
     binary(&input.name, datatype, shape, body)

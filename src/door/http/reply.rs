@@ -8,7 +8,9 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -16,6 +18,9 @@ use super::super::errors::{http_status, retry_after, told};
 use super::super::pipeline::Held;
 use super::events::{EVENTS, Events};
 use crate::error::Error;
+
+/// Most bytes of an error's message.
+const MAX_MESSAGE_BYTES: usize = 8192;
 
 /// The length of the JSON ahead of binary tensors.
 pub(super) const JSON_LENGTH: HeaderName =
@@ -144,6 +149,14 @@ pub(super) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
     of_pieces(status, "application/json", Pieces::new(vec![text.into()]))
 }
 
+/// Leaves the length of a body, as the answer to HEAD has it.
+pub(super) fn leave_out_body(reply: &mut Reply) {
+    if let ReplyBody::Pieces(pieces) = reply.body_mut() {
+        let bytes = std::mem::take(pieces).bytes();
+        reply.headers_mut().insert(CONTENT_LENGTH, bytes.into());
+    }
+}
+
 /// An answer of events.
 pub(super) fn of_events(events: Events) -> Reply {
     let mut reply = Response::new(ReplyBody::Events(Box::new(events)));
@@ -203,7 +216,8 @@ impl From<Refusal> for Reply {
             error: &'a str,
         }
         let text = Text {
-            error: &refusal.message,
+            // It may repeat what the client has sent.
+            error: &refusal.message[..refusal.message.floor_char_boundary(MAX_MESSAGE_BYTES)],
         };
         let mut reply = json(refusal.status, &text);
         if let Some(seconds) = refusal.retry_after {

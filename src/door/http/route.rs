@@ -13,6 +13,7 @@ use super::reply::{self, Pieces, Refusal, Reply};
 use super::{Serves, guard, infer, models};
 use crate::message::{MODEL_VERSION, Params};
 use crate::metrics::CONTENT_TYPE;
+use crate::wire::bounded::MAX_PATH_BYTES;
 
 /// What the server says it can do beyond the protocol.
 const EXTENSIONS: [&str; 5] = [
@@ -80,10 +81,15 @@ pub(super) async fn answer(
             path,
         )
     });
-    let reply = match dispatch(local, serves, open, request).await {
+    let is_head = request.method() == Method::HEAD;
+    let mut reply = match dispatch(local, serves, open, request).await {
         Ok(reply) => reply,
         Err(refusal) => refusal.into(),
     };
+    if is_head {
+        // Over HTTP/2 the body would be sent.
+        reply::leave_out_body(&mut reply);
+    }
     if let Some((started, caller, method, path)) = asked {
         let status = reply.status().as_u16();
         let elapsed_us = started.elapsed().as_micros() as u64;
@@ -148,6 +154,10 @@ impl Place {
         let path = path.strip_suffix('/').unwrap_or(path);
         let parts: Vec<&str> = path.split('/').collect();
         let model = |name: &str, version: Option<&str>, part| -> Result<Place, Refusal> {
+            if name.len() > MAX_PATH_BYTES {
+                let message = format!("a model's name has at most {MAX_PATH_BYTES} bytes");
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
+            }
             let name = ModelName {
                 name: decoded(name)?,
                 version: version.map(decoded).transpose()?,

@@ -1,6 +1,7 @@
 //! Reads an inference request: JSON, and the tensors behind it.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -39,7 +40,7 @@ struct Input<'a> {
     #[serde(borrow)]
     datatype: Cow<'a, str>,
     #[serde(default)]
-    parameters: Option<BoundedParams>,
+    parameters: Option<BoundedParams<MAX_TENSOR_PARAMS>>,
     #[serde(borrow, default)]
     data: Option<&'a RawValue>,
 }
@@ -48,8 +49,11 @@ struct Input<'a> {
 struct Output {
     name: String,
     #[serde(default)]
-    parameters: Option<BoundedParams>,
+    parameters: Option<BoundedParams<MAX_TENSOR_PARAMS>>,
 }
+
+/// Most values in the parameters of one tensor, of which a request may have many.
+const MAX_TENSOR_PARAMS: usize = 64;
 
 /// A list of at most so many entries: one of a few bytes takes far more once it is read.
 struct Few<T, const MOST: usize>(Vec<T>);
@@ -111,7 +115,7 @@ pub(crate) fn read(body: &Bytes, json_bytes: usize, most_bytes: u64) -> Result<I
     let outputs = head.outputs.map(|Few(outputs)| outputs);
     let wanted = Wanted {
         outputs: outputs
-            .map(|outputs| outputs.into_iter().map(output).collect::<Result<_>>())
+            .map(|outputs| each_once(outputs.into_iter().map(output).collect::<Result<_>>()?))
             .transpose()?,
         binary: options.binary,
         in_order: options.in_order,
@@ -146,14 +150,37 @@ pub(crate) fn read(body: &Bytes, json_bytes: usize, most_bytes: u64) -> Result<I
     })
 }
 
-fn params(parameters: Option<BoundedParams>) -> Params {
+fn params<const MOST: usize>(parameters: Option<BoundedParams<MOST>>) -> Params {
     parameters
         .map(|BoundedParams(params)| params)
         .unwrap_or_default()
 }
 
 fn output(output: Output) -> Result<WantedOutput> {
-    wanted_output(output.name, params(output.parameters))
+    let Output { name, parameters } = output;
+    if name.len() > MAX_NAME_BYTES {
+        return Err(Error::invalid(format!(
+            "the name of an output has {} bytes, and {MAX_NAME_BYTES} is the most",
+            name.len()
+        )));
+    }
+    wanted_output(name, params(parameters))
+}
+
+/// The outputs that are asked for, if none is asked for twice: each costs its bytes once more.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the output.
+pub(crate) fn each_once(outputs: Vec<WantedOutput>) -> Result<Vec<WantedOutput>> {
+    let mut names = HashSet::new();
+    let twice = outputs.iter().find(|one| !names.insert(&*one.name));
+    if let Some(one) = twice {
+        let name = &one.name;
+        return Err(Error::invalid(format!(
+            "output {name:?} was asked for twice"
+        )));
+    }
+    Ok(outputs)
 }
 
 /// An output that is asked for with these parameters.

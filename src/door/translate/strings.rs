@@ -126,6 +126,20 @@ pub(crate) fn document_text(name: &str, document: &[u8]) -> Result<Vec<u8>> {
         .map_err(|e| Error::internal(format!("output {name:?}: a document has no JSON: {e}")))
 }
 
+/// What reading one JSON text may take.
+const MAX_READ_BYTES: u64 = 1 << 30;
+
+/// What a JSON text may take once it is read: a map of one entry has 700 bytes, any other value 64. What stands inside
+/// strings counts too.
+fn most_read_bytes(text: &[u8]) -> u64 {
+    let bytes = text.iter().map(|byte| match byte {
+        b'{' => 700,
+        b',' | b'[' => 64,
+        _ => 1,
+    });
+    bytes.sum()
+}
+
 /// A tensor of JSON texts as one of documents.
 ///
 /// # Errors
@@ -133,6 +147,12 @@ pub(crate) fn document_text(name: &str, document: &[u8]) -> Result<Vec<u8>> {
 pub(crate) fn to_documents(tensor: &Tensor) -> Result<Tensor> {
     let mut documents = Elements::new();
     for (index, text) in tensor.byte_strings().enumerate() {
+        if most_read_bytes(text) > MAX_READ_BYTES {
+            return Err(Error::invalid(format!(
+                "tensor {:?}, element {index}: too many values in one JSON text; give it in several rows, or over ZeroMQ",
+                tensor.name()
+            )));
+        }
         let document = serde_json::from_slice::<Value>(text)
             .map_err(|e| Error::invalid(format!("not JSON: {e}")))
             .and_then(|value| to_document(&value));
@@ -181,6 +201,14 @@ mod tests {
         assert_eq!(documents.datatype(), DataType::Json);
         let back = with_lengths("r", 2, &lengths_in_front(&documents).unwrap()).unwrap();
         assert_eq!(&back, texts.data());
+        let vast = "[".to_owned() + &"{},".repeat(2_000_000) + "{}]";
+        let vast = Tensor::from_strings("r", None, &[vast]).unwrap();
+        assert!(
+            to_documents(&vast)
+                .unwrap_err()
+                .message()
+                .contains("several rows")
+        );
         let odd = Tensor::from_strings("r", None, &["1", "{"]).unwrap();
         let error = to_documents(&odd).unwrap_err();
         assert!(
