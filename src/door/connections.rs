@@ -23,6 +23,8 @@ const HEAD_SECONDS: u32 = 10;
 const STALL_SECONDS: u32 = 30;
 /// How many seconds a connection may lie idle.
 const IDLE_SECONDS: u32 = 600;
+/// How long a peer may take to close a connection of HTTP/2 that was closed here.
+const LINGER: Duration = Duration::from_secs(1);
 /// How often a stop looks whether the connections have ended.
 const FINISH_EVERY: Duration = Duration::from_millis(5);
 
@@ -56,9 +58,34 @@ pub(crate) struct Connection {
     last_read: Cell<u32>,
     /// Its streams come and go by themselves: no byte means that a head begins.
     multiplexed: Cell<bool>,
+    /// What its protocol has left behind.
+    left: Cell<Option<TcpStream>>,
 }
 
 impl Connection {
+    /// Waits a moment for the peer to close, once the last bytes of HTTP/2 were written: closing while it still tells
+    /// what it has taken would reset the connection, and it would lose the rest of an answer.
+    pub(super) async fn linger(&self) {
+        let Some(mut stream) = self.left.take() else {
+            return;
+        };
+        if !self.multiplexed.get() {
+            return;
+        }
+        let closed = async {
+            let shut = std::future::poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await;
+            let mut rest = [0; 1024];
+            while shut.is_ok() && stream.readable().await.is_ok() {
+                match stream.try_read(&mut rest) {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Ok(0) | Err(_) => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, closed).await; // it has had its time
+    }
+
     /// It speaks HTTP/2.
     pub(crate) fn set_multiplexed(&self) {
         self.multiplexed.set(true);
@@ -181,14 +208,29 @@ impl Drop for Open {
 
 /// A stream of bytes that notes when its peer was last heard of, and since when it takes nothing.
 pub(crate) struct Watched {
-    stream: TcpStream,
+    /// It is there until this is dropped.
+    stream: Option<TcpStream>,
     connection: Rc<Connection>,
 }
 
 impl Watched {
     pub(crate) fn new(stream: TcpStream, connection: Rc<Connection>) -> Watched {
-        Watched { stream, connection }
+        Watched {
+            stream: Some(stream),
+            connection,
+        }
     }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.connection.left.set(self.stream.take());
+    }
+}
+
+/// What is asked of a stream that is no longer there.
+fn gone<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }
 
 impl AsyncRead for Watched {
@@ -197,8 +239,11 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Some(stream) = &mut self.stream else {
+            return gone();
+        };
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let read = Pin::new(stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
             self.connection.note_read();
         }
@@ -212,7 +257,10 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let Some(stream) = &mut self.stream else {
+            return gone();
+        };
+        let written = Pin::new(stream).poll_write(cx, bytes);
         self.connection.note_write(written.is_pending());
         written
     }
@@ -222,7 +270,10 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let Some(stream) = &mut self.stream else {
+            return gone();
+        };
+        let written = Pin::new(stream).poll_write_vectored(cx, slices);
         self.connection.note_write(written.is_pending());
         written
     }
@@ -232,11 +283,17 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_flush(cx),
+            None => gone(),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_shutdown(cx),
+            None => gone(),
+        }
     }
 }
 
@@ -277,6 +334,7 @@ impl Connections {
             stalled_since: Cell::new(None),
             last_read: Cell::new(self.clock.get()),
             multiplexed: Cell::new(false),
+            left: Cell::new(None),
         });
         self.all.borrow_mut().insert(number, connection.clone());
         Some(connection)

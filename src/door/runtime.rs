@@ -214,6 +214,7 @@ async fn accept<F: Future<Output = ()> + 'static>(
                 let connections = connections.clone();
                 spawn_local(async move {
                     task.await;
+                    connection.linger().await;
                     connections.remove(&connection);
                 });
             }
