@@ -82,12 +82,20 @@ impl Model for Shout {
     }
 }
 
-/// Counts its runs, and goes wrong as the parameter "do" says: what the tests look at.
+/// Counts its runs, and goes wrong as the parameter "do" says, and its state before it is there: what the tests look at.
 struct Faulty {
     runs: i64,
 }
 
 impl Model for Faulty {
+    fn signature(state: &Value) -> Result<Signature> {
+        if let Some(path) = state["wait_for"].as_str() {
+            // A named pipe: it ends when somebody has opened it for writing, and closed it.
+            std::fs::read(path).map_err(|e| Error::precondition(format!("{path:?}: {e}")))?;
+        }
+        Ok(Signature::new())
+    }
+
     fn load(_state: &Value, _context: &LoadContext) -> Result<Self> {
         Ok(Faulty { runs: 0 })
     }

@@ -2,19 +2,16 @@
 
 use tonic::Status;
 
-use super::incoming::{Message, Messages, Reserved};
+use super::incoming::Messages;
 use super::reply::{self, Reply};
 use super::request::{self, Asked};
 use super::response;
 use super::route::Call;
 use super::status::status;
-use crate::door::translate::Infer;
+use crate::door::incoming::{HERE_BYTES, Reserved, Whole};
 use crate::door::translate::write::Answered;
 use crate::error::Result;
 use crate::message::Request;
-
-/// Messages of more bytes are read beside the runtime, which serves others meanwhile.
-const READ_HERE_BYTES: usize = 256 * 1024;
 
 /// Answers a call.
 ///
@@ -41,11 +38,11 @@ pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply,
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming what is wrong.
-pub(super) async fn read(call: &Call, message: Message) -> Result<(Asked, Reserved)> {
+pub(super) async fn read(call: &Call, message: Whole) -> Result<(Asked, Reserved)> {
     let most = call.local.shared.max_request_bytes;
-    let takes_its_time = message.bytes.len() > READ_HERE_BYTES;
+    let takes_its_time = message.bytes.len() > HERE_BYTES;
     let read = move || {
-        let Message { bytes, reserved } = message;
+        let Whole { bytes, reserved } = message;
         request::read(bytes, most).map(|asked| (asked, reserved))
     };
     call.local.beside(takes_its_time, read).await?
@@ -54,19 +51,16 @@ pub(super) async fn read(call: &Call, message: Message) -> Result<(Asked, Reserv
 /// What the pipeline gets, with the call's deadline if that comes first.
 ///
 /// # Errors
-/// What the server answers when it is asked what the model takes.
+/// As [`crate::door::local::Local::readied`].
 pub(super) async fn take_request(
     call: &Call,
     asked: &mut Asked,
     reserved: Reserved,
 ) -> Result<Request> {
-    let Infer { request, .. } = &mut asked.infer;
-    let mut request = std::mem::take(request);
-    request.model = Some(asked.model.clone());
-    let mut request = call.local.with_documents(call.caller(), request).await?;
+    let request = std::mem::take(&mut asked.infer.request);
+    let request = call.local.readied(call.caller(), request, call.deadline);
+    let request = request.await?;
     drop(reserved); // what it holds counts as a request from here on
-    let times = [request.timeout_ms, call.left_ms()];
-    request.timeout_ms = times.into_iter().flatten().min();
     Ok(request)
 }
 
@@ -74,8 +68,8 @@ impl Asked {
     /// What its answers repeat.
     pub(super) fn answered(&self) -> Answered<'_> {
         Answered {
-            model: &self.model,
-            version: self.version.as_deref(),
+            model: &self.model.name,
+            version: self.model.version.as_deref(),
             id: self.infer.id.as_deref(),
         }
     }

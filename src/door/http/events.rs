@@ -1,6 +1,6 @@
 //! The parts of a request as events, one as each finishes (`text/event-stream`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -10,13 +10,14 @@ use serde_json::json;
 
 use super::super::connections::Open;
 use super::super::errors::told;
-use super::super::pipeline::{Part, Parts, Rows};
+use super::super::models::ModelName;
+use super::super::ordered::Ordered;
+use super::super::pipeline::{Part, Rows};
 use super::super::translate::Wanted;
 use super::super::translate::write::{Answered, write_end, write_part};
 use super::coding;
 use crate::error::{Error, Result};
 use crate::message::Stats;
-use crate::tensor::Tensor;
 
 /// The media type of events.
 pub(super) const EVENTS: &str = "text/event-stream";
@@ -29,7 +30,7 @@ pub(super) fn are_asked_for(headers: &HeaderMap) -> bool {
 
 /// What the events are about.
 pub(super) struct Subject {
-    pub(super) model: String,
+    pub(super) model: ModelName,
     pub(super) id: Option<String>,
     pub(super) wanted: Wanted,
 }
@@ -37,11 +38,8 @@ pub(super) struct Subject {
 /// The events of one request. Dropped before the end, it cancels the request.
 pub(super) struct Events {
     subject: Subject,
-    parts: Parts,
+    parts: Ordered,
     ready: VecDeque<Bytes>,
-    /// For parts in row order: those that came early, by their offset, and the offset of the next.
-    early: BTreeMap<u64, Rows>,
-    next_row: u64,
     ended: bool,
     /// The request counts as open until its end was told.
     _open: Open,
@@ -50,14 +48,12 @@ pub(super) struct Events {
 impl Events {
     /// # Errors
     /// What ended the request before its first part, so that it can be told by a status.
-    pub(super) async fn begin(subject: Subject, mut parts: Parts, open: Open) -> Result<Events> {
+    pub(super) async fn begin(subject: Subject, mut parts: Ordered, open: Open) -> Result<Events> {
         let first = parts.next().await?;
         let mut events = Events {
             subject,
             parts,
             ready: VecDeque::new(),
-            early: BTreeMap::new(),
-            next_row: 0,
             ended: false,
             _open: open,
         };
@@ -92,19 +88,6 @@ impl Events {
 
     fn take(&mut self, part: Part) -> Result<()> {
         match part {
-            Part::Rows(offset, rows) if self.subject.wanted.in_order => {
-                self.early.insert(offset, rows);
-                while let Some(rows) = self.early.remove(&self.next_row) {
-                    let offset = self.next_row;
-                    // A part without rows would be waited behind for ever: there is one, of a request without any.
-                    self.next_row += rows_of(&rows);
-                    self.write(offset, &rows)?;
-                    if self.next_row == offset {
-                        break;
-                    }
-                }
-                Ok(())
-            }
             Part::Rows(offset, rows) => self.write(offset, &rows),
             Part::Whole(rows, stats) => {
                 self.write(0, &rows)?;
@@ -112,9 +95,6 @@ impl Events {
                 Ok(())
             }
             Part::End(rows, stats) => {
-                for (offset, rows) in std::mem::take(&mut self.early) {
-                    self.write(offset, &rows)?;
-                }
                 self.end(Some(rows), stats);
                 Ok(())
             }
@@ -129,8 +109,8 @@ impl Events {
 
     fn end(&mut self, rows: Option<u64>, stats: Stats) {
         let answered = Answered {
-            model: &self.subject.model,
-            version: None,
+            model: &self.subject.model.name,
+            version: self.subject.model.version.as_deref(),
             id: self.subject.id.as_deref(),
         };
         let json = write_end(answered, rows, stats);
@@ -142,14 +122,6 @@ impl Events {
         let lines = [b"event: ", event.as_bytes(), b"\ndata: ", json, b"\n\n"];
         self.ready.push_back(lines.concat().into());
     }
-}
-
-fn rows_of(rows: &Rows) -> u64 {
-    let first = rows.outputs.parts.iter().map(|part| {
-        let rows = part.tensors.first().and_then(Tensor::rows);
-        rows.unwrap_or(0) as u64
-    });
-    first.sum()
 }
 
 /// What events cannot do.
