@@ -10,8 +10,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use foldhash::HashMap;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use super::pipeline::Caller;
 use super::shared::Shared;
@@ -25,8 +26,8 @@ const STALL_SECONDS: u32 = 30;
 const IDLE_SECONDS: u32 = 600;
 /// How long a peer may take to close a connection of HTTP/2 that was closed here.
 const LINGER: Duration = Duration::from_secs(1);
-/// How often a stop looks whether the connections have ended.
-const FINISH_EVERY: Duration = Duration::from_millis(5);
+/// The bytes that a connection of HTTP/2 begins with.
+const PREFACE_BYTES: usize = 24;
 
 /// What a connection is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,18 +49,35 @@ pub(crate) struct Connection {
     kind: DoorKind,
     clock: Rc<Cell<u32>>,
     wanted: Cell<Wanted>,
+    /// Wakes what drives it when it is told something, and whatever else waits for that.
     waker: RefCell<Option<Waker>>,
+    told: Notify,
     /// Requests that are being read or answered.
     open: Cell<u32>,
     /// When the head of the next request began to come.
     head_since: Cell<Option<u32>>,
-    /// Since when the peer has taken nothing.
+    /// Since when the system takes nothing for the peer.
     stalled_since: Cell<Option<u32>>,
+    /// Pieces of answers that the peer has not taken whole, and when it last took a byte of any. A peer of HTTP/2 that opens
+    /// no window takes none, although the system would.
+    owed: Cell<usize>,
+    last_taken: Cell<u32>,
     last_read: Cell<u32>,
-    /// Its streams come and go by themselves: no byte means that a head begins.
-    multiplexed: Cell<bool>,
-    /// What its protocol has left behind.
+    speaks: Cell<Speaks>,
+    /// What its protocol has left behind, and whether it was done.
     left: Cell<Option<TcpStream>>,
+    ended_well: Cell<bool>,
+}
+
+/// What a peer speaks, as far as its bytes matter to the time that it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speaks {
+    /// One request after the other: a byte between them begins a head.
+    InTurn,
+    /// HTTP/2, of whose beginning so many bytes are still to come.
+    Preface(usize),
+    /// HTTP/2: its streams come and go by themselves, and no byte means that a head begins.
+    Streams,
 }
 
 impl Connection {
@@ -69,7 +87,7 @@ impl Connection {
         let Some(mut stream) = self.left.take() else {
             return;
         };
-        if !self.multiplexed.get() {
+        if !self.ended_well.get() || self.speaks.get() != Speaks::Streams {
             return;
         }
         let closed = async {
@@ -83,13 +101,14 @@ impl Connection {
                 }
             }
         };
+        let closed = self.unless(|wanted| wanted == Wanted::Close, closed);
         let _ = tokio::time::timeout(LINGER, closed).await; // it has had its time
     }
 
-    /// It speaks HTTP/2.
-    pub(crate) fn set_multiplexed(&self) {
-        self.multiplexed.set(true);
-        self.head_since.set(None);
+    /// It speaks HTTP/2, whose beginning has the time of a head to come.
+    pub(super) fn expect_preface(&self) {
+        self.speaks.set(Speaks::Preface(PREFACE_BYTES));
+        self.head_since.set(Some(self.clock.get()));
     }
 
     /// A request has begun; it ends when what this gives is dropped.
@@ -100,7 +119,7 @@ impl Connection {
     }
 
     /// Drives a connection to its end, or until it is told to close. `finish` tells it to take no further request.
-    pub(crate) async fn drive<C, E>(&self, connection: C, mut finish: impl FnMut(Pin<&mut C>))
+    pub(super) async fn drive<C, E>(&self, connection: C, mut finish: impl FnMut(Pin<&mut C>))
     where
         C: Future<Output = Result<(), E>>,
         E: std::fmt::Display,
@@ -117,8 +136,9 @@ impl Connection {
                 }
                 Wanted::Finish | Wanted::Open => {}
             }
-            connection.as_mut().poll(cx).map(|ended| {
-                if let Err(error) = ended {
+            connection.as_mut().poll(cx).map(|ended| match ended {
+                Ok(()) => self.ended_well.set(true),
+                Err(error) => {
                     tracing::debug!(peer = %self.peer, %error, "a connection has ended");
                 }
             })
@@ -128,13 +148,24 @@ impl Connection {
 
     /// Waits for something of this connection, unless it is told to close or to finish.
     pub(crate) async fn unless_told<T>(&self, what: impl Future<Output = T>) -> Option<T> {
+        self.unless(|wanted| wanted != Wanted::Open, what).await
+    }
+
+    async fn unless<T>(
+        &self,
+        is_told: impl Fn(Wanted) -> bool,
+        what: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut what = std::pin::pin!(what);
+        let mut told = std::pin::pin!(self.told.notified());
         std::future::poll_fn(|cx| {
-            self.wake_by(cx);
-            if self.wanted.get() != Wanted::Open {
-                return Poll::Ready(None);
+            while !is_told(self.wanted.get()) {
+                if told.as_mut().poll(cx).is_pending() {
+                    return what.as_mut().poll(cx).map(Some);
+                }
+                told.set(self.told.notified());
             }
-            what.as_mut().poll(cx).map(Some)
+            Poll::Ready(None)
         })
         .await
     }
@@ -152,12 +183,14 @@ impl Connection {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
+        self.told.notify_waiters();
     }
 
     /// What is to become of it, if its peer crawls or stalls.
     fn judge(&self, now: u32) -> Wanted {
         let longer = |since: Option<u32>, limit| since.is_some_and(|since| now - since > limit);
-        if longer(self.stalled_since.get(), STALL_SECONDS) {
+        let owed_since = (self.owed.get() > 0).then(|| self.last_taken.get());
+        if longer(self.stalled_since.get(), STALL_SECONDS) || longer(owed_since, STALL_SECONDS) {
             return Wanted::Close;
         }
         if self.open.get() > 0 {
@@ -172,20 +205,62 @@ impl Connection {
         self.wanted.get()
     }
 
-    fn note_read(&self) {
+    /// So many bytes were read.
+    pub(super) fn note_read(&self, bytes: usize) {
         let now = self.clock.get();
         self.last_read.set(now);
-        if self.open.get() == 0 && !self.multiplexed.get() && self.head_since.get().is_none() {
-            self.head_since.set(Some(now));
+        match self.speaks.get() {
+            Speaks::InTurn => {
+                if self.open.get() == 0 && self.head_since.get().is_none() {
+                    self.head_since.set(Some(now));
+                }
+            }
+            Speaks::Preface(left) if bytes < left => self.speaks.set(Speaks::Preface(left - bytes)),
+            Speaks::Preface(_) => {
+                self.speaks.set(Speaks::Streams);
+                self.head_since.set(None);
+            }
+            Speaks::Streams => {}
         }
     }
 
-    fn note_write(&self, is_stalled: bool) {
+    /// The system has taken bytes, or would not.
+    pub(super) fn note_write(&self, is_stalled: bool) {
         let since = self.stalled_since.get();
         self.stalled_since.set(match is_stalled {
             true => since.or(Some(self.clock.get())),
             false => None,
         });
+    }
+
+    /// Its protocol is done with the stream.
+    pub(super) fn leave(&self, stream: Option<TcpStream>) {
+        self.left.set(stream);
+    }
+}
+
+/// A piece of an answer that the peer has not taken whole.
+pub(super) struct Owed(Rc<Connection>);
+
+impl Owed {
+    pub(super) fn new(connection: &Rc<Connection>) -> Owed {
+        let owed = connection.owed.get();
+        if owed == 0 {
+            connection.last_taken.set(connection.clock.get());
+        }
+        connection.owed.set(owed + 1);
+        Owed(connection.clone())
+    }
+
+    /// Its peer has taken some of it.
+    pub(super) fn note_taken(&self) {
+        self.0.last_taken.set(self.0.clock.get());
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.0.owed.set(self.0.owed.get() - 1);
     }
 }
 
@@ -206,103 +281,14 @@ impl Drop for Open {
     }
 }
 
-/// A stream of bytes that notes when its peer was last heard of, and since when it takes nothing.
-pub(crate) struct Watched {
-    /// It is there until this is dropped.
-    stream: Option<TcpStream>,
-    connection: Rc<Connection>,
-}
-
-impl Watched {
-    pub(crate) fn new(stream: TcpStream, connection: Rc<Connection>) -> Watched {
-        Watched {
-            stream: Some(stream),
-            connection,
-        }
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.connection.left.set(self.stream.take());
-    }
-}
-
-/// What is asked of a stream that is no longer there.
-fn gone<T>() -> Poll<io::Result<T>> {
-    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let Some(stream) = &mut self.stream else {
-            return gone();
-        };
-        let before = buffer.filled().len();
-        let read = Pin::new(stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.connection.note_read();
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let Some(stream) = &mut self.stream else {
-            return gone();
-        };
-        let written = Pin::new(stream).poll_write(cx, bytes);
-        self.connection.note_write(written.is_pending());
-        written
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let Some(stream) = &mut self.stream else {
-            return gone();
-        };
-        let written = Pin::new(stream).poll_write_vectored(cx, slices);
-        self.connection.note_write(written.is_pending());
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Some(stream) => Pin::new(stream).poll_flush(cx),
-            None => gone(),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Some(stream) => Pin::new(stream).poll_shutdown(cx),
-            None => gone(),
-        }
-    }
-}
-
 /// The connections of one door thread.
 pub(crate) struct Connections {
     shared: Arc<Shared>,
     clock: Rc<Cell<u32>>,
     last: Cell<u64>,
     all: RefCell<HashMap<u64, Rc<Connection>>>,
+    /// None is left.
+    emptied: Notify,
 }
 
 impl Connections {
@@ -312,6 +298,7 @@ impl Connections {
             clock: Rc::default(),
             last: Cell::new(0),
             all: RefCell::default(),
+            emptied: Notify::new(),
         })
     }
 
@@ -329,12 +316,16 @@ impl Connections {
             clock: self.clock.clone(),
             wanted: Cell::new(Wanted::Open),
             waker: RefCell::default(),
+            told: Notify::new(),
             open: Cell::new(0),
             head_since: Cell::new(None),
             stalled_since: Cell::new(None),
+            owed: Cell::new(0),
+            last_taken: Cell::new(0),
             last_read: Cell::new(self.clock.get()),
-            multiplexed: Cell::new(false),
+            speaks: Cell::new(Speaks::InTurn),
             left: Cell::new(None),
+            ended_well: Cell::new(false),
         });
         self.all.borrow_mut().insert(number, connection.clone());
         Some(connection)
@@ -342,8 +333,12 @@ impl Connections {
 
     pub(super) fn remove(&self, connection: &Connection) {
         let number = connection.caller.number();
-        if self.all.borrow_mut().remove(&number).is_some() {
+        let mut all = self.all.borrow_mut();
+        if all.remove(&number).is_some() {
             self.shared.remove_connection(connection.kind);
+        }
+        if all.is_empty() {
+            self.emptied.notify_waiters();
         }
     }
 
@@ -368,10 +363,12 @@ impl Connections {
             }
         };
         tell_all(Wanted::Finish);
-        let deadline = tokio::time::Instant::now() + within;
-        while !self.all.borrow().is_empty() && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(FINISH_EVERY).await;
+        let emptied = self.emptied.notified();
+        if !self.all.borrow().is_empty() && tokio::time::timeout(within, emptied).await.is_err() {
+            tell_all(Wanted::Close);
         }
-        tell_all(Wanted::Close);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@
 //! between the runtime and the ventilator, and no lock is taken however many connections there are. What the tasks of a
 //! thread share is in `local.rs`, what the threads share in `shared.rs`.
 //!
-//! A connection is a caller (`connections.rs`): the pipeline's turns and bounds count it as they count a session. When the
+//! A connection is a caller (`connections.rs`, its bytes in `watched.rs`, hyper over them in `serving.rs`): the pipeline's turns and bounds count it as they count a session. When the
 //! future that waits for an answer is dropped, as hyper does when the peer has gone, the request is cancelled.
 //!
 //! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it,
@@ -33,8 +33,10 @@ mod models;
 mod ordered;
 mod pipeline;
 mod runtime;
+mod serving;
 mod shared;
 mod translate;
+mod watched;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};

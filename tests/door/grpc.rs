@@ -9,6 +9,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::codegen::tokio_stream::Stream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_prost::ProstCodec;
 
 use self::protocol::infer_parameter::ParameterChoice;
@@ -77,6 +78,29 @@ impl Client {
         let requests_sent = tonic::Request::new(Received(received));
         let answers = self.0.streaming(requests_sent, path, codec).await;
         (requests, answers.expect("a stream").into_inner())
+    }
+
+    /// Opens a stream of questions about what there is to call; none is asked.
+    pub async fn reflect(&mut self) -> (Requests, Streaming<HealthCheckResponse>) {
+        self.0.ready().await.expect("a connection");
+        let (questions, received) = mpsc::unbounded_channel();
+        let path =
+            PathAndQuery::from_static("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
+        // Messages of any kind: there are none.
+        let codec = ProstCodec::<ModelInferRequest, HealthCheckResponse>::default();
+        let questions_sent = tonic::Request::new(Received(received));
+        let answers = self.0.streaming(questions_sent, path, codec).await;
+        (questions, answers.expect("a stream").into_inner())
+    }
+
+    /// Watches the server's health.
+    pub async fn watch(&mut self) -> Streaming<HealthCheckResponse> {
+        self.0.ready().await.expect("a connection");
+        let path = PathAndQuery::from_static("/grpc.health.v1.Health/Watch");
+        let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+        let asked = tonic::Request::new(HealthCheckRequest::default());
+        let told = self.0.server_streaming(asked, path, codec).await;
+        told.expect("a stream").into_inner()
     }
 
     pub async fn infer(

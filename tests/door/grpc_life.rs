@@ -73,6 +73,35 @@ fn health_is_told_as_probes_ask_and_a_drain_is_no_health() {
     });
 }
 
+/// The server waits for no client that only might say something more.
+#[test]
+fn a_stop_ends_streams_that_wait_for_their_client_with_a_status() {
+    with_server(&[], async |server| {
+        let mut client = Client::to(server).await;
+        let (say, mut answers) = client.stream().await;
+        say.send(mlp(&rows(1))).expect("it is sent");
+        answers.message().await.expect("no end").expect("an answer");
+        let mut health = client.watch().await;
+        let told = health.message().await.expect("no end").expect("health");
+        assert_eq!(told.status().as_str_name(), "SERVING");
+        let (ask, mut described) = client.reflect().await;
+        server.signal("TERM");
+        let ended = answers.message().await.expect_err("the end");
+        let stopped = (Code::Unavailable, "the server has stopped");
+        assert_eq!((ended.code(), ended.message()), stopped);
+        let ended = loop {
+            match health.message().await {
+                Ok(told) => assert!(told.is_some(), "it ended well"),
+                Err(ended) => break ended,
+            }
+        };
+        assert_eq!((ended.code(), ended.message()), stopped);
+        let ended = described.message().await.expect_err("the end");
+        assert_eq!((ended.code(), ended.message()), stopped);
+        drop((say, ask));
+    });
+}
+
 #[test]
 fn reflection_tells_what_there_is_to_call() {
     with_server(&[], async |server| {

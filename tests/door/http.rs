@@ -69,8 +69,27 @@ impl Http {
         self.stream.get_mut().write_all(bytes).is_ok()
     }
 
-    /// Sends a request with a body and its length.
-    pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+    /// Another hold of the same connection.
+    pub fn other_end(&self) -> Http {
+        let stream = self.stream.get_ref().try_clone().expect("a descriptor");
+        Http {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    /// Closes the connection, whoever else holds it.
+    pub fn hang_up(self) {
+        let _ = self.stream.get_ref().shutdown(Shutdown::Both); // it may be closed
+    }
+
+    /// A request with a body and its length.
+    pub fn request_of(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Vec<u8> {
         let mut request = format!("{method} {path} HTTP/1.1\r\n");
         if headers
             .iter()
@@ -85,8 +104,13 @@ impl Http {
             request += &format!("content-length: {}\r\n", body.len());
         }
         request += "\r\n";
-        let sent = self.send(&[request.as_bytes(), body].concat());
-        assert!(sent, "{method} {path} was not taken");
+        [request.as_bytes(), body].concat()
+    }
+
+    /// Sends a request with a body and its length.
+    pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+        let request = self.request_of(method, path, headers, body);
+        assert!(self.send(&request), "{method} {path} was not taken");
     }
 
     /// Sends a request and reads its answer.

@@ -10,6 +10,7 @@ mod coding;
 mod common;
 mod counted;
 mod events;
+mod flood;
 mod grpc;
 mod grpc_life;
 mod grpc_odd;

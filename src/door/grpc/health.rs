@@ -9,7 +9,8 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::incoming::Messages;
 use super::reply::{self, Reply, Said};
-use super::route::{Call, too_late, unary};
+use super::route::{Call, unary};
+use super::status::stopped;
 use crate::error::Error;
 
 /// The calls, as paths have them.
@@ -56,16 +57,17 @@ pub(super) async fn watch(call: Call, mut messages: Messages) -> Result<Reply, S
                 if last.replace(now) != Some(now) {
                     let message = vec![reply::framed(&told(now))];
                     if say.send(Said::Message(message, None)).await.is_err() {
-                        return Ok(());
+                        return Ok::<(), Status>(());
                     }
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
-        let ended: Result<(), Status> = call.within(tell_changes).await;
-        if ended.is_err() {
+        let connection = call.open.connection();
+        let ended = connection.unless_told(call.within(tell_changes)).await;
+        if let Err(status) = ended.unwrap_or_else(|| Err(stopped())) {
             // It fails for a client that is gone.
-            let _ = say.send(Said::End(too_late())).await;
+            let _ = say.send(Said::End(status)).await;
         }
     });
     Ok(reply::of_stream(said, task))

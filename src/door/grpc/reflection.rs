@@ -2,20 +2,22 @@
 
 use std::pin::Pin;
 
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::{Request, Response};
+use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic_reflection::server::{Builder, v1, v1alpha};
 
 use super::messages::DESCRIPTORS;
 use super::reply::{Reply, ReplyBody};
+use crate::door::connections::Open;
 use crate::error::{Error, Result};
 
 /// The services, as paths have them.
 const V1: &str = "/grpc.reflection.v1.ServerReflection/";
 const V1_ALPHA: &str = "/grpc.reflection.v1alpha.ServerReflection/";
 
-type Answer = Pin<Box<dyn Future<Output = Reply>>>;
+type Answer = Pin<Box<dyn Future<Output = Response<Body>>>>;
 type Answers = Box<dyn Fn(Request<Incoming>) -> Answer>;
 
 /// The service in both of its versions: many clients know but the older one.
@@ -45,12 +47,17 @@ impl Reflection {
         path.starts_with(V1) || path.starts_with(V1_ALPHA)
     }
 
-    /// Answers such a call.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Reply {
-        match request.uri().path().starts_with(V1) {
+    /// Answers such a call, which ends when the server has stopped.
+    pub(super) async fn answer(&self, open: Open, request: Request<Incoming>) -> Reply {
+        let reply = match request.uri().path().starts_with(V1) {
             true => (self.v1)(request).await,
             false => (self.v1_alpha)(request).await,
-        }
+        };
+        let told = async move {
+            let nothing = std::future::pending::<()>();
+            open.connection().unless_told(nothing).await;
+        };
+        reply.map(|body| ReplyBody::Tonic(body, Box::pin(told)))
     }
 }
 
@@ -59,7 +66,7 @@ fn answers<T: v1::ServerReflection>(service: v1::ServerReflectionServer<T>) -> A
         let answer = service.clone().call(request);
         Box::pin(async move {
             let Ok(reply) = answer.await;
-            reply.map(ReplyBody::Tonic)
+            reply
         })
     })
 }
@@ -71,7 +78,7 @@ fn answers_alpha<T: v1alpha::ServerReflection>(
         let answer = service.clone().call(request);
         Box::pin(async move {
             let Ok(reply) = answer.await;
-            reply.map(ReplyBody::Tonic)
+            reply
         })
     })
 }

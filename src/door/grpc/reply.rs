@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
+use super::status;
 use crate::door::counted::{COUNTED_PIECE_BYTES, count_until_written};
 use crate::door::pipeline::Held;
 
@@ -44,8 +45,8 @@ pub(super) enum ReplyBody {
     Whole(Pieces),
     /// Messages as they come.
     Stream(Stream),
-    /// Another service's.
-    Tonic(tonic::body::Body),
+    /// Another service's, until the server has stopped.
+    Tonic(tonic::body::Body, Pin<Box<dyn Future<Output = ()>>>),
 }
 
 /// A message as it leaves, piece by piece; its bytes count for its caller until they were written.
@@ -102,11 +103,7 @@ impl Stream {
                 }
                 Some(Said::End(status)) => {
                     self.now.ended = true;
-                    let mut trailers = HeaderMap::new();
-                    if status.add_header(&mut trailers).is_err() {
-                        trailers.insert(STATUS, HeaderValue::from(i32::from(status.code())));
-                    }
-                    return Poll::Ready(Some(Frame::trailers(trailers)));
+                    return Poll::Ready(Some(end(status)));
                 }
                 None => {
                     self.now.ended = true;
@@ -121,6 +118,15 @@ impl Stream {
 fn well() -> Frame<Bytes> {
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert(STATUS, OK);
+    Frame::trailers(trailers)
+}
+
+/// The status of what did not.
+fn end(status: Status) -> Frame<Bytes> {
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        trailers.insert(STATUS, HeaderValue::from(i32::from(status.code())));
+    }
     Frame::trailers(trailers)
 }
 
@@ -143,10 +149,13 @@ impl Body for ReplyBody {
                 }
             }),
             ReplyBody::Stream(stream) => stream.poll_frame(cx).map(|frame| frame.map(Ok)),
-            ReplyBody::Tonic(body) => {
-                let frame = Pin::new(body).poll_frame(cx);
-                frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
-            }
+            ReplyBody::Tonic(body, stopped) => match Pin::new(body).poll_frame(cx) {
+                Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+                Poll::Pending => stopped
+                    .as_mut()
+                    .poll(cx)
+                    .map(|()| Some(Ok(end(status::stopped())))),
+            },
         }
     }
 
@@ -155,7 +164,7 @@ impl Body for ReplyBody {
             ReplyBody::Empty => true,
             ReplyBody::Whole(message) => message.ended,
             ReplyBody::Stream(stream) => stream.now.ended && stream.now.pieces.is_empty(),
-            ReplyBody::Tonic(body) => body.is_end_stream(),
+            ReplyBody::Tonic(body, _) => body.is_end_stream(),
         }
     }
 }

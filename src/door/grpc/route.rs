@@ -74,7 +74,7 @@ pub(super) async fn answer(service: &Service, open: Open, request: Request<Incom
         return reply::unsupported();
     }
     if service.reflection.serves(request.uri().path()) {
-        return service.reflection.answer(request).await;
+        return service.reflection.answer(open, request).await;
     }
     match dispatch(service, open, request).await {
         Ok(reply) => reply,

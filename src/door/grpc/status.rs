@@ -30,6 +30,11 @@ fn code(code: ErrorCode) -> Code {
     }
 }
 
+/// The status of a call that only waits for its client when the server stops.
+pub(super) fn stopped() -> Status {
+    Status::unavailable("the server has stopped")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

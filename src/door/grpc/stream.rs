@@ -17,7 +17,7 @@ use super::reply::{self, Reply, Said};
 use super::request::Asked;
 use super::response::{self, ANSWER_OF_STREAM, Parameter};
 use super::route::Call;
-use super::status::status;
+use super::status::{status, stopped};
 use crate::door::incoming::{Reserved, Whole};
 use crate::door::ordered::Ordered;
 use crate::door::pipeline::{Held, Part};
@@ -48,7 +48,7 @@ pub(super) fn answer(call: Call, messages: Messages) -> Reply {
     reply::of_stream(said, task)
 }
 
-/// Reads requests and starts each, until there is none. Dropped, it takes back all that run.
+/// Reads requests and starts each, until there is none, or the server has stopped. Dropped, it takes back all that run.
 async fn read_on(
     call: &Rc<Call>,
     mut messages: Messages,
@@ -56,7 +56,15 @@ async fn read_on(
 ) -> Result<(), Status> {
     let mut running = JoinSet::new();
     let mut before: Option<oneshot::Receiver<()>> = None;
-    while let Some(message) = messages.next().await? {
+    let connection = call.open.connection();
+    let ended = loop {
+        let message = match connection.unless_told(messages.next()).await {
+            Some(message) => message?,
+            None => break Err(stopped()),
+        };
+        let Some(message) = message else {
+            break Ok(());
+        };
         while running.try_join_next().is_some() {}
         while running.len() >= MOST_OPEN {
             running.join_next().await;
@@ -67,9 +75,9 @@ async fn read_on(
             over: turn_over,
         };
         running.spawn_local(one(call.clone(), message, say.clone(), turn));
-    }
+    };
     while running.join_next().await.is_some() {}
-    Ok(())
+    ended
 }
 
 /// When a whole answer may leave: when that of the request before has left. It is over when this is dropped.
