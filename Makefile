@@ -16,6 +16,9 @@ COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer md
 FETCH := examples/setup/fetch_onnxruntime.py
 CLIENTS_LIST := tests/door/official/requirements.txt
 CLIENTS = $(CARGO_TARGET_DIR)/python
+# Of this one only a program is wanted, whose Python is older than the clients' own.
+PERF_LIST := tests/door/official/perf_analyzer.txt
+PERF = $(CLIENTS)/perf_analyzer
 # Each of these has to compile without the others; the first is none at all, and client,plugin is a model's author who
 # calls the server too.
 FEATURES := "" client plugin client,plugin server gateway
@@ -36,7 +39,7 @@ help:
 	@echo 'make build                       the commands, in $(RELEASE)/'
 	@echo 'make bench                       the benchmarks: one table of ratios (minutes; BENCH=--quick: a look)'
 	@echo 'make bench SERVER=PATH           the same, each of our servers measured in turn with the mdm-server-start at PATH'
-	@echo 'make bench-doors                 the door for HTTP, to the ZeroMQ client and a bare server of the same library'
+	@echo 'make bench-doors                 the doors for HTTP and gRPC, to the ZeroMQ client and to bare servers'
 	@echo 'make bench-ner                   400 to 8,000 sentences on 1 to 8 workers: a table and a plot (minutes)'
 	@echo 'make bench-image                 where an image is decoded: client, server, extra workers (BENCH=--quick: a look)'
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
@@ -68,6 +71,14 @@ clients: python
 		if $(PYTHON) -m pip install -q --disable-pip-version-check --only-binary :all: --target '$(CLIENTS)' -r '$(CLIENTS_LIST)'; \
 		then cp '$(CLIENTS_LIST)' '$(CLIENTS)/requirements.txt'; \
 		else echo 'note: the clients could not be fetched; their tests will say that they were skipped' >&2; fi; \
+	fi
+	@if ! cmp -s '$(PERF_LIST)' '$(PERF)/perf_analyzer.txt'; then \
+		echo '$(PYTHON) -m pip install --target $(PERF) -r $(PERF_LIST)'; \
+		rm -rf '$(PERF)'; \
+		if $(PYTHON) -m pip install -q --disable-pip-version-check --only-binary :all: --no-deps --target '$(PERF)' \
+			--platform manylinux1_x86_64 --platform manylinux2014_x86_64 -r '$(PERF_LIST)'; \
+		then cp '$(PERF_LIST)' '$(PERF)/perf_analyzer.txt'; \
+		else echo 'note: perf_analyzer could not be fetched; its tests will say that they were skipped' >&2; fi; \
 	fi
 
 build: toolchain

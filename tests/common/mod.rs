@@ -1,6 +1,7 @@
 //! What the tests share: a server of their own, and models to serve.
 #![allow(dead_code)] // each test file uses its own part of this
 
+pub mod csv;
 pub mod onnx;
 pub mod within;
 

@@ -2,6 +2,7 @@
 #![cfg(feature = "gateway")]
 
 mod announced;
+mod bench;
 #[path = "../common/built.rs"]
 mod built;
 mod cancel;
