@@ -210,6 +210,10 @@ class Session:
         """Whether a call was ended between two frames of a message."""
         return self._sending or self._receiving
 
+    def interrupted(self, did: str) -> Unavailable:
+        """The error of a session that has lost its place in a message."""
+        return Unavailable(f"{self.peer}: the session ended, since a call was interrupted while it {did}")
+
     @property
     def sockets(self) -> "List[zmq.Socket[Any]]":
         """What is readable when there is something to do."""
@@ -248,7 +252,7 @@ class Session:
     def _begin_sending(self) -> None:
         if self._sending:
             # A thread was interrupted between two frames: what is sent now would be taken for the rest of that message.
-            self.lose(Unavailable(f"{self.peer}: the session ended, since a call was interrupted while it sent"))
+            self.lose(self.interrupted("sent"))
         if self.lost is not None:
             raise again(self.lost)
         self._sending = True
@@ -259,7 +263,7 @@ class Session:
         Raises what is wrong with it, and then the session is over: it is not known which request it was for.
         """
         if self._receiving:
-            self.lose(Unavailable(f"{self.peer}: the session ended, since a call was interrupted while it read"))
+            self.lose(self.interrupted("read"))
             raise again(self.lost or Unavailable(self.peer))
         self._receiving = True
         message = self._receive(self._source)

@@ -95,17 +95,22 @@ class SharedSession:
         if now - self._looked > _LOOK_EVERY:
             self._looked = now
             self.look()
-        with session.send_lock:
-            if self._dropped:
-                self._send_cancels()
-            slot = Slot(session.next_id())
-            self._pending[slot.id] = slot
-            try:
+        slot = Slot(0)
+        try:
+            with session.send_lock:
+                if self._dropped:
+                    self._send_cancels()
+                slot.id = session.next_id()
+                self._pending[slot.id] = slot
                 session.send(request, slot.id, copy)
-            except BaseException:
-                self._pending.pop(slot.id, None)
-                raise
-        return slot
+            return slot
+        except BaseException:
+            self._pending.pop(slot.id, None)
+            if session.was_interrupted:
+                # Half a message was sent. Where no other thread reads, the session ends here.
+                session.lose(session.interrupted("sent"))
+                self.look()
+            raise
 
     def look(self) -> None:
         """Takes in what has arrived, without waiting; nothing where another thread reads."""
@@ -171,11 +176,13 @@ class SharedSession:
         session = self.session
         try:
             while not slot.done:
+                if self._closed:
+                    self.lose(session.lost or _closed())
+                    slot.error = slot.error or session.lost
+                    return True
                 message = session.receive()
                 if message is not None:
                     self._deliver(message)
-                elif self._closed:
-                    self.lose(_closed())
                 elif not session.wait(until):
                     return slot.done
                 else:
@@ -188,7 +195,8 @@ class SharedSession:
 
     def _end_reading(self) -> None:
         self._read_lock.release()
-        if self._closed:
+        if self.session.lost is not None:
+            # All that came was taken in. The server hears of it now, and not when the last ticket is gone.
             self.close()
         for slot in list(self._waiting):
             if slot.waker is not None:
@@ -230,7 +238,7 @@ class SharedSession:
             self.session.close()
         elif self._read_lock.acquire(False):
             try:
-                self.lose(_closed())
+                self.lose(self.session.lost or _closed())
                 with self.session.send_lock:
                     self.session.close()
             finally:
