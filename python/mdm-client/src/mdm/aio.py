@@ -13,7 +13,8 @@ from .errors import again
 from .pool import Pool
 from .process import current
 from .results import Result
-from .session import Plan, Session, T, opening
+from .opening import Plan, T, opening
+from .session import Session
 from .tickets import GRACE, SharedSession, gave_up, result_of
 from .wire import Request
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Type, Union
 
-from . import aio, progress as bars, results, values, wire
+from . import progress as bars, results, wire
 from .address import Address
 from .errors import DeadlineExceeded, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable
 from .notebook import Model, Models, Status
 from .pool import Pool
 from .results import Result
-from .session import Settings, opening, run
+from .opening import opening, run
+from .session import Settings
 from .stream import Parts
 from .tickets import GRACE, Ticket, gave_up, result_of
+from .values import Requests
 from .wire import Message, Request
+
+if TYPE_CHECKING:
+    from .aio import Loops
 
 
 class _Default:
@@ -70,7 +75,8 @@ class Client:
                 heartbeat_timeout,
             )
         )
-        self._loops = aio.Loops(self._pool)
+        self._requests = Requests()
+        self._loops: Optional["Loops"] = None
         self.address = address
 
     def infer(
@@ -92,9 +98,9 @@ class Client:
         """
         limit = self._limit(timeout)
         if progress:
-            request = self._request(data, True, model, params, limit, priority, on_bad_row, True)
+            request = self._requests.write(data, True, model, params, limit, priority, on_bad_row, True)
             return self._infer_with_progress(request, limit, request_rows(data))
-        request = self._request(data, False, model, params, limit, priority, on_bad_row)
+        request = self._requests.write(data, False, model, params, limit, priority, on_bad_row)
         pool = self._pool
         session = pool.take(True)
         id = 0
@@ -104,7 +110,8 @@ class Client:
             with session.send_lock:
                 id = session.next_id()
                 session.send(request, id, False)
-            while True:
+            message = session.receive_soon(until)
+            while message is None or message.id != id:
                 message = session.receive()
                 if message is None:
                     if not session.wait(until):
@@ -112,8 +119,6 @@ class Client:
                             session.send_plain(wire.plain_message("cancel", id))
                         raise gave_up()
                     message = session.refused()
-                if message is not None and message.id == id:
-                    break
         except Error:
             pool.give_back(session)
             raise
@@ -147,7 +152,12 @@ class Client:
     ) -> Result:
         """As :meth:`infer`, for a coroutine: it waits on asyncio's loop, and cancelling it takes the request back."""
         limit = self._limit(timeout)
-        request = self._request(data, False, model, params, limit, priority, on_bad_row)
+        request = self._requests.write(data, False, model, params, limit, priority, on_bad_row)
+        if self._loops is None:
+            # Imported here, since asyncio is large, and most programs have no use for it.
+            from .aio import Loops
+
+            self._loops = Loops(self._pool)
         return await self._loops.infer(request, limit)
 
     def submit(
@@ -162,7 +172,7 @@ class Client:
     ) -> Ticket:
         """Sends rows to a model, and leaves the result to the ticket. The data is copied, and may be written to at once."""
         limit = self._limit(timeout)
-        request = self._request(data, True, model, params, limit, priority, on_bad_row)
+        request = self._requests.write(data, True, model, params, limit, priority, on_bad_row)
         # A session may be lost right after it was found or opened. Twice in a row is reported.
         shared = self._pool.tickets()
         try:
@@ -191,7 +201,7 @@ class Client:
     ) -> Parts:
         """Runs rows through a model, and gives parts of the result as they finish, in any order."""
         limit = self._limit(timeout)
-        return Parts(self._pool, self._request(data, True, model, params, limit, priority, on_bad_row, True), limit)
+        return Parts(self._pool, self._requests.write(data, True, model, params, limit, priority, on_bad_row, True), limit)
 
     def hello(self) -> Dict[str, Any]:
         """The server's version and bounds."""
@@ -300,23 +310,11 @@ class Client:
     def _limit(self, timeout: _Timeout) -> Optional[float]:
         return self._timeout if isinstance(timeout, _Default) else _seconds("timeout", timeout)
 
-    def _request(
-        self,
-        data: Any,
-        own: bool,
-        model: Optional[str],
-        params: Optional[Mapping[str, Any]],
-        limit: Optional[float],
-        priority: Optional[str],
-        on_bad_row: Optional[str],
-        stream: bool = False,
-    ) -> Request:
-        return wire.infer(values.columns(data, own), model, params, limit, priority, on_bad_row, stream)
-
     def close(self) -> None:
         """Closes all sessions. What is in flight in other threads and by tickets fails with :class:`Unavailable`."""
         self._pool.close()
-        self._loops.close()
+        if self._loops is not None:
+            self._loops.close()
 
     def __enter__(self) -> "Client":
         return self

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
 
-try:
-    # Gives numpy a bfloat16. Without it the bits are had as uint16.
-    import ml_dtypes
 
-    _BFLOAT16: "np.dtype[Any]" = np.dtype(ml_dtypes.bfloat16)
-except ImportError:
-    _BFLOAT16 = np.dtype("<u2")
+@lru_cache(maxsize=None)
+def bfloat16() -> "np.dtype[Any]":
+    """numpy's bfloat16, which ``ml_dtypes`` gives; without it the bits are had as uint16."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return np.dtype("<u2")
+    dtype: "np.dtype[Any]" = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 class DataType(NamedTuple):
@@ -21,7 +25,7 @@ class DataType(NamedTuple):
     name: str
     #: Bytes of an element; 0 for BYTES and JSON, whose elements have any length.
     size: int
-    #: What numpy holds it as; None for BYTES and JSON.
+    #: What numpy holds it as, for BF16 its bits; None for BYTES and JSON.
     numpy: "Optional[np.dtype[Any]]"
     #: Payload frames that a tensor takes.
     frames: int
@@ -45,7 +49,7 @@ ALL: Dict[str, DataType] = {
         _fixed("UINT32", "<u4"),
         _fixed("UINT64", "<u8"),
         _fixed("FP16", "<f2"),
-        _fixed("BF16", _BFLOAT16),
+        _fixed("BF16", "<u2"),
         _fixed("FP32", "<f4"),
         _fixed("FP64", "<f8"),
         DataType("BYTES", 0, None, 2),
@@ -53,7 +57,7 @@ ALL: Dict[str, DataType] = {
     )
 }
 
-# By numpy's letter for the kind, and the size. In the order of ALL, so that without ml_dtypes uint16 is UINT16.
+# By numpy's letter for the kind, and the size.
 _BY_KIND: Dict[Any, str] = {}
 for _datatype in ALL.values():
     if _datatype.numpy is not None and _datatype.name != "BF16":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Dict, List, Optional
 
 from .errors import Unavailable
 from .process import current
-from .session import Session, Settings, opening, run
+from .opening import opening, run
+from .session import Session, Settings
 from .tickets import SharedSession
 
 #: Most idle sessions that are kept, of each kind.
@@ -54,6 +56,7 @@ class Pool:
         """Keeps a session for the next call, if it can be used."""
         idle = self._idle[session.is_for_infer]
         if session.lost is None and not session.was_interrupted and not self._closed and len(idle) < _MOST_IDLE:
+            session.used_at = time.monotonic()
             idle.append(session)
             if not self._closed:
                 return

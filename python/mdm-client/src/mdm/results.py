@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import msgpack
@@ -33,45 +34,21 @@ class Failed(NamedTuple):
     message: str
 
 
-class _Output:
-    """One output as it came: for each part its shape and its frames."""
+class Output(NamedTuple):
+    """One output as it came: for each part its shape and its frames, which fit each other."""
 
-    def __init__(self, name: str, datatype: DataType) -> None:
-        self.name = name
-        self.datatype = datatype
-        self.shapes: List[Tuple[int, ...]] = []
-        self.groups: List[Tuple[Any, ...]] = []
-
-    def add(self, shape: Tuple[int, ...], frames: Sequence[Any]) -> None:
-        """Takes one part, whose frames are checked against its shape."""
-        elements = 1
-        for dimension in shape:
-            elements *= dimension
-        size = self.datatype.size
-        if size:
-            (frame,) = frames
-            if len(frame) != elements * size:
-                raise self.wrong(f"{len(frame)} bytes for shape {list(shape)}, which takes {elements * size}")
-            if self.datatype.name == "BOOL" and elements and np.frombuffer(frame, np.uint8).max() > 1:
-                raise self.wrong("a BOOL that is neither 0 nor 1")
-            kept: Tuple[Any, ...] = (_kept(frame),)
-        else:
-            first, values = frames
-            if len(first) != (elements + 1) * 8:
-                raise self.wrong(f"offsets of {len(first)} bytes for shape {list(shape)}, which takes {(elements + 1) * 8}")
-            offsets = np.frombuffer(_kept(first), "<u8")
-            if offsets[0] != 0 or offsets[-1] != len(values) or (offsets[1:] < offsets[:-1]).any():
-                raise self.wrong("offsets that do not ascend from 0 to the length of the values")
-            kept = (offsets, _kept(values))
-        self.shapes.append(shape)
-        self.groups.append(kept)
+    name: str
+    datatype: DataType
+    shapes: Sequence[Tuple[int, ...]]
+    groups: Sequence[Tuple[Any, ...]]
 
     def wrong(self, why: str) -> Internal:
-        return Internal(f"the answer cannot be read: output {self.name!r}: {why}")
+        return _wrong(self.name, why)
 
     def value(self) -> Any:
-        if self.datatype.numpy is not None:
-            return self._array(self.datatype.numpy)
+        """Its elements: an array, or a list of rows."""
+        if self.datatype.size:
+            return self._array()
         raw = self.elements()
         if self.datatype.name == "JSON":
             try:
@@ -86,43 +63,49 @@ class _Output:
             except UnicodeDecodeError:
                 # One element that is no text: they are bytes then, all of them, so that a program sees one kind.
                 values = list(raw)
+        return self.objects(values)
+
+    def objects(self, values: List[Any]) -> "np.ndarray[Any, Any]":
+        """An array of objects in the output's shape."""
         array = np.empty(len(values), object)
         array[:] = values
         return array.reshape(self.shape())
 
     def elements(self) -> List[bytes]:
+        """The bytes of each element of BYTES or JSON."""
         found: List[bytes] = []
         for offsets, values in self.groups:
             buffer = bytes(values) if not isinstance(values, bytes) else values
-            at = offsets.tolist()
+            at = np.frombuffer(offsets, "<u8").tolist()
             found.extend(buffer[a:b] for a, b in zip(at, at[1:]))
         return found
 
     def shape(self) -> Tuple[int, ...]:
+        """The shape of all parts together."""
         first = self.shapes[0]
         if len(self.shapes) == 1:
             return first
         return (sum(shape[0] for shape in self.shapes), *first[1:])
 
-    def _array(self, dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
+    def _array(self) -> "np.ndarray[Any, Any]":
+        dtype = self.datatype.numpy if self.datatype.name != "BF16" else datatypes.bfloat16()
         try:
             if len(self.groups) == 1:
-                array = np.frombuffer(self.groups[0][0], dtype).reshape(self.shapes[0])
+                array: "np.ndarray[Any, Any]" = np.frombuffer(self.groups[0][0], dtype).reshape(self.shapes[0])
             else:
-                joined = np.empty(self.shape(), dtype)
+                array = np.empty(self.shape(), dtype)
                 at = 0
                 for shape, (frame,) in zip(self.shapes, self.groups):
-                    joined[at : at + shape[0]] = np.frombuffer(frame, dtype).reshape(shape)
+                    array[at : at + shape[0]] = np.frombuffer(frame, dtype).reshape(shape)
                     at += shape[0]
-                array = joined
         except (ValueError, OverflowError, MemoryError) as e:
             raise self.wrong(f"no array of shape {list(self.shape())}: {e}") from None
-        array.flags.writeable = False
+        array.setflags(write=False)
         return array
 
 
-def _kept(frame: Any) -> Any:
-    return frame.bytes if len(frame) < _VIEW_BYTES and not isinstance(frame, bytes) else frame
+def _wrong(name: str, why: str) -> Internal:
+    return Internal(f"the answer cannot be read: output {name!r}: {why}")
 
 
 class Result(Mapping[str, Any]):
@@ -132,7 +115,7 @@ class Result(Mapping[str, Any]):
     ``str``, or of ``bytes`` if one of them is no UTF-8; rows of anything (JSON) a list.
     """
 
-    def __init__(self, outputs: Dict[str, _Output], rows: Optional[int], stats: Stats, failed: Sequence[Failed]) -> None:
+    def __init__(self, outputs: Dict[str, Output], rows: Optional[int], stats: Stats, failed: Sequence[Failed]) -> None:
         self._outputs = outputs
         self._values: Dict[str, Any] = {}
         #: The number of rows; None for a model without a batch dimension.
@@ -169,10 +152,7 @@ class Result(Mapping[str, Any]):
         output = self._outputs.get(name)
         if output is None or output.datatype.name != "BYTES":
             raise InvalidArgument(f"the answer has no output {name!r} of BYTES")
-        values = output.elements()
-        array = np.empty(len(values), object)
-        array[:] = values
-        return array.reshape(output.shape())
+        return output.objects(output.elements())
 
     def dtypes(self) -> Dict[str, str]:
         """The outputs' datatypes, by the protocol's names."""
@@ -236,68 +216,132 @@ def of_parts(parts: Sequence[Part], stats: Stats) -> Result:
     if len(parts) == 1 and parts[0].rows is None:
         return Result(parts[0]._outputs, None, stats, parts[0].failed)
     ordered = sorted(parts, key=lambda part: part.offset)
-    outputs: Dict[str, _Output] = {}
+    first = ordered[0]._outputs if ordered else {}
     rows = 0
     failed: List[Failed] = []
     for part in ordered:
-        if part.offset != rows or (outputs and list(outputs) != list(part._outputs)):
+        if part.offset != rows or list(first) != list(part._outputs):
             raise Internal("the answer cannot be read: the parts of the stream do not fit together")
         rows += part.rows or 0
         failed.extend(part.failed)
         for name, output in part._outputs.items():
-            whole = outputs.setdefault(name, _Output(name, output.datatype))
-            if whole.datatype is not output.datatype or (whole.shapes and whole.shapes[0][1:] != output.shapes[0][1:]):
-                raise whole.wrong("the parts of the stream differ in datatype or shape")
-            whole.shapes.extend(output.shapes)
-            whole.groups.extend(output.groups)
+            if first[name].datatype is not output.datatype or first[name].shapes[0][1:] != output.shapes[0][1:]:
+                raise output.wrong("the parts of the stream differ in datatype or shape")
+    outputs: Dict[str, Output] = {}
+    for name, output in first.items():
+        pieces = [part._outputs[name] for part in ordered]
+        shapes = [shape for piece in pieces for shape in piece.shapes]
+        outputs[name] = Output(name, output.datatype, shapes, [group for piece in pieces for group in piece.groups])
     return Result(outputs, rows, stats, failed)
 
 
-def _outputs(headers: Any, parts: Any, frames: List[Any]) -> Tuple[Dict[str, _Output], Optional[int]]:
+class _Layout(NamedTuple):
+    """What the outputs and the parts of a header say: for each output its shapes, and how long its frames have to be."""
+
+    headers: Any
+    parts: Any
+    #: Name, datatype, the shape of each part, and for each part its elements.
+    outputs: Sequence[Tuple[str, DataType, Sequence[Tuple[int, ...]], Sequence[int]]]
+    rows: Optional[int]
+    frames: int
+
+
+#: Those seen last: many results differ in nothing but their numbers.
+_recent: List[_Layout] = []
+_MOST_RECENT = 4
+
+
+def _layout(headers: Any, parts: Any) -> _Layout:
+    global _recent
+    for known in _recent:
+        if known.headers == headers and known.parts == parts:
+            return known
+    layout = _read_layout(headers, parts)
+    # Replaced as a whole: other threads go through the old list.
+    _recent = [layout, *_recent[: _MOST_RECENT - 1]]
+    return layout
+
+
+def _read_layout(headers: Any, parts: Any) -> _Layout:
     def wrong(why: str) -> Internal:
         return Internal(f"the answer cannot be read: {why}")
 
     if not isinstance(headers, list) or not headers:
         raise wrong("it has no outputs")
-    if parts is not None and (not isinstance(parts, list) or not all(type(n) is int and n >= 0 for n in parts)):
+    if parts is not None and (not isinstance(parts, list) or not parts or not _are_sizes(parts)):
         raise wrong("its parts are no list of numbers of rows")
-    outputs: Dict[str, _Output] = {}
-    at = 0
+    outputs: List[Tuple[str, DataType, Sequence[Tuple[int, ...]], Sequence[int]]] = []
+    names = set()
     rows: Optional[int] = None
+    frames = 0
     for header in headers:
         if not isinstance(header, dict):
             raise wrong("an output that is no map")
         name, dtype, dims = header.get("name"), header.get("dtype"), header.get("shape")
         if not isinstance(name, str):
             raise wrong("an output without a name")
-        if name in outputs:
+        if name in names:
             raise wrong(f"the output {name!r} is there twice")
+        names.add(name)
         datatype = datatypes.ALL.get(dtype) if isinstance(dtype, str) else None
         if datatype is None:
-            raise wrong(f"output {name!r}: a datatype that this client does not know")
-        output = outputs[name] = _Output(name, datatype)
-        if not isinstance(dims, list) or not all(type(n) is int and n >= 0 for n in dims):
-            raise output.wrong("its shape is no list of numbers")
+            raise _wrong(name, "a datatype that this client does not know")
+        if not isinstance(dims, list) or not _are_sizes(dims):
+            raise _wrong(name, "its shape is no list of numbers")
         if len(dims) > _MAX_RANK:
-            raise output.wrong(f"{len(dims)} dimensions")
+            raise _wrong(name, f"{len(dims)} dimensions")
         if parts is None:
             shapes = [tuple(dims)]
         else:
             if not dims or sum(parts) != dims[0]:
-                raise output.wrong(f"shape {dims} for parts of {sum(parts)} rows")
+                raise _wrong(name, f"shape {dims} for parts of {sum(parts)} rows")
             shapes = [(n, *dims[1:]) for n in parts]
         rows = dims[0] if dims and rows is None else rows
-        step = datatype.frames
-        if at + step * len(shapes) > len(frames):
-            raise output.wrong(f"a payload frame is missing: {len(frames)} came")
-        for shape in shapes:
-            output.add(shape, frames[at : at + step])
-            at += step
-        if not shapes:
-            raise output.wrong("it has no parts")
-    if at != len(frames):
-        raise wrong(f"{len(frames) - at} payload frames more than its outputs take")
-    return outputs, rows
+        outputs.append((name, datatype, shapes, [math.prod(shape) for shape in shapes]))
+        frames += datatype.frames * len(shapes)
+    return _Layout(headers, parts, outputs, rows, frames)
+
+
+def _are_sizes(numbers: List[Any]) -> bool:
+    return all(type(n) is int and n >= 0 for n in numbers)
+
+
+def _outputs(headers: Any, parts: Any, frames: List[Any]) -> Tuple[Dict[str, Output], Optional[int]]:
+    """Takes the frames apart, each checked against its shape."""
+    layout = _layout(headers, parts)
+    if len(frames) != layout.frames:
+        raise Internal(f"the answer cannot be read: {len(frames)} payload frames for outputs that take {layout.frames}")
+    outputs: Dict[str, Output] = {}
+    at = 0
+    for name, datatype, shapes, counts in layout.outputs:
+        groups: List[Tuple[Any, ...]] = []
+        size = datatype.size
+        for elements in counts:
+            frame = frames[at]
+            length = len(frame)
+            if size:
+                if length != elements * size:
+                    raise _wrong(name, f"{length} bytes for {elements} elements, which take {elements * size}")
+                kept = frame.bytes if length < _VIEW_BYTES else frame
+                if datatype.name == "BOOL" and length and np.frombuffer(kept, np.uint8).max() > 1:
+                    raise _wrong(name, "a BOOL that is neither 0 nor 1")
+                groups.append((kept,))
+                at += 1
+            else:
+                groups.append(_texts(name, elements, frame, frames[at + 1]))
+                at += 2
+        outputs[name] = Output(name, datatype, shapes, groups)
+    return outputs, layout.rows
+
+
+def _texts(name: str, elements: int, first: Any, values: Any) -> Tuple[bytes, Any]:
+    if len(first) != (elements + 1) * 8:
+        raise _wrong(name, f"offsets of {len(first)} bytes for {elements} elements, which take {(elements + 1) * 8}")
+    kept: bytes = first.bytes
+    offsets = np.frombuffer(kept, "<u8")
+    if offsets[0] != 0 or offsets[-1] != len(values) or (offsets[1:] < offsets[:-1]).any():
+        raise _wrong(name, "offsets that do not ascend from 0 to the length of the values")
+    return kept, values.bytes if len(values) < _VIEW_BYTES else values
 
 
 def _stats(header: Dict[str, Any]) -> Stats:
@@ -306,6 +350,9 @@ def _stats(header: Dict[str, Any]) -> Stats:
         return Stats()
     if not isinstance(stats, dict):
         raise Internal("the answer cannot be read: its stats are no map")
+    queue, compute, chunks = stats.get("queue_us"), stats.get("compute_us"), stats.get("chunks")
+    if type(queue) is int and type(compute) is int and type(chunks) is int and queue >= 0 <= compute and chunks >= 0:
+        return Stats(queue, compute, chunks)
     return Stats(count(stats, "queue_us"), count(stats, "compute_us"), count(stats, "chunks"))
 
 
@@ -314,10 +361,10 @@ def stats_of(message: Message) -> Stats:
     return _stats(message.header)
 
 
-def _failed(header: Dict[str, Any]) -> List[Failed]:
+def _failed(header: Dict[str, Any]) -> Sequence[Failed]:
     groups = header.get("failed")
     if groups is None:
-        return []
+        return ()
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise Internal("the answer cannot be read: its failed rows are no list of maps")
     failed = []

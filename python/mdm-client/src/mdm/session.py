@@ -8,39 +8,25 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Generator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import zmq
 
 from . import wire
-from .address import Address, endpoint_out
-from .errors import Error, FailedPrecondition, Internal, ResourceExhausted, Unavailable, again
-from .process import Process, current
+from .address import Address
+from .connection import SOON, Connection
+from .errors import Error, ResourceExhausted, Unavailable, again
+from .process import current
 from .wire import Message, Request
 
 #: The longest wait without a look at signals: a Ctrl-C may have been delivered to another thread than the one that waits.
 SLICE = 0.1
 #: How long one connection is still read after the other was lost: the server closes both, and its last answers count.
 _READ_AFTER_LOSS = 0.1
+#: A session that was used so recently is not looked at before it is used again.
+_RECENTLY = 0.02
 #: libzmq tells of a loss a moment before it hands over the last of what it has read.
 _LAST_LOOK = 0.005
-#: libzmq must not reconnect. With -1 it would drop answers that were received and not read.
-_NEVER_MS = 1_000_000_000
-
-_EVENTS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-
-T = TypeVar("T")
-
-
 class Settings(NamedTuple):
     """What is needed to open a session."""
 
@@ -48,31 +34,6 @@ class Settings(NamedTuple):
     port_out: Optional[Address]
     connect_timeout: float
     heartbeat: Optional[float]
-
-
-class Wait(NamedTuple):
-    """What a plan waits for: one of the sockets is readable, or the time has come."""
-
-    sockets: Sequence["zmq.Socket[Any]"]
-    until: float
-
-
-#: Steps between which something is waited for, so that a thread and asyncio's loop can both go through them.
-Plan = Generator[Wait, None, T]
-
-
-def run(plan: "Plan[T]") -> T:
-    """Goes through a plan in this thread."""
-    try:
-        wait = next(plan)
-        while True:
-            poll([(socket, zmq.POLLIN) for socket in wait.sockets], wait.until)
-            wait = next(plan)
-    except StopIteration as end:
-        value: T = end.value
-        return value
-    finally:
-        plan.close()
 
 
 def poll(items: List[Tuple["zmq.Socket[Any]", int]], until: Optional[float]) -> List[Tuple[Any, int]]:
@@ -86,88 +47,6 @@ def poll(items: List[Tuple["zmq.Socket[Any]", int]], until: Optional[float]) -> 
     return zmq.zmq_poll(items, int(left * 1000 + 0.999))
 
 
-class Connection:
-    """A DEALER and its monitor."""
-
-    def __init__(self, process: Process, endpoint: str, routing_id: bytes, heartbeat: Optional[float]) -> None:
-        self.endpoint = endpoint
-        self.is_open = False
-        #: Why the connection is over, if it is.
-        self.lost: Optional[str] = None
-        self._accepted = False
-        context = process.context()
-        self.socket = context.socket(zmq.DEALER)
-        self.monitor = context.socket(zmq.PAIR)
-        try:
-            self._connect(routing_id, heartbeat, process.monitor_address())
-        except BaseException as e:
-            self.close()
-            if isinstance(e, zmq.ZMQError):
-                raise Unavailable(f"{endpoint}: no connection: {e}") from None
-            raise
-
-    def _connect(self, routing_id: bytes, heartbeat: Optional[float], monitor: str) -> None:
-        socket = self.socket
-        socket.setsockopt(zmq.ROUTING_ID, routing_id)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
-        socket.setsockopt(zmq.IPV6, 1)
-        # Full queues would count as silence at the server; what waits here the caller has asked for.
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.SNDHWM, 0)
-        if heartbeat is not None:
-            socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, int(heartbeat * 1000 / 3)))
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, max(1, int(heartbeat * 1000)))
-        socket.monitor(monitor, _EVENTS)
-        self.monitor.setsockopt(zmq.LINGER, 0)
-        self.monitor.connect(monitor)
-        socket.connect(self.endpoint)
-
-    def note_events(self) -> None:
-        """Reads what the monitor tells."""
-        while True:
-            try:
-                event, _ = self.monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            kind = int.from_bytes(event[:2], "little" if _LITTLE else "big")
-            if kind == zmq.EVENT_CONNECTED:
-                self._accepted = True
-            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.is_open = True
-            elif self.lost is not None:
-                pass
-            elif self.is_open:
-                self.lost = "the server closed the connection, or was lost"
-            elif kind in (zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED) and not self._accepted:
-                self.lost = "there is no server: the connection was refused"
-            else:
-                self.lost = (
-                    "something accepts connections there, and ended this one in the handshake: it is not an MDM server, or"
-                    " it takes no more sessions"
-                )
-
-    def silence(self) -> str:
-        """Why there is no answer to hello."""
-        if self.is_open:
-            return "a ZeroMQ peer is there, but it does not answer hello: it is not an MDM server, or it hangs"
-        if self._accepted:
-            return "something accepts connections there, but it does not speak ZeroMQ: it is not an MDM server, or it hangs"
-        return "no connection: is the host up and the port open?"
-
-    def close(self) -> None:
-        """The monitor is ended before its socket is closed: libzmq may write to it until then."""
-        try:
-            self.socket.monitor(None, 0)
-        except zmq.ZMQError:
-            pass  # it was not begun
-        self.monitor.close(0)
-        self.socket.close(0)
-
-
-_LITTLE = memoryview(b"\1\0").cast("H")[0] == 1
-
-
 class Session:
     """An open session. ``send`` may be called by any thread; all else by one at a time."""
 
@@ -175,6 +54,8 @@ class Session:
         self.process = current()
         self.welcome: "dict[str, Any]" = {}
         self.max_request_bytes = 0
+        #: When it was last given back.
+        self.used_at = 0.0
         self.lost: Optional[Error] = None
         self.send_lock = threading.Lock()
         self._settings = settings
@@ -199,6 +80,11 @@ class Session:
         self._source = newest.socket
         self._items = [(newest.socket, zmq.POLLIN), *((c.monitor, zmq.POLLIN) for c in self._connections)]
         return newest
+
+    @property
+    def newest(self) -> Connection:
+        """The connection that was opened last."""
+        return self._connections[-1]
 
     @property
     def is_for_infer(self) -> bool:
@@ -270,9 +156,18 @@ class Session:
         self._receiving = False
         return message
 
-    def _receive(self, socket: "zmq.Socket[Any]") -> Optional[Message]:
+    def receive_soon(self, until: Optional[float]) -> Optional[Message]:
+        """The next message, if it comes within a moment."""
+        if self.was_interrupted or self.lost is not None or (until is not None and until - time.monotonic() < SOON):
+            return None
+        self._receiving = True
+        message = self._receive(self._source, 0)
+        self._receiving = False
+        return message
+
+    def _receive(self, socket: "zmq.Socket[Any]", flags: int = zmq.NOBLOCK) -> Optional[Message]:
         try:
-            first = socket.recv(zmq.NOBLOCK, False)
+            first = socket.recv(flags, False)
         except zmq.Again:
             return None
         frames: List[Any] = []
@@ -339,7 +234,8 @@ class Session:
         """Whether a session that was idle can be used."""
         if self.was_interrupted or self.process is not current():
             return False
-        self.look_for_losses()
+        if time.monotonic() - self.used_at > _RECENTLY:
+            self.look_for_losses()
         return self.lost is None
 
     def look_for_losses(self) -> None:
@@ -362,94 +258,6 @@ class Session:
             self.close()
         except (AttributeError, TypeError, zmq.ZMQError):
             pass  # the interpreter is ending
-
-
-def opening(settings: Settings, infer: bool) -> "Plan[Session]":
-    """Opens a session, for rows or for questions only, or says within the connect timeout why not."""
-    until = time.monotonic() + settings.connect_timeout
-    endpoints = yield from _found(settings.address, until)
-    first: Optional[Error] = None
-    for index, endpoint in enumerate(endpoints):
-        now = time.monotonic()
-        share = (until - now) / (len(endpoints) - index)
-        session = Session(settings)
-        try:
-            yield from _open_at(session, settings, endpoint, infer, now + share)
-            return session
-        except Unavailable as e:
-            session.close()
-            first = first or e
-        except BaseException:
-            session.close()
-            raise
-    raise first or Unavailable(f"{settings.address}: no address to connect to")
-
-
-def _found(address: Address, until: float) -> "Plan[List[str]]":
-    lookup = address.endpoints(until)
-    while True:
-        try:
-            yield Wait((), next(lookup))
-        except StopIteration as end:
-            found: List[str] = end.value
-            return found
-
-
-def _open_at(session: Session, settings: Settings, endpoint: str, infer: bool, until: float) -> "Plan[None]":
-    session.connect(endpoint)
-    welcome = yield from _greet(session, "hello_ok", until)
-    if welcome.kind != "hello_ok":
-        raise FailedPrecondition(
-            f"{endpoint} is where a server's results leave (its port_out): connect to its port instead"
-        )
-    session.welcome = welcome.header
-    session.max_request_bytes = wire.count(welcome.header, "max_request_bytes")
-    if not infer:
-        return
-    if settings.port_out is not None:
-        out = (yield from _found(settings.port_out, until))[0]
-    else:
-        port_out = wire.count(welcome.header, "port_out")
-        if not 0 < port_out < 65536:
-            raise FailedPrecondition(f"{endpoint}: the server says that its port_out is {port_out}")
-        out = endpoint_out(endpoint, port_out)
-    session.connect(out)
-    try:
-        answer = yield from _greet(session, "welcome", until)
-    except Error as e:
-        raise type(e)(f"where results leave (port_out): {e.message}") from None
-    if answer.kind != "welcome":
-        raise FailedPrecondition(f"{out} takes requests, expected the endpoint where results leave (port_out)")
-
-
-def _greet(session: Session, expected: str, until: float) -> "Plan[Message]":
-    newest = session._connections[-1]
-    with session.send_lock:
-        id = session.next_id()
-        newest.socket.send(wire.plain_message("hello", id))
-    started = time.monotonic()
-    while True:
-        session.note_losses()
-        try:
-            message = session.receive()
-        except Internal as e:
-            # A peer of another kind or version.
-            raise FailedPrecondition(e.message) from None
-        if message is not None:
-            if message.kind == "error":
-                why = wire.error_of(message.header).message
-                raise FailedPrecondition(f"{newest.endpoint}: the server refused hello: {why}")
-            if message.kind in ("hello_ok", "welcome"):
-                return message
-            continue
-        if session.lost is not None and newest.lost is not None:
-            raise Unavailable(f"{newest.endpoint}: {newest.lost}")
-        if session.lost is not None:
-            raise again(session.lost)
-        now = time.monotonic()
-        if now >= until:
-            raise Unavailable(f"{newest.endpoint}: {newest.silence()} (waited {now - started:.3g} s)")
-        yield Wait(session.sockets, until)
 
 
 def _routing_id() -> bytes:

@@ -257,7 +257,6 @@ class Ticket:
         self._slot = slot
         self._until = None if timeout is None else time.monotonic() + timeout + GRACE
         self._result: Optional[Result] = None
-        self._lock = threading.Lock()
 
     def result(self, timeout: Optional[float] = None) -> Result:
         """Waits for the result, for at most so many seconds; then the request goes on, and may be asked for again.
@@ -274,15 +273,13 @@ class Ticket:
             self._wait(until, timeout)
         if slot.error is not None:
             raise again(slot.error)
-        with self._lock:
-            if self._result is None:
-                assert slot.message is not None
-                try:
-                    self._result = result_of(slot.message)
-                except Error as e:
-                    slot.error = e
-                    raise again(e) from None
-            return self._result
+        assert slot.message is not None
+        try:
+            result = self._result = result_of(slot.message)
+        except Error as e:
+            slot.error = e
+            raise again(e) from None
+        return result
 
     def _wait(self, until: Optional[float], timeout: Optional[float]) -> None:
         if self._shared.process is not current():

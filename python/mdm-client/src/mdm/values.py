@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from . import datatypes
 from .errors import InvalidArgument
-from .wire import Column, pack
+from .wire import Column, Request, infer, pack
 
 #: The input's name where a model has one input and the caller gives none.
 ONLY = ""
+#: Smaller arrays are copied: that is faster than lending them.
+_COPY_BYTES = 65_536
+#: Most headers that are kept.
+_MOST_KEPT = 256
 
 
 class BF16:
@@ -24,12 +28,51 @@ class BF16:
             raise InvalidArgument(f"BF16: the bits are {self.bits.dtype}, expected uint16")
 
 
+class Requests:
+    """Writes requests. The headers of arrays are kept: a program sends many of the same datatype and shape."""
+
+    def __init__(self) -> None:
+        self._kept: Dict[Any, Tuple[int, bytes]] = {}
+
+    def write(
+        self,
+        data: Any,
+        own: bool,
+        model: Optional[str],
+        params: Optional[Mapping[str, Any]],
+        timeout: Optional[float],
+        priority: Optional[str],
+        on_bad_row: Optional[str],
+        stream: bool = False,
+    ) -> Request:
+        """The infer of that data, as :func:`columns` and :func:`wire.infer` have it."""
+        if params is not None or type(data) is not np.ndarray or data.nbytes >= _COPY_BYTES or not data.flags.c_contiguous:
+            return infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
+        try:
+            key = (data.dtype, data.shape, model, timeout, priority, on_bad_row, stream)
+            head, rest = self._kept[key]
+        except KeyError:
+            request = infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
+            # What is converted, or has other frames than its bytes, is not kept.
+            if len(request.frames) == 1 and data.dtype.isnative and datatypes.of_numpy(data.dtype) and data.size:
+                if len(self._kept) >= _MOST_KEPT:
+                    self._kept.clear()
+                self._kept[key] = (request.head, request.rest)
+            return request
+        except TypeError:
+            # No key, as a model's name that is a list: the error says so.
+            return infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
+        return Request(head, rest, [data.tobytes()], len(rest) + 12 + data.nbytes)
+
+
 def columns(data: Any, own: bool) -> List[Column]:
     """The inputs that the data is.
 
     With ``own`` the memory is the request's own, since the caller may write to the data before it has left; else arrays
     that are as the wire has them are not copied.
     """
+    if type(data) is np.ndarray:
+        return [_array(ONLY, data, own)]
     if isinstance(data, Mapping):
         if not data:
             raise InvalidArgument("the data is an empty dict: expected inputs by name")
@@ -100,7 +143,7 @@ def _array(name: str, array: "np.ndarray[Any, Any]", own: bool) -> Column:
         own = False
     if array.size == 0:
         return Column(name, dtype, array.shape, (b"",), 0)
-    if own or array.nbytes < 65_536:
+    if own or array.nbytes < _COPY_BYTES:
         return Column(name, dtype, array.shape, (array.tobytes(),), array.nbytes)
     # As bytes: numpy gives no buffer of a datatype that is not its own, such as bfloat16.
     return Column(name, dtype, array.shape, (array.view(np.uint8).reshape(-1).data,), array.nbytes)
