@@ -308,7 +308,7 @@ class Client:
         return message
 
     def _limit(self, timeout: _Timeout) -> Optional[float]:
-        return self._timeout if isinstance(timeout, _Default) else _seconds("timeout", timeout)
+        return self._timeout if timeout is _DEFAULT or isinstance(timeout, _Default) else _seconds("timeout", timeout)
 
     def close(self) -> None:
         """Closes all sessions. What is in flight in other threads and by tickets fails with :class:`Unavailable`."""

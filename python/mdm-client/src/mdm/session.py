@@ -25,6 +25,8 @@ SLICE = 0.1
 _READ_AFTER_LOSS = 0.1
 #: A session that was used so recently is not looked at before it is used again.
 _RECENTLY = 0.02
+# As plain numbers: they are used for each frame.
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 #: libzmq tells of a loss a moment before it hands over the last of what it has read.
 _LAST_LOOK = 0.005
 class Settings(NamedTuple):
@@ -120,28 +122,30 @@ class Session:
 
     def send(self, request: Request, id: int, copy: bool) -> None:
         """Sends an infer, under the lock for sending. Nothing is waited for: what does not leave at once is queued."""
+        if self._sending or self.lost is not None:
+            self._refuse_to_send()
+        self._sending = True
+        send = self._port.send
+        send(wire.with_id(request, id), _SNDMORE)
         frames = request.frames
-        socket = self._port
-        self._begin_sending()
-        socket.send(wire.with_id(request, id), zmq.SNDMORE)
         for frame in frames[:-1]:
-            socket.send(frame, zmq.SNDMORE, copy)
-        socket.send(frames[-1], 0, copy)
+            send(frame, _SNDMORE, copy)
+        send(frames[-1], 0, copy)
         self._sending = False
 
     def send_plain(self, message: bytes) -> None:
         """Sends a message without payload, under the lock for sending."""
-        self._begin_sending()
+        if self._sending or self.lost is not None:
+            self._refuse_to_send()
+        self._sending = True
         self._port.send(message)
         self._sending = False
 
-    def _begin_sending(self) -> None:
+    def _refuse_to_send(self) -> None:
         if self._sending:
             # A thread was interrupted between two frames: what is sent now would be taken for the rest of that message.
             self.lose(self.interrupted("sent"))
-        if self.lost is not None:
-            raise again(self.lost)
-        self._sending = True
+        raise again(self.lost or Unavailable(self.peer))
 
     def receive(self) -> Optional[Message]:
         """The next message that has arrived.
@@ -151,37 +155,35 @@ class Session:
         if self._receiving:
             self.lose(self.interrupted("read"))
             raise again(self.lost or Unavailable(self.peer))
-        self._receiving = True
-        message = self._receive(self._source)
-        self._receiving = False
-        return message
+        return self._receive(self._source, _NOBLOCK)
 
     def receive_soon(self, until: Optional[float]) -> Optional[Message]:
         """The next message, if it comes within a moment."""
         if self.was_interrupted or self.lost is not None or (until is not None and until - time.monotonic() < SOON):
             return None
-        self._receiving = True
-        message = self._receive(self._source, 0)
-        self._receiving = False
-        return message
+        return self._receive(self._source, 0)
 
-    def _receive(self, socket: "zmq.Socket[Any]", flags: int = zmq.NOBLOCK) -> Optional[Message]:
+    def _receive(self, socket: "zmq.Socket[Any]", flags: int) -> Optional[Message]:
+        # Still set where a signal has ended this in the middle of a message.
+        self._receiving = True
         try:
             first = socket.recv(flags, False)
         except zmq.Again:
+            self._receiving = False
             return None
         frames: List[Any] = []
         more = first.more
         while more:
-            frame = socket.recv(zmq.NOBLOCK, False)
+            frame = socket.recv(_NOBLOCK, False)
             frames.append(frame)
             more = frame.more
+        self._receiving = False
         try:
-            return wire.read(first.bytes, frames, self.peer)
+            return wire.read(first.bytes, frames)
         except Error as e:
-            self._receiving = False
-            self.lose(e)
-            raise
+            error = type(e)(f"{self.peer}: {e.message}")
+            self.lose(error)
+            raise error from None
 
     def wait(self, until: Optional[float]) -> bool:
         """Waits until there may be something to receive, for at most a slice. False when the time is over.
@@ -222,7 +224,7 @@ class Session:
             return None
         self._looked_at_port = now + 1.0
         with self.send_lock:
-            return self._receive(self._port)
+            return self._receive(self._port, _NOBLOCK)
 
     def lose(self, error: Error) -> None:
         """Ends the session because of what came or of what became of it."""

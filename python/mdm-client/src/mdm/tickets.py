@@ -20,6 +20,8 @@ from .wire import Message, Request
 
 #: How much longer than a request's own time a client waits: the server is to report the timeout first.
 GRACE = 0.5
+#: With so many requests in flight all that has arrived is taken in at once.
+_MANY = 8
 #: A thread that only submits looks at the session at most this often.
 _LOOK_EVERY = 0.01
 
@@ -138,7 +140,8 @@ class SharedSession:
         slot = self._pending.pop(message.id, None)
         if slot is not None:
             slot.message = message
-            slot.wake()
+            if slot.waker is not None or slot.future is not None:
+                slot.wake()
 
     def lose(self, error: Error) -> None:
         """Fails what is in flight."""
@@ -183,6 +186,10 @@ class SharedSession:
                 message = session.receive()
                 if message is not None:
                     self._deliver(message)
+                    if slot.done and len(self._pending) > _MANY:
+                        # With many in flight others have come too. To take them in now leaves fewer changes between
+                        # sending and receiving, each of which wakes a thread of libzmq's.
+                        self._take_in()
                 elif not session.wait(until):
                     return slot.done
                 else:
@@ -251,6 +258,8 @@ def _closed() -> Unavailable:
 
 class Ticket:
     """A request in flight. Dropping it takes the request back."""
+
+    __slots__ = ("_shared", "_slot", "_until", "_result", "__weakref__")
 
     def __init__(self, shared: SharedSession, slot: Slot, timeout: Optional[float]) -> None:
         self._shared = shared

@@ -32,7 +32,7 @@ class Requests:
     """Writes requests. The headers of arrays are kept: a program sends many of the same datatype and shape."""
 
     def __init__(self) -> None:
-        self._kept: Dict[Any, Tuple[int, bytes]] = {}
+        self._kept: Dict[Any, Tuple[bytes, bytes]] = {}
 
     def write(
         self,

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import msgpack
 import numpy as np
 
-from .errors import Error, Internal, InvalidArgument, from_code
+from .errors import Error, FailedPrecondition, Internal, InvalidArgument, from_code
 
 #: The protocol's version.
 VERSION = 1
@@ -42,8 +42,8 @@ class Column(NamedTuple):
 class Request(NamedTuple):
     """An infer as it goes out, but for its id."""
 
-    #: The header from behind the entry of its id on, and how many entries it has without that.
-    head: int
+    #: The header up to the number of its id, and from behind that on.
+    head: bytes
     rest: bytes
     frames: List[Any]
     nbytes: int
@@ -128,12 +128,13 @@ def infer(
         nbytes += size
     header["inputs"] = inputs
     packed = _pack_header(header)
-    return Request(packed[0], packed[1:], frames, nbytes + len(packed) + 12)
+    head = b"%c\xa2id\xcf" % (packed[0] + 1)
+    return Request(head, packed[1:], frames, nbytes + len(packed) + 12)
 
 
 def with_id(request: Request, id: int) -> bytes:
     """The header of a request under that id."""
-    return b"%c\xa2id\xcf%b%b" % (request.head + 1, id.to_bytes(8, "big"), request.rest)
+    return request.head + id.to_bytes(8, "big") + request.rest
 
 
 def plain_message(
@@ -218,29 +219,20 @@ def _check_params(params: Mapping[str, Any]) -> None:
     raise InvalidArgument(f"params: nested too deep, {_MAX_DEPTH} levels of the header is the most")
 
 
-def read(frame: Any, frames: List[Any], peer: str) -> Message:
+def read(frame: bytes, frames: List[Any]) -> Message:
     """Reads a header.
 
     Raises Internal, or FailedPrecondition for another version of the protocol.
     """
     try:
         header = msgpack.unpackb(frame, raw=False)
+        id, kind, version = header["id"], header["type"], header["v"]
     except Exception as e:  # what it raises is of a dozen kinds
-        raise Internal(f"{peer}: the answer is not of this protocol: {type(e).__name__}: {e}") from None
-    if not isinstance(header, dict):
-        raise Internal(f"{peer}: the answer is not of this protocol: its header is no map")
-    version = header.get("v")
-    if version != VERSION or isinstance(version, bool):
-        raise from_code(
-            "FAILED_PRECONDITION",
-            f"{peer}: the server speaks protocol version {version!r}, this client speaks {VERSION}",
-        )
-    id = header.get("id")
-    kind = header.get("type")
-    if type(id) is not int or id < 0:
-        raise Internal(f"{peer}: the answer is not of this protocol: its id is {_shown(id)}")
-    if type(kind) is not str:
-        raise Internal(f"{peer}: the answer is not of this protocol: its type is {_shown(kind)}")
+        raise Internal(f"the answer is not of this protocol: {type(e).__name__}: {e}") from None
+    if type(header) is not dict or type(id) is not int or id < 0 or type(kind) is not str:
+        raise Internal(f"the answer is not of this protocol: its id is {_shown(id)} and its type {_shown(kind)}")
+    if type(version) is not int or version != VERSION:
+        raise FailedPrecondition(f"the server speaks protocol version {_shown(version)}, this client speaks {VERSION}")
     return Message(kind, id, header, frames)
 
 
