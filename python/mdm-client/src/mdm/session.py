@@ -24,7 +24,7 @@ SLICE = 0.1
 #: How long one connection is still read after the other was lost: the server closes both, and its last answers count.
 _READ_AFTER_LOSS = 0.1
 #: A session that was used so recently is not looked at before it is used again.
-_RECENTLY = 0.02
+_RECENTLY = 0.005
 # As plain numbers: they are used for each frame.
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 #: libzmq tells of a loss a moment before it hands over the last of what it has read.
