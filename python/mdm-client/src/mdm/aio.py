@@ -121,8 +121,7 @@ class Loops:
         """Sends a request, and waits for its result on the loop."""
         shared = await self._session()
         until = None if limit is None else time.monotonic() + limit + GRACE
-        # Not copied: the caller waits.
-        slot = shared.submit(request, False)
+        slot = shared.submit(request)
         # What was read while it was sent is told by no descriptor any more.
         shared.look()
         loop = asyncio.get_running_loop()

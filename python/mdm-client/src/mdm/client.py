@@ -109,7 +109,7 @@ class Client:
             until = None if limit is None else time.monotonic() + limit + GRACE
             with session.send_lock:
                 id = session.next_id()
-                session.send(request, id, False)
+                session.send(request, id)
             message = session.receive_soon(until)
             while message is None or message.id != id:
                 message = session.receive()

@@ -20,7 +20,7 @@ from .process import current
 from .wire import Message, Request
 
 #: The longest wait without a look at signals: a Ctrl-C may have been delivered to another thread than the one that waits.
-SLICE = 0.1
+SLICE = 0.05
 #: How long one connection is still read after the other was lost: the server closes both, and its last answers count.
 _READ_AFTER_LOSS = 0.1
 #: A session that was used so recently is not looked at before it is used again.
@@ -120,8 +120,11 @@ class Session:
                 " (max_request_bytes): send fewer rows at once"
             )
 
-    def send(self, request: Request, id: int, copy: bool) -> None:
-        """Sends an infer, under the lock for sending. Nothing is waited for: what does not leave at once is queued."""
+    def send(self, request: Request, id: int) -> None:
+        """Sends an infer, under the lock for sending. Nothing is waited for: what does not leave at once is queued.
+
+        Frames of 64 KiB or more are lent to libzmq and not copied.
+        """
         if self._sending or self.lost is not None:
             self._refuse_to_send()
         self._sending = True
@@ -129,8 +132,8 @@ class Session:
         send(wire.with_id(request, id), _SNDMORE)
         frames = request.frames
         for frame in frames[:-1]:
-            send(frame, _SNDMORE, copy)
-        send(frames[-1], 0, copy)
+            send(frame, _SNDMORE, False)
+        send(frames[-1], 0, False)
         self._sending = False
 
     def send_plain(self, message: bytes) -> None:

@@ -33,7 +33,7 @@ class Parts(Iterator[Part]):
             self._until = None if timeout is None else time.monotonic() + timeout + GRACE
             with session.send_lock:
                 self._id = session.next_id()
-                session.send(request, self._id, True)
+                session.send(request, self._id)
         finally:
             if session.was_interrupted:
                 session.close()

@@ -89,7 +89,7 @@ class SharedSession:
         """Whether further requests can be sent."""
         return not self._closed and self.session.lost is None and self.process is current()
 
-    def submit(self, request: Request, copy: bool = True) -> Slot:
+    def submit(self, request: Request) -> Slot:
         """Sends a request."""
         session = self.session
         session.check_size(request)
@@ -104,7 +104,7 @@ class SharedSession:
                     self._send_cancels()
                 slot.id = session.next_id()
                 self._pending[slot.id] = slot
-                session.send(request, slot.id, copy)
+                session.send(request, slot.id)
             return slot
         except BaseException:
             self._pending.pop(slot.id, None)
