@@ -234,6 +234,11 @@ impl Server {
         number(&self.ready, "http_port")
     }
 
+    /// Where its door for gRPC is.
+    pub fn grpc_port(&self) -> Result<u16> {
+        number(&self.ready, "grpc_port")
+    }
+
     /// A client of it.
     pub fn client(&self) -> Result<Client> {
         Ok(Client::connect(&format!("tcp://127.0.0.1:{}", self.port))?)

@@ -17,7 +17,7 @@ use super::sides::Sides;
 /// How far apart requests begin.
 const PAUSE: Duration = Duration::from_millis(1);
 /// How long a server is left alone first: what loading a model left to do is done by then.
-const SETTLE: Duration = Duration::from_millis(500);
+pub const SETTLE: Duration = Duration::from_millis(500);
 
 /// Of a server that gets a request a millisecond.
 struct Paced {
@@ -81,7 +81,7 @@ fn start(program: &Path, models: &Models, row: &Array2<f32>) -> Result<Server> {
     Ok(server)
 }
 
-fn percent(used: Duration, took: Duration) -> f64 {
+pub fn percent(used: Duration, took: Duration) -> f64 {
     100.0 * used.as_secs_f64() / took.as_secs_f64()
 }
 

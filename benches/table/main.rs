@@ -16,9 +16,12 @@ mod children;
 mod clients;
 mod dealers;
 mod doors;
+mod echo;
 mod engine;
+#[allow(dead_code, unused_imports)] // what mdm-bench measures with, of which the doors need some
+#[path = "../../src/bin/mdm-bench/generator/mod.rs"]
+mod generator;
 mod heavy;
-mod http;
 mod idle;
 mod large;
 mod loops;
@@ -96,7 +99,7 @@ impl Plan {
     }
 }
 
-/// How long a part may take, about.
+/// How long a part may take, about; `doors` has three.
 const PART: Duration = Duration::from_secs(45);
 
 type Part = fn(&Plan, &mut Table) -> Result<()>;
@@ -125,7 +128,8 @@ fn main() -> Result<()> {
         Some(bare::SERVE) => return bare::serve(&args[1..]),
         Some(tcp::SERVE) => return tcp::serve(&args[1..]),
         Some(tcp::ECHO) => return tcp::echo(&args[1..]),
-        Some(http::SERVE) => return http::serve(&args[1..]),
+        Some(echo::HTTP) => return echo::serve_http(&args[1..]),
+        Some(echo::GRPC) => return echo::serve_grpc(&args[1..]),
         _ => {}
     }
     if !args.iter().any(|arg| arg == "--bench") {

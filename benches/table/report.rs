@@ -58,6 +58,13 @@ impl Pairs {
         self.baseline.push(baseline);
     }
 
+    /// The same in another unit.
+    pub fn scale(&mut self, by: f64) {
+        for value in self.ours.iter_mut().chain(&mut self.baseline) {
+            *value *= by;
+        }
+    }
+
     /// Adds one of ours and one of the other server, if there is one.
     pub fn push_sides(&mut self, sides: Sides<f64>) {
         if let Some(other) = sides.other {
