@@ -1,6 +1,7 @@
 //! The doors: the real server, spoken to by a client of HTTP written here, byte by byte.
 #![cfg(feature = "gateway")]
 
+mod beside;
 #[path = "../common/built.rs"]
 mod built;
 mod cancel;

@@ -1,20 +1,24 @@
 //! `ModelInfer`: reads a request, sends it through the pipeline, and answers with what comes back.
 
+use bytes::Bytes;
 use tonic::Status;
 
 use super::incoming::{Message, Messages, Reserved};
 use super::reply::{self, Reply};
 use super::request::{self, Asked};
-use super::response;
+use super::response::{self, Parameter};
 use super::route::Call;
 use super::status::status;
+use crate::door::pipeline::{Held, Rows};
 use crate::door::translate::Infer;
-use crate::door::translate::write::Answered;
+use crate::door::translate::write::{Answered, copied_bytes};
 use crate::error::Result;
 use crate::message::Request;
 
 /// Messages of more bytes are read beside the runtime, which serves others meanwhile.
 const READ_HERE_BYTES: usize = 256 * 1024;
+/// Answers of which more bytes are copied are written there too.
+const WRITE_HERE_BYTES: usize = 256 * 1024;
 
 /// Answers a call.
 ///
@@ -26,13 +30,8 @@ pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply,
     let outcome = async {
         let request = take_request(call, &mut asked, reserved).await?;
         let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
-        let written = response::write(
-            asked.answered(),
-            &[],
-            (&rows.outputs, &asked.infer.wanted),
-            None,
-        )?;
-        Ok(reply::of_pieces(written, Some(rows.held)))
+        let (message, held) = write(call, &asked, (rows, &[]), None).await?;
+        Ok(reply::of_pieces(message, Some(held)))
     };
     outcome.await.map_err(status)
 }
@@ -68,6 +67,41 @@ pub(super) async fn take_request(
     let times = [request.timeout_ms, call.left_ms()];
     request.timeout_ms = times.into_iter().flatten().min();
     Ok(request)
+}
+
+/// Writes an answer with these parameters; where much of it is copied, beside the runtime.
+///
+/// # Errors
+/// As [`response::write`].
+pub(super) async fn write(
+    call: &Call,
+    asked: &Asked,
+    (rows, parameters): (Rows, &[(&'static str, Parameter)]),
+    wrapped_in: Option<u32>,
+) -> Result<(Vec<Bytes>, Held)> {
+    let Rows { outputs, held } = rows;
+    let wanted = &asked.infer.wanted;
+    if copied_bytes(&outputs, wanted) <= WRITE_HERE_BYTES {
+        let written =
+            response::write(asked.answered(), parameters, (&outputs, wanted), wrapped_in)?;
+        return Ok((written, held));
+    }
+    let (model, version, id) = (
+        asked.model.clone(),
+        asked.version.clone(),
+        asked.infer.id.clone(),
+    );
+    let (wanted, parameters) = (wanted.clone(), parameters.to_vec());
+    let write = move || {
+        let answered = Answered {
+            model: &model,
+            version: version.as_deref(),
+            id: id.as_deref(),
+        };
+        let written = response::write(answered, &parameters, (&outputs, &wanted), wrapped_in)?;
+        Ok((written, held))
+    };
+    call.local.beside(true, write).await?
 }
 
 impl Asked {

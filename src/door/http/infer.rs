@@ -1,6 +1,7 @@
 //! `POST …/infer`: reads a request, sends it through the pipeline, and answers with what comes back.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
@@ -24,6 +25,8 @@ use crate::message::MODEL_VERSION;
 
 /// Bodies of more bytes are parsed beside the runtime, which serves others meanwhile.
 const PARSE_HERE_BYTES: usize = 256 * 1024;
+/// Answers of which more bytes are copied are written there too.
+pub(super) const WRITE_HERE_BYTES: usize = 256 * 1024;
 /// Answers of at most so many bytes leave in one piece: a copy is cheaper than a second one.
 const JOINED_BYTES: usize = 16 * 1024;
 
@@ -71,13 +74,13 @@ pub(super) async fn answer(
         let subject = Subject {
             model: model.name,
             id,
-            wanted,
+            wanted: Arc::new(wanted),
         };
         let events = Events::begin(subject, parts, open).await?;
         return Ok(reply::of_events(events));
     }
     let (rows, _stats) = local.pipeline.infer(&caller, request).await?;
-    let takes_its_time = write::copied_bytes(&rows.outputs, &wanted) > PARSE_HERE_BYTES;
+    let takes_its_time = write::copied_bytes(&rows.outputs, &wanted) > WRITE_HERE_BYTES;
     let write = move || {
         let answered = Answered {
             model: &model.name,
@@ -195,7 +198,7 @@ impl Answer {
 
     /// Packed; a large one beside the runtime.
     async fn packed(self, local: &Local, coding: Coding, held: Held) -> Result<Reply, Refusal> {
-        let takes_its_time = self.pieces.bytes() > PARSE_HERE_BYTES as u64;
+        let takes_its_time = self.pieces.bytes() > WRITE_HERE_BYTES as u64;
         let pieces = self.pieces.into_bytes();
         let pack = move || coding.pack(pieces.iter());
         let packed = local.beside(takes_its_time, pack).await??;
