@@ -16,6 +16,14 @@ COMMANDS := mdm-server-start mdm-server-terminate mdm-server-status mdm-infer md
 FETCH := examples/setup/fetch_onnxruntime.py
 CLIENTS_LIST := tests/door/official/requirements.txt
 CLIENTS = $(CARGO_TARGET_DIR)/python
+# Of this one only a program is wanted, whose Python is older than the clients' own.
+PERF_LIST := tests/door/official/perf_analyzer.txt
+PERF = $(CLIENTS)/perf_analyzer
+# What the Python packages are built and tested with, and the wheels that their tests install.
+PYTHON_LIST := python/requirements.txt
+PYTHON_TOOLS = $(CARGO_TARGET_DIR)/python-tools
+PYTHON_WHEELS = $(CARGO_TARGET_DIR)/python-wheels
+WITH_PYTHON_TOOLS = PYTHONPATH='$(abspath $(PYTHON_TOOLS))' PYTHONDONTWRITEBYTECODE=1
 # Each of these has to compile without the others; the first is none at all, and client,plugin is a model's author who
 # calls the server too.
 FEATURES := "" client plugin client,plugin server gateway
@@ -24,7 +32,7 @@ FEATURES := "" client plugin client,plugin server gateway
 need = command -v $(1) >/dev/null 2>&1 || { echo "error: '$(1)' was not found. $(2)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help cargo toolchain python onnxruntime clients build demo ner demo-ner demo-image test test-valgrind bench bench-doors bench-ner bench-image install uninstall clean fmt lint
+.PHONY: help cargo toolchain python onnxruntime clients python-tools build wheel wheel-release demo ner demo-ner demo-image test test-python test-valgrind bench bench-doors bench-python bench-ner bench-image install uninstall clean fmt lint
 
 help:
 	@echo 'make demo                        fetch ONNX Runtime, build, and classify the handwritten digits on 2 workers'
@@ -32,11 +40,15 @@ help:
 	@echo 'make ner                         what the demo serves: the plugin and its proxy, in $(CARGO_TARGET_DIR)/ner/'
 	@echo 'make demo-image                  the same with photographs of digits: decoded, classified and labelled by the server'
 	@echo 'make test                        every test, each feature alone, and the documentation'
+	@echo 'make test-python                 the tests of the Python client alone, and of the wheels in dist/ if they are built'
+	@echo 'make wheel                       what `pip install mdm-serving --find-links dist` installs, into dist/'
+	@echo 'make wheel-release               the same for every Linux since 2018 (manylinux_2_28), built with zig'
 	@echo 'make test-valgrind               what malformed plugins do, under valgrind'
 	@echo 'make build                       the commands, in $(RELEASE)/'
 	@echo 'make bench                       the benchmarks: one table of ratios (minutes; BENCH=--quick: a look)'
 	@echo 'make bench SERVER=PATH           the same, each of our servers measured in turn with the mdm-server-start at PATH'
-	@echo 'make bench-doors                 the door for HTTP, to the ZeroMQ client and a bare server of the same library'
+	@echo 'make bench-doors                 the doors for HTTP and gRPC, to the ZeroMQ client and to bare servers'
+	@echo 'make bench-python                the Python client beside a bare pair of pyzmq sockets (BENCH=--quick: a look)'
 	@echo 'make bench-ner                   400 to 8,000 sentences on 1 to 8 workers: a table and a plot (minutes)'
 	@echo 'make bench-image                 where an image is decoded: client, server, extra workers (BENCH=--quick: a look)'
 	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
@@ -69,6 +81,43 @@ clients: python
 		then cp '$(CLIENTS_LIST)' '$(CLIENTS)/requirements.txt'; \
 		else echo 'note: the clients could not be fetched; their tests will say that they were skipped' >&2; fi; \
 	fi
+	@if ! cmp -s '$(PERF_LIST)' '$(PERF)/perf_analyzer.txt'; then \
+		echo '$(PYTHON) -m pip install --target $(PERF) -r $(PERF_LIST)'; \
+		rm -rf '$(PERF)'; \
+		if $(PYTHON) -m pip install -q --disable-pip-version-check --only-binary :all: --no-deps --target '$(PERF)' \
+			--platform manylinux1_x86_64 --platform manylinux2014_x86_64 -r '$(PERF_LIST)'; \
+		then cp '$(PERF_LIST)' '$(PERF)/perf_analyzer.txt'; \
+		else echo 'note: perf_analyzer could not be fetched; its tests will say that they were skipped' >&2; fi; \
+	fi
+
+# As the clients of others: tests only read what is fetched here. The wheels are for each Python that is there, the oldest
+# and the newest of which the tests use.
+python-tools: python
+	@if ! cmp -s '$(PYTHON_LIST)' '$(PYTHON_TOOLS)/requirements.txt'; then \
+		echo '$(PYTHON) -m pip install --target $(PYTHON_TOOLS) -r $(PYTHON_LIST)'; \
+		rm -rf '$(PYTHON_TOOLS)' '$(PYTHON_WHEELS)'; \
+		if $(PYTHON) -m pip install -q --disable-pip-version-check --only-binary :all: --target '$(PYTHON_TOOLS)' -r '$(PYTHON_LIST)' && \
+			$(PYTHON) python/tests/pythons.py --download '$(PYTHON_WHEELS)'; \
+		then cp '$(PYTHON_LIST)' '$(PYTHON_TOOLS)/requirements.txt'; \
+		else echo 'note: the packages could not be fetched; the tests of the Python client will say that they were skipped' >&2; fi; \
+	fi
+
+# The commands by maturin, and the client, which is pure Python, by flit.
+WHEEL = cd python/mdm-serving && CARGO_TARGET_DIR='$(abspath $(CARGO_TARGET_DIR))' '$(abspath $(PYTHON_TOOLS))/bin/maturin' build --release --out '$(abspath dist)'
+CLIENT_WHEEL = cd python/mdm-client && $(WITH_PYTHON_TOOLS) $(PYTHON) -m flit_core.wheel --outdir '$(abspath dist)'
+
+wheel: toolchain python-tools
+	rm -f dist/mdm_*.whl
+	$(WHEEL)
+	$(CLIENT_WHEEL)
+
+# zig brings the C library that manylinux_2_28 is named after.
+wheel-release: toolchain python-tools
+	rm -f dist/mdm_*.whl
+	$(PYTHON) -m pip install -q --disable-pip-version-check --only-binary :all: --target '$(PYTHON_TOOLS)' --upgrade ziglang
+	PATH='$(abspath $(PYTHON_TOOLS))/bin':"$$PATH" $(WITH_PYTHON_TOOLS) && export PATH PYTHONPATH && \
+		$(WHEEL) --zig --compatibility manylinux_2_28
+	$(CLIENT_WHEEL)
 
 build: toolchain
 	$(CARGO) build --release --locked
@@ -93,13 +142,28 @@ demo-image: toolchain onnxruntime
 
 # The tests come last, so that their closing lines are the last thing on the screen. `cargo test` runs the
 # documentation's examples too.
-test: toolchain onnxruntime clients
+test: toolchain onnxruntime clients python-tools
 	@set -e; for features in $(FEATURES); do \
 		echo "$(CARGO) check --locked --no-default-features --features '$$features'"; \
 		$(CARGO) check --locked --no-default-features --features "$$features"; \
 	done
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
+	$(CARGO) build --locked --bins --example echo_plugin
+	@$(TEST_PYTHON)
 	$(CARGO) test --locked
+
+# The client's tests against the commands that were built last. Without their packages they say so; with REQUIRE_CLIENTS=1
+# that is an error.
+TEST_PYTHON = if test -e '$(PYTHON_TOOLS)/requirements.txt'; then \
+	echo '$(PYTHON) -m pytest python'; \
+	$(WITH_PYTHON_TOOLS) $(PYTHON) -m pytest -q -p no:cacheprovider python/mdm-client/tests python/tests && \
+	(cd python/mdm-client && $(WITH_PYTHON_TOOLS) $(PYTHON) -m mypy --cache-dir '$(abspath $(CARGO_TARGET_DIR))/mypy'); \
+	elif test -n "$$REQUIRE_CLIENTS"; then echo 'error: the packages for the tests in Python are not there: run `make python-tools`' >&2; exit 1; \
+	else echo 'skipped: the tests in Python; `make python-tools` fetches what they need'; fi
+
+test-python: toolchain onnxruntime python-tools
+	$(CARGO) build --locked --bins --example echo_plugin
+	@$(TEST_PYTHON)
 
 # The host's side of the C interface, right and wrong plugins alike; needs no engine. Whole pages of C are compiled by
 # the tests, whose children are not watched.
@@ -119,6 +183,11 @@ bench: toolchain onnxruntime
 # The doors beside what they are made of.
 bench-doors: toolchain onnxruntime
 	$(CARGO) bench --locked --bench table -- doors $(BENCH)
+
+# The client in Python, and the sizes of the wheels in dist/.
+bench-python: toolchain onnxruntime python-tools
+	$(CARGO) build --release --locked --bins
+	$(WITH_PYTHON_TOOLS) $(PYTHON) benches/python.py $(BENCH)
 
 bench-ner: ner
 	$(CARGO) bench --locked --bench ner

@@ -6,6 +6,7 @@
 //! | [`life`] | loading, reloading, warming, what leaves to make room |
 //! | [`plugins`] | writing a model in Rust or C |
 //! | [`clients`] | the Rust client, `mdm-infer` and its files |
+//! | [`python`] | the Python client: data, results, errors, threads, coroutines |
 //! | [`doors`] | HTTP: what other programs ask, and what they are told |
 //! | [`deployment`] | installing, settings, watching, stopping, what has to guard a server |
 //! | [`tuning`] | what the settings do to speed, fairness and memory |
@@ -30,6 +31,7 @@ page!(proxies, "guide/proxies.md");
 page!(life, "guide/life.md");
 page!(plugins, "guide/plugins.md");
 page!(clients, "guide/clients.md");
+page!(python, "guide/python.md");
 page!(doors, "guide/doors.md");
 page!(deployment, "guide/deployment.md");
 page!(tuning, "guide/tuning.md");

@@ -441,3 +441,44 @@ fn a_server_says_that_it_is_ready_and_a_signal_ends_it() {
         );
     }
 }
+
+/// The settings that are printed have the ports of doors that were picked, and none where no door was asked for.
+#[cfg(all(unix, feature = "gateway"))]
+#[test]
+fn the_settings_that_are_printed_have_the_ports_of_the_doors_that_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["-port=0", "-port_out=0", "-http_port=0", "-metrics_port=0"];
+    let mut child = command(dir.path(), &args, &[]).spawn().unwrap();
+    let mut ready = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut ready).unwrap();
+    Command::new("kill")
+        .args(["-s", "TERM", &child.id().to_string()])
+        .status()
+        .unwrap();
+    let status = ended(&mut child, &args);
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .unwrap();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    for name in ["http_port", "metrics_port"] {
+        let word = ready.split_whitespace().find_map(|word| {
+            let (key, port) = word.split_once('=')?;
+            (key == name).then_some(port)
+        });
+        let port = word.unwrap_or_else(|| panic!("{name} is not in {ready:?}"));
+        let line = format!("{name} = {port}");
+        assert!(
+            stderr.lines().any(|l| l == line),
+            "{line} is not in: {stderr}"
+        );
+    }
+    assert!(
+        stderr.lines().any(|l| l == "# grpc_port is not set"),
+        "{stderr}"
+    );
+}

@@ -1,10 +1,12 @@
-//! A plugin in Rust with three models, each a way to begin one: rows handed through, text to records, and one that
-//! goes wrong when it is told to.
+//! A plugin in Rust with four models, each a way to begin one: rows handed through, text to records, one that takes its
+//! time, and one that goes wrong when it is told to.
 //!
 //! ```text
 //! $ cargo build --release --example echo_plugin       -> target/release/examples/libecho_plugin.so
 //! {"mdm": 1, "plugin": "libecho_plugin.so", "entry": "shout", "state": {"mark": "!"}}
 //! ```
+
+use std::time::Duration;
 
 use mdm::plugin::{Context, LoadContext, Model, Signature};
 use mdm::{Batch, DataType, Error, Params, Result, Tensor};
@@ -82,12 +84,54 @@ impl Model for Shout {
     }
 }
 
-/// Counts its runs, and goes wrong as the parameter "do" says: what the tests look at.
+/// Gives numbers back, each run as many milliseconds later as its state says: a model to measure a server with.
+struct Pause {
+    each: Duration,
+}
+
+impl Model for Pause {
+    fn signature(_state: &Value) -> Result<Signature> {
+        Ok(Signature::new()
+            .input("x", DataType::Fp32, &["N".into()])
+            .output("y", DataType::Fp32, &["N".into()]))
+    }
+
+    fn load(state: &Value, _context: &LoadContext) -> Result<Self> {
+        match state["ms"].as_u64() {
+            Some(ms) => Ok(Pause {
+                each: Duration::from_millis(ms),
+            }),
+            None => Err(Error::precondition(format!(
+                "the state's \"ms\" is {}, expected a whole number",
+                state["ms"]
+            ))),
+        }
+    }
+
+    fn dump(&self) -> Result<Value> {
+        Ok(json!({ "ms": self.each.as_millis() as u64 }))
+    }
+
+    fn inference(&mut self, batch: &Batch, _params: &Params, _context: &Context) -> Result<Batch> {
+        std::thread::sleep(self.each);
+        Ok(batch.tensor("x")?.clone().renamed("y").into())
+    }
+}
+
+/// Counts its runs, and goes wrong as the parameter "do" says, and its state before it is there: what the tests look at.
 struct Faulty {
     runs: i64,
 }
 
 impl Model for Faulty {
+    fn signature(state: &Value) -> Result<Signature> {
+        if let Some(path) = state["wait_for"].as_str() {
+            // A named pipe: it ends when somebody has opened it for writing, and closed it.
+            std::fs::read(path).map_err(|e| Error::precondition(format!("{path:?}: {e}")))?;
+        }
+        Ok(Signature::new())
+    }
+
     fn load(_state: &Value, _context: &LoadContext) -> Result<Self> {
         Ok(Faulty { runs: 0 })
     }
@@ -117,4 +161,4 @@ impl Model for Faulty {
     }
 }
 
-mdm::export_model!("echo" => Echo, "shout" => Shout, "faulty" => Faulty);
+mdm::export_model!("echo" => Echo, "shout" => Shout, "pause" => Pause, "faulty" => Faulty);

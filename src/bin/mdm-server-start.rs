@@ -7,6 +7,8 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+#[cfg(feature = "gateway")]
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -118,6 +120,21 @@ impl Doors {
     }
 }
 
+/// The settings with the ports that the doors have bound, where 0 has asked for any.
+#[cfg(feature = "gateway")]
+fn with_ports(mut config: Config, doors: &Doors) -> Config {
+    let port = |address: Option<SocketAddr>| address.map(|address| address.port());
+    config.http_port = port(doors.http_addr());
+    config.grpc_port = port(doors.grpc_addr());
+    config.metrics_port = port(doors.metrics_addr());
+    config
+}
+
+#[cfg(not(feature = "gateway"))]
+fn with_ports(config: Config, _doors: &Doors) -> Config {
+    config
+}
+
 /// From the settings to a server that has said that it is ready. A failure leaves nothing behind.
 fn start(config: &Config) -> Result<Started, Error> {
     let log = logging::init(config)?;
@@ -132,8 +149,6 @@ fn start(config: &Config) -> Result<Started, Error> {
         );
         let starting = Server::begin(config.clone())?;
         signals.serve(starting.stopper());
-        // Not `say`: these lines are made to be copied into a settings file.
-        let _ = io::stderr().write_all(starting.config().to_toml().as_bytes());
         #[cfg(feature = "gateway")]
         let doors = match Doors::start(starting.server(), starting.config()) {
             Ok(doors) => doors,
@@ -146,6 +161,9 @@ fn start(config: &Config) -> Result<Started, Error> {
         };
         #[cfg(not(feature = "gateway"))]
         let doors = Doors;
+        // Not `say`: these lines are made to be copied into a settings file.
+        let settings = with_ports(starting.config().clone(), &doors).to_toml();
+        let _ = io::stderr().write_all(settings.as_bytes());
         let server = starting.ready()?;
         Ok((server, doors, signals))
     });

@@ -1,4 +1,5 @@
-//! Documents: a model of ours may take JSON, which the doors' clients send as text in BYTES.
+//! Readies a request for its model within its time: a model of ours may take documents (JSON), which the doors' clients
+//! send as text in BYTES.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use foldhash::HashMap;
 use tokio::time::Instant;
 
+use super::incoming::HERE_BYTES;
 use super::local::Local;
 use super::pipeline::Caller;
 use super::translate::strings::to_documents;
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
 use crate::message::{MODEL_VERSION, Request};
 use crate::tensor::{DataType, Tensor};
 use crate::wire::server::ModelInfo;
@@ -19,8 +21,6 @@ use crate::wire::server::ModelInfo;
 const REMEMBERED_FOR: Duration = Duration::from_secs(1);
 /// Models of which that is remembered; beyond it all are forgotten.
 const MOST_REMEMBERED: usize = 1024;
-/// Texts of more bytes are parsed beside the runtime.
-const PARSE_HERE_BYTES: usize = 256 * 1024;
 
 /// Which inputs of the models asked for lately are documents, and when they were asked for.
 #[derive(Default)]
@@ -28,20 +28,43 @@ pub(super) struct Documents(RefCell<HashMap<String, Remembered>>);
 
 type Remembered = (Instant, Rc<[String]>);
 
+fn is_text(tensor: &Tensor) -> bool {
+    tensor.datatype() == DataType::Bytes
+}
+
 impl Local {
-    /// Makes documents of the BYTES inputs that the request's model takes as such.
+    /// The request as its model takes it: documents of the BYTES inputs that are such there. Its time, which `until` bounds
+    /// too, counts from here on, and what is left of it goes along.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` for text that is not JSON; what asking for the model gives.
-    pub(crate) async fn with_documents(
+    /// `INVALID_ARGUMENT` for text that is not JSON; `DEADLINE_EXCEEDED` if its time is over before its model was read; what
+    /// asking for the model gives.
+    pub(crate) async fn readied(
         &self,
         caller: &Caller,
         mut request: Request,
+        until: Option<Instant>,
     ) -> Result<Request> {
-        let is_text = |tensor: &Tensor| tensor.datatype() == DataType::Bytes;
-        if !request.inputs.tensors.iter().any(is_text) {
-            return Ok(request);
+        let own = request.timeout_ms.map(Duration::from_millis);
+        let own = own.and_then(|time| Instant::now().checked_add(time));
+        let until = own.into_iter().chain(until).min();
+        if request.inputs.tensors.iter().any(is_text) {
+            let readied = self.with_documents(caller, request);
+            request = match until {
+                None => readied.await?,
+                Some(until) => tokio::time::timeout_at(until, readied)
+                    .await
+                    .unwrap_or_else(|_| Err(too_late()))?,
+            };
         }
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        // A part of a millisecond is one; 0 would be no bound.
+        let millis = left.map(|left| left.as_micros().div_ceil(1000).max(1));
+        request.timeout_ms = millis.map(|millis| u64::try_from(millis).unwrap_or(u64::MAX));
+        Ok(request)
+    }
+
+    async fn with_documents(&self, caller: &Caller, mut request: Request) -> Result<Request> {
         let names = self.documents_of(caller, &request).await?;
         if names.is_empty() {
             return Ok(request);
@@ -52,7 +75,7 @@ impl Local {
             let is_document = unnamed || names.iter().any(|name| name == tensor.name());
             if is_document && is_text(tensor) {
                 let text = tensor.clone();
-                let takes_its_time = text.payload_bytes() > PARSE_HERE_BYTES;
+                let takes_its_time = text.payload_bytes() > HERE_BYTES;
                 // Offsets are looked at here: text is read from between them.
                 let parse = move || to_documents(&text.check_values(0)?);
                 *tensor = self.beside(takes_its_time, parse).await??;
@@ -93,6 +116,13 @@ impl Local {
         }
         Ok(names)
     }
+}
+
+fn too_late() -> Error {
+    Error::new(
+        ErrorCode::DeadlineExceeded,
+        "the request's time was over before its model was read",
+    )
 }
 
 fn documents(model: &ModelInfo) -> Rc<[String]> {

@@ -13,15 +13,24 @@
 //! A connection is a caller (`connections.rs`, its bytes in `watched.rs`, hyper over them in `serving.rs`): the pipeline's turns and bounds count it as they count a session. When the
 //! future that waits for an answer is dropped, as hyper does when the peer has gone, the request is cancelled.
 //!
+//! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it,
+//! `documents.rs` readies a request for its model, `ordered.rs` gives parts in row order, `counted.rs` counts answers until
+//! they were written, `models.rs` tells of models and loads them. A door renders what comes of that.
+//!
 //! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other. `http/`
 //! and `grpc/` are the doors; each has a way into the pipeline of its own, so that requests are counted by door.
 
 mod connections;
+mod counted;
 mod documents;
 mod errors;
 mod grpc;
 mod http;
+mod incoming;
+mod inflate;
 mod local;
+mod models;
+mod ordered;
 mod pipeline;
 mod runtime;
 mod serving;

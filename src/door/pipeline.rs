@@ -67,6 +67,15 @@ pub(crate) struct Rows {
     pub(crate) held: Held,
 }
 
+impl Rows {
+    /// How many they are.
+    pub(crate) fn count(&self) -> u64 {
+        let parts = self.outputs.parts.iter();
+        let first = parts.filter_map(|part| part.tensors.first()?.rows());
+        first.sum::<usize>() as u64
+    }
+}
+
 /// One answer of a streamed request.
 #[derive(Debug)]
 pub(crate) enum Part {
@@ -353,11 +362,6 @@ impl Parts {
     ///
     /// # Errors
     /// What ended the request.
-    pub(crate) async fn next(&mut self) -> Result<Part> {
-        poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    /// As [`Parts::next`].
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part>> {
         self.0.poll_next(cx).map(|answer| match answer? {
             (ServerMessage::Part(offset, outputs), held) => {

@@ -154,6 +154,11 @@ impl Store {
         FoundModel::of(self.roots.find(lookup)?)
     }
 
+    /// A name without the method that it ends in.
+    pub(crate) fn without_method<'a>(&self, name: &'a str) -> &'a str {
+        self.roots.without_method(name)
+    }
+
     /// Reads a model and holds it under that number, unless its files are still those of one of these models.
     ///
     /// # Errors

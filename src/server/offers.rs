@@ -19,6 +19,12 @@ impl Offers {
         self.0.names()
     }
 
+    /// The model that a name means, without the method that it may end in: methods are loaded and unloaded with the others
+    /// of their model. A name that leads nowhere means itself.
+    pub fn model_of(&self, name: &str) -> String {
+        self.0.without_method(name).to_owned()
+    }
+
     /// The version that a name leads to now, with the version that the parameters may ask for. Whether it can be loaded is
     /// not known before it was.
     ///

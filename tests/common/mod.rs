@@ -1,6 +1,7 @@
 //! What the tests share: a server of their own, and models to serve.
 #![allow(dead_code)] // each test file uses its own part of this
 
+pub mod csv;
 pub mod onnx;
 pub mod within;
 
@@ -201,6 +202,11 @@ impl Server {
         resident_bytes(self.pid())
     }
 
+    /// The memory that it has asked for, used or not.
+    pub fn virtual_bytes(&self) -> u64 {
+        bytes_of(self.pid(), "VmSize:")
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
@@ -252,8 +258,12 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 pub fn resident_bytes(pid: u32) -> u64 {
+    bytes_of(pid, "VmRSS:")
+}
+
+fn bytes_of(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }

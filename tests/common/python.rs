@@ -5,19 +5,24 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where `make clients` puts them.
-fn packages() -> PathBuf {
+pub fn packages() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
     target.expect("the target folder").join("python")
 }
 
-/// Python that can import this package; `None`, which it says, if it is not there. Where everything has to run it must be.
+/// Says that a client is not there, and how it comes there. Where everything has to run it must be.
+pub fn missing(client: &str, how: &str) {
+    assert!(
+        std::env::var_os("REQUIRE_CLIENTS").is_none(),
+        "{client} is not there: {how}"
+    );
+    println!("skipped: {client} is not there: {how}");
+}
+
+/// Python that can import this package; `None`, which it says, if it is not there.
 pub fn python_with(package: &str) -> Option<Command> {
     if !packages().join(package).is_dir() {
-        assert!(
-            std::env::var_os("REQUIRE_CLIENTS").is_none(),
-            "{package} is not there: run `make clients`"
-        );
-        println!("skipped: {package} is not there; `make clients` fetches it");
+        missing(package, "run `make clients`");
         return None;
     }
     let mut python = Command::new("python3");

@@ -74,6 +74,20 @@ fn the_parts_of_a_request_come_as_events_and_then_its_end() {
 }
 
 #[test]
+fn the_end_of_events_repeats_the_version_that_the_path_names() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut http = Http::to(&server);
+        let body = echo_request(1).to_string();
+        let path = "/v2/models/old/versions/1/infer";
+        let answer = http.request("POST", path, &EVENTS, body.as_bytes());
+        let mut events = events(&answer.body);
+        let (name, end) = events.pop().expect("an end");
+        assert_eq!((name.as_str(), &end["model_version"]), ("end", &json!("1")));
+    });
+}
+
+#[test]
 fn a_request_for_events_that_fails_at_once_has_a_status() {
     within(LIMIT, || {
         let server = server(&[]);

@@ -136,13 +136,13 @@ fn a_malformed_call_is_told_what_is_wrong_and_costs_no_more() {
                 &[("grpc-encoding", "gzip")],
                 with_prefix(1, length - 5),
                 "3",
-                "is not Gzip",
+                "is not gzip as it says",
             ),
             (
                 &[("grpc-encoding", "deflate")],
                 with_prefix(1, length - 5),
                 "3",
-                "is not Deflate",
+                "is not deflate as it says",
             ),
             (
                 &[("grpc-encoding", "snappy")],
@@ -228,6 +228,32 @@ fn the_deadline_of_a_call_is_that_of_its_request() {
         eventually("nothing runs", || requests(server) == 0).await;
         let errors = server.client().status().expect("a status").totals.errors;
         assert_eq!(errors.get("DEADLINE_EXCEEDED"), Some(&1), "{errors:?}");
+    });
+}
+
+#[test]
+fn a_message_that_is_announced_reserves_no_memory_ahead_of_its_bytes() {
+    with_server(&[], async |server| {
+        let mut client = Client::to(server).await;
+        client.infer(mlp(&rows(1))).await.expect("an answer");
+        let (raw, _connection) = connect(server).await;
+        let before = server.virtual_bytes();
+        let begun: Vec<_> = (0..32)
+            .map(|_| {
+                let mut raw = raw.clone();
+                let start = [&[0], &(60u32 << 20).to_be_bytes()[..], &[10, 1, b'm']].concat();
+                let bytes = Some(start.into());
+                tokio::task::spawn(async move {
+                    call_with(&mut raw, &[], Whole { bytes, ends: false }).await
+                })
+            })
+            .collect();
+        for _ in 0..10 {
+            client.infer(mlp(&rows(1))).await.expect("an answer");
+        }
+        let grown = server.virtual_bytes().saturating_sub(before);
+        begun.iter().for_each(|call| call.abort());
+        assert!(grown < 64 << 20, "{grown} bytes more");
     });
 }
 

@@ -1,6 +1,8 @@
 //! The doors: the real server, spoken to by a client of HTTP written here, byte by byte.
 #![cfg(feature = "gateway")]
 
+mod announced;
+mod bench;
 mod beside;
 #[path = "../common/built.rs"]
 mod built;
@@ -45,6 +47,8 @@ fn server(flags: &[&str]) -> Server {
 
 /// A server with the doors that its flags open, over models that echo, add and take their time.
 fn server_of(flags: &[&str]) -> Server {
+    let many =
+        br#"{"mdm":1,"methods":{"predict":{"onnx":"echo.onnx"},"again":{"onnx":"echo.onnx"}}}"#;
     let folder = common::models(&[
         ("echo.onnx", onnx::echo(DataType::Fp32, &[4])),
         ("wide.onnx", onnx::echo(DataType::Fp32, &[4096])),
@@ -54,6 +58,8 @@ fn server_of(flags: &[&str]) -> Server {
         ("upper.onnx", onnx::upper_case()),
         ("whole.onnx", onnx::no_batch()),
         ("slow.onnx", onnx::bilstm()),
+        ("many.proxy", many.to_vec()),
+        ("echo.own.onnx", onnx::echo(DataType::Fp32, &[4])),
         ("old/1/model.onnx", onnx::echo(DataType::Fp32, &[4])),
         ("old/3/model.onnx", onnx::echo(DataType::Fp32, &[4])),
     ]);

@@ -3,6 +3,8 @@
 use serde_json::json;
 
 use crate::common::within;
+use crate::grpc::protocol::*;
+use crate::grpc::{Client, with_server};
 use crate::http::Http;
 use crate::{LIMIT, echo_request, server};
 
@@ -168,5 +170,83 @@ fn models_are_loaded_only_where_that_is_allowed_and_never_for_a_browser_or_throu
             let answer = http.request("POST", path, &[("host", &host), header], b"{}");
             assert_eq!(answer.status, 403, "{header:?}: {answer:?}");
         }
+    });
+}
+
+/// "many" has the methods "predict" and "again".
+const MANY: [&str; 3] = ["many", "many.predict", "many.again"];
+
+#[test]
+fn the_methods_of_a_model_are_ready_as_the_model_is() {
+    within(LIMIT, || {
+        let server = server(&["--door-model-control"]);
+        let mut http = Http::to(&server);
+        let control = |http: &mut Http, name: &str, order: &str| {
+            let answer = http.post(&format!("/v2/repository/models/{name}/{order}"), &json!({}));
+            assert_eq!(answer.status, 200, "{name}: {answer:?}");
+        };
+        let all_are = |http: &mut Http, status: u16, when: &str| {
+            for name in MANY {
+                let answer = http.get(&format!("/v2/models/{name}/ready"));
+                assert_eq!(answer.status, status, "{name} {when}: {answer:?}");
+            }
+        };
+        all_are(&mut http, 200, "in the folder");
+        // Unloading one of them unloads what their file leads to.
+        for unloaded in MANY {
+            control(&mut http, unloaded, "unload");
+            all_are(&mut http, 503, &format!("after {unloaded} was unloaded"));
+            control(&mut http, "many", "load");
+            all_are(&mut http, 200, "loaded again");
+        }
+        control(&mut http, "many", "unload");
+        let states = |http: &mut Http| {
+            let index = http.post("/v2/repository/index", &json!({})).json();
+            let lines = index.as_array().expect("a list").clone().into_iter();
+            let lines = lines.filter(|line| line["name"].as_str().unwrap().starts_with("many."));
+            let states: Vec<_> = lines.map(|line| line["state"].clone()).collect();
+            states
+        };
+        assert_eq!(states(&mut http), ["UNAVAILABLE", "UNAVAILABLE"]);
+        let answer = http.post("/v2/models/many.again/infer", &echo_request(1));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        all_are(&mut http, 200, "loaded by a request");
+        assert_eq!(states(&mut http), ["READY", "READY"]);
+        // A dot in a name makes no method.
+        control(&mut http, "echo", "unload");
+        assert_eq!(http.get("/v2/models/echo.own/ready").status, 200);
+        assert_eq!(http.get("/v2/models/many.none/ready").status, 404);
+    });
+}
+
+#[test]
+fn over_grpc_the_methods_of_a_model_are_ready_as_the_model_is() {
+    with_server(&["--door-model-control"], async |server| {
+        let mut client = Client::to(server).await;
+        let all_are = async |client: &mut Client, is_ready: bool, when: &str| {
+            for name in MANY {
+                let asked = ModelReadyRequest {
+                    name: name.to_owned(),
+                    version: String::new(),
+                };
+                let answer: ModelReadyResponse = client.call("ModelReady", asked).await.unwrap();
+                assert_eq!(answer.ready, is_ready, "{name} {when}");
+            }
+        };
+        all_are(&mut client, true, "in the folder").await;
+        let unload = RepositoryModelUnloadRequest {
+            model_name: "many".to_owned(),
+            ..RepositoryModelUnloadRequest::default()
+        };
+        let _done: RepositoryModelUnloadResponse =
+            client.call("RepositoryModelUnload", unload).await.unwrap();
+        all_are(&mut client, false, "unloaded").await;
+        let load = RepositoryModelLoadRequest {
+            model_name: "many.again".to_owned(),
+            ..RepositoryModelLoadRequest::default()
+        };
+        let _done: RepositoryModelLoadResponse =
+            client.call("RepositoryModelLoad", load).await.unwrap();
+        all_are(&mut client, true, "loaded again").await;
     });
 }

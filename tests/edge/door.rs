@@ -56,6 +56,16 @@ impl Inside {
         self.server.door().expect("a door")
     }
 
+    /// A session at its ports, which has said hello.
+    pub fn session(&self) -> Raw {
+        let (context, id) = (zmq::Context::new(), routing_id());
+        let connect = |port| dealer(&context, &format!("tcp://127.0.0.1:{port}"), Some(&id));
+        let ports = (connect(self.server.port()), connect(self.server.port_out()));
+        let mut raw = Raw::of(context, ports.0, ports.1);
+        raw.greet();
+        raw
+    }
+
     /// The folder that is served.
     pub fn models(&self) -> PathBuf {
         self.folder.path().join("models")
@@ -65,6 +75,15 @@ impl Inside {
         self.server.stopper().stop(mode);
         self.server.wait().expect("an end in order");
     }
+}
+
+/// Runs a test of a server in this process with these flags, and drains it in the end.
+pub fn with_inside(flags: &'static [&'static str], test: impl FnOnce(&Inside) + Send + 'static) {
+    within(LIMIT, move || {
+        let inside = Inside::start(flags);
+        test(&inside);
+        inside.stop(StopMode::Drain);
+    });
 }
 
 /// Whether the door's descriptor can be read within that time.
@@ -149,8 +168,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[test]
 fn many_callers_each_get_their_own_results_in_row_order() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--num-worker", "2", "--max-batch-size", "64"]);
+    with_inside(&["--num-worker", "2", "--max-batch-size", "64"], |inside| {
         // A door can be used from another thread than the one that made it.
         let mut doors = [inside.door(), inside.door()];
         std::thread::scope(|scope| {
@@ -181,15 +199,13 @@ fn many_callers_each_get_their_own_results_in_row_order() {
                 });
             }
         });
-        inside.stop(StopMode::Drain);
     });
 }
 
 /// What is handed in is what the model sees, and what it gives is what comes out.
 #[test]
 fn tensors_cross_a_door_whole() {
-    within(LIMIT, || {
-        let inside = Inside::start(&[]);
+    with_inside(&[], |inside| {
         let mut door = inside.door();
         let rows = 1024;
         let sent = floats("wide", &[rows, WIDTH], 0.5);
@@ -201,7 +217,6 @@ fn tensors_cross_a_door_whole() {
             got.as_slice::<f32>(),
             sent.inputs.tensors[0].as_slice::<f32>()
         );
-        inside.stop(StopMode::Drain);
     });
 }
 
@@ -244,8 +259,7 @@ fn tensors_cross_a_door_uncopied() {
 
 #[test]
 fn a_request_that_is_cancelled_ends_and_others_go_on() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--preload", "busy"]);
+    with_inside(&["--preload", "busy"], |inside| {
         let mut door = inside.door();
         let first = door.submit(1, keep_busy(500_000)).expect("there is room");
         let taken_back = door.submit(1, slow(4_000)).expect("there is room");
@@ -265,56 +279,55 @@ fn a_request_that_is_cancelled_ends_and_others_go_on() {
         // It has ended: there is nothing to take back.
         door.cancel(kept);
         assert!(!is_readable(&door, Duration::from_millis(200)));
-        inside.stop(StopMode::Drain);
     });
 }
 
 #[test]
 fn a_stream_comes_in_parts_and_ends() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--num-worker", "2", "--max-batch-size", "100"]);
-        let mut door = inside.door();
-        let rows = 2_000;
-        let mut asked = floats("echo", &[rows, 4], 0.0);
-        asked.stream = true;
-        let id = door.submit(5, asked).expect("there is room");
-        let mut got = vec![f32::NAN; rows * 4];
-        let mut parts = 0;
-        loop {
-            let answer = next(&mut door);
-            assert_eq!((answer.caller, answer.id), (5, id));
-            let is_final = answer.is_final();
-            match answer.message {
-                ServerMessage::Part(offset, outputs) => {
-                    assert!(!is_final);
-                    let mut at = offset as usize * 4;
-                    for part in outputs.parts {
-                        for value in part.tensors[0].to_vec::<f32>().expect("floats") {
-                            got[at] = value;
-                            at += 1;
+    with_inside(
+        &["--num-worker", "2", "--max-batch-size", "100"],
+        |inside| {
+            let mut door = inside.door();
+            let rows = 2_000;
+            let mut asked = floats("echo", &[rows, 4], 0.0);
+            asked.stream = true;
+            let id = door.submit(5, asked).expect("there is room");
+            let mut got = vec![f32::NAN; rows * 4];
+            let mut parts = 0;
+            loop {
+                let answer = next(&mut door);
+                assert_eq!((answer.caller, answer.id), (5, id));
+                let is_final = answer.is_final();
+                match answer.message {
+                    ServerMessage::Part(offset, outputs) => {
+                        assert!(!is_final);
+                        let mut at = offset as usize * 4;
+                        for part in outputs.parts {
+                            for value in part.tensors[0].to_vec::<f32>().expect("floats") {
+                                got[at] = value;
+                                at += 1;
+                            }
                         }
+                        parts += 1;
                     }
-                    parts += 1;
+                    ServerMessage::End(of, _) => {
+                        assert!(is_final);
+                        assert_eq!(of, rows as u64);
+                        break;
+                    }
+                    other => panic!("expected a part, got {other:?}"),
                 }
-                ServerMessage::End(of, _) => {
-                    assert!(is_final);
-                    assert_eq!(of, rows as u64);
-                    break;
-                }
-                other => panic!("expected a part, got {other:?}"),
             }
-        }
-        assert!(parts > 1);
-        assert!(got.into_iter().eq((0..rows * 4).map(|n| n as f32)));
-        assert!(!is_readable(&door, Duration::ZERO));
-        inside.stop(StopMode::Drain);
-    });
+            assert!(parts > 1);
+            assert!(got.into_iter().eq((0..rows * 4).map(|n| n as f32)));
+            assert!(!is_readable(&door, Duration::ZERO));
+        },
+    );
 }
 
 #[test]
 fn questions_are_answered_at_a_door_as_on_port() {
-    within(LIMIT, || {
-        let inside = Inside::start(&[]);
+    with_inside(&[], |inside| {
         let mut door = inside.door();
         assert_eq!(status(&mut door, 1).workers.len(), 1);
 
@@ -353,14 +366,12 @@ fn questions_are_answered_at_a_door_as_on_port() {
             door.submit(4, asked).expect("there is room");
             assert_eq!(code(&next(&mut door).message), Some(expected));
         }
-        inside.stop(StopMode::Drain);
     });
 }
 
 #[test]
 fn a_door_that_is_dropped_takes_its_work_with_it() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--preload", "slow"]);
+    with_inside(&["--preload", "slow"], |inside| {
         let (mut dropped, mut stays) = (inside.door(), inside.door());
         for caller in 0..4 {
             dropped.submit(caller, slow(8_000)).expect("there is room");
@@ -379,15 +390,13 @@ fn a_door_that_is_dropped_takes_its_work_with_it() {
             .submit(1, floats("echo", &[2, 4], 3.0))
             .expect("there is room");
         assert_eq!(output(&next(&mut stays).message).shape(), [2, 4]);
-        inside.stop(StopMode::Drain);
     });
 }
 
 /// Once it said that there was something, and there was nothing, a program that polls it never slept again.
 #[test]
 fn a_doors_descriptor_is_readable_when_an_answer_is_there_and_not_otherwise() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--num-worker", "2"]);
+    with_inside(&["--num-worker", "2"], |inside| {
         let mut door = inside.door();
         assert!(!is_readable(&door, Duration::ZERO));
         for round in 0..3_000u64 {
@@ -400,14 +409,12 @@ fn a_doors_descriptor_is_readable_when_an_answer_is_there_and_not_otherwise() {
             }
             assert!(!is_readable(&door, Duration::ZERO), "after round {round}");
         }
-        inside.stop(StopMode::Drain);
     });
 }
 
 #[test]
 fn each_caller_of_a_door_has_bounds_of_its_own() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--max-client-bytes", "1MiB"]);
+    with_inside(&["--max-client-bytes", "1MiB"], |inside| {
         let mut door = inside.door();
         let mut of_greedy = HashSet::new();
         // Results of 256 KiB that nobody takes.
@@ -445,7 +452,6 @@ fn each_caller_of_a_door_has_bounds_of_its_own() {
         let again = door.submit(1, floats("wide", &[16, WIDTH], 0.0));
         again.expect("there is room");
         assert_eq!(output(&next(&mut door).message).shape(), [16, WIDTH]);
-        inside.stop(StopMode::Drain);
     });
 }
 
@@ -534,17 +540,8 @@ fn a_drain_answers_what_doors_have_asked() {
 
 #[test]
 fn doors_and_connections_are_served_side_by_side() {
-    within(LIMIT, || {
-        let inside = Inside::start(&[]);
-        let (mut door, context) = (inside.door(), zmq::Context::new());
-        let id = routing_id();
-        let connect = |port| dealer(&context, &format!("tcp://127.0.0.1:{port}"), Some(&id));
-        let (port, out) = (
-            connect(inside.server.port()),
-            connect(inside.server.port_out()),
-        );
-        let mut raw = Raw::of(context.clone(), port, out);
-        raw.greet();
+    with_inside(&[], |inside| {
+        let (mut door, mut raw) = (inside.door(), inside.session());
         for round in 0..50 {
             let rows = [[round as f32; 4]];
             let asked = raw.id();
@@ -556,6 +553,5 @@ fn doors_and_connections_are_served_side_by_side() {
             assert_eq!(got.expect("floats"), expected);
             assert_eq!(receive(&raw.out).floats(), rows.concat());
         }
-        inside.stop(StopMode::Drain);
     });
 }

@@ -11,8 +11,8 @@ use mdm::{DataType, ErrorCode, Params};
 
 use crate::LIMIT;
 use crate::common::{onnx, within};
-use crate::door::{Inside, code, eventually, floats, keep_busy, next, slow, status};
-use crate::raw::{Raw, dealer, echo, receive, routing_id, send};
+use crate::door::{Inside, code, eventually, floats, keep_busy, next, slow, status, with_inside};
+use crate::raw::{echo, receive, send};
 
 fn metrics(door: &mut Door) -> Snapshot {
     let id = door.metrics(9).expect("a question");
@@ -86,15 +86,7 @@ fn every_answer_is_counted_once_under_its_model_and_door() {
         take(&mut http, 4);
         assert_eq!((good, bad), (16, 4));
         // And a session on the ports.
-        let context = zmq::Context::new();
-        let id = routing_id();
-        let connect = |port| dealer(&context, &format!("tcp://127.0.0.1:{port}"), Some(&id));
-        let (port, out) = (
-            connect(inside.server.port()),
-            connect(inside.server.port_out()),
-        );
-        let mut raw = Raw::of(context.clone(), port, out);
-        raw.greet();
+        let mut raw = inside.session();
         for _ in 0..5 {
             let asked = raw.id();
             send(&raw.port, &echo(asked, &[[1.0; 4]; 2]));
@@ -168,8 +160,7 @@ fn every_answer_is_counted_once_under_its_model_and_door() {
 
 #[test]
 fn names_that_clients_make_up_are_no_labels() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--preload", "echo"]);
+    with_inside(&["--preload", "echo"], |inside| {
         let mut door = inside.server.door_for(DoorKind::Grpc).expect("a door");
         for round in 0..2_000 {
             let asked = floats(&format!("made-up-{round}"), &[1, 4], 0.0);
@@ -191,7 +182,6 @@ fn names_that_clients_make_up_are_no_labels() {
             let line = "mdm_request_errors_total{model=\"unknown\",door=\"grpc\",code=\"NOT_FOUND\"} 2000\n";
             assert!(text.contains(line), "{text}");
         }
-        inside.stop(StopMode::Drain);
     });
 }
 
@@ -223,8 +213,7 @@ fn models_beyond_the_bound_are_counted_together() {
 
 #[test]
 fn a_model_that_is_reloaded_or_unloaded_keeps_its_counters() {
-    within(LIMIT, || {
-        let inside = Inside::start(&[]);
+    with_inside(&[], |inside| {
         let mut door = inside.door();
         let infer = |door: &mut Door, width: usize| {
             door.submit(1, floats("echo", &[1, width], 0.0))
@@ -249,14 +238,12 @@ fn a_model_that_is_reloaded_or_unloaded_keeps_its_counters() {
         assert_eq!(counted(&snapshot, "echo", DoorKind::Inside), expected);
         assert!(!snapshot.model("echo").expect("it was served").is_served);
         assert_eq!(snapshot.models_loaded, 0);
-        inside.stop(StopMode::Drain);
     });
 }
 
 #[test]
 fn small_requests_that_share_a_chunk_are_counted_as_such() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--preload", "echo", "--preload", "busy"]);
+    with_inside(&["--preload", "echo", "--preload", "busy"], |inside| {
         let mut door = inside.door();
         door.submit(1, keep_busy(300_000)).expect("there is room");
         for caller in 0..40 {
@@ -277,14 +264,12 @@ fn small_requests_that_share_a_chunk_are_counted_as_such() {
         assert!(echo.chunks <= 11, "{echo:?}");
         assert!((echo.chunks..=40).contains(&echo.runs.count()), "{echo:?}");
         assert_eq!(status(&mut door, 1).totals.coalesced, coalesced);
-        inside.stop(StopMode::Drain);
     });
 }
 
 #[test]
 fn a_server_that_drains_is_alive_and_not_ready() {
-    within(LIMIT, || {
-        let inside = Inside::start(&["--preload", "busy", "--num-worker", "2"]);
+    with_inside(&["--preload", "busy", "--num-worker", "2"], |inside| {
         let mut door = inside.door();
         let serving = health(&mut door);
         assert!(serving.is_ready(), "{serving:?}");
@@ -315,6 +300,5 @@ fn a_server_that_drains_is_alive_and_not_ready() {
             answers.insert(answer.id, answer.message);
         }
         assert_eq!(code(&answers[&running]), None);
-        inside.stop(StopMode::Drain);
     });
 }

@@ -1,10 +1,8 @@
 //! `mdm-bench` against a real server: it sends as many requests as it says, and counts what comes of them. No time is
 //! judged here; what is made of times is tested with a simulated clock, in the command's own tests.
 
-use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,23 +10,10 @@ use mdm::DataType;
 use serde_json::{Value, json};
 
 use crate::commands::run;
+use crate::common::csv::table;
 use crate::common::{PATIENCE, Server, command, models, onnx, within};
 use crate::models::{BUSY_ROWS, busy};
 use crate::settled;
-
-/// The lines of a table that `--csv` wrote, by name.
-pub fn table(path: &Path) -> Vec<HashMap<String, String>> {
-    let text = std::fs::read_to_string(path).expect("the table");
-    let mut lines = text.lines();
-    let names: Vec<&str> = lines.next().expect("names").split(',').collect();
-    let line = |line: &str| {
-        let fields = names.iter().zip(line.split(','));
-        fields
-            .map(|(name, field)| (name.to_string(), field.to_string()))
-            .collect()
-    };
-    lines.map(line).collect()
-}
 
 #[test]
 fn bench_sends_and_counts_exactly_the_requests_that_it_is_told_to() {

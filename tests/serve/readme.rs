@@ -8,12 +8,13 @@ use crate::common::{PATIENCE, command, models, wait, within};
 use crate::curl;
 
 /// Every page with commands. A page is run from its first to its last command, in a folder of its own.
-const PAGES: [(&str, &str); 12] = [
+const PAGES: [(&str, &str); 13] = [
     ("README.md", include_str!("../../README.md")),
     ("proxies.md", include_str!("../../src/guide/proxies.md")),
     ("life.md", include_str!("../../src/guide/life.md")),
     ("plugins.md", include_str!("../../src/guide/plugins.md")),
     ("clients.md", include_str!("../../src/guide/clients.md")),
+    ("python.md", include_str!("../../src/guide/python.md")),
     ("doors.md", include_str!("../../src/guide/doors.md")),
     (
         "deployment.md",
@@ -248,6 +249,7 @@ fn the_flags_of_the_readme_and_the_guide_are_flags() {
             "--test",
             "--no-default-features",
             "--features",
+            "--find-links", // pip's
         ];
         let mut known = 0;
         for (name, page) in PAGES {

@@ -7,7 +7,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use mdm::config::{switch, whole};
 
 use crate::call::CallFlags;
-use crate::load::Window;
+use crate::generator::load::Window;
 use crate::plan::Numbers;
 
 const AFTER_HELP: &str = "\
@@ -29,12 +29,12 @@ pub struct Args {
     #[command(flatten)]
     pub asked: CallFlags,
 
-    /// The protocol: zmq, which is MDM's own, or http, which is the Open Inference Protocol over REST, at --url or else at
-    /// --ip and --port. By default http where a URL is given, else zmq
+    /// The protocol: zmq, which is MDM's own, or http or grpc, which are the Open Inference Protocol over REST and over gRPC,
+    /// at --url or else at --ip and --port. By default what --url begins with, and without it zmq
     #[arg(long, value_enum, hide_possible_values = true)]
     pub door: Option<DoorKind>,
 
-    /// A server that speaks the Open Inference Protocol over REST, MDM or another: http://HOST:PORT
+    /// A server that speaks the Open Inference Protocol, MDM or another: http://HOST:PORT or grpc://HOST:PORT
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
 
@@ -66,6 +66,11 @@ pub struct Args {
     /// Requests in flight, each on a connection of its own; with --rate, at most so many. By default 1, and with --rate 64
     #[arg(long, value_name = "LIST")]
     pub concurrency: Option<Numbers>,
+
+    /// Over grpc, spread the requests in flight over so many connections instead
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = whole::<usize>(1..=1024))]
+    pub connections: Option<usize>,
 
     /// Requests due a second, at random times, instead of one as soon as another has ended
     #[arg(long, value_name = "LIST")]
@@ -107,11 +112,22 @@ pub enum DoorKind {
     Zmq,
     /// The Open Inference Protocol over REST
     Http,
+    /// The same over gRPC
+    Grpc,
 }
 
 impl Args {
     pub fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
+    }
+
+    /// How many of so many requests in flight each connection has.
+    pub fn in_flight(&self, concurrency: usize) -> impl Iterator<Item = usize> + use<> {
+        let connections = self.connections.unwrap_or(concurrency).min(concurrency);
+        (0..connections).map(move |connection| {
+            // The first ones have what is left over.
+            concurrency / connections + usize::from(connection < concurrency % connections)
+        })
     }
 
     pub fn window(&self) -> Window {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::report::{Report, Shares};
+use crate::generator::report::{Report, Shares};
 
 const NAMES: &str = "rows_per_request,concurrency,rate_per_s,requests,errors,warm_up_requests,requests_per_s,rows_per_s,\
 p50_us,p90_us,p99_us,p99_9_us,max_us,late_us,asked_us,queue_us,run_us,rest_us,bench_cpu_us,bench_cores,backlog,unsent,\

@@ -5,7 +5,7 @@ use mdm::tensor::Data;
 use mdm::wire::server::{DimInfo, ModelInfo, PortInfo};
 use mdm::{Batch, DataType, Tensor};
 
-use crate::random::Random;
+use crate::generator::random::Random;
 
 /// Different rows that are made up where nobody says how many: enough that no cache knows them all, ...
 const MADE_ROWS: usize = 1024;
@@ -166,7 +166,8 @@ fn made(port: &PortInfo, shape: Vec<usize>, random: &mut Random) -> Result<Tenso
     let bytes = match datatype {
         DataType::Json => bail!("its rows may be anything"),
         DataType::Bytes => {
-            let texts: Vec<String> = numbers.map(|i| format!("text number {i}")).collect();
+            // Over the Open Inference Protocol a model of records says that it takes texts, so they are JSON too.
+            let texts: Vec<String> = numbers.map(|i| format!("\"text number {i}\"")).collect();
             return Ok(Tensor::from_strings(name, Some(shape), &texts)?);
         }
         DataType::Fp16 => bytes_of(numbers.map(|_| half::f16::from_f32(fraction()))),
@@ -227,6 +228,10 @@ mod tests {
             let made = made.unwrap();
             assert_eq!(made.rows.tensors[0].datatype(), datatype);
             assert_eq!(made.rows.tensors[0].shape(), [5, 1, 3]);
+            for text in made.rows.tensors[0].byte_strings() {
+                let read: serde_json::Value = serde_json::from_slice(text).unwrap();
+                assert!(read.is_string(), "{read}");
+            }
         }
         let e = Source::made_up(&model("batched", &[]), None).unwrap_err();
         assert!(e.to_string().contains("--input"), "{e}");

@@ -1,8 +1,8 @@
 //! `mdm-bench`: measures how fast a server answers.
 //!
 //! ```text
-//! args ─▶ plan: cases ─▶ for each: drive ── threads ask ─▶ load: what is due?      (pure)
-//!         inputs: requests ─▶ doors ◀── ask, answer ──┘└─▶ measure: what came?    (pure) ─▶ table
+//! args ─▶ plan: cases ──────▶ for each: generator ─▶ report ─▶ table, csv, plot
+//!         inputs: requests ─▶ doors ◀──────┘
 //! ```
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
@@ -13,19 +13,13 @@ mod args;
 #[path = "../shared/call.rs"]
 mod call;
 mod csv;
-mod doors;
-mod drive;
+mod generator;
 mod inputs;
-mod load;
-mod measure;
+mod open;
 mod plan;
 mod plot;
-#[allow(dead_code)] // the simulations of the server use the rest
-#[path = "../../random.rs"]
-mod random;
 #[path = "../shared/read.rs"]
 mod read;
-mod report;
 #[path = "../shared/rows.rs"]
 mod rows;
 #[cfg(test)]
@@ -42,16 +36,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use args::Args;
 use csv::Csv;
-use doors::Door;
-use drive::Drive;
+use generator::Case;
+use generator::doors::Door;
+use generator::drive::Drive;
+use generator::load::Window;
+use generator::report::Report;
 use inputs::Source;
-use plan::{Case, Numbers};
+use plan::Numbers;
 use read::Contents;
-use report::Report;
 
 const NAME: &str = "mdm-bench";
 
-/// Each request in flight has a thread and a connection here, and a session or a connection at the server.
+/// A request in flight has a thread and a connection here, and a session or a connection at the server, unless it shares
+/// them with others.
 const MAX_CONCURRENCY: u64 = 1024;
 /// Most requests due a second: beyond that a thread of this program is what is measured.
 const MAX_RATE: u64 = 1_000_000;
@@ -69,7 +66,7 @@ fn bench(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.plot {
         plot::check(path)?;
     }
-    let mut door = doors::open(args)?;
+    let mut door = open::door(args)?;
     let source = source(args, &*door)?;
     let mut csv = args.csv.as_deref().map(Csv::create).transpose()?;
     let mut out = stdout().lock();
@@ -88,7 +85,9 @@ fn bench(args: &Args) -> Result<ExitCode> {
             _ => prepare(args, &mut *door, &source, case.rows)?,
         };
         prepared = Some((case.rows, requests));
-        let connections = (0..case.concurrency).map(|_| door.connect());
+        let connections = args
+            .in_flight(case.concurrency)
+            .map(|each| door.connect(each));
         let drive = Drive {
             case,
             window: args.window(),
@@ -168,14 +167,9 @@ fn prepare(args: &Args, door: &mut dyn Door, source: &Source, rows: usize) -> Re
     let requests = source.requests(typed)?;
     let count = requests.len();
     door.prepare(requests)?;
-    match door.connect()?.ask(0) {
-        Ok(_) => Ok(count),
-        Err(failure) => bail!(
-            "a first request, of {rows} rows: {}: {}",
-            failure.code,
-            failure.message
-        ),
-    }
+    let tried = door.try_one();
+    tried.with_context(|| format!("a first request, of {rows} rows"))?;
+    Ok(count)
 }
 
 /// What is measured, in a line.
@@ -204,7 +198,7 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// A bar on a terminal, nothing elsewhere. It runs with the time; how long a number of requests takes nobody knows.
-fn bar(cases: &[Case], window: load::Window) -> ProgressBar {
+fn bar(cases: &[Case], window: Window) -> ProgressBar {
     if !stderr().is_terminal() || window.requests.is_some() {
         return ProgressBar::hidden();
     }
@@ -222,11 +216,6 @@ mod tests {
     #[test]
     fn every_flag_is_read_in_both_spellings_and_from_the_environment() {
         let sample = |flag: &str| match flag {
-            "model" => ("digits", None),
-            "params" => ("{\"a_b\": 1}", None),
-            "server" => ("tcp://a_b:1", None),
-            "ip" => ("10.0.0.1", None),
-            "port" => ("7001", Some("0")),
             "input" => ("my_rows.npy", None),
             "rows" => ("7", Some("0")),
             "rows-per-request" => ("1,16", Some("1:2")),
@@ -239,9 +228,10 @@ mod tests {
             "plot" => ("my_table.svg", None),
             "door" => ("http", None),
             "url" => ("http://a_b:1", None),
+            "connections" => ("3", Some("0")),
             "json" => ("true", Some("perhaps")),
             "timeout-ms" => ("70", Some("0")),
-            other => panic!("no value for --{other}: add one"),
+            other => call::sample(other),
         };
         let shown = |args: &Args| format!("{args:?}");
         shared::every_flag::reads(&[NAME], sample, shown);

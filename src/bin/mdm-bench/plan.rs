@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::generator::Case;
+
 /// More cases than anybody waits for: a step that was typed wrong.
 const MAX_CASES: usize = 1000;
 
@@ -75,17 +77,6 @@ impl fmt::Display for Numbers {
         let numbers: Vec<String> = self.0.iter().map(u64::to_string).collect();
         f.write_str(&numbers.join(","))
     }
-}
-
-/// One row of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Case {
-    /// The rows of each request.
-    pub rows: usize,
-    /// Requests in flight: all the time in a closed loop, at most in an open one.
-    pub concurrency: usize,
-    /// Requests due a second, in an open loop.
-    pub rate: Option<u64>,
 }
 
 /// Every combination; those of the same rows together, which makes a line of the plot.

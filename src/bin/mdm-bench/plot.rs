@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use plotters::prelude::*;
 
-use crate::report::{Latency, Report};
+use crate::generator::report::{Latency, Report};
 
 const SIZE: (u32, u32) = (960, 600);
 

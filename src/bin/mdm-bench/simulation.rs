@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use mdm::Stats;
 
-use crate::load::{Arrival, Load, Window};
-use crate::measure::{Failure, Outcome, Spent, Tally, Times};
-use crate::plan::Case;
-use crate::report::{Report, ServerTimes};
+use crate::generator::Case;
+use crate::generator::load::{Arrival, Load, Window};
+use crate::generator::measure::{Failure, Outcome, Spent, Tally, Times};
+use crate::generator::report::{Report, ServerTimes};
 
 /// A server that takes requests in turn.
 struct Server {

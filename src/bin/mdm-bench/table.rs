@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::report::{Failures, Report, Shares};
+use crate::generator::report::{Failures, Report, Shares};
 
 /// The generator is part of what is measured if it keeps more of the machine's cores busy than this.
 const MOST_OF_CORES: f64 = 0.5;

@@ -63,3 +63,19 @@ impl CallFlags {
         })
     }
 }
+
+/// For the test of a command's flags: a value for each of these, and one that is wrong, if there is one.
+///
+/// # Panics
+/// At a flag that is none of these, which its command has to know.
+#[cfg(test)]
+pub fn sample(flag: &str) -> (&'static str, Option<&'static str>) {
+    match flag {
+        "model" => ("digits", None),
+        "params" => ("{\"a_b\": 1}", None),
+        "server" => ("tcp://a_b:1", None),
+        "ip" => ("10.0.0.1", None),
+        "port" => ("7001", Some("0")),
+        other => panic!("no value for --{other}: add one"),
+    }
+}

@@ -3,22 +3,17 @@
 use bytes::Bytes;
 use tonic::Status;
 
-use super::incoming::{Message, Messages, Reserved};
+use super::incoming::Messages;
 use super::reply::{self, Reply};
 use super::request::{self, Asked};
 use super::response::{self, Parameter};
 use super::route::Call;
 use super::status::status;
+use crate::door::incoming::{HERE_BYTES, Reserved, Whole};
 use crate::door::pipeline::{Held, Rows};
-use crate::door::translate::Infer;
 use crate::door::translate::write::{Answered, copied_bytes};
 use crate::error::Result;
 use crate::message::Request;
-
-/// Messages of more bytes are read beside the runtime, which serves others meanwhile.
-const READ_HERE_BYTES: usize = 256 * 1024;
-/// Answers of which more bytes are copied are written there too.
-const WRITE_HERE_BYTES: usize = 256 * 1024;
 
 /// Answers a call.
 ///
@@ -40,11 +35,11 @@ pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply,
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming what is wrong.
-pub(super) async fn read(call: &Call, message: Message) -> Result<(Asked, Reserved)> {
+pub(super) async fn read(call: &Call, message: Whole) -> Result<(Asked, Reserved)> {
     let most = call.local.shared.max_request_bytes;
-    let takes_its_time = message.bytes.len() > READ_HERE_BYTES;
+    let takes_its_time = message.bytes.len() > HERE_BYTES;
     let read = move || {
-        let Message { bytes, reserved } = message;
+        let Whole { bytes, reserved } = message;
         request::read(bytes, most).map(|asked| (asked, reserved))
     };
     call.local.beside(takes_its_time, read).await?
@@ -53,19 +48,16 @@ pub(super) async fn read(call: &Call, message: Message) -> Result<(Asked, Reserv
 /// What the pipeline gets, with the call's deadline if that comes first.
 ///
 /// # Errors
-/// What the server answers when it is asked what the model takes.
+/// As [`crate::door::local::Local::readied`].
 pub(super) async fn take_request(
     call: &Call,
     asked: &mut Asked,
     reserved: Reserved,
 ) -> Result<Request> {
-    let Infer { request, .. } = &mut asked.infer;
-    let mut request = std::mem::take(request);
-    request.model = Some(asked.model.clone());
-    let mut request = call.local.with_documents(call.caller(), request).await?;
+    let request = std::mem::take(&mut asked.infer.request);
+    let request = call.local.readied(call.caller(), request, call.deadline);
+    let request = request.await?;
     drop(reserved); // what it holds counts as a request from here on
-    let times = [request.timeout_ms, call.left_ms()];
-    request.timeout_ms = times.into_iter().flatten().min();
     Ok(request)
 }
 
@@ -81,21 +73,17 @@ pub(super) async fn write(
 ) -> Result<(Vec<Bytes>, Held)> {
     let Rows { outputs, held } = rows;
     let wanted = &asked.infer.wanted;
-    if copied_bytes(&outputs, wanted) <= WRITE_HERE_BYTES {
+    if copied_bytes(&outputs, wanted) <= HERE_BYTES {
         let written =
             response::write(asked.answered(), parameters, (&outputs, wanted), wrapped_in)?;
         return Ok((written, held));
     }
-    let (model, version, id) = (
-        asked.model.clone(),
-        asked.version.clone(),
-        asked.infer.id.clone(),
-    );
+    let (model, id) = (asked.model.clone(), asked.infer.id.clone());
     let (wanted, parameters) = (wanted.clone(), parameters.to_vec());
     let write = move || {
         let answered = Answered {
-            model: &model,
-            version: version.as_deref(),
+            model: &model.name,
+            version: model.version.as_deref(),
             id: id.as_deref(),
         };
         let written = response::write(answered, &parameters, (&outputs, &wanted), wrapped_in)?;
@@ -108,8 +96,8 @@ impl Asked {
     /// What its answers repeat.
     pub(super) fn answered(&self) -> Answered<'_> {
         Answered {
-            model: &self.model,
-            version: self.version.as_deref(),
+            model: &self.model.name,
+            version: self.model.version.as_deref(),
             id: self.infer.id.as_deref(),
         }
     }

@@ -20,25 +20,30 @@ pub(super) struct List {
     strings: Elements,
 }
 
+/// The list that holds a datatype's values: its field's number and name.
+pub(super) fn field_of(datatype: DataType) -> Option<(u32, &'static str)> {
+    Some(match datatype {
+        DataType::Bool => (1, "bool_contents"),
+        DataType::Int8 | DataType::Int16 | DataType::Int32 => (2, "int_contents"),
+        DataType::Int64 => (3, "int64_contents"),
+        DataType::Uint8 | DataType::Uint16 | DataType::Uint32 => (4, "uint_contents"),
+        DataType::Uint64 => (5, "uint64_contents"),
+        DataType::Fp32 => (6, "fp32_contents"),
+        DataType::Fp64 => (7, "fp64_contents"),
+        DataType::Bytes | DataType::Json => (8, "bytes_contents"),
+        DataType::Fp16 | DataType::Bf16 => return None,
+    })
+}
+
 impl List {
     /// # Errors
     /// `INVALID_ARGUMENT` for a datatype without a list, and a shape beyond memory.
     pub(super) fn new(datatype: DataType, shape: &[usize], most_bytes: u64) -> Result<List> {
-        let field = match datatype {
-            DataType::Bool => (1, "bool_contents"),
-            DataType::Int8 | DataType::Int16 | DataType::Int32 => (2, "int_contents"),
-            DataType::Int64 => (3, "int64_contents"),
-            DataType::Uint8 | DataType::Uint16 | DataType::Uint32 => (4, "uint_contents"),
-            DataType::Uint64 => (5, "uint64_contents"),
-            DataType::Fp32 => (6, "fp32_contents"),
-            DataType::Fp64 => (7, "fp64_contents"),
-            DataType::Bytes | DataType::Json => (8, "bytes_contents"),
-            DataType::Fp16 | DataType::Bf16 => {
-                return Err(Error::invalid(format!(
-                    "{datatype} has no list in `contents`; send it in raw_input_contents"
-                )));
-            }
-        };
+        let field = field_of(datatype).ok_or_else(|| {
+            Error::invalid(format!(
+                "{datatype} has no list in `contents`; send it in raw_input_contents"
+            ))
+        })?;
         let elements = element_count(shape).ok_or_else(|| {
             Error::invalid(format!(
                 "shape {shape:?} has more elements than memory can hold"
@@ -217,28 +222,11 @@ impl List {
 mod tests {
     use prost::Message;
 
-    use super::super::messages::model_infer_request::InferInputTensor;
     use super::super::messages::{InferTensorContents, ModelInferRequest};
     use super::super::request::read;
+    use super::super::request::tests::{input, request};
     use super::*;
     use crate::tensor::Tensor;
-
-    fn request(input: InferInputTensor) -> ModelInferRequest {
-        ModelInferRequest {
-            model_name: "m".to_owned(),
-            inputs: vec![input],
-            ..ModelInferRequest::default()
-        }
-    }
-
-    fn input(datatype: &str, shape: &[i64]) -> InferInputTensor {
-        InferInputTensor {
-            name: "x".to_owned(),
-            datatype: datatype.to_owned(),
-            shape: shape.to_vec(),
-            ..InferInputTensor::default()
-        }
-    }
 
     fn read_one(request: &ModelInferRequest) -> Result<Tensor> {
         let mut asked = read(request.encode_to_vec().into(), 1 << 20)?;

@@ -3,7 +3,8 @@
 //! Both files are made of `open_inference.proto` whenever that changes, by a program of a few lines that needs no `protoc`:
 //! `protox::compile(["open_inference.proto"], ["."])` gives the set of descriptors, whose `source_code_info` is taken out
 //! and which is written to `open_inference.bin` as it is encoded; `prost_build::Config::new().bytes(["."])
-//! .disable_comments(["."]).compile_fds(set)` writes the types (protox 0.10, prost-build 0.14).
+//! .disable_comments(["."]).compile_fds(set)` writes the types (protox 0.10, prost-build 0.14), in front of which go the lines
+//! of the file's head that say so.
 
 #![allow(
     missing_docs,

@@ -15,13 +15,11 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::status;
+use crate::door::counted::{COUNTED_PIECE_BYTES, count_until_written};
 use crate::door::pipeline::Held;
 
 /// The kind of all answers.
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-/// A piece of at least so many bytes counts until it was written, a smaller one until it was handed to the connection,
-/// which holds few of them.
-const COUNTED_PIECE_BYTES: usize = 64 * 1024;
 /// The header of the status, and that of what went well.
 const STATUS: &str = "grpc-status";
 const OK: HeaderValue = HeaderValue::from_static("0");
@@ -63,33 +61,13 @@ impl Pieces {
     fn new(mut pieces: Vec<Bytes>, held: Option<Held>) -> Pieces {
         let held = held.map(Arc::new);
         if let Some(held) = &held {
-            for piece in &mut pieces {
-                if piece.len() >= COUNTED_PIECE_BYTES {
-                    let counted = CountedPiece {
-                        bytes: std::mem::take(piece),
-                        _held: held.clone(),
-                    };
-                    *piece = Bytes::from_owner(counted);
-                }
-            }
+            count_until_written(&mut pieces, held);
         }
         Pieces {
             pieces: pieces.into(),
             held,
             ended: false,
         }
-    }
-}
-
-/// A piece, and the count that it is part of.
-struct CountedPiece {
-    bytes: Bytes,
-    _held: Arc<Held>,
-}
-
-impl AsRef<[u8]> for CountedPiece {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Number, Value as Json};
 
 use super::fields::{Fields, Value, varint};
 use super::lists::List;
+use crate::door::models::ModelName;
 use crate::door::translate::options::{Options, flag};
 use crate::door::translate::read::{binary, each_once, refuse_shared_memory, wanted_output};
 use crate::door::translate::strings::to_documents;
@@ -12,7 +13,7 @@ use crate::door::translate::{
     Infer, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_RANK, MAX_TENSORS, Wanted, WantedOutput,
 };
 use crate::error::{Error, Result};
-use crate::message::{MODEL_VERSION, Params, Request};
+use crate::message::{Params, Request};
 use crate::tensor::{Batch, DataType, Tensor};
 
 /// Most parameters of a request, of an input and of an output.
@@ -27,8 +28,7 @@ const RAW: &str = "binary_data_output";
 /// A request, read.
 #[derive(Debug)]
 pub(super) struct Asked {
-    pub(super) model: String,
-    pub(super) version: Option<String>,
+    pub(super) model: ModelName,
     pub(super) infer: Infer,
     /// Its rows are to come in parts, where there can be more than one answer.
     pub(super) in_parts: bool,
@@ -59,9 +59,6 @@ pub(super) fn read(message: Bytes, most_bytes: u64) -> Result<Asked> {
     let raw_outputs = flag(&mut params, RAW)?.unwrap_or(true);
     let in_parts = flag(&mut params, PARTS)?.unwrap_or(false);
     params.retain(|name, _| !name.starts_with(RESERVED));
-    if !version.is_empty() {
-        params.insert(MODEL_VERSION.to_owned(), version.as_str().into());
-    }
     let options = Options::of(params)?;
     let outputs: Result<Vec<WantedOutput>> = outputs.into_iter().map(output).collect();
     let outputs = Some(each_once(outputs?)?).filter(|outputs| !outputs.is_empty());
@@ -77,25 +74,26 @@ pub(super) fn read(message: Bytes, most_bytes: u64) -> Result<Asked> {
         .into_iter()
         .map(|input| tensor(input, raw.next(), most_bytes))
         .collect();
-    Ok(Asked {
-        model,
-        version: Some(version).filter(|version| !version.is_empty()),
-        infer: Infer {
-            id: Some(id).filter(|id| !id.is_empty()),
-            request: Request {
-                model: None,
-                params: options.params,
-                inputs: Batch { tensors: tensors? },
-                timeout_ms: options.timeout_ms,
-                priority: options.priority,
-                stream: false,
-            },
-            wanted: Wanted {
-                outputs,
-                binary: raw_outputs,
-                in_order: options.in_order,
-            },
+    let model = ModelName::new(model, version);
+    let infer = Infer {
+        id: Some(id).filter(|id| !id.is_empty()),
+        request: Request {
+            model: None,
+            params: options.params,
+            inputs: Batch { tensors: tensors? },
+            timeout_ms: options.timeout_ms,
+            priority: options.priority,
+            stream: false,
         },
+        wanted: Wanted {
+            outputs,
+            binary: raw_outputs,
+            in_order: options.in_order,
+        },
+    };
+    Ok(Asked {
+        infer: infer.for_model(&model),
+        model,
         in_parts,
     })
 }
@@ -247,7 +245,7 @@ fn dimension(shape: &mut Vec<usize>, dim: u64) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use prost::Message;
 
     use super::super::messages::ModelInferRequest;
@@ -255,7 +253,8 @@ mod tests {
     use super::*;
     use crate::tensor::Data;
 
-    fn request(input: InferInputTensor) -> ModelInferRequest {
+    /// A request of one input.
+    pub(in super::super) fn request(input: InferInputTensor) -> ModelInferRequest {
         ModelInferRequest {
             model_name: "m".to_owned(),
             inputs: vec![input],
@@ -263,7 +262,8 @@ mod tests {
         }
     }
 
-    fn input(datatype: &str, shape: &[i64]) -> InferInputTensor {
+    /// An input without values.
+    pub(in super::super) fn input(datatype: &str, shape: &[i64]) -> InferInputTensor {
         InferInputTensor {
             name: "x".to_owned(),
             datatype: datatype.to_owned(),

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::fields::{Writer, put_varint};
+use super::lists::field_of;
 use crate::door::translate::Wanted;
 use crate::door::translate::strings::{document_text, lengths_in_front};
 use crate::door::translate::write::{Answered, Column, each_output, shown_datatype};
@@ -117,22 +118,12 @@ fn pieces(column: &Column<'_>) -> Result<Vec<Bytes>> {
 fn lists(column: &Column<'_>) -> Result<Vec<u8>> {
     let mut contents = Vec::new();
     let datatype = column.first().datatype();
-    let number = match datatype {
-        DataType::Bool => 1,
-        DataType::Int8 | DataType::Int16 | DataType::Int32 => 2,
-        DataType::Int64 => 3,
-        DataType::Uint8 | DataType::Uint16 | DataType::Uint32 => 4,
-        DataType::Uint64 => 5,
-        DataType::Fp32 => 6,
-        DataType::Fp64 => 7,
-        DataType::Bytes | DataType::Json => 8,
-        DataType::Fp16 | DataType::Bf16 => {
-            return Err(Error::invalid(format!(
-                "output {:?} is {datatype}, for which there is no list: ask without binary_data_output false",
-                column.first().name()
-            )));
-        }
-    };
+    let (number, _) = field_of(datatype).ok_or_else(|| {
+        Error::invalid(format!(
+            "output {:?} is {datatype}, for which there is no list: ask without binary_data_output false",
+            column.first().name()
+        ))
+    })?;
     let mut packed = Vec::new();
     for tensor in &column.tensors {
         let Data::Fixed(bytes) = tensor.data() else {

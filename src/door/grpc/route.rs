@@ -17,6 +17,7 @@ use super::status::status;
 use super::{Service, health, infer, models, stream};
 use crate::door::connections::Open;
 use crate::door::local::Local;
+use crate::door::models::ModelName;
 use crate::door::pipeline::Caller;
 use crate::error::Result;
 
@@ -57,12 +58,6 @@ impl Call {
         };
         let done = tokio::time::timeout_at(deadline, what).await;
         done.unwrap_or_else(|_| Err(too_late()))
-    }
-
-    /// The time that is left, if that is bounded, in whole milliseconds and at least one.
-    pub(super) fn left_ms(&self) -> Option<u64> {
-        let left = self.deadline?.saturating_duration_since(Instant::now());
-        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1))
     }
 }
 
@@ -150,20 +145,21 @@ async fn dispatch(
         }
         "ModelReady" => {
             unary(call, messages, async |asked: ModelReadyRequest| {
-                let ready = models::ready(call, &asked.name, &asked.version).await?;
+                let ready = models::ready(call, ModelName::new(asked.name, asked.version)).await?;
                 Ok(ModelReadyResponse { ready })
             })
             .await
         }
         "ModelMetadata" => {
             unary(call, messages, async |asked: ModelMetadataRequest| {
-                models::metadata(call, &asked.name, &asked.version).await
+                models::metadata(call, ModelName::new(asked.name, asked.version)).await
             })
             .await
         }
         "ModelConfig" => {
             unary(call, messages, async |asked: ModelConfigRequest| {
-                let config = models::config(call, &asked.name, &asked.version).await?;
+                let config =
+                    models::config(call, ModelName::new(asked.name, asked.version)).await?;
                 let config = Some(config);
                 Ok(ModelConfigResponse { config })
             })
@@ -171,7 +167,8 @@ async fn dispatch(
         }
         "ModelStatistics" => {
             unary(call, messages, async |asked: ModelStatisticsRequest| {
-                let model_stats = models::statistics(call, &asked.name, &asked.version).await?;
+                let model_stats =
+                    models::statistics(call, ModelName::new(asked.name, asked.version)).await?;
                 Ok(ModelStatisticsResponse { model_stats })
             })
             .await

@@ -3,7 +3,6 @@
 //! Requests run beside each other. Whole answers leave in the order of their requests, as Triton's do, whose clients may go
 //! by it; parts leave as they come. What is wrong with one request is told in its answer, and the call goes on.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tonic::Status;
 
-use super::incoming::{Message, Messages, Reserved};
+use super::incoming::Messages;
 use super::infer;
 use super::messages::{ModelInferResponse, ModelStreamInferResponse};
 use super::reply::{self, Reply, Said};
@@ -19,6 +18,8 @@ use super::request::Asked;
 use super::response::{self, ANSWER_OF_STREAM, Parameter};
 use super::route::Call;
 use super::status::{status, stopped};
+use crate::door::incoming::{Reserved, Whole};
+use crate::door::ordered::Ordered;
 use crate::door::pipeline::{Held, Part};
 use crate::error::{Error, Result};
 use crate::message::Stats;
@@ -106,7 +107,7 @@ impl Turn {
 }
 
 /// Answers one request.
-async fn one(call: Rc<Call>, message: Message, say: mpsc::Sender<Said>, mut turn: Turn) {
+async fn one(call: Rc<Call>, message: Whole, say: mpsc::Sender<Said>, mut turn: Turn) {
     let (mut asked, reserved) = match infer::read(&call, message).await {
         Ok(read) => read,
         Err(error) => {
@@ -152,13 +153,12 @@ async fn in_parts(
     say: &mpsc::Sender<Said>,
 ) -> Result<()> {
     let request = infer::take_request(call, asked, reserved).await?;
-    let mut parts = call.local.pipeline.stream(call.caller(), request)?;
-    let wanted = &asked.infer.wanted;
-    let mut ordered = InOrder::default();
+    let parts = call.local.pipeline.stream(call.caller(), request)?;
+    let mut parts = Ordered::new(parts, asked.infer.wanted.in_order);
     loop {
         match parts.next().await? {
             Part::Rows(offset, rows) => {
-                let count = rows_of(&rows.outputs);
+                let count = rows.count();
                 let parameters = [
                     (FINAL, Parameter::Flag(false)),
                     ("offset", Parameter::Number(offset)),
@@ -167,18 +167,11 @@ async fn in_parts(
                 let written =
                     infer::write(call, asked, (rows, &parameters), Some(ANSWER_OF_STREAM));
                 let (message, held) = written.await?;
-                let told = (message, Some(held));
-                if !wanted.in_order {
-                    tell(say, told).await;
-                    continue;
-                }
-                for told in ordered.add(offset, count, told) {
-                    tell(say, told).await;
-                }
+                tell(say, (message, Some(held))).await;
             }
             // A model without rows to split gives all at once.
             Part::Whole(rows, stats) => {
-                let count = rows_of(&rows.outputs);
+                let count = rows.count();
                 let parameters = [(FINAL, Parameter::Flag(false))];
                 let written =
                     infer::write(call, asked, (rows, &parameters), Some(ANSWER_OF_STREAM));
@@ -207,39 +200,11 @@ fn end(asked: &Asked, rows: u64, stats: Stats) -> Result<Vec<Bytes>> {
     response::write_end(asked.answered(), &parameters)
 }
 
-fn rows_of(outputs: &crate::wire::server::Outputs) -> u64 {
-    let rows = outputs.parts.iter().filter_map(|part| {
-        let first = part.tensors.first()?;
-        first.rows()
-    });
-    rows.sum::<usize>() as u64
-}
-
-/// Parts that came before those ahead of them.
-#[derive(Default)]
-struct InOrder {
-    next: u64,
-    waiting: BTreeMap<u64, (u64, Told)>,
-}
-
-impl InOrder {
-    /// Takes a part of so many rows; gives those whose turn it is.
-    fn add(&mut self, offset: u64, rows: u64, told: Told) -> Vec<Told> {
-        self.waiting.insert(offset, (rows, told));
-        let mut due = Vec::new();
-        while let Some((rows, told)) = self.waiting.remove(&self.next) {
-            self.next += rows;
-            due.push(told);
-        }
-        due
-    }
-}
-
 /// What was wrong with a request, and which it was.
 fn refusal(asked: Option<&Asked>, error: Error) -> Vec<Bytes> {
     let status = status(error);
     let infer_response = asked.map(|asked| ModelInferResponse {
-        model_name: asked.model.clone(),
+        model_name: asked.model.name.clone(),
         id: asked.infer.id.clone().unwrap_or_default(),
         ..ModelInferResponse::default()
     });

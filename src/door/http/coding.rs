@@ -1,39 +1,20 @@
-//! gzip and deflate: of requests as they say, of answers as they may be.
+//! gzip and deflate as headers have them: of requests as they say, of answers as they may be.
 
-use std::io::{Read, Write};
+use std::io::Write;
 
 use bytes::Bytes;
 use flate2::Compression;
-use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use hyper::{HeaderMap, StatusCode};
 
-use super::body::{self, Whole};
+use super::super::inflate::Coding;
 use super::reply::Refusal;
 use crate::error::Error;
 
 /// Answers of fewer bytes are sent as they are: the headers alone are as long.
 const WORTH_BYTES: u64 = 1024;
-/// How many bytes are inflated between two looks at the bounds.
-const STEP_BYTES: usize = 64 * 1024;
-
-/// How bytes are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Coding {
-    Gzip,
-    /// zlib's form, or the bare one that some clients send under the same name.
-    Deflate,
-}
-
 impl Coding {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Coding::Gzip => "gzip",
-            Coding::Deflate => "deflate",
-        }
-    }
-
     fn of(name: &str) -> Option<Coding> {
         match name.to_ascii_lowercase().as_str() {
             "gzip" | "x-gzip" => Some(Coding::Gzip),
@@ -102,59 +83,6 @@ impl Coding {
         };
         packed.map(Bytes::from).map_err(failed)
     }
-
-    /// Unpacks a body. `json_bytes` is as for [`body::read`].
-    ///
-    /// # Errors
-    /// 413 as soon as it is longer than a request may be, 429 if too much is being read for others, 400 for bytes that are
-    /// not packed so.
-    pub(super) fn unpack(
-        self,
-        packed: Whole,
-        json_bytes: Option<usize>,
-        most: u64,
-    ) -> Result<Whole, Refusal> {
-        let Whole {
-            bytes,
-            mut reserved,
-        } = packed;
-        let mut source: Box<dyn Read + '_> = match self {
-            Coding::Gzip => Box::new(MultiGzDecoder::new(&bytes[..])),
-            Coding::Deflate if is_zlib(&bytes) => Box::new(ZlibDecoder::new(&bytes[..])),
-            Coding::Deflate => Box::new(DeflateDecoder::new(&bytes[..])),
-        };
-        let before = body::padding(json_bytes);
-        let mut whole = vec![0; before];
-        loop {
-            let had = whole.len();
-            let step = source.by_ref().take(STEP_BYTES as u64);
-            let read = { step }.read_to_end(&mut whole).map_err(|e| {
-                Error::invalid(format!("the body is not {} as it says: {e}", self.name()))
-            })?;
-            if read == 0 {
-                break;
-            }
-            if (whole.len() - before) as u64 > most {
-                return Err(body::too_long(most, None));
-            }
-            reserved.add(whole.len() - had)?;
-        }
-        drop(source);
-        Ok(Whole {
-            bytes: Bytes::from(whole).slice(before..),
-            reserved,
-        })
-    }
-}
-
-/// Whether bytes begin as zlib's form does: the method, and a sum over both bytes.
-fn is_zlib(bytes: &[u8]) -> bool {
-    match bytes {
-        [first, second, ..] => {
-            first & 0x0f == 8 && u16::from_be_bytes([*first, *second]).is_multiple_of(31)
-        }
-        _ => false,
-    }
 }
 
 /// An entry of a header that lists what a client takes.
@@ -210,30 +138,5 @@ mod tests {
         }
         assert_eq!(Coding::of_answer(&accepting("gzip"), 100), None);
         assert_eq!(Coding::of_answer(&HeaderMap::new(), 10_000), None);
-    }
-
-    #[test]
-    fn what_is_packed_unpacks() {
-        let text = Bytes::from(vec![7u8; 100_000]);
-        for coding in [Coding::Gzip, Coding::Deflate] {
-            let packed = coding.pack([&text, &text].into_iter()).unwrap();
-            assert!(packed.len() < 2000);
-            let whole = coding
-                .unpack(Whole::of(packed.clone()), Some(10), 200_000)
-                .unwrap();
-            assert_eq!(whole.bytes.len(), 200_000);
-            assert!(
-                coding
-                    .unpack(Whole::of(packed.clone()), None, 199_999)
-                    .is_err()
-            );
-            assert!(
-                coding
-                    .unpack(Whole::of(packed.slice(..50)), None, 200_000)
-                    .is_err()
-            );
-        }
-        let odd = Whole::of(Bytes::from_static(b"no gzip at all"));
-        assert!(Coding::Gzip.unpack(odd, None, 1000).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! The parts of a request as events, one as each finishes (`text/event-stream`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,14 +14,15 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::super::connections::Open;
 use super::super::errors::told;
-use super::super::pipeline::{Held, Part, Parts, Rows};
+use super::super::incoming::HERE_BYTES;
+use super::super::models::ModelName;
+use super::super::ordered::Ordered;
+use super::super::pipeline::{Held, Part, Rows};
 use super::super::translate::Wanted;
 use super::super::translate::write::{Answered, copied_bytes, write_end, write_part};
 use super::coding;
-use super::infer::WRITE_HERE_BYTES;
 use crate::error::{Error, Result};
 use crate::message::Stats;
-use crate::tensor::Tensor;
 
 /// The media type of events.
 pub(super) const EVENTS: &str = "text/event-stream";
@@ -34,7 +35,7 @@ pub(super) fn are_asked_for(headers: &HeaderMap) -> bool {
 
 /// What the events are about.
 pub(super) struct Subject {
-    pub(super) model: String,
+    pub(super) model: ModelName,
     pub(super) id: Option<String>,
     pub(super) wanted: Arc<Wanted>,
 }
@@ -52,14 +53,11 @@ enum Due {
 /// The events of one request. Dropped before the end, it cancels the request.
 pub(super) struct Events {
     subject: Subject,
-    parts: Parts,
+    parts: Ordered,
     due: VecDeque<Due>,
     /// A part that is written beside the runtime.
     writing: Option<JoinHandle<Result<Event>>>,
     ready: VecDeque<Event>,
-    /// For parts in row order: those that came early, by their offset, and the offset of the next.
-    early: BTreeMap<u64, Rows>,
-    next_row: u64,
     ended: bool,
     /// The request counts as open until its end was told.
     _open: Open,
@@ -68,7 +66,7 @@ pub(super) struct Events {
 impl Events {
     /// # Errors
     /// What ended the request before its first part, so that it can be told by a status.
-    pub(super) async fn begin(subject: Subject, mut parts: Parts, open: Open) -> Result<Events> {
+    pub(super) async fn begin(subject: Subject, mut parts: Ordered, open: Open) -> Result<Events> {
         let first = parts.next().await?;
         let mut events = Events {
             subject,
@@ -76,8 +74,6 @@ impl Events {
             due: VecDeque::new(),
             writing: None,
             ready: VecDeque::new(),
-            early: BTreeMap::new(),
-            next_row: 0,
             ended: false,
             _open: open,
         };
@@ -120,29 +116,12 @@ impl Events {
 
     fn take(&mut self, part: Part) {
         match part {
-            Part::Rows(offset, rows) if self.subject.wanted.in_order => {
-                self.early.insert(offset, rows);
-                while let Some(rows) = self.early.remove(&self.next_row) {
-                    let offset = self.next_row;
-                    // A part without rows would be waited behind for ever: there is one, of a request without any.
-                    self.next_row += rows_of(&rows);
-                    self.due.push_back(Due::Part(offset, rows));
-                    if self.next_row == offset {
-                        break;
-                    }
-                }
-            }
             Part::Rows(offset, rows) => self.due.push_back(Due::Part(offset, rows)),
             Part::Whole(rows, stats) => {
                 self.due.push_back(Due::Part(0, rows));
                 self.due.push_back(Due::End(None, stats));
             }
-            Part::End(rows, stats) => {
-                for (offset, rows) in std::mem::take(&mut self.early) {
-                    self.due.push_back(Due::Part(offset, rows));
-                }
-                self.due.push_back(Due::End(Some(rows), stats));
-            }
+            Part::End(rows, stats) => self.due.push_back(Due::End(Some(rows), stats)),
         }
     }
 
@@ -159,7 +138,7 @@ impl Events {
                 None => return Poll::Ready(Ok(())),
                 Some(Due::Part(offset, rows)) => {
                     let wanted = self.subject.wanted.clone();
-                    let is_large = copied_bytes(&rows.outputs, &wanted) > WRITE_HERE_BYTES;
+                    let is_large = copied_bytes(&rows.outputs, &wanted) > HERE_BYTES;
                     let write = move || {
                         let json = write_part(offset, &rows.outputs, &wanted)?;
                         Ok((event("part", &json), Some(rows.held)))
@@ -176,8 +155,8 @@ impl Events {
 
     fn end(&mut self, rows: Option<u64>, stats: Stats) {
         let answered = Answered {
-            model: &self.subject.model,
-            version: None,
+            model: &self.subject.model.name,
+            version: self.subject.model.version.as_deref(),
             id: self.subject.id.as_deref(),
         };
         let json = write_end(answered, rows, stats);
@@ -190,14 +169,6 @@ impl Events {
 fn event(name: &str, json: &[u8]) -> Bytes {
     let lines = [b"event: ", name.as_bytes(), b"\ndata: ", json, b"\n\n"];
     lines.concat().into()
-}
-
-fn rows_of(rows: &Rows) -> u64 {
-    let first = rows.outputs.parts.iter().map(|part| {
-        let rows = part.tensors.first().and_then(Tensor::rows);
-        rows.unwrap_or(0) as u64
-    });
-    first.sum()
 }
 
 /// What events cannot do.

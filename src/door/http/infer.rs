@@ -7,26 +7,22 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, HeaderValue, VARY};
 use hyper::{HeaderMap, Request, StatusCode};
-use serde_json::Value;
 
 use super::super::connections::Open;
+use super::super::incoming::{HERE_BYTES, Reserved, Whole};
+use super::super::inflate::Coding;
 use super::super::local::Local;
+use super::super::models::ModelName;
+use super::super::ordered::Ordered;
 use super::super::pipeline::Held;
 use super::super::translate::write::{Answered, Written};
 use super::super::translate::{Infer, read, write};
-use super::body::{self, Reserved, Whole};
-use super::coding::Coding;
+use super::body;
 use super::events::{self, Events, Subject};
 use super::raw;
 use super::reply::{self, JSON_LENGTH, Pieces, Refusal, Reply};
-use super::route::ModelName;
 use crate::error::Result;
-use crate::message::MODEL_VERSION;
 
-/// Bodies of more bytes are parsed beside the runtime, which serves others meanwhile.
-const PARSE_HERE_BYTES: usize = 256 * 1024;
-/// Answers of which more bytes are copied are written there too.
-pub(super) const WRITE_HERE_BYTES: usize = 256 * 1024;
 /// Answers of at most so many bytes leave in one piece: a copy is cheaper than a second one.
 const JOINED_BYTES: usize = 16 * 1024;
 
@@ -65,22 +61,20 @@ pub(super) async fn answer(
         id,
         request,
         wanted,
-    } = infer.with_model(&model);
-    let request = local.with_documents(&caller, request).await?;
+    } = infer.for_model(&model);
+    let request = local.readied(&caller, request, None).await?;
     drop(reserved); // what it holds counts as a request from here on
     if events::are_asked_for(&head.headers) {
         events::check(&wanted)?;
         let parts = local.pipeline.stream(&caller, request)?;
-        let subject = Subject {
-            model: model.name,
-            id,
-            wanted: Arc::new(wanted),
-        };
+        let parts = Ordered::new(parts, wanted.in_order);
+        let wanted = Arc::new(wanted);
+        let subject = Subject { model, id, wanted };
         let events = Events::begin(subject, parts, open).await?;
         return Ok(reply::of_events(events));
     }
     let (rows, _stats) = local.pipeline.infer(&caller, request).await?;
-    let takes_its_time = write::copied_bytes(&rows.outputs, &wanted) > WRITE_HERE_BYTES;
+    let takes_its_time = write::copied_bytes(&rows.outputs, &wanted) > HERE_BYTES;
     let write = move || {
         let answered = Answered {
             model: &model.name,
@@ -113,7 +107,7 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Refusal> {
     })
 }
 
-/// Unpacks a body; a large one beside the runtime.
+/// Inflates a body that comes packed.
 async fn unpacked(
     local: &Local,
     whole: Whole,
@@ -123,10 +117,9 @@ async fn unpacked(
     let Some(coding) = coding else {
         return Ok(whole);
     };
+    let before = body::padding(json_bytes);
     let most = local.shared.max_request_bytes;
-    // A few bytes may hold many.
-    let unpack = move || coding.unpack(whole, json_bytes, most);
-    local.beside(true, unpack).await?
+    Ok(coding.inflate(local, whole, before, most).await?)
 }
 
 /// Reads the request in its body; a large one beside the runtime.
@@ -139,7 +132,7 @@ async fn parse(
     let whole = unpacked(local, whole, coding, json_bytes).await?;
     let most = local.shared.max_request_bytes;
     // Of tensors behind the JSON only texts take time, whose lengths are taken out.
-    let is_large = whole.bytes.len() > PARSE_HERE_BYTES;
+    let is_large = whole.bytes.len() > HERE_BYTES;
     let parse = move || {
         let Whole { bytes, reserved } = whole;
         read_body(&bytes, json_bytes, most).map(|infer| (infer, reserved))
@@ -149,20 +142,6 @@ async fn parse(
 
 fn read_body(bytes: &Bytes, json_bytes: Option<usize>, most: u64) -> Result<Infer> {
     read::read(bytes, json_bytes.unwrap_or(bytes.len()), most)
-}
-
-impl Infer {
-    /// For the model that the path names.
-    fn with_model(mut self, model: &ModelName) -> Infer {
-        self.request.model = Some(model.name.clone());
-        if let Some(version) = &model.version {
-            let version = Value::String(version.clone());
-            self.request
-                .params
-                .insert(MODEL_VERSION.to_owned(), version);
-        }
-        self
-    }
 }
 
 /// An answer whose bytes are there.
@@ -198,7 +177,7 @@ impl Answer {
 
     /// Packed; a large one beside the runtime.
     async fn packed(self, local: &Local, coding: Coding, held: Held) -> Result<Reply, Refusal> {
-        let takes_its_time = self.pieces.bytes() > WRITE_HERE_BYTES as u64;
+        let takes_its_time = self.pieces.bytes() > HERE_BYTES as u64;
         let pieces = self.pieces.into_bytes();
         let pack = move || coding.pack(pieces.iter());
         let packed = local.beside(takes_its_time, pack).await??;

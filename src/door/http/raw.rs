@@ -3,10 +3,10 @@
 use bytes::Bytes;
 
 use super::super::local::Local;
+use super::super::models::{ModelName, Models};
 use super::super::pipeline::Caller;
 use super::super::translate::read::binary;
 use super::super::translate::{Infer, Wanted};
-use super::route::ModelName;
 use crate::error::{Error, Result};
 use crate::message::Request;
 use crate::tensor::{Batch, Data, DataType, Tensor};
@@ -22,9 +22,8 @@ pub(super) async fn read(
     model: &ModelName,
     body: Bytes,
 ) -> Result<Infer> {
-    let params = model.params();
-    let described = local.pipeline.describe(caller, &model.name, &params);
-    let tensor = of_only_input(&described.await?, body)?;
+    let described = Models::of(local, caller).describe(model).await?;
+    let tensor = of_only_input(&described, body)?;
     Ok(Infer {
         id: None,
         request: Request {

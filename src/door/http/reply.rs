@@ -14,6 +14,7 @@ use hyper::header::{
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
+use super::super::counted::count_until_written;
 use super::super::errors::{http_status, retry_after, told};
 use super::super::pipeline::Held;
 use super::events::{EVENTS, Events};
@@ -25,9 +26,6 @@ const MAX_MESSAGE_BYTES: usize = 8192;
 /// The length of the JSON ahead of binary tensors.
 pub(super) const JSON_LENGTH: HeaderName =
     HeaderName::from_static("inference-header-content-length");
-/// A piece of at least so many bytes counts until it was written, a smaller one until it was handed to the connection,
-/// which holds few of them.
-const COUNTED_PIECE_BYTES: usize = 64 * 1024;
 
 /// A body of pieces that leave as they lie in memory.
 #[derive(Debug, Default)]
@@ -49,15 +47,7 @@ impl Pieces {
     /// The same, which counts for its caller until it was written.
     pub(super) fn counted(mut self, held: Held) -> Pieces {
         let held = Arc::new(held);
-        for piece in &mut self.pieces {
-            if piece.len() >= COUNTED_PIECE_BYTES {
-                let counted = CountedPiece {
-                    bytes: std::mem::take(piece),
-                    _held: held.clone(),
-                };
-                *piece = Bytes::from_owner(counted);
-            }
-        }
+        count_until_written(self.pieces.make_contiguous(), &held);
         self.held.push(held);
         self
     }
@@ -70,18 +60,6 @@ impl Pieces {
     /// The pieces themselves.
     pub(super) fn into_bytes(self) -> VecDeque<Bytes> {
         self.pieces
-    }
-}
-
-/// A piece, and the count that it is part of.
-struct CountedPiece {
-    bytes: Bytes,
-    _held: Arc<Held>,
-}
-
-impl AsRef<[u8]> for CountedPiece {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }
 

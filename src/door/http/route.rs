@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use super::super::connections::Open;
 use super::super::local::Local;
+use super::super::models::ModelName;
 use super::models::Control;
 use super::reply::{self, Pieces, Refusal, Reply};
 use super::{Serves, guard, infer, models};
-use crate::message::{MODEL_VERSION, Params};
 use crate::metrics::CONTENT_TYPE;
 use crate::wire::bounded::MAX_PATH_BYTES;
 
@@ -37,22 +37,6 @@ enum Place {
     Control(Control, String),
     Metrics,
     Unknown,
-}
-
-/// A model, and the version that the path asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ModelName {
-    pub(super) name: String,
-    pub(super) version: Option<String>,
-}
-
-impl ModelName {
-    /// The parameters that ask for its version.
-    pub(super) fn params(&self) -> Params {
-        let version = self.version.iter();
-        let entry = version.map(|version| (MODEL_VERSION.to_owned(), version.as_str().into()));
-        entry.collect()
-    }
 }
 
 /// What of a model.

@@ -1,14 +1,13 @@
 //! What a model is, as the Open Inference Protocol and Triton's extensions of it say it.
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::write::shown_datatype;
 use crate::tensor::DataType;
 use crate::wire::server::{DimInfo, ModelInfo, PortInfo};
 
 /// What serves models here, in the words of the protocol.
-pub(crate) const PLATFORM: &str = "mdm";
+const PLATFORM: &str = "mdm";
 
 /// A model's metadata.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,36 +63,74 @@ fn size(dim: &DimInfo) -> i64 {
 }
 
 /// Whether a model's rows are independent, so that its first dimension is the batch.
-pub(crate) fn is_batched(model: &ModelInfo) -> bool {
+fn is_batched(model: &ModelInfo) -> bool {
     model.kind != "whole"
 }
 
-/// A model's configuration, as far as clients and load generators read it. The dimensions of a batched model are those of
-/// a row.
-pub(crate) fn config_of_model(model: &ModelInfo, max_batch_size: usize) -> Value {
+/// A model's configuration, as far as clients and load generators read it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ModelConfig {
+    pub(crate) name: String,
+    pub(crate) platform: &'static str,
+    pub(crate) backend: &'static str,
+    pub(crate) version_policy: VersionPolicy,
+    /// 0 for a model whose rows are not independent.
+    pub(crate) max_batch_size: usize,
+    pub(crate) input: Vec<ConfigTensor>,
+    pub(crate) output: Vec<ConfigTensor>,
+}
+
+/// Which versions are served.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct VersionPolicy {
+    pub(crate) specific: Versions,
+}
+
+/// These.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Versions {
+    pub(crate) versions: Vec<i64>,
+}
+
+/// An input or an output of a configuration.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ConfigTensor {
+    pub(crate) name: String,
+    pub(crate) data_type: String,
+    /// Those of a row, where a model has any.
+    pub(crate) dims: Vec<i64>,
+}
+
+/// A model's configuration. The dimensions of a batched model are those of a row.
+pub(crate) fn config_of_model(model: &ModelInfo, max_batch_size: usize) -> ModelConfig {
     let batched = is_batched(model);
-    let port = |port: &PortInfo| {
-        let rows = usize::from(batched);
-        let dims: Vec<i64> = port.shape.iter().skip(rows).map(size).collect();
-        json!({
-            "name": port.name,
-            "data_type": config_type(datatype(port)),
-            "dims": dims,
-        })
+    let port = |port: &PortInfo| ConfigTensor {
+        name: port.name.clone(),
+        data_type: config_type(datatype(port)),
+        dims: port
+            .shape
+            .iter()
+            .skip(usize::from(batched))
+            .map(size)
+            .collect(),
     };
-    json!({
-        "name": model.name,
-        "platform": PLATFORM,
-        "backend": PLATFORM,
-        "version_policy": {"specific": {"versions": [model.version.parse::<u64>().unwrap_or(1)]}},
-        "max_batch_size": if batched { max_batch_size } else { 0 },
-        "input": model.inputs.iter().map(port).collect::<Vec<_>>(),
-        "output": model.outputs.iter().map(port).collect::<Vec<_>>(),
-    })
+    ModelConfig {
+        name: model.name.clone(),
+        platform: PLATFORM,
+        backend: PLATFORM,
+        version_policy: VersionPolicy {
+            specific: Versions {
+                versions: vec![model.version.parse().unwrap_or(1)],
+            },
+        },
+        max_batch_size: if batched { max_batch_size } else { 0 },
+        input: model.inputs.iter().map(port).collect(),
+        output: model.outputs.iter().map(port).collect(),
+    }
 }
 
 /// A datatype's name in configurations.
-pub(crate) fn config_type(name: &str) -> String {
+fn config_type(name: &str) -> String {
     match name {
         "BYTES" => "TYPE_STRING".to_owned(),
         other => format!("TYPE_{other}"),
@@ -102,6 +139,8 @@ pub(crate) fn config_type(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn model(kind: &str) -> ModelInfo {
@@ -136,12 +175,13 @@ mod tests {
 
     #[test]
     fn a_configuration_leaves_the_rows_out_where_there_are_any() {
-        let batched = config_of_model(&model("batched"), 1024);
+        let config = |kind| serde_json::to_value(config_of_model(&model(kind), 1024)).unwrap();
+        let batched = config("batched");
         assert_eq!(batched["max_batch_size"], 1024);
         let input = json!({"name": "x", "data_type": "TYPE_FP32", "dims": [64]});
         assert_eq!(batched["input"], json!([input]));
         assert_eq!(batched["output"][0]["data_type"], "TYPE_STRING");
-        let whole = config_of_model(&model("whole"), 1024);
+        let whole = config("whole");
         assert_eq!(
             (&whole["max_batch_size"], &whole["input"][0]["dims"]),
             (&json!(0), &json!([-1, 64]))

@@ -62,16 +62,7 @@ pub(crate) fn write(answered: Answered<'_>, outputs: &Outputs, wanted: &Wanted) 
         behind: Vec::new(),
     };
     let json = &mut written.json;
-    json.extend_from_slice(b"{\"model_name\":");
-    text(json, answered.model);
-    if let Some(version) = answered.version {
-        json.extend_from_slice(b",\"model_version\":");
-        text(json, version);
-    }
-    if let Some(id) = answered.id {
-        json.extend_from_slice(b",\"id\":");
-        text(json, id);
-    }
+    names(json, answered);
     json.extend_from_slice(b",\"outputs\":");
     write_outputs(&mut written, outputs, wanted)?;
     written.json.push(b'}');
@@ -108,12 +99,8 @@ pub(crate) fn write_part(offset: u64, outputs: &Outputs, wanted: &Wanted) -> Res
 
 /// Writes the end of a stream as JSON; `rows` where its model has any.
 pub(crate) fn write_end(answered: Answered<'_>, rows: Option<u64>, stats: Stats) -> Vec<u8> {
-    let mut json = b"{\"model_name\":".to_vec();
-    text(&mut json, answered.model);
-    if let Some(id) = answered.id {
-        json.extend_from_slice(b",\"id\":");
-        text(&mut json, id);
-    }
+    let mut json = Vec::with_capacity(256);
+    names(&mut json, answered);
     let Stats {
         queue_us,
         compute_us,
@@ -127,6 +114,20 @@ pub(crate) fn write_end(answered: Answered<'_>, rows: Option<u64>, stats: Stats)
     );
     json.extend_from_slice(rest.as_bytes());
     json
+}
+
+/// Begins an object with what an answer repeats.
+fn names(json: &mut Vec<u8>, answered: Answered<'_>) {
+    json.extend_from_slice(b"{\"model_name\":");
+    text(json, answered.model);
+    if let Some(version) = answered.version {
+        json.extend_from_slice(b",\"model_version\":");
+        text(json, version);
+    }
+    if let Some(id) = answered.id {
+        json.extend_from_slice(b",\"id\":");
+        text(json, id);
+    }
 }
 
 fn write_outputs(written: &mut Written, outputs: &Outputs, wanted: &Wanted) -> Result<()> {

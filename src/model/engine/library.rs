@@ -29,7 +29,7 @@ pub(crate) struct SearchStart {
     pub(crate) executable: Option<PathBuf>,
     /// The working directory.
     pub(crate) working_dir: Option<PathBuf>,
-    /// The roots of active Python environments.
+    /// The roots of active Python environments. The one that the running program lies in comes before them.
     pub(crate) python: Vec<PathBuf>,
 }
 
@@ -65,7 +65,14 @@ impl SearchStart {
         for start in starts.into_iter().flatten() {
             folders.extend(start.ancestors().map(|folder| folder.join(".onnxruntime")));
         }
-        for root in &self.python {
+        // pip puts commands into its environment's bin: started by cron, systemd or an absolute path, nothing else tells
+        // of that environment.
+        let executable = self.executable.as_deref();
+        let own = executable.and_then(|executable| executable.parent()?.parent());
+        for root in own
+            .into_iter()
+            .chain(self.python.iter().map(PathBuf::as_path))
+        {
             folders.extend(python_folders(root));
         }
         let mut candidates: Vec<Candidate> = Vec::new();
@@ -137,10 +144,11 @@ fn version(name: &str) -> Vec<u64> {
         .collect()
 }
 
-/// Where Python environments keep their packages.
+/// Where Python environments keep their packages; Debian's own Python has dist-packages.
 fn python_folders(root: &Path) -> Vec<PathBuf> {
-    let mut versions: Vec<PathBuf> = std::fs::read_dir(root.join("lib"))
+    let mut versions: Vec<PathBuf> = ["lib", "lib64"]
         .into_iter()
+        .filter_map(|lib| std::fs::read_dir(root.join(lib)).ok())
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
@@ -151,7 +159,8 @@ fn python_folders(root: &Path) -> Vec<PathBuf> {
     versions.sort();
     versions
         .into_iter()
-        .map(|path| path.join("site-packages/onnxruntime/capi"))
+        .flat_map(|path| ["site-packages", "dist-packages"].map(|kind| path.join(kind)))
+        .map(|packages| packages.join("onnxruntime/capi"))
         .collect()
 }
 
@@ -200,5 +209,33 @@ mod tests {
         // A higher version beside a lower one wins, by number and not by letter.
         let newer = touch(at("project/.onnxruntime/libonnxruntime.so.1.31.1"));
         assert!(start.candidates().contains(&Candidate::File(newer)));
+    }
+    #[test]
+    #[cfg(not(target_os = "macos"))]
+    fn a_command_finds_the_engine_of_the_environment_that_it_lies_in() {
+        for packages in [
+            "lib/python3.9/site-packages",
+            "lib64/python3.13/site-packages",
+            "lib/python3/dist-packages",
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let at = |path: &str| root.path().join(path);
+            let capi = format!("own/{packages}/onnxruntime/capi");
+            let own = touch(at(&format!("{capi}/libonnxruntime.so.1.31.1")));
+            touch(at(&format!("{capi}/libonnxruntime_providers_shared.so")));
+            let active = "active/lib/python3.12/site-packages/onnxruntime/capi";
+            let active = touch(at(&format!("{active}/libonnxruntime.so.1.30.0")));
+            let start = SearchStart {
+                executable: Some(touch(at("own/bin/mdm-server-start"))),
+                working_dir: Some(at("elsewhere")),
+                python: vec![at("active")],
+            };
+            let candidates = start.candidates();
+            let files = candidates.iter().filter_map(|candidate| match candidate {
+                Candidate::File(file) if file.starts_with(root.path()) => Some(file),
+                _ => None,
+            });
+            assert_eq!(files.collect::<Vec<_>>(), [&own, &active]);
+        }
     }
 }

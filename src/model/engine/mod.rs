@@ -46,7 +46,8 @@ use crate::elf::check_whole;
 use crate::error::{Error, Result};
 
 /// What mends a missing library.
-const HOW_TO_MEND: &str = "`make onnxruntime` fetches it, or name it with --onnxruntime PATH";
+const HOW_TO_MEND: &str = "`pip install onnxruntime` in a Python environment or `make onnxruntime` in the sources fetches \
+it, or name it with --onnxruntime PATH";
 
 /// The loaded engine. Cloning is cheap; there is one per process, and it stays until the process ends.
 #[derive(Clone)]
@@ -79,8 +80,8 @@ static LOADED: Mutex<Option<Engine>> = Mutex::new(None);
 impl Engine {
     /// Loads the library: the file or folder `library` if given, else what `ORT_DYLIB_PATH` names, else the first
     /// that is found beside the executable, in `../lib/mdm` from there, in `.onnxruntime` of any folder above the
-    /// executable or the working directory, in the active Python environment's `onnxruntime` package, or by the
-    /// system's loader. The engine's own log goes to `tracing`, as much of it as `log` says.
+    /// executable or the working directory, in the `onnxruntime` package of the Python environment that the
+    /// executable lies in or of the active one, or by the system's loader. The engine's own log goes to `tracing`, as much of it as `log` says.
     ///
     /// Once an engine is loaded, every later call returns that one. What it would report to its makers see
     /// [`without_telemetry`](without_telemetry), which a program calls before it does anything else.
@@ -293,7 +294,11 @@ mod tests {
             return;
         };
         let message = e.message();
-        for part in ["make onnxruntime", "--onnxruntime PATH"] {
+        for part in [
+            "pip install onnxruntime",
+            "make onnxruntime",
+            "--onnxruntime PATH",
+        ] {
             assert!(message.contains(part), "{e}");
         }
         for folder in ["bin", "lib/mdm", "bin/.onnxruntime", ".onnxruntime"] {

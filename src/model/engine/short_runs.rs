@@ -1,9 +1,11 @@
-//! Chooses a session of one thread for short runs, and of several for others.
+//! Chooses a session of one thread for short runs, and of several for those that several end much sooner.
 //!
 //! A session of several threads hands a part of nearly every operator to the others, however little there is to do, and
 //! waking them then costs more than they take off: with two threads requests of one row of a small net take a fifth
 //! longer than with one, and more processor time. The engine does not let a single run choose. So where the run that
 //! warms a model up is short, its worker has a second session of one thread, which shares the first one's weights.
+//! Which of the two suits runs of a size is measured as they come: it depends on the model, and on what else the cores
+//! have to do.
 
 use std::time::{Duration, Instant};
 
@@ -15,16 +17,22 @@ use crate::error::Result;
 /// part of it.
 pub(super) const SHORT: Duration = Duration::from_micros(100);
 
-/// After so many runs on several threads that were short themselves, one thread is tried again: what was measured of
-/// it may have been an accident.
-const TRY_AGAIN: u32 = 64;
-
-/// A size that was never run on one thread is tried there if it may take up to so many times as long as a short run.
+/// Up to so many times as long both ways are measured; what takes longer has several threads, as a trial of one could
+/// cost more than is ever saved.
 const TRY_UP_TO: f64 = 8.0;
 
-/// What a measurement counts for in the mean: more where it is below, as what is above had to wait for a core.
+/// Several threads have to end a run in this part of one thread's time: they take cores that others may need.
+const WORTH_IT: f64 = 0.7;
+
+/// After so many runs one way the other is tried again: what was measured of it may have been an accident, or the cores
+/// may have less or more to do by now.
+const TRY_AGAIN: u32 = 64;
+
+/// What a measurement counts for in the mean, more where it is below, and how many times the mean it may be: a run may
+/// have had to wait for a core.
 const WEIGHT_BELOW: f64 = 0.25;
-const WEIGHT_ABOVE: f64 = 0.03;
+const WEIGHT_ABOVE: f64 = 0.1;
+const AT_MOST: f64 = 4.0;
 
 /// A worker's sessions of one model.
 pub(super) struct Sessions {
@@ -72,27 +80,55 @@ impl Sessions {
     }
 }
 
-/// Which runs are short, by what earlier ones of about the same size took.
+/// What suits runs of which size, by how long earlier ones took.
 #[derive(Debug)]
 struct Choice {
     /// One for each power of two of the inputs' bytes.
     sizes: [Size; usize::BITS as usize],
 }
 
-/// What a run was made with.
+/// What a run is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Threads {
     One,
     Several,
 }
 
+impl Threads {
+    fn other(self) -> Threads {
+        match self {
+            Threads::One => Threads::Several,
+            Threads::Several => Threads::One,
+        }
+    }
+}
+
 /// Runs of one size.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
-    /// How long one thread takes, once that was measured.
+    one: Mean,
+    several: Mean,
+    last: Option<Threads>,
+    /// How many runs in a row were made like the last one.
+    in_a_row: u32,
+}
+
+/// A moving mean of how long runs take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
     us: Option<f64>,
-    /// How many runs on several threads were short since one thread was last tried.
-    passed: u32,
+}
+
+impl Mean {
+    fn add(&mut self, took: Duration) {
+        let took = took.as_secs_f64() * 1e6;
+        let mean = self.us.unwrap_or(took);
+        let weight = match took < mean {
+            true => WEIGHT_BELOW,
+            false => WEIGHT_ABOVE,
+        };
+        self.us = Some(mean + (took.min(mean * AT_MOST) - mean) * weight);
+    }
 }
 
 fn class(bytes: usize) -> usize {
@@ -100,7 +136,7 @@ fn class(bytes: usize) -> usize {
 }
 
 impl Choice {
-    /// A run of so many bytes took so long.
+    /// A run of so many bytes took so long on one thread.
     fn new(bytes: usize, took: Duration) -> Choice {
         let mut choice = Choice {
             sizes: [Size::default(); usize::BITS as usize],
@@ -111,40 +147,48 @@ impl Choice {
 
     /// How many threads the next run of so many bytes should have.
     fn threads(&self, bytes: usize) -> Threads {
-        match self.is_short(bytes) {
-            true => Threads::One,
-            false => Threads::Several,
+        let size = &self.sizes[class(bytes)];
+        let one = size.one.us.unwrap_or_else(|| self.expected(bytes));
+        let short = SHORT.as_secs_f64() * 1e6;
+        if one <= short {
+            return Threads::One;
+        }
+        let shorter = size.several.us.map_or(one, |several| several.min(one));
+        if shorter > TRY_UP_TO * short {
+            return Threads::Several;
+        }
+        let better = match (size.one.us, size.several.us) {
+            (None, _) => return Threads::One,
+            (_, None) => return Threads::Several,
+            (Some(one), Some(several)) if several <= one * WORTH_IT => Threads::Several,
+            _ => Threads::One,
+        };
+        match size.last == Some(better) && size.in_a_row >= TRY_AGAIN {
+            true => better.other(),
+            false => better,
         }
     }
 
-    fn is_short(&self, bytes: usize) -> bool {
-        let short = SHORT.as_micros() as f64;
+    /// How long one thread may take for runs of a size that it never made: a smaller run's time scaled up, which is
+    /// at least that, since part of the time does not grow with the size.
+    fn expected(&self, bytes: usize) -> f64 {
         let class = class(bytes);
-        let size = self.sizes[class];
-        if let Some(us) = size.us {
-            return us <= short || size.passed >= TRY_AGAIN;
-        }
-        // Never measured: at most a smaller run's time scaled up, since part of that time does not grow with the size.
-        let smaller = (0..class).rev().find_map(|c| Some((c, self.sizes[c].us?)));
-        let expected = smaller.map_or(0.0, |(c, us)| us * 2f64.powi((class - c) as i32));
-        expected <= TRY_UP_TO * short
+        let smaller = (0..class)
+            .rev()
+            .find_map(|c| Some((c, self.sizes[c].one.us?)));
+        smaller.map_or(0.0, |(c, us)| us * 2f64.powi((class - c) as i32))
     }
 
     fn ran(&mut self, threads: Threads, bytes: usize, took: Duration) {
         let size = &mut self.sizes[class(bytes)];
-        if threads == Threads::Several {
-            size.passed += u32::from(took <= SHORT);
-            return;
+        match threads {
+            Threads::One => size.one.add(took),
+            Threads::Several => size.several.add(took),
         }
-        size.passed = 0;
-        let took = took.as_secs_f64() * 1e6;
-        let mean = size.us.unwrap_or(took);
-        let weight = if took < mean {
-            WEIGHT_BELOW
-        } else {
-            WEIGHT_ABOVE
+        size.in_a_row = match size.last.replace(threads) == Some(threads) {
+            true => size.in_a_row.saturating_add(1),
+            false => 1,
         };
-        size.us = Some(mean + (took - mean) * weight);
     }
 }
 
@@ -156,13 +200,22 @@ mod tests {
         Duration::from_micros(us)
     }
 
-    /// Runs of so many bytes, of a model that takes 10 us and another for each byte; how many of them one thread made.
-    fn run(choice: &mut Choice, bytes: usize, times: u32) -> u32 {
+    /// Runs of so many bytes, of a model that takes one thread 10 us and another for each byte, and several threads
+    /// this part of that; how many of them one thread made.
+    fn run(choice: &mut Choice, bytes: usize, times: u32, part: f64) -> u32 {
         let mut by_one = 0;
         for _ in 0..times {
             let threads = choice.threads(bytes);
             by_one += u32::from(threads == Threads::One);
-            choice.ran(threads, bytes, us(10 + bytes as u64));
+            let one = us(10 + bytes as u64);
+            choice.ran(
+                threads,
+                bytes,
+                match threads {
+                    Threads::One => one,
+                    Threads::Several => one.mul_f64(part),
+                },
+            );
         }
         by_one
     }
@@ -170,24 +223,48 @@ mod tests {
     #[test]
     fn one_thread_makes_the_runs_that_it_ends_soon() {
         let mut choice = Choice::new(1, us(11));
-        assert_eq!(run(&mut choice, 1, 100), 100);
-        assert_eq!(run(&mut choice, 90, 100), 100);
-        // Tried once, and then known.
-        assert_eq!(run(&mut choice, 200, 1000), 1);
-        assert_eq!(run(&mut choice, 1 << 40, 1000), 0);
+        assert_eq!(run(&mut choice, 1, 100, 0.5), 100);
+        assert_eq!(run(&mut choice, 90, 100, 0.5), 100);
+    }
+
+    #[test]
+    fn longer_runs_go_to_several_threads_only_where_these_end_them_much_sooner() {
+        // Alone on the machine: half the time on two threads.
+        let mut choice = Choice::new(1, us(11));
+        let by_one = run(&mut choice, 400, 6400, 0.5);
+        assert!((1..=102).contains(&by_one), "{by_one}");
+        // Beside others that use the cores.
+        let mut choice = Choice::new(1, us(11));
+        let by_one = run(&mut choice, 400, 6400, 0.9);
+        assert!((6298..6400).contains(&by_one), "{by_one}");
+        // The others have gone, and come again.
+        assert!(run(&mut choice, 400, 6400, 0.5) < 2000);
+        assert!(run(&mut choice, 400, 6400, 1.5) > 4400);
+    }
+
+    #[test]
+    fn long_runs_are_never_tried_on_one_thread() {
+        let mut choice = Choice::new(1, us(11));
+        assert_eq!(run(&mut choice, 1 << 40, 1000, 0.5), 0);
+        // Not by way of ever longer ones either, but for a trial of the first size that is too long.
+        let by_one: u32 = (0..40)
+            .map(|power| run(&mut choice, 1 << power, 1, 1.0))
+            .sum();
+        assert!(by_one <= 11, "{by_one}");
+        assert_eq!(run(&mut choice, 1 << 12, 1000, 0.5), 0);
     }
 
     #[test]
     fn a_slow_run_by_accident_does_not_count_for_ever() {
         let mut choice = Choice::new(8, us(5000));
-        assert!(run(&mut choice, 8, 100 * TRY_AGAIN) > 50 * TRY_AGAIN);
+        assert!(run(&mut choice, 8, 100 * TRY_AGAIN, 1.0) > 50 * TRY_AGAIN);
     }
 
     #[test]
     fn every_size_has_its_place() {
         let mut choice = Choice::new(0, us(1));
-        assert!(choice.is_short(0));
-        assert!(!choice.is_short(usize::MAX));
+        assert_eq!(choice.threads(0), Threads::One);
+        assert_eq!(choice.threads(usize::MAX), Threads::Several);
         choice.ran(Threads::Several, usize::MAX, us(1));
     }
 }

@@ -272,6 +272,16 @@ impl Roots {
         Err(self.missing_version(name).unwrap_or(missing))
     }
 
+    /// A name without the method that it ends in; one that has none as it is.
+    pub(crate) fn without_method<'a>(&self, name: &'a str) -> &'a str {
+        if !name.contains('.') {
+            return name;
+        }
+        let method = self.named_with_method(name).ok().and_then(|found| found.1);
+        let ending = method.map_or(0, |method| method.len() + 1);
+        &name[..name.len() - ending]
+    }
+
     /// What to say of a name that asks for a version that is not there; `None` if it asks for something else.
     fn missing_version(&self, name: &str) -> Option<Error> {
         let (base, last) = name.rsplit_once('/')?;

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::load::Load;
-use crate::load::Window;
-use crate::measure::{Outcome, Spent, Tally, Times};
-use crate::plan::Case;
-use crate::report::Report;
+use super::Case;
+use super::load::{Arrival, Load, Window};
+use super::measure::{Outcome, Spent, Tally, Times};
+use super::report::Report;
 
 /// What a connection's thread needs: a request's bytes lie on the heap.
 const STACK_BYTES: usize = 512 << 10;
@@ -20,17 +19,59 @@ const STACK_BYTES: usize = 512 << 10;
 /// How often whoever watches is told that time passes.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A way to the server on which one request at a time is in flight.
+/// A way to the server.
 pub trait Connection: Send {
     /// Sends the prepared request of that index, and waits for its end.
     fn ask(&mut self, request: usize) -> Outcome;
+
+    /// Sends what is due when it is due, until that was all. Where the protocol knows no more, one request at a time.
+    fn serve(&mut self, asking: &mut Asking<'_>) {
+        while let Some(arrival) = asking.next() {
+            let wait = arrival.due.saturating_sub(asking.now());
+            if !wait.is_zero() {
+                thread::sleep(wait);
+            }
+            let sent = asking.now();
+            let outcome = self.ask(asking.request(arrival));
+            asking.ended(arrival, sent, outcome);
+        }
+    }
+}
+
+/// What a connection is to send, and what has come of it so far.
+pub struct Asking<'a> {
+    shared: &'a Shared,
+    tally: Tally,
+}
+
+impl Asking<'_> {
+    /// The next request, which may be due later; `None` if that was all.
+    pub fn next(&self) -> Option<Arrival> {
+        self.shared.load().next(self.now())
+    }
+
+    /// Which of the prepared requests that is.
+    pub fn request(&self, arrival: Arrival) -> usize {
+        (arrival.number % self.shared.requests) as usize
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> Duration {
+        self.shared.now()
+    }
+
+    /// A request that was sent has just ended.
+    pub fn ended(&mut self, arrival: Arrival, sent: Duration, outcome: Outcome) {
+        let done = self.now();
+        self.tally.ended(arrival, Times { sent, done }, outcome);
+    }
 }
 
 /// What is to be driven.
 pub struct Drive {
     pub case: Case,
     pub window: Window,
-    /// As many as the case has requests in flight.
+    /// All together they have as many requests in flight as the case.
     pub connections: Vec<Box<dyn Connection>>,
     /// How many different requests there are, which take turns.
     pub requests: usize,
@@ -93,7 +134,7 @@ impl Drive {
 }
 
 /// What the connections' threads share.
-struct Shared {
+pub struct Shared {
     load: Mutex<Load>,
     window: Window,
     requests: u64,
@@ -105,20 +146,12 @@ impl Shared {
         // Where it cannot be set, requests of an open loop are sent some 50 microseconds late, which the table shows.
         #[cfg(target_os = "linux")]
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-        let mut tally = Tally::new(self.window);
-        loop {
-            let Some(arrival) = self.load().next(self.now()) else {
-                return tally;
-            };
-            let wait = arrival.due.saturating_sub(self.now());
-            if !wait.is_zero() {
-                thread::sleep(wait);
-            }
-            let sent = self.now();
-            let outcome = connection.ask((arrival.number % self.requests) as usize);
-            let done = self.now();
-            tally.ended(arrival, Times { sent, done }, outcome);
-        }
+        let mut asking = Asking {
+            shared: self,
+            tally: Tally::new(self.window),
+        };
+        connection.serve(&mut asking);
+        asking.tally
     }
 
     fn now(&self) -> Duration {

@@ -1,10 +1,11 @@
 //! Requests of the Open Inference Protocol over REST: tensors as binary data behind the JSON, or as JSON.
 
 use anyhow::{Context, Result, bail};
-use mdm::tensor::Data;
 use mdm::{Batch, DataType, Element, Params, Tensor};
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use super::super::inference::{datatype, texts, write_binary};
 
 /// How tensors travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +32,7 @@ pub fn write(batch: &Batch, params: &Params, encoding: Encoding) -> Result<Body>
         let mut input = json!({
             "name": tensor.name(),
             "shape": tensor.shape(),
-            "datatype": match tensor.datatype() {
-                // The protocol has no records: each is its JSON text.
-                DataType::Json => DataType::Bytes.name(),
-                other => other.name(),
-            },
+            "datatype": datatype(tensor),
         });
         match encoding {
             Encoding::Binary => {
@@ -60,33 +57,6 @@ pub fn write(batch: &Batch, params: &Params, encoding: Encoding) -> Result<Body>
     let json_bytes = (encoding == Encoding::Binary).then_some(bytes.len());
     bytes.append(&mut behind);
     Ok(Body { bytes, json_bytes })
-}
-
-fn write_binary(tensor: &Tensor, into: &mut Vec<u8>) -> Result<()> {
-    match tensor.data() {
-        Data::Fixed(bytes) => into.extend_from_slice(bytes),
-        Data::Variable { .. } => {
-            let texts = texts(tensor)?;
-            for element in texts.iter().map(Vec::as_slice) {
-                let length = u32::try_from(element.len()).context("an element of 4 GiB or more")?;
-                into.extend_from_slice(&length.to_le_bytes());
-                into.extend_from_slice(element);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The elements of a tensor of strings or records.
-fn texts(tensor: &Tensor) -> Result<Vec<Vec<u8>>> {
-    if tensor.datatype() != DataType::Json {
-        return Ok(tensor.byte_strings().map(<[u8]>::to_vec).collect());
-    }
-    let rows = tensor.json_rows::<Value>()?;
-    Ok(rows
-        .iter()
-        .map(|row| row.to_string().into_bytes())
-        .collect())
 }
 
 fn values(tensor: &Tensor) -> Result<Value> {

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::random::Random;
+use super::random::Random;
 
 /// How long something is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::plan::Case;
+use super::Case;
 
 /// Requests that failed in one way.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use mdm::Stats;
 
-use crate::load::{Arrival, Window};
-use crate::plan::Case;
-use crate::report::{Failures, Latency, Report, Shares};
+use super::Case;
+use super::load::{Arrival, Window};
+use super::report::{Failures, Latency, Report, Shares};
 
 /// Three digits of a latency are right, whatever its size.
 const DIGITS: u8 = 3;

@@ -1,0 +1,147 @@
+"""``python -m mdm``: the versions and where the commands and the engine are; calls for machines without the commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, List, Optional
+
+import msgpack
+import numpy as np
+import zmq
+
+from . import Client, Error, Result, __version__
+
+COMMANDS = ("mdm-server-start", "mdm-server-status", "mdm-server-terminate", "mdm-infer", "mdm-model", "mdm-bench")
+#: Rows that are shown where no file is named.
+_ROWS = 3
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Does what the arguments say, and gives the exit code: 0, or 1 if it failed."""
+    parser = argparse.ArgumentParser(prog="python -m mdm", description="The client of MDM; without a command: versions and paths.")
+    calls = parser.add_subparsers(dest="call")
+    infer = calls.add_parser("infer", help="run a file's rows through a model")
+    infer.add_argument("--model")
+    infer.add_argument("--params", type=json.loads, help="a JSON object")
+    infer.add_argument("--input", required=True, type=Path, help=".npy, .npz, .txt (a text a line) or .jsonl (a row a line)")
+    infer.add_argument("--output", type=Path, help=".npy, .npz or .jsonl; without it the first rows are shown")
+    infer.add_argument("--timeout", type=float, default=600.0, help="in seconds")
+    for call in (infer, calls.add_parser("status", help="how the server is"), calls.add_parser("models", help="what is loaded")):
+        call.add_argument("--server", default="localhost:5555", help="HOST:PORT or ipc://PATH (localhost:5555)")
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.call is None:
+            print_versions()
+        elif asked.call == "infer":
+            run(asked)
+        else:
+            with Client(asked.server) as client:
+                print(json.dumps(client.status() if asked.call == "status" else client.models(), indent=2, ensure_ascii=False))
+    except (Error, OSError, ValueError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def print_versions() -> None:
+    """One fact a line: what is installed, and where."""
+    facts = {
+        "mdm": f"{__version__}  {Path(__file__).parent}",
+        "mdm-serving": version("mdm-serving"),
+        "python": f"{sys.version.split()[0]}  {sys.executable}",
+        "numpy": np.__version__,
+        "pyzmq": f"{zmq.__version__} (libzmq {zmq.zmq_version()})",
+        "msgpack": ".".join(map(str, msgpack.version)),
+        "onnxruntime": f"{version('onnxruntime')}  {engine() or ''}",
+    }
+    for name in COMMANDS:
+        facts[name] = command(name) or "not there: pip install mdm-serving"
+    for name, fact in facts.items():
+        print(f"{name:22}{fact}".rstrip())
+
+
+def version(package: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def command(name: str) -> Optional[str]:
+    """Where a command is: in this Python's environment, or else where the shell finds it."""
+    own = Path(sysconfig.get_path("scripts")) / name
+    return str(own) if own.exists() else shutil.which(name)
+
+
+def engine() -> Optional[str]:
+    """The library that a server of this environment loads."""
+    if os.environ.get("ORT_DYLIB_PATH"):
+        return os.environ["ORT_DYLIB_PATH"]
+    spec = util.find_spec("onnxruntime")
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        for path in sorted(Path(folder, "capi").glob("libonnxruntime.so*")):
+            return str(path)
+    return None
+
+
+def run(asked: Any) -> None:
+    """Reads the rows, sends them, and writes or shows the result."""
+    data = read(asked.input)
+    if asked.output is not None and asked.output.suffix not in (".npy", ".npz", ".jsonl"):
+        raise ValueError(f"{asked.output}: results are written as .npy, .npz or .jsonl")
+    with Client(asked.server, timeout=asked.timeout) as client:
+        result = client.infer(data, asked.model, asked.params)
+    if asked.output is None:
+        for name in result:
+            print(f"{name}: {result.dtypes()[name]}, {result.rows} rows" if result.rows is not None else name)
+            for row in result[name][:_ROWS]:
+                print(f"  {row}")
+    else:
+        write(asked.output, result)
+
+
+def read(path: Path) -> Any:
+    """The rows of a file."""
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix == ".txt":
+        return lines
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in lines if line.strip()]
+    raise ValueError(f"{path}: expected .npy, .npz, .txt or .jsonl")
+
+
+def write(path: Path, result: Result) -> None:
+    """The result as a file."""
+    if path.suffix == ".npy":
+        np.save(path, _saved(result.only()), allow_pickle=False)
+    elif path.suffix == ".npz":
+        np.savez(path, **{name: _saved(result[name]) for name in result})
+    else:
+        columns = [value if isinstance(value, list) else value.tolist() for value in result.values()]
+        with path.open("w", encoding="utf-8") as file:
+            for row in zip(*columns):
+                print(json.dumps(dict(zip(result, row)), ensure_ascii=False), file=file)
+
+
+def _saved(value: Any) -> Any:
+    # Texts as numpy's own, since objects would be written as pickles.
+    array = np.asarray(value)
+    return array.astype(str) if array.dtype == object else array
+
+
+if __name__ == "__main__":
+    sys.exit(main())

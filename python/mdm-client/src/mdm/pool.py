@@ -1,0 +1,102 @@
+"""A client's sessions: idle ones that calls borrow, and the one that tickets share."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Dict, List, Optional
+
+from .errors import Unavailable
+from .process import current
+from .opening import opening, run
+from .session import Session, Settings
+from .tickets import SharedSession
+
+#: Most idle sessions that are kept, of each kind.
+_MOST_IDLE = 16
+
+
+class Pool:
+    """The sessions of one client, to be used by any thread. In a forked child it begins anew."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = current()
+        self._lock = threading.Lock()
+        self._idle: Dict[bool, List[Session]] = {True: [], False: []}
+        self._tickets: Optional[SharedSession] = None
+        self._opening = threading.Lock()
+
+    def check(self) -> None:
+        """Raises where the client was closed; leaves a parent's sessions alone."""
+        if self._process is not current():
+            current().inherited.append((self._idle, self._tickets))
+            self._begin()
+        if self._closed:
+            raise Unavailable("the client was closed")
+
+    def take(self, infer: bool) -> Session:
+        """A session for one call: an idle one that is still alive, or a new one."""
+        self.check()
+        idle = self._idle[infer]
+        while True:
+            try:
+                session = idle.pop()
+            except IndexError:
+                return run(opening(self.settings, infer))
+            if session.is_alive():
+                return session
+            session.close()
+
+    def give_back(self, session: Session) -> None:
+        """Keeps a session for the next call, if it can be used."""
+        idle = self._idle[session.is_for_infer]
+        if session.lost is None and not session.was_interrupted and not self._closed and len(idle) < _MOST_IDLE:
+            session.used_at = time.monotonic()
+            idle.append(session)
+            if not self._closed:
+                return
+            # Closed meanwhile by another thread, which may not have seen this one.
+            if session not in idle:
+                return
+            idle.remove(session)
+        session.close()
+
+    def tickets(self) -> SharedSession:
+        """The session that tickets share."""
+        self.check()
+        shared = self._tickets
+        if shared is not None and shared.is_alive():
+            return shared
+        with self._opening:
+            shared = self._tickets
+            if shared is not None and shared.is_alive():
+                return shared
+            # The old one is closed when the last of its tickets is gone.
+            self._tickets = SharedSession(run(opening(self.settings, True)))
+            return self._tickets
+
+    def close(self) -> None:
+        """Closes what is idle, and fails what is in flight with tickets."""
+        self._closed = True
+        if self._process is not current():
+            current().inherited.append((self._idle, self._tickets))
+            self._begin()
+            return
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+        shared, self._tickets = self._tickets, None
+        if shared is not None:
+            shared.close()
+
+    def drop_idle(self) -> None:
+        """What a client leaves that nobody holds any more. Tickets keep the session that they share."""
+        if self._process is current():
+            for idle in self._idle.values():
+                while idle:
+                    idle.pop().close()

@@ -1,0 +1,113 @@
+"""The parts of a streamed result, as they finish."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Iterator, Optional, Type
+
+from . import results, wire
+from .errors import Error, Internal
+from .pool import Pool
+from .results import Part, Stats
+from .session import Session
+from .tickets import GRACE, gave_up
+from .wire import Request
+
+
+class Parts(Iterator[Part]):
+    """The parts of one answer, in the order in which they finish. Dropping or closing it early takes the request back.
+
+    A model without a batch dimension gives its outputs whole: one part.
+    """
+
+    def __init__(self, pool: Pool, request: Request, timeout: Optional[float]) -> None:
+        #: How long the request took, and the number of its rows; known once the last part has come.
+        self.stats: Optional[Stats] = None
+        self.rows: Optional[int] = None
+        self._pool = pool
+        self._session: Optional[Session] = None
+        session = pool.take(True)
+        try:
+            session.check_size(request)
+            self._until = None if timeout is None else time.monotonic() + timeout + GRACE
+            with session.send_lock:
+                self._id = session.next_id()
+                session.send(request, self._id)
+        finally:
+            if session.was_interrupted:
+                session.close()
+            else:
+                self._session = session
+
+    def __iter__(self) -> "Parts":
+        return self
+
+    def __next__(self) -> Part:
+        session = self._session
+        if session is None:
+            raise StopIteration
+        try:
+            part = self._next(session)
+        except BaseException:
+            self.close()
+            raise
+        if part is None:
+            self._finish()
+            raise StopIteration
+        return part
+
+    def _next(self, session: Session) -> Optional[Part]:
+        while True:
+            message = session.receive() or session.refused()
+            if message is None:
+                if not session.wait(self._until):
+                    raise gave_up()
+                continue
+            if message.id != self._id:
+                continue
+            if message.kind == "part":
+                return results.part_of_message(message)
+            if message.kind == "end":
+                self.rows = wire.count(message.header, "rows")
+                self.stats = results.stats_of(message)
+                return None
+            if message.kind == "result":
+                whole = results.of_message(message)
+                self.rows, self.stats = whole.rows, whole.stats
+                self._finish()
+                return results.whole_as_part(whole)
+            self._finish()
+            if message.kind == "error":
+                raise wire.error_of(message.header)
+            raise Internal(f"the server answered an infer with {message.kind[:40]!r}, which is no part")
+
+    def _finish(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            self._pool.give_back(session)
+
+    def close(self) -> None:
+        """Takes the request back, if it is not finished."""
+        session = self._session
+        if session is None:
+            return
+        try:
+            with session.send_lock:
+                session.send_plain(wire.plain_message("cancel", self._id))
+        except Error:
+            pass  # the session is lost, and the request with it
+        self._finish()
+
+    def __enter__(self) -> "Parts":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Never begun, if the request was refused.
+        if getattr(self, "_session", None) is not None:
+            self.close()

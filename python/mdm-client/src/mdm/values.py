@@ -1,0 +1,189 @@
+"""Turns a program's data into a request's inputs: arrays, texts, rows of anything, or several of these by name."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from . import datatypes
+from .errors import InvalidArgument
+from .wire import Column, Request, infer, pack
+
+#: The input's name where a model has one input and the caller gives none.
+ONLY = ""
+#: Smaller arrays are copied: that is faster than lending them.
+_COPY_BYTES = 65_536
+#: Most headers that are kept.
+_MOST_KEPT = 256
+
+
+class BF16:
+    """An array of uint16 that holds the bits of bfloat16 numbers, for a program without ``ml_dtypes``."""
+
+    def __init__(self, bits: Any) -> None:
+        self.bits = np.asarray(bits)
+        if self.bits.dtype != np.uint16:
+            raise InvalidArgument(f"BF16: the bits are {self.bits.dtype}, expected uint16")
+
+
+class Requests:
+    """Writes requests. The headers of arrays are kept: a program sends many of the same datatype and shape."""
+
+    def __init__(self) -> None:
+        self._kept: Dict[Any, Tuple[bytes, bytes]] = {}
+
+    def write(
+        self,
+        data: Any,
+        own: bool,
+        model: Optional[str],
+        params: Optional[Mapping[str, Any]],
+        timeout: Optional[float],
+        priority: Optional[str],
+        on_bad_row: Optional[str],
+        stream: bool = False,
+    ) -> Request:
+        """The infer of that data, as :func:`columns` and :func:`wire.infer` have it."""
+        if params is not None or type(data) is not np.ndarray or data.nbytes >= _COPY_BYTES or not data.flags.c_contiguous:
+            return infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
+        try:
+            key = (data.dtype, data.shape, model, timeout, priority, on_bad_row, stream)
+            head, rest = self._kept[key]
+        except KeyError:
+            request = infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
+            # What is converted, or has other frames than its bytes, is not kept.
+            if len(request.frames) == 1 and data.dtype.isnative and datatypes.of_numpy(data.dtype) and data.size:
+                if len(self._kept) >= _MOST_KEPT:
+                    self._kept.clear()
+                self._kept[key] = (request.head, request.rest)
+            return request
+        except TypeError:
+            # No key, as a model's name that is a list: the error says so.
+            return infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
+        return Request(head, rest, [data.tobytes()], len(rest) + 12 + data.nbytes)
+
+
+def columns(data: Any, own: bool) -> List[Column]:
+    """The inputs that the data is.
+
+    With ``own`` the memory is the request's own, since the caller may write to the data before it has left; else arrays
+    that are as the wire has them are not copied.
+    """
+    if type(data) is np.ndarray:
+        return [_array(ONLY, data, own)]
+    if isinstance(data, Mapping):
+        if not data:
+            raise InvalidArgument("the data is an empty dict: expected inputs by name")
+        found = []
+        for name, value in data.items():
+            if not isinstance(name, str):
+                raise InvalidArgument(f"the input's name {name!r} is {type(name).__name__}, expected a string")
+            found.append(_column(name, value, own))
+        return found
+    return [_column(ONLY, data, own)]
+
+
+def _wrong(name: str, why: str) -> InvalidArgument:
+    return InvalidArgument(f"input {name!r}: {why}" if name else f"the input: {why}")
+
+
+def _column(name: str, value: Any, own: bool) -> Column:
+    if type(value) is np.ndarray:
+        return _array(name, value, own)
+    if isinstance(value, (list, tuple)):
+        return _rows(name, value)
+    if isinstance(value, BF16):
+        column = _array(name, value.bits, own)
+        return column._replace(dtype="BF16")
+    if isinstance(value, (str, bytes, bytearray)):
+        raise _wrong(name, f"one {type(value).__name__} is no rows: give a list of them, [{_start(value)}]")
+    if value is None:
+        raise _wrong(name, "it is None")
+    if not hasattr(value, "__array__") and not hasattr(value, "__array_interface__") and not isinstance(value, memoryview):
+        raise _wrong(name, f"{type(value).__name__} is not taken; expected an array, or a list of rows")
+    return _array(name, _as_array(name, value), own)
+
+
+def _start(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+def _as_array(name: str, value: Any) -> "np.ndarray[Any, Any]":
+    """What has numpy's array interface: a pandas or polars column, a torch tensor on the CPU."""
+    try:
+        array = np.asarray(value)
+    except Exception as e:  # each library has its own, as torch for a tensor on a GPU or with a gradient
+        raise _wrong(name, f"{type(value).__name__} gives no array: {e}") from None
+    return array
+
+
+def _array(name: str, array: "np.ndarray[Any, Any]", own: bool) -> Column:
+    if array.ndim == 0:
+        raise _wrong(name, "it has no dimension; the first one is the row, as in shape (1,)")
+    if array.shape[0] == 0:
+        raise _wrong(name, f"it has no rows (shape {array.shape})")
+    dtype = datatypes.of_numpy(array.dtype)
+    if dtype is None:
+        kind = array.dtype.kind
+        if kind in "SUTO":
+            return _texts(name, array.ravel().tolist(), array.shape, "an object array")
+        raise _wrong(
+            name,
+            f"numpy's {array.dtype} has no datatype on the wire; it has booleans, integers of 8 to 64 bits,"
+            " floats of 16 to 64, texts, and rows of anything as a list",
+        )
+    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
+        array = array.astype(array.dtype.newbyteorder("<"))
+        own = False
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+        own = False
+    if array.size == 0:
+        return Column(name, dtype, array.shape, (b"",), 0)
+    if own or array.nbytes < _COPY_BYTES:
+        return Column(name, dtype, array.shape, (array.tobytes(),), array.nbytes)
+    # As bytes: numpy gives no buffer of a datatype that is not its own, such as bfloat16.
+    return Column(name, dtype, array.shape, (array.view(np.uint8).reshape(-1).data,), array.nbytes)
+
+
+def _rows(name: str, rows: Sequence[Any]) -> Column:
+    if not rows:
+        raise _wrong(name, "it is an empty list: there are no rows")
+    if isinstance(rows[0], (str, bytes)) and all(isinstance(row, (str, bytes)) for row in rows):
+        return _texts(name, rows, (len(rows),), "a list")
+    documents = []
+    for index, row in enumerate(rows):
+        try:
+            documents.append(pack(row))
+        except (TypeError, ValueError, OverflowError, RecursionError) as e:
+            raise _wrong(name, f"row {index}: {e}") from None
+    return _variable(name, "JSON", documents, (len(rows),))
+
+
+def _texts(name: str, elements: Sequence[Any], shape: Tuple[int, ...], what: str) -> Column:
+    encoded: List[bytes] = []
+    for index, element in enumerate(elements):
+        if isinstance(element, str):
+            try:
+                encoded.append(element.encode())
+            except UnicodeEncodeError as e:
+                raise _wrong(name, f"element {index} is no text that UTF-8 has: {e}") from None
+        elif isinstance(element, bytes):
+            encoded.append(element)
+        else:
+            raise _wrong(
+                name,
+                f"element {index} is {type(element).__name__}; {what} of texts holds str or bytes only"
+                " (rows of other kinds: give a list of them)",
+            )
+    return _variable(name, "BYTES", encoded, shape)
+
+
+def _variable(name: str, dtype: str, elements: List[bytes], shape: Tuple[int, ...]) -> Column:
+    offsets = np.zeros(len(elements) + 1, "<u8")
+    np.cumsum([len(element) for element in elements], out=offsets[1:])
+    values = b"".join(elements)
+    return Column(name, dtype, shape, (offsets.tobytes(), values), offsets.nbytes + len(values))

@@ -1,0 +1,62 @@
+"""Other ways in: messageDisMiddle's client, and `python -m mdm`."""
+
+import json
+
+import mdm
+import numpy as np
+import pytest
+from mdm.__main__ import main
+from mdm.ancestor import MessageClient
+from servers import ROOT
+
+IMAGES = ROOT / "examples/digits/images.npy"
+
+
+def test_the_ancestors_client_has_its_call(server, needs_plugin):
+    with MessageClient(ip="localhost", port=server.port, port_out=server.port_out, timeout=5000, show_server_config=False) as client:
+        rows = client.message_handle(["生于1980年", "b"], {"model_proxy_path": "shout.proxy", "c_tag": "BD"})
+        assert [row["text"] for row in rows] == ["生于1980年", "b"]
+        assert client.message_handle([], {"model_proxy_path": "shout.proxy"}) == []
+        assert client.message_handle({"ids": np.arange(6).reshape(2, 3), "text": ["x", "y"]}, {"model_proxy_path": "two.onnx"}) == [
+            {"a": [0, 1, 2], "b": "x"}, {"a": [3, 4, 5], "b": "y"},
+        ]
+        # The ancestor answered these with empty strings.
+        with pytest.raises(mdm.NotFound):
+            client.message_handle(["a"], {"model_proxy_path": "nothing.proxy"})
+        with pytest.raises(mdm.InvalidArgument, match="model_proxy_path"):
+            client.message_handle(["a"], {})
+
+
+def test_python_m_mdm_tells_versions_and_paths(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for name in ("mdm ", mdm.__version__, "pyzmq", "onnxruntime", "mdm-server-start"):
+        assert name in said
+
+
+def test_python_m_mdm_asks_and_infers(server, capsys, tmp_path):
+    at = ["--server", server.address]
+    assert main(["status", *at]) == 0 and json.loads(capsys.readouterr().out)["workers"]
+    assert main(["models", *at]) == 0 and isinstance(json.loads(capsys.readouterr().out), list)
+    assert main(["infer", *at, "--model", "digits", "--input", str(IMAGES)]) == 0
+    assert "label: INT64, 1797 rows" in capsys.readouterr().out
+    for suffix in ("npz", "jsonl"):
+        out = tmp_path / f"out.{suffix}"
+        assert main(["infer", *at, "--model", "digits", "--input", str(IMAGES), "--output", str(out)]) == 0
+    labels = np.load(tmp_path / "out.npz")["label"]
+    assert [json.loads(line)["label"] for line in (tmp_path / "out.jsonl").open()] == labels.tolist()
+    (tmp_path / "in.txt").write_text("a\nb\n")
+    out = tmp_path / "texts.npy"
+    assert main(["infer", *at, "--model", "texts", "--input", str(tmp_path / "in.txt"), "--output", str(out)]) == 0
+    assert np.load(out).tolist() == ["a", "b"]
+
+
+def test_python_m_mdm_says_what_is_wrong(server, capsys, tmp_path):
+    at = ["--server", server.address]
+    for arguments, why in (
+        (["infer", *at, "--input", str(tmp_path / "none.npy")], "none.npy"), (["infer", *at, "--model", "nothing", "--input", str(IMAGES)], "NOT_FOUND"),
+        (["infer", *at, "--input", __file__], "expected .npy"), (["infer", *at, "--input", str(IMAGES), "--output", "x.csv"], "x.csv"),
+        (["status", "--server", "nowhere"], "no port"),
+    ):
+        assert main(arguments) == 1
+        assert why in capsys.readouterr().err

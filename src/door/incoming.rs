@@ -1,0 +1,261 @@
+//! What comes in: the pieces of a body, the one piece of memory that is made of them, and the count of its bytes.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
+
+use super::shared::Shared;
+use crate::error::Error;
+
+/// What has more bytes is read, written or packed beside the runtime, which serves others meanwhile.
+pub(crate) const HERE_BYTES: usize = 256 * 1024;
+/// How long a body may let us wait for its next byte.
+pub(crate) const NEXT_BYTE: Duration = Duration::from_secs(15);
+
+/// Why a body cannot be had.
+#[derive(Debug)]
+pub(crate) enum Unread {
+    /// No byte has come for so long.
+    Silent(Duration),
+    /// Its connection, or its stream of one, has ended.
+    Broken(hyper::Error),
+    /// It has more than the most that it may have: so many, if that is known.
+    TooLong { bytes: Option<u64>, most: u64 },
+    /// There is no room for it now, or it is not what it says.
+    Refused(Error),
+}
+
+impl From<Error> for Unread {
+    fn from(error: Error) -> Unread {
+        Unread::Refused(error)
+    }
+}
+
+/// The next piece of a body, as it comes; trailers are passed over. Without patience it may take as long as it likes.
+///
+/// # Errors
+/// [`Unread::Silent`] and [`Unread::Broken`].
+pub(crate) async fn next(
+    body: &mut Incoming,
+    patience: Option<Duration>,
+) -> Result<Option<Bytes>, Unread> {
+    while !body.is_end_stream() {
+        let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+        let frame = match patience {
+            None => frame.await,
+            Some(patience) => tokio::time::timeout(patience, frame)
+                .await
+                .map_err(|_| Unread::Silent(patience))?,
+        };
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(Unread::Broken(error)),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data()
+                    && !data.is_empty()
+                {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Bytes of bodies that are being read; they count as long as this lives.
+pub(crate) struct Reserved {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Reserved {
+    /// None so far.
+    pub(crate) fn none(shared: &Arc<Shared>) -> Reserved {
+        Reserved {
+            shared: shared.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// Counts more bytes.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if there are too many over all connections.
+    pub(crate) fn add(&mut self, bytes: usize) -> Result<(), Error> {
+        self.shared.reserve(bytes as u64)?;
+        self.bytes += bytes as u64;
+        Ok(())
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        self.shared.release(bytes as u64);
+        self.bytes -= bytes as u64;
+    }
+
+    /// As many of something else.
+    pub(crate) fn another(&self) -> Reserved {
+        Reserved::none(&self.shared)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.shared.release(self.bytes);
+    }
+}
+
+/// A body, or a message of one, and the count of its bytes.
+pub(crate) struct Whole {
+    pub(crate) bytes: Bytes,
+    pub(crate) reserved: Reserved,
+}
+
+impl Whole {
+    /// One that came in one piece: nothing is copied.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if there are too many bytes over all connections.
+    pub(crate) fn of(bytes: Bytes, mut reserved: Reserved) -> Result<Whole, Error> {
+        reserved.add(bytes.len())?;
+        Ok(Whole { bytes, reserved })
+    }
+}
+
+/// A body that is put together: a tensor is one piece of memory. The memory grows with what has come, whatever was
+/// announced, and counts as it grows.
+pub(crate) struct Growing {
+    whole: Vec<u8>,
+    /// How many bytes stand ahead of the body.
+    before: usize,
+    /// For how many bytes of the body there is memory.
+    room: usize,
+    most: usize,
+    reserved: Reserved,
+}
+
+impl Growing {
+    /// One of at most so many bytes, with so many others ahead of it in memory.
+    pub(crate) fn new(reserved: Reserved, before: usize, most: u64) -> Growing {
+        Growing {
+            whole: Vec::new(),
+            before,
+            room: 0,
+            most: usize::try_from(most).unwrap_or(usize::MAX),
+            reserved,
+        }
+    }
+
+    /// How many bytes have come.
+    pub(crate) fn len(&self) -> usize {
+        self.whole.len().saturating_sub(self.before)
+    }
+
+    /// Takes a piece.
+    ///
+    /// # Errors
+    /// [`Unread::TooLong`]; `RESOURCE_EXHAUSTED` if there are too many bytes over all connections, or no memory.
+    pub(crate) fn push(&mut self, piece: &[u8]) -> Result<(), Unread> {
+        let needed = self.len() + piece.len();
+        if needed > self.most {
+            let most = self.most as u64;
+            return Err(Unread::TooLong { bytes: None, most });
+        }
+        if needed > self.room {
+            // As much again as has come: so growing copies each byte about once.
+            let ahead = needed.saturating_mul(2).min(self.most);
+            self.make_room(ahead).or_else(|_| self.make_room(needed))?;
+        }
+        self.whole.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn make_room(&mut self, room: usize) -> Result<(), Error> {
+        let more = room - self.room;
+        self.reserved.add(more)?;
+        let missing = (self.before + room).saturating_sub(self.whole.len());
+        if let Err(error) = self.whole.try_reserve_exact(missing) {
+            self.reserved.give_back(more);
+            return Err(Error::exhausted(format!(
+                "{room} bytes of a request find no memory: {error}; try later"
+            )));
+        }
+        if self.whole.is_empty() {
+            self.whole.resize(self.before, 0);
+        }
+        self.room = room;
+        Ok(())
+    }
+
+    /// All of it has come.
+    pub(crate) fn finish(mut self) -> Whole {
+        self.whole.shrink_to_fit();
+        self.reserved.give_back(self.room - self.len());
+        let start = self.before.min(self.whole.len());
+        Whole {
+            bytes: Bytes::from(self.whole).slice(start..),
+            reserved: self.reserved,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// What doors share that were opened with these flags.
+    pub(crate) fn shared(flags: &[&str]) -> Arc<Shared> {
+        let words = std::iter::once("p").chain(flags.iter().copied());
+        let config =
+            crate::config::Config::from_command_line(words.map(Into::into), |_| None).unwrap();
+        let crate::config::Asked::Run(config) = config else {
+            panic!("settings")
+        };
+        Arc::new(Shared::new(&config))
+    }
+
+    /// Whether so many bytes are free, and no more.
+    pub(crate) fn has_free(shared: &Shared, bytes: u64) -> bool {
+        let is_free = shared.reserve(bytes).is_ok();
+        if is_free {
+            shared.release(bytes);
+        }
+        is_free && shared.reserve(bytes + 1).is_err()
+    }
+
+    #[test]
+    fn memory_grows_with_what_has_come_and_counts() {
+        let shared = shared(&["--max-unfinished-bytes=1000"]);
+        let mut growing = Growing::new(Reserved::none(&shared), 7, 900);
+        growing.push(&[1; 10]).unwrap();
+        assert_eq!(growing.whole.capacity(), 7 + 20);
+        assert!(has_free(&shared, 980));
+        growing.push(&[2; 490]).unwrap();
+        // Not beyond what it may have.
+        assert_eq!(growing.whole.capacity(), 7 + 900);
+        assert!(has_free(&shared, 100));
+        let whole = growing.finish();
+        assert_eq!(whole.bytes, [&[1; 10][..], &[2; 490]].concat());
+        assert!(has_free(&shared, 500));
+        // Where there is no room ahead it makes do with what has come.
+        let mut second = Growing::new(whole.reserved.another(), 0, 900);
+        second.push(&[3; 400]).unwrap();
+        assert!(has_free(&shared, 100));
+        assert!(matches!(second.push(&[3; 101]), Err(Unread::Refused(_))));
+        assert!(matches!(
+            second.push(&[3; 501]),
+            Err(Unread::TooLong { most: 900, .. })
+        ));
+        drop((whole, second));
+        assert!(has_free(&shared, 1000));
+        assert!(
+            Growing::new(Reserved::none(&shared), 5, 9)
+                .finish()
+                .bytes
+                .is_empty()
+        );
+    }
+}

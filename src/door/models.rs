@@ -1,0 +1,291 @@
+//! What there is to know of models, and loading and unloading them: what both doors do, each of which only renders it.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hyper::HeaderMap;
+use hyper::header::{FORWARDED, ORIGIN};
+use serde_json::Value;
+
+use super::connections::Connection;
+use super::local::Local;
+use super::pipeline::Caller;
+use super::translate::Infer;
+use super::translate::statistics::{self, ModelStatistics};
+use crate::error::{Error, ErrorCode, Result};
+use crate::message::{MODEL_VERSION, Params};
+use crate::wire::server::ModelInfo;
+
+/// A model, and the version that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ModelName {
+    pub(crate) name: String,
+    pub(crate) version: Option<String>,
+}
+
+impl ModelName {
+    /// Where no version is an empty one.
+    pub(crate) fn new(name: String, version: String) -> ModelName {
+        let version = Some(version).filter(|version| !version.is_empty());
+        ModelName { name, version }
+    }
+
+    /// The parameters that ask for its version.
+    pub(crate) fn params(&self) -> Params {
+        let version = self.version.iter();
+        let entry = version.map(|version| (MODEL_VERSION.to_owned(), version.as_str().into()));
+        entry.collect()
+    }
+}
+
+impl Infer {
+    /// For the model that the call or the path names.
+    pub(crate) fn for_model(mut self, model: &ModelName) -> Infer {
+        self.request.model = Some(model.name.clone());
+        if let Some(version) = &model.version {
+            let version = Value::String(version.clone());
+            let params = &mut self.request.params;
+            params.insert(MODEL_VERSION.to_owned(), version);
+        }
+        self
+    }
+}
+
+/// Whether a request for a model would find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// It is loaded, or lies in the folder, and the server serves.
+    Ready,
+    /// It was unloaded, and not loaded since.
+    Unloaded,
+    /// The server does not serve.
+    ServerNotReady,
+}
+
+/// One line of the index of models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Indexed {
+    pub(crate) name: String,
+    /// Of one that is loaded.
+    pub(crate) version: Option<String>,
+    /// A request would load it, if it is not loaded.
+    pub(crate) is_ready: bool,
+}
+
+impl Indexed {
+    /// Its state, in the protocol's words, and why it is that.
+    pub(crate) fn state(&self) -> (&'static str, &'static str) {
+        match self.is_ready {
+            true => ("READY", ""),
+            false => ("UNAVAILABLE", "unloaded"),
+        }
+    }
+}
+
+/// What one caller asks of models.
+#[derive(Clone, Copy)]
+pub(crate) struct Models<'a> {
+    local: &'a Local,
+    caller: &'a Caller,
+}
+
+impl<'a> Models<'a> {
+    pub(crate) fn of(local: &'a Local, caller: &'a Caller) -> Models<'a> {
+        Models { local, caller }
+    }
+
+    /// What a model is, as a request with this name would get it. It is read for that if nobody has asked for it before.
+    ///
+    /// # Errors
+    /// What looking it up and reading it gives.
+    pub(crate) async fn describe(self, model: &ModelName) -> Result<ModelInfo> {
+        let pipeline = &self.local.pipeline;
+        pipeline
+            .describe(self.caller, &model.name, &model.params())
+            .await
+    }
+
+    /// What was counted of a model, or of all.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for a model that is not there; what asking the server gives.
+    pub(crate) async fn statistics(
+        self,
+        model: Option<&ModelName>,
+    ) -> Result<Vec<ModelStatistics>> {
+        let pipeline = &self.local.pipeline;
+        let loaded = pipeline.models(self.caller).await?;
+        let snapshot = pipeline.metrics(self.caller).await?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default(); // a clock before 1970 is none
+        Ok(match model {
+            None => statistics::of_all(&snapshot, &loaded, now),
+            Some(model) => {
+                let version = self.version(model).await?;
+                let of = statistics::of_model(&snapshot, &model.name, &version, now);
+                vec![of]
+            }
+        })
+    }
+
+    /// Whether a request for it would find it: it is loaded, or lies in the folder and was not unloaded.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for a model that is not there; what asking the server gives.
+    pub(crate) async fn readiness(self, model: &ModelName) -> Result<Readiness> {
+        let named = |info: &ModelInfo| {
+            let version = model.version.as_ref();
+            info.name == model.name && version.is_none_or(|version| *version == info.version)
+        };
+        let loaded = self.local.pipeline.models(self.caller).await?;
+        if !loaded.iter().any(named) {
+            // That it is there at all.
+            self.version(model).await?;
+        }
+        self.note_loaded(&loaded).await?;
+        let whole = self.model_of(&model.name).await?;
+        if self.local.shared.unloaded().contains(&whole) {
+            return Ok(Readiness::Unloaded);
+        }
+        Ok(match self.local.is_ready(self.caller).await {
+            true => Readiness::Ready,
+            false => Readiness::ServerNotReady,
+        })
+    }
+
+    /// The models of the folder, and those that are loaded.
+    ///
+    /// # Errors
+    /// What asking the server and reading the folder gives.
+    pub(crate) async fn index(self, only_ready: bool) -> Result<Vec<Indexed>> {
+        let loaded = self.local.pipeline.models(self.caller).await?;
+        self.note_loaded(&loaded).await?;
+        let unloaded = self.local.shared.unloaded().clone();
+        let (offers, served) = (self.local.offers(), loaded.clone());
+        let look = move || -> Result<BTreeMap<String, bool>> {
+            let served = served.into_iter().map(|model| model.name);
+            let names = offers.names()?.into_iter().chain(served);
+            let is_unloaded =
+                |name: &str| !unloaded.is_empty() && unloaded.contains(&offers.model_of(name));
+            Ok(names
+                .map(|name| {
+                    let is_unloaded = is_unloaded(&name);
+                    (name, is_unloaded)
+                })
+                .collect())
+        };
+        let names = self.local.beside(true, look).await??;
+        let lines = names.into_iter().map(|(name, is_unloaded)| {
+            let served = loaded.iter().find(|model| model.name == name);
+            Indexed {
+                version: served.map(|model| model.version.clone()),
+                is_ready: !is_unloaded,
+                name,
+            }
+        });
+        Ok(lines.filter(|line| !only_ready || line.is_ready).collect())
+    }
+
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// What looking it up and reading it gives.
+    pub(crate) async fn load(self, name: &str) -> Result<()> {
+        self.local.pipeline.load(self.caller, name).await?;
+        let model = self.model_of(name).await?;
+        self.local.shared.unloaded().remove(&model);
+        Ok(())
+    }
+
+    /// Unloads a model, with all methods of its file. One that lies in the folder counts as unloaded even if it was not
+    /// loaded.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for a model that is not there; what asking the server gives.
+    pub(crate) async fn unload(self, name: &str) -> Result<()> {
+        match self.local.pipeline.unload(self.caller, name).await {
+            Err(error) if error.code() == ErrorCode::NotFound => {
+                let model = ModelName::new(name.to_owned(), String::new());
+                self.version(&model).await.map_err(|_| error)?;
+            }
+            unloaded => unloaded?,
+        }
+        let model = self.model_of(name).await?;
+        self.local.shared.unloaded().insert(model);
+        Ok(())
+    }
+
+    /// The version that a name leads to now.
+    async fn version(self, model: &ModelName) -> Result<String> {
+        let (offers, name, params) = (self.local.offers(), model.name.clone(), model.params());
+        let find = move || offers.version(&name, &params);
+        self.local.beside(true, find).await?
+    }
+
+    /// The name of the model that is loaded and unloaded with this one: a method's model, else its own.
+    async fn model_of(self, name: &str) -> Result<String> {
+        let (offers, name) = (self.local.offers(), name.to_owned());
+        // Without a dot there is no method, and nothing is looked up.
+        let takes_its_time = name.contains('.');
+        self.local
+            .beside(takes_its_time, move || offers.model_of(&name))
+            .await
+    }
+
+    /// What requests have loaded since it was unloaded does not count as unloaded any more.
+    async fn note_loaded(self, loaded: &[ModelInfo]) -> Result<()> {
+        if self.local.shared.unloaded().is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = loaded.iter().map(|model| model.name.clone()).collect();
+        let offers = self.local.offers();
+        let look = move || -> Vec<String> {
+            let models = names.iter().map(|name| offers.model_of(name));
+            models.collect()
+        };
+        let models = self.local.beside(true, look).await?;
+        let mut unloaded = self.local.shared.unloaded();
+        for model in &models {
+            unloaded.remove(model);
+        }
+        Ok(())
+    }
+}
+
+/// Whether models may be loaded and unloaded here, and by this client.
+///
+/// # Errors
+/// `PERMISSION_DENIED`, saying what would have to be so.
+pub(crate) fn may_control(
+    local: &Local,
+    connection: &Connection,
+    headers: &HeaderMap,
+) -> Result<()> {
+    if !local.shared.model_control {
+        return Err(Error::denied(
+            "models are loaded and unloaded here only with --door-model-control",
+        ));
+    }
+    if !connection.peer.ip().to_canonical().is_loopback() {
+        return Err(Error::denied(
+            "models are loaded and unloaded only from the server's own machine",
+        ));
+    }
+    // Behind a proxy every peer is this machine.
+    let is_forwarded = headers
+        .keys()
+        .any(|name| *name == FORWARDED || name.as_str().starts_with("x-forwarded"));
+    if is_forwarded || headers.contains_key(ORIGIN) {
+        return Err(Error::denied(
+            "models are not loaded or unloaded for a browser or through a proxy",
+        ));
+    }
+    Ok(())
+}
+
+/// What is said of a parameter of loading.
+pub(crate) fn no_parameters(name: &str) -> Error {
+    Error::invalid(format!(
+        "parameters.{name}: a model is loaded as its files are, and takes no parameters"
+    ))
+}
