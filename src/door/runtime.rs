@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
+use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::task::{JoinHandle, spawn_local};
 
 use super::connections::{Connection, Connections};
 use super::local::Local;
@@ -65,7 +66,8 @@ pub(super) fn run(setup: Setup) {
         .enable_all()
         .max_blocking_threads(POOL_THREADS)
         .thread_name("door-pool")
-        .build();
+        // Its tasks share what is not `Send`. A `LocalSet` on a runtime would be a second queue, which every wake-up passes.
+        .build_local(LocalOptions::default());
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -73,11 +75,9 @@ pub(super) fn run(setup: Setup) {
             return;
         }
     };
-    let tasks = LocalSet::new();
-    if let Err(error) = tasks.block_on(&runtime, serve(setup)) {
+    if let Err(error) = runtime.block_on(serve(setup)) {
         tracing::error!(%error, "a door's thread has ended");
     }
-    drop(tasks);
     // A body that is still being inflated is nobody's any more.
     runtime.shutdown_background();
 }

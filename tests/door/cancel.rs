@@ -26,8 +26,9 @@ pub fn cancelled(server: &Server) -> u64 {
     status.totals.errors.get("CANCELLED").copied().unwrap_or(0)
 }
 
-fn ask_slowly(http: &mut Http, headers: &[(&str, &str)]) {
-    let (json, behind) = slow_request(ROWS);
+/// Sends so many rows for the model "slow".
+pub fn ask_slowly(http: &mut Http, rows: usize, headers: &[(&str, &str)]) {
+    let (json, behind) = slow_request(rows);
     let json = json.to_string();
     let length = json.len().to_string();
     let mut all = vec![("Inference-Header-Content-Length", length.as_str())];
@@ -61,7 +62,7 @@ fn a_closed_or_half_closed_connection_cancels_what_waits_and_what_runs() {
                 "closed with events coming" => &[("accept", "text/event-stream")],
                 _ => &[],
             };
-            ask_slowly(&mut http, headers);
+            ask_slowly(&mut http, ROWS, headers);
             eventually("it runs", || requests(&server) == 1);
             leave(http);
             eventually("it is cancelled", || cancelled(&server) == index as u64 + 1);

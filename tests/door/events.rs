@@ -7,7 +7,7 @@ use crate::http::Http;
 use crate::{LIMIT, echo_request, server};
 
 /// The events of an answer: names and data.
-fn events(body: &[u8]) -> Vec<(String, Value)> {
+pub fn events(body: &[u8]) -> Vec<(String, Value)> {
     let text = std::str::from_utf8(body).expect("text");
     let blocks = text.split("\n\n").filter(|block| !block.is_empty());
     let read = blocks.map(|block| {
@@ -21,7 +21,7 @@ fn events(body: &[u8]) -> Vec<(String, Value)> {
     read.collect()
 }
 
-const EVENTS: [(&str, &str); 1] = [("accept", "text/event-stream")];
+pub const EVENTS: [(&str, &str); 1] = [("accept", "text/event-stream")];
 
 #[test]
 fn the_parts_of_a_request_come_as_events_and_then_its_end() {

@@ -3,6 +3,7 @@
 
 mod announced;
 mod bench;
+mod beside;
 #[path = "../common/built.rs"]
 mod built;
 mod cancel;

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::cancel::ask_slowly;
 use crate::common::{PATIENCE, eventually, within};
 use crate::http::Http;
-use crate::{LIMIT, echo_request, server, slow_request};
+use crate::{LIMIT, echo_request, server};
 
 #[test]
 fn a_drain_answers_what_runs_refuses_what_comes_and_waits_for_no_idle_connection() {
@@ -17,16 +18,7 @@ fn a_drain_answers_what_runs_refuses_what_comes_and_waits_for_no_idle_connection
         assert_eq!(idle.get("/v2/health/ready").status, 200);
         assert!(begun.send(b"GET /v2 HTT"));
         let mut busy = Http::to(&server);
-        let (json, behind) = slow_request(8000);
-        let json = json.to_string();
-        let length = json.len().to_string();
-        let headers = [("Inference-Header-Content-Length", length.as_str())];
-        busy.ask(
-            "POST",
-            "/v2/models/slow/infer",
-            &headers,
-            &[json.as_bytes(), &behind].concat(),
-        );
+        ask_slowly(&mut busy, 8000, &[]);
         eventually("it runs", || other.get("/v2/health/ready").status == 200);
         std::thread::sleep(Duration::from_millis(200));
         server.signal("TERM");
@@ -59,16 +51,7 @@ fn an_immediate_stop_tells_who_waits() {
     within(LIMIT, || {
         let mut server = server(&["--preload", "slow"]);
         let mut busy = Http::to(&server);
-        let (json, behind) = slow_request(40_000);
-        let json = json.to_string();
-        let length = json.len().to_string();
-        let headers = [("Inference-Header-Content-Length", length.as_str())];
-        busy.ask(
-            "POST",
-            "/v2/models/slow/infer",
-            &headers,
-            &[json.as_bytes(), &behind].concat(),
-        );
+        ask_slowly(&mut busy, 40_000, &[]);
         let client = server.client();
         eventually("it runs", || {
             client

@@ -82,7 +82,7 @@ impl Peer {
 
     /// What has come; nothing once it is closed.
     async fn read(&self) -> Vec<u8> {
-        let mut bytes = vec![0; 4096];
+        let mut bytes = vec![0; 65_536];
         loop {
             self.0.readable().await.unwrap();
             match self.0.try_read(&mut bytes) {
@@ -210,17 +210,21 @@ fn a_connection_of_http2_that_does_not_begin_is_closed_like_a_head_that_does_not
     });
 }
 
-/// A connection whose protocol has ended as this says, with bytes of the peer unread.
+/// A connection whose protocol has ended as this says, with bytes of the peer unread, and as many bytes on the way to the
+/// peer as the system takes.
 async fn ended(
     connections: &Rc<Connections>,
     how: Result<(), &'static str>,
-) -> (Rc<Connection>, Peer) {
+) -> (Rc<Connection>, Peer, usize) {
     let (stream, peer) = pair().await;
     let address = stream.peer_addr().unwrap();
     let connection = connections.add(DoorKind::Grpc, address).unwrap();
     connection.speaks.set(Speaks::Streams);
     stream.writable().await.unwrap();
-    assert_eq!(stream.try_write(&[7; 20_000]).unwrap(), 20_000);
+    let mut written = 0;
+    while let Ok(more) = stream.try_write(&[7; 65_536]) {
+        written += more;
+    }
     peer.send(PING).await;
     let watched = Watched::new(stream, connection.clone());
     let protocol = async move {
@@ -228,7 +232,7 @@ async fn ended(
         how
     };
     connection.drive(protocol, |_| {}).await;
-    (connection, peer)
+    (connection, peer, written)
 }
 
 /// Whether a future is over when it is looked at once.
@@ -241,7 +245,7 @@ fn is_over(future: Pin<&mut impl Future>) -> bool {
 fn the_last_answer_is_not_lost_when_its_peer_still_sends_while_it_is_closed() {
     on_a_thread(async || {
         let connections = connections();
-        let (connection, peer) = ended(&connections, Ok(())).await;
+        let (connection, peer, written) = ended(&connections, Ok(())).await;
         let lingering = tokio::task::spawn_local(async move { connection.linger().await });
         let mut read = 0;
         loop {
@@ -253,7 +257,7 @@ fn the_last_answer_is_not_lost_when_its_peer_still_sends_while_it_is_closed() {
             }
             read += more.len();
         }
-        assert_eq!(read, 20_000);
+        assert_eq!(read, written);
         drop(peer);
         lingering.await.unwrap();
     });
@@ -263,7 +267,7 @@ fn the_last_answer_is_not_lost_when_its_peer_still_sends_while_it_is_closed() {
 fn a_connection_that_lingers_is_closed_when_that_is_told() {
     on_a_thread(async || {
         let connections = connections();
-        let (connection, _peer) = ended(&connections, Ok(())).await;
+        let (connection, _peer, _) = ended(&connections, Ok(())).await;
         let mut lingering = std::pin::pin!(connection.linger());
         assert!(!is_over(lingering.as_mut()));
         connection.tell(Wanted::Finish);
@@ -277,7 +281,7 @@ fn a_connection_that_lingers_is_closed_when_that_is_told() {
 fn a_connection_that_broke_or_was_told_to_close_does_not_linger() {
     on_a_thread(async || {
         let connections = connections();
-        let (broken, _peer) = ended(&connections, Err("it broke")).await;
+        let (broken, _peer, _) = ended(&connections, Err("it broke")).await;
         assert!(is_over(std::pin::pin!(broken.linger())));
         let (peer, told, _) = served(&connections).await;
         peer.send(&[PREFACE, NO_WINDOW].concat()).await;

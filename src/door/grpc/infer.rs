@@ -1,15 +1,17 @@
 //! `ModelInfer`: reads a request, sends it through the pipeline, and answers with what comes back.
 
+use bytes::Bytes;
 use tonic::Status;
 
 use super::incoming::Messages;
 use super::reply::{self, Reply};
 use super::request::{self, Asked};
-use super::response;
+use super::response::{self, Parameter};
 use super::route::Call;
 use super::status::status;
 use crate::door::incoming::{HERE_BYTES, Reserved, Whole};
-use crate::door::translate::write::Answered;
+use crate::door::pipeline::{Held, Rows};
+use crate::door::translate::write::{Answered, copied_bytes};
 use crate::error::Result;
 use crate::message::Request;
 
@@ -23,13 +25,8 @@ pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply,
     let outcome = async {
         let request = take_request(call, &mut asked, reserved).await?;
         let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
-        let written = response::write(
-            asked.answered(),
-            &[],
-            (&rows.outputs, &asked.infer.wanted),
-            None,
-        )?;
-        Ok(reply::of_pieces(written, Some(rows.held)))
+        let (message, held) = write(call, &asked, (rows, &[]), None).await?;
+        Ok(reply::of_pieces(message, Some(held)))
     };
     outcome.await.map_err(status)
 }
@@ -62,6 +59,37 @@ pub(super) async fn take_request(
     let request = request.await?;
     drop(reserved); // what it holds counts as a request from here on
     Ok(request)
+}
+
+/// Writes an answer with these parameters; where much of it is copied, beside the runtime.
+///
+/// # Errors
+/// As [`response::write`].
+pub(super) async fn write(
+    call: &Call,
+    asked: &Asked,
+    (rows, parameters): (Rows, &[(&'static str, Parameter)]),
+    wrapped_in: Option<u32>,
+) -> Result<(Vec<Bytes>, Held)> {
+    let Rows { outputs, held } = rows;
+    let wanted = &asked.infer.wanted;
+    if copied_bytes(&outputs, wanted) <= HERE_BYTES {
+        let written =
+            response::write(asked.answered(), parameters, (&outputs, wanted), wrapped_in)?;
+        return Ok((written, held));
+    }
+    let (model, id) = (asked.model.clone(), asked.infer.id.clone());
+    let (wanted, parameters) = (wanted.clone(), parameters.to_vec());
+    let write = move || {
+        let answered = Answered {
+            model: &model.name,
+            version: model.version.as_deref(),
+            id: id.as_deref(),
+        };
+        let written = response::write(answered, &parameters, (&outputs, &wanted), wrapped_in)?;
+        Ok((written, held))
+    };
+    call.local.beside(true, write).await?
 }
 
 impl Asked {

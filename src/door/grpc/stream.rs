@@ -142,13 +142,8 @@ async fn whole(
 ) -> Result<(Vec<Bytes>, Held)> {
     let request = infer::take_request(call, asked, reserved).await?;
     let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
-    let message = response::write(
-        asked.answered(),
-        &[(FINAL, Parameter::Flag(true))],
-        (&rows.outputs, &asked.infer.wanted),
-        Some(ANSWER_OF_STREAM),
-    )?;
-    Ok((message, rows.held))
+    let parameters = [(FINAL, Parameter::Flag(true))];
+    infer::write(call, asked, (rows, &parameters), Some(ANSWER_OF_STREAM)).await
 }
 
 /// Tells parts as they come, then their end.
@@ -159,34 +154,29 @@ async fn in_parts(
 ) -> Result<()> {
     let request = infer::take_request(call, asked, reserved).await?;
     let parts = call.local.pipeline.stream(call.caller(), request)?;
-    let wanted = &asked.infer.wanted;
-    let mut parts = Ordered::new(parts, wanted.in_order);
+    let mut parts = Ordered::new(parts, asked.infer.wanted.in_order);
     loop {
         match parts.next().await? {
             Part::Rows(offset, rows) => {
                 let count = rows.count();
-                let message = response::write(
-                    asked.answered(),
-                    &[
-                        (FINAL, Parameter::Flag(false)),
-                        ("offset", Parameter::Number(offset)),
-                        ("rows", Parameter::Number(count)),
-                    ],
-                    (&rows.outputs, wanted),
-                    Some(ANSWER_OF_STREAM),
-                )?;
-                tell(say, (message, Some(rows.held))).await;
+                let parameters = [
+                    (FINAL, Parameter::Flag(false)),
+                    ("offset", Parameter::Number(offset)),
+                    ("rows", Parameter::Number(count)),
+                ];
+                let written =
+                    infer::write(call, asked, (rows, &parameters), Some(ANSWER_OF_STREAM));
+                let (message, held) = written.await?;
+                tell(say, (message, Some(held))).await;
             }
             // A model without rows to split gives all at once.
             Part::Whole(rows, stats) => {
                 let count = rows.count();
-                let message = response::write(
-                    asked.answered(),
-                    &[(FINAL, Parameter::Flag(false))],
-                    (&rows.outputs, wanted),
-                    Some(ANSWER_OF_STREAM),
-                )?;
-                tell(say, (message, Some(rows.held))).await;
+                let parameters = [(FINAL, Parameter::Flag(false))];
+                let written =
+                    infer::write(call, asked, (rows, &parameters), Some(ANSWER_OF_STREAM));
+                let (message, held) = written.await?;
+                tell(say, (message, Some(held))).await;
                 tell(say, (end(asked, count, stats)?, None)).await;
                 return Ok(());
             }

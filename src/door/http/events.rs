@@ -1,20 +1,25 @@
 //! The parts of a request as events, one as each finishes (`text/event-stream`).
 
 use std::collections::VecDeque;
-use std::task::{Context, Poll};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::HeaderMap;
 use hyper::header::ACCEPT;
 use serde_json::json;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::super::connections::Open;
 use super::super::errors::told;
+use super::super::incoming::HERE_BYTES;
 use super::super::models::ModelName;
 use super::super::ordered::Ordered;
-use super::super::pipeline::{Part, Rows};
+use super::super::pipeline::{Held, Part, Rows};
 use super::super::translate::Wanted;
-use super::super::translate::write::{Answered, write_end, write_part};
+use super::super::translate::write::{Answered, copied_bytes, write_end, write_part};
 use super::coding;
 use crate::error::{Error, Result};
 use crate::message::Stats;
@@ -32,14 +37,27 @@ pub(super) fn are_asked_for(headers: &HeaderMap) -> bool {
 pub(super) struct Subject {
     pub(super) model: ModelName,
     pub(super) id: Option<String>,
-    pub(super) wanted: Wanted,
+    pub(super) wanted: Arc<Wanted>,
+}
+
+/// The text of an event, and the count of the bytes that it was written from.
+type Event = (Bytes, Option<Held>);
+
+/// What is to be written next.
+enum Due {
+    Part(u64, Rows),
+    /// The end; with the number of rows, where the model has any.
+    End(Option<u64>, Stats),
 }
 
 /// The events of one request. Dropped before the end, it cancels the request.
 pub(super) struct Events {
     subject: Subject,
     parts: Ordered,
-    ready: VecDeque<Bytes>,
+    due: VecDeque<Due>,
+    /// A part that is written beside the runtime.
+    writing: Option<JoinHandle<Result<Event>>>,
+    ready: VecDeque<Event>,
     ended: bool,
     /// The request counts as open until its end was told.
     _open: Open,
@@ -53,31 +71,32 @@ impl Events {
         let mut events = Events {
             subject,
             parts,
+            due: VecDeque::new(),
+            writing: None,
             ready: VecDeque::new(),
             ended: false,
             _open: open,
         };
-        events.take(first)?;
+        events.take(first);
+        poll_fn(|cx| events.poll_write(cx)).await?;
         Ok(events)
     }
 
     /// The next piece of the body.
     pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            if let Some(piece) = self.ready.pop_front() {
+            if let Some((piece, _)) = self.ready.pop_front() {
                 return Poll::Ready(Some(piece));
             }
             if self.ended {
                 return Poll::Ready(None);
             }
-            let Poll::Ready(part) = self.parts.poll_next(cx) else {
-                return Poll::Pending;
-            };
-            if let Err(error) = part.and_then(|part| self.take(part)) {
+            if let Err(error) = ready!(self.poll_more(cx)) {
                 self.ended = true;
                 let error = told(error);
                 let told = json!({"error": error.message(), "code": error.code().as_str()});
-                self.push("error", told.to_string().as_bytes());
+                let event = event("error", told.to_string().as_bytes());
+                self.ready.push_back((event, None));
             }
         }
     }
@@ -86,25 +105,52 @@ impl Events {
         self.ended && self.ready.is_empty()
     }
 
-    fn take(&mut self, part: Part) -> Result<()> {
+    /// Waits for a part, unless there is one to write.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if self.writing.is_none() && self.due.is_empty() {
+            let part = ready!(self.parts.poll_next(cx))?;
+            self.take(part);
+        }
+        self.poll_write(cx)
+    }
+
+    fn take(&mut self, part: Part) {
         match part {
-            Part::Rows(offset, rows) => self.write(offset, &rows),
+            Part::Rows(offset, rows) => self.due.push_back(Due::Part(offset, rows)),
             Part::Whole(rows, stats) => {
-                self.write(0, &rows)?;
-                self.end(None, stats);
-                Ok(())
+                self.due.push_back(Due::Part(0, rows));
+                self.due.push_back(Due::End(None, stats));
             }
-            Part::End(rows, stats) => {
-                self.end(Some(rows), stats);
-                Ok(())
-            }
+            Part::End(rows, stats) => self.due.push_back(Due::End(Some(rows), stats)),
         }
     }
 
-    fn write(&mut self, offset: u64, rows: &Rows) -> Result<()> {
-        let json = write_part(offset, &rows.outputs, &self.subject.wanted)?;
-        self.push("part", &json);
-        Ok(())
+    /// Writes what is due; a large part beside the runtime, and what is behind it afterwards.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        loop {
+            if let Some(writing) = &mut self.writing {
+                let written = ready!(Pin::new(writing).poll(cx));
+                self.writing = None;
+                let panicked = |e| Error::internal(format!("a part could not be written: {e}"));
+                self.ready.push_back(written.map_err(panicked)??);
+            }
+            match self.due.pop_front() {
+                None => return Poll::Ready(Ok(())),
+                Some(Due::Part(offset, rows)) => {
+                    let wanted = self.subject.wanted.clone();
+                    let is_large = copied_bytes(&rows.outputs, &wanted) > HERE_BYTES;
+                    let write = move || {
+                        let json = write_part(offset, &rows.outputs, &wanted)?;
+                        Ok((event("part", &json), Some(rows.held)))
+                    };
+                    match is_large {
+                        true => self.writing = Some(spawn_blocking(write)),
+                        false => self.ready.push_back(write()?),
+                    }
+                }
+                Some(Due::End(rows, stats)) => self.end(rows, stats),
+            }
+        }
     }
 
     fn end(&mut self, rows: Option<u64>, stats: Stats) {
@@ -114,14 +160,15 @@ impl Events {
             id: self.subject.id.as_deref(),
         };
         let json = write_end(answered, rows, stats);
-        self.push("end", &json);
+        self.ready.push_back((event("end", &json), None));
         self.ended = true;
     }
+}
 
-    fn push(&mut self, event: &str, json: &[u8]) {
-        let lines = [b"event: ", event.as_bytes(), b"\ndata: ", json, b"\n\n"];
-        self.ready.push_back(lines.concat().into());
-    }
+/// An event as it is sent.
+fn event(name: &str, json: &[u8]) -> Bytes {
+    let lines = [b"event: ", name.as_bytes(), b"\ndata: ", json, b"\n\n"];
+    lines.concat().into()
 }
 
 /// What events cannot do.

@@ -1,6 +1,7 @@
 //! `POST …/infer`: reads a request, sends it through the pipeline, and answers with what comes back.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
@@ -67,6 +68,7 @@ pub(super) async fn answer(
         events::check(&wanted)?;
         let parts = local.pipeline.stream(&caller, request)?;
         let parts = Ordered::new(parts, wanted.in_order);
+        let wanted = Arc::new(wanted);
         let subject = Subject { model, id, wanted };
         let events = Events::begin(subject, parts, open).await?;
         return Ok(reply::of_events(events));
