@@ -4,6 +4,7 @@
 
 The bare pair is what a program would write with nothing but pyzmq: two DEALERs, a header that was packed once and has its id
 put in, blocking `recv`s, and an array made of each answer. The crate's client is measured by `mdm-bench`, where it is built.
+A bar that is missed is printed as missed and fails nothing: a time says something about a machine and an hour.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -147,37 +149,48 @@ def pipelined(server, client, bare, quick):
 
 
 def threads(server, client, bare, quick):
-    """Requests a second of one row, from 8 threads."""
+    """Requests a second of one row, from 8 threads; beside it 8 threads with a bare pair each."""
     rows = np.ones((1, 64), "f4")
     count = 500 if quick else 2_000
 
-    def work():
+    request = bare.prepare(rows, "mlp")
+    pairs = [Bare(server) for _ in range(8)]
+
+    def ours(_):
         for _ in range(count):
             client.infer(rows, "mlp")["y"]
 
-    def ours():
-        workers = [threading.Thread(target=work) for _ in range(8)]
+    def theirs(pair):
+        for _ in range(count):
+            pair.send(request)
+            pair.receive()
+
+    def together(work):
+        workers = [threading.Thread(target=work, args=(pair,)) for pair in pairs]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
 
-    ours()
-    return 8 * count / each(1, ours)[0], None
+    rates = tuple(8 * count / each(1, lambda: together(work))[0] for work in (ours, theirs))
+    for pair in pairs:
+        pair.close()
+    return rates
 
 
 def import_seconds():
     """How much longer `import mdm` takes than importing what it stands on."""
-    path = os.pathsep.join(p for p in sys.path if p)
+    with tempfile.TemporaryDirectory() as kept:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        # Compiled before, as what is installed is.
+        environment.update(PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PYTHONPYCACHEPREFIX=kept)
 
-    def once(program):
-        return each(1, lambda: subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": path}))[0]
+        def once(program):
+            return each(1, lambda: subprocess.run([sys.executable, "-c", program], check=True, env=environment))[0]
 
-    with_it, without = [], []
-    for _ in range(5):
-        with_it.append(once("import mdm"))
-        without.append(once("import numpy, zmq, msgpack"))
-    return statistics.median(with_it) - statistics.median(without)
+        once("import mdm")
+        pairs = [(once("import mdm"), once("import numpy, zmq, msgpack")) for _ in range(7)]
+    return statistics.median(ours - theirs for ours, theirs in pairs)
 
 
 def crate(server, *more):
@@ -202,24 +215,20 @@ def main():
         ("1 row, p50", small, "µs", "at most", 1.25), ("64 MiB echo", large, "GB/s", "at least", 0.9),
         ("64 in flight", pipelined, "/s", "at least", 0.6), ("8 threads", threads, "/s", "at least", None),
     ]
-    failed = False
     with Server(models, "--intra-op-threads", "1") as server, mdm.Client(server.address, timeout=30) as client:
         bare = Bare(server)
-        print(f"{'':16}{'client':>12}{'bare pair':>12}{'ratio':>8}  bar")
+        print(f"{'':16}{'client':>8}      {'bare pair':>9}    {'ratio':>6}  bar")
         for name, measure, unit, sense, bar in bars:
             measure(server, client, bare, True)
             pairs = [measure(server, client, bare, quick) for _ in range(3 if quick else 5)]
-            ours = statistics.median(pair[0] for pair in pairs)
+            ours, theirs = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
+            ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
             if bar is None:
-                met, shown, limit = ours >= 9_000, "", "9000 /s"
-                line = f"{name:16}{ours:>9.0f} {unit}"
+                met, limit = ours >= 9_000, "9000 /s"
             else:
-                theirs = statistics.median(pair[1] for pair in pairs)
-                ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
-                met = ratio <= bar if sense == "at most" else ratio >= bar
-                line, limit = f"{name:16}{ours:>8.4g} {unit:3}{theirs:>8.4g} {unit:3}{ratio:>8.2f}", f"{bar}"
+                met, limit = ratio <= bar if sense == "at most" else ratio >= bar, bar
+            line = f"{name:16}{ours:>8.4g} {unit:5}{theirs:>8.4g} {unit:5}{ratio:>6.2f}"
             print(f"{line}  {sense} {limit}: {'met' if met else 'MISSED'}", flush=True)
-            failed |= not met
         bare.close()
         for name, flags in (("1 row", ["--concurrency", "1"]), ("64 in flight", ["--concurrency", "64"])):
             print(f"crate, {name}: {crate(server, *flags) or 'mdm-bench is not built'}".strip())
@@ -229,8 +238,6 @@ def main():
     for wheel in sorted((ROOT / "dist").glob("*.whl")):
         size = wheel.stat().st_size / 1e6
         print(f"{wheel.name}: {size:.1f} MB  at most 16: {'met' if size <= 16 else 'MISSED'}")
-        failed |= size > 16
-    sys.exit(failed or not met)
 
 
 if __name__ == "__main__":

@@ -141,3 +141,25 @@ def test_the_sdist_of_the_client_builds(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("mdm_client-*.whl"))
+
+
+def test_the_sdist_of_the_server_holds_what_it_is_built_from(tmp_path):
+    maturin = TARGET / "python-tools/bin/maturin"
+    needs(maturin.exists() and shutil.which("cargo"), "maturin is not there: run `make python-tools`")
+    done = subprocess.run(
+        [maturin, "sdist", "--out", tmp_path], cwd=ROOT / "python/mdm-serving", capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("mdm_serving-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path)
+    root = tmp_path / archive.name[: -len(".tar.gz")]
+    assert (root / "pyproject.toml").exists() and (root / "PKG-INFO").exists()
+    manifests = [path for path in root.rglob("Cargo.toml") if re.search(r'^name = "mdm"', path.read_text(), re.M)]
+    assert len(manifests) == 1 and (manifests[0].parent / "src/bin/mdm-server-start.rs").exists()
+    # The manifest and its lock agree, and name files that are there.
+    metadata = subprocess.run(
+        ["cargo", "metadata", "--locked", "--offline", "--no-deps", "--format-version", "1", "--manifest-path", manifests[0]],
+        capture_output=True, text=True, timeout=100,
+    )
+    assert metadata.returncode == 0, metadata.stderr

@@ -208,6 +208,16 @@ def test_a_stream_that_is_left_early_is_taken_back(client):
     assert same(client.infer(ROWS, "echo_FP32"))
 
 
+def test_a_stream_that_is_refused_gives_its_session_back(client):
+    client.infer(ROWS, "echo_FP32")
+    (session,) = client._pool._idle[True]
+    with pytest.raises(mdm.ResourceExhausted):
+        client.stream(np.broadcast_to(LONG[:1], (600_000, 256)), "echo_FP32")
+    assert client._pool._idle[True] == [session]
+    assert sum(part.rows for part in client.stream(ROWS, "echo_FP32")) == 10
+    assert client._pool._idle[True] == [session]
+
+
 def test_cancel(client):
     ticket = client.submit(LONG, "slow")
     with pytest.raises(mdm.DeadlineExceeded, match="goes on"):

@@ -61,9 +61,10 @@ class Pool:
             if not self._closed:
                 return
             # Closed meanwhile by another thread, which may not have seen this one.
-            if session not in idle:
+            try:
+                idle.remove(session)
+            except ValueError:
                 return
-            idle.remove(session)
         session.close()
 
     def tickets(self) -> SharedSession:

@@ -34,11 +34,10 @@ class Parts(Iterator[Part]):
             with session.send_lock:
                 self._id = session.next_id()
                 session.send(request, self._id)
-        finally:
-            if session.was_interrupted:
-                session.close()
-            else:
-                self._session = session
+        except BaseException:
+            pool.give_back(session)
+            raise
+        self._session = session
 
     def __iter__(self) -> "Parts":
         return self

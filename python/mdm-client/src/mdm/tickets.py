@@ -202,6 +202,8 @@ class SharedSession:
 
     def _end_reading(self) -> None:
         self._read_lock.release()
+        if self._dropped:
+            self._try_cancels()
         if self.session.lost is not None:
             # All that came was taken in. The server hears of it now, and not when the last ticket is gone.
             self.close()
@@ -223,6 +225,10 @@ class SharedSession:
         if self._pending.pop(slot.id, None) is None or self.process is not current():
             return
         self._dropped.append(slot.id)
+        self._try_cancels()
+
+    def _try_cancels(self) -> None:
+        """Sends what was dropped, if no other thread sends: that one does it, or the next."""
         lock = self.session.send_lock
         if lock.acquire(False):
             try:
