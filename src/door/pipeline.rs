@@ -16,6 +16,26 @@ use crate::metrics::{Health, Snapshot};
 use crate::server::{Door, DoorAnswer};
 use crate::wire::server::{ModelInfo, Outputs, ServerMessage};
 
+/// The pipeline of a door thread is woken once for what all tasks that could run have asked.
+#[derive(Default)]
+struct Asked {
+    /// Something was asked since the pipeline was woken.
+    since: Cell<bool>,
+    /// Of the task that wakes it.
+    waker: Cell<Option<Waker>>,
+}
+
+impl Asked {
+    /// Something was asked.
+    fn note(&self) {
+        if !self.since.replace(true)
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+}
+
 /// Who asks: a connection. Its number is what the pipeline's turns and bounds go by.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
@@ -93,6 +113,7 @@ pub(crate) struct Pipeline(Rc<Inner>);
 
 struct Inner {
     door: RefCell<Door>,
+    asked: Asked,
     waiting: RefCell<HashMap<RequestId, Rc<Slot>>>,
     /// Most bytes that a caller may leave unread.
     max_client_bytes: u64,
@@ -118,9 +139,11 @@ impl Slot {
 }
 
 impl Pipeline {
-    pub(super) fn new(door: Door, max_client_bytes: u64) -> Pipeline {
+    pub(super) fn new(mut door: Door, max_client_bytes: u64) -> Pipeline {
+        door.gather();
         Pipeline(Rc::new(Inner {
             door: RefCell::new(door),
+            asked: Asked::default(),
             waiting: RefCell::default(),
             max_client_bytes,
             over: Cell::new(false),
@@ -241,6 +264,7 @@ impl Pipeline {
             return Err(stopped());
         }
         let id = ask(&mut self.0.door.borrow_mut(), caller.number)?;
+        self.0.asked.note();
         let slot = Rc::new(Slot {
             answers: RefCell::default(),
             waker: Cell::new(None),
@@ -253,6 +277,19 @@ impl Pipeline {
             slot,
             ended: false,
         })
+    }
+
+    /// Wakes the server for what was asked, once for all tasks that could run: it is queued behind them. It never ends.
+    pub(super) async fn wake_server(self) {
+        poll_fn(|cx| {
+            let inner = &self.0;
+            if inner.asked.since.replace(false) {
+                inner.door.borrow().wake();
+            }
+            inner.asked.waker.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
     }
 
     /// Hands out the answers that have come.
@@ -302,6 +339,7 @@ impl Pipeline {
         drop(waiting);
         if !answer.is_final() {
             self.0.door.borrow_mut().cancel(id);
+            self.0.asked.note();
         }
         let error = Error::exhausted(format!(
             "more than {} bytes of answers wait for this connection to read them (--max-client-bytes)",
@@ -350,6 +388,7 @@ impl Drop for Answers {
         let inner = &self.pipeline.0;
         if inner.waiting.borrow_mut().remove(&self.id).is_some() {
             inner.door.borrow_mut().cancel(self.id);
+            inner.asked.note();
         }
     }
 }

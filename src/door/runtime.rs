@@ -170,6 +170,8 @@ impl Thread {
         let serve = move |stream, connection| serve(local.clone(), stream, connection);
         let accepting = accept(listener, kind, self.connections.clone(), serve);
         self.beside.push(spawn_local(accepting));
+        self.beside
+            .push(spawn_local(pipeline.clone().wake_server()));
         let reader = spawn_local(read_answers(readable, pipeline.clone()));
         self.readers.push(reader);
         self.pipelines.push(pipeline);

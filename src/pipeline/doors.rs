@@ -3,10 +3,12 @@
 //! ```text
 //! Door ── Said ──▶ Doors, one queue ──▶ ventilator        ventilator, sink ── Told ──▶ the door's own queue ──▶ Door
 //! ```
-//! Both kinds of queue have a descriptor that wakes who polls, and bounds: a caller's answers are bounded by
+//! Both kinds of queue have a descriptor that wakes who polls. It is set once for all that was put in, when whoever puts in
+//! has nothing more to add for now: on another core each message would be a wake-up of its own otherwise. And they have bounds: a caller's answers are bounded by
 //! `--max-client-bytes` as a session's are, what a door says by [`MAX_SAID`], what it has open by [`MAX_OPEN`], and callers by [`MAX_CALLERS`].
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
@@ -59,8 +61,18 @@ pub(crate) struct Told {
 #[derive(Debug)]
 pub(crate) struct Doors {
     waker: Waker,
-    said: Mutex<VecDeque<Said>>,
+    said: Mutex<Heard>,
     open: Mutex<Open>,
+    /// Some door was told something since doors were last woken.
+    has_told: AtomicBool,
+}
+
+/// What waits for the ventilator.
+#[derive(Debug, Default)]
+struct Heard {
+    queue: VecDeque<Said>,
+    /// The descriptor can be read.
+    is_set: bool,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +96,7 @@ impl Doors {
             waker: Waker::new()?,
             said: Mutex::default(),
             open: Mutex::default(),
+            has_told: AtomicBool::new(false),
         })
     }
 
@@ -123,12 +136,12 @@ impl Doors {
     /// The door was dropped.
     pub(crate) fn close(&self, door: u32) {
         lock(&self.open).doors.remove(&door);
-        let mut said = lock(&self.said);
-        said.push_back(Said::Closed(door));
-        self.waker.wake();
+        lock(&self.said).queue.push_back(Said::Closed(door));
+        self.wake();
     }
 
-    /// Hands a message or a question to the ventilator.
+    /// Queues a message or a question for the ventilator, which takes it when it looks, or at the next
+    /// [`Doors::wake`].
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too much waits for it, `UNAVAILABLE` if it has stopped.
@@ -137,26 +150,30 @@ impl Doors {
             return Err(Error::unavailable("the server has stopped"));
         }
         let mut said = lock(&self.said);
-        if said.len() >= MAX_SAID {
+        if said.queue.len() >= MAX_SAID {
             return Err(Error::exhausted(format!(
                 "{MAX_SAID} messages of doors wait to be read; try later"
             )));
         }
-        let first = said.is_empty();
-        said.push_back(what);
-        if first {
-            // While the queue is locked, as for answers.
+        said.queue.push_back(what);
+        Ok(())
+    }
+
+    /// Wakes the ventilator if it has not taken all that was said.
+    pub(crate) fn wake(&self) {
+        let mut said = lock(&self.said);
+        if !said.queue.is_empty() && !std::mem::replace(&mut said.is_set, true) {
+            // While the queue is locked, or it could come after the ventilator has taken all and cleared it.
             self.waker.wake();
         }
-        Ok(())
     }
 
     /// For the ventilator: what was said first.
     pub(crate) fn next(&self) -> Option<Said> {
         let mut said = lock(&self.said);
-        let next = said.pop_front();
+        let next = said.queue.pop_front();
         // Asked each turn, and mostly in vain: that must not cost a system call.
-        if next.is_some() && said.is_empty() {
+        if said.queue.is_empty() && std::mem::take(&mut said.is_set) {
             self.waker.clear();
         }
         next
@@ -164,7 +181,7 @@ impl Doors {
 
     /// Whether something waits for the ventilator.
     pub(crate) fn has_said(&self) -> bool {
-        !lock(&self.said).is_empty()
+        !lock(&self.said).queue.is_empty()
     }
 
     fn of(&self, to: ReplyTo) -> Option<(Arc<Answers>, u64)> {
@@ -173,7 +190,8 @@ impl Doors {
         Some((answers, caller))
     }
 
-    /// Gives a caller an answer; `false` if its door is gone.
+    /// Queues an answer for a caller, which its door takes when it looks, or at the next [`Doors::wake_told`]; `false`
+    /// if its door is gone.
     pub(crate) fn tell(&self, to: ReplyTo, id: RequestId, message: ServerMessage) -> bool {
         let Some((answers, caller)) = self.of(to) else {
             return false;
@@ -181,7 +199,6 @@ impl Doors {
         let bytes = bytes_of(&message);
         let mut told = lock(&answers.told);
         *told.bytes.entry(caller).or_default() += bytes;
-        let first = told.queue.is_empty();
         told.queue.push_back((
             Told {
                 caller,
@@ -190,11 +207,24 @@ impl Doors {
             },
             bytes,
         ));
-        if first {
-            // While the queue is locked, or it could come after the door has taken this and cleared it.
-            answers.waker.wake();
-        }
+        drop(told);
+        self.has_told.store(true, Ordering::Release);
         true
+    }
+
+    /// Wakes the doors that have not taken all that they were told. The loops that tell do so at the end of a turn.
+    pub(crate) fn wake_told(&self) {
+        // Asked each turn, and mostly in vain.
+        if !self.has_told.load(Ordering::Relaxed) || !self.has_told.swap(false, Ordering::Acquire) {
+            return;
+        }
+        for (_, answers) in lock(&self.open).doors.values() {
+            let mut told = lock(&answers.told);
+            if !told.queue.is_empty() && !std::mem::replace(&mut told.is_set, true) {
+                // While the queue is locked, as for what is said.
+                answers.waker.wake();
+            }
+        }
     }
 
     /// Bytes of answers that a caller has not taken.
@@ -211,7 +241,9 @@ impl Doors {
         let mut open = lock(&self.open);
         open.over = true;
         for (_, answers) in open.doors.values() {
-            lock(&answers.told).over = true;
+            let mut told = lock(&answers.told);
+            told.over = true;
+            told.is_set = true;
             answers.waker.wake();
         }
     }
@@ -229,6 +261,8 @@ struct Waiting {
     queue: VecDeque<(Told, u64)>,
     /// By caller; none for callers that have taken all.
     bytes: HashMap<u64, u64>,
+    /// The descriptor can be read.
+    is_set: bool,
     over: bool,
 }
 
@@ -256,7 +290,7 @@ impl Answers {
                 told.bytes.remove(&next.caller);
             }
         }
-        if told.queue.is_empty() && !told.over {
+        if told.queue.is_empty() && !told.over && std::mem::take(&mut told.is_set) {
             self.waker.clear();
         }
         Ok(Some(next))
@@ -272,4 +306,77 @@ fn bytes_of(message: &ServerMessage) -> u64 {
         _ => 0,
     };
     ANSWER_BYTES + rows
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::*;
+    use crate::message::DoorKind;
+
+    fn is_set(waker: &Waker) -> bool {
+        let mut fds = [PollFd::new(waker, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+    }
+
+    fn doors() -> (Doors, ReplyTo, Arc<Answers>) {
+        let doors = Doors::new().unwrap();
+        let (number, answers) = doors.open(DoorKind::Http).unwrap();
+        (
+            doors,
+            ReplyTo::of_caller(DoorKind::Http, number, 7),
+            answers,
+        )
+    }
+
+    #[test]
+    fn the_ventilator_is_woken_once_for_all_that_was_said_and_not_for_what_it_has_taken() {
+        let (doors, reply, _) = doors();
+        let say = |id| {
+            let question = Said::Question(reply, RequestId(id), Question::Health);
+            doors.say(question).unwrap();
+        };
+        say(1);
+        say(2);
+        assert!(!is_set(doors.waker()) && doors.has_said());
+        doors.wake();
+        assert!(is_set(doors.waker()));
+        assert!(doors.next().is_some() && is_set(doors.waker()));
+        say(3);
+        doors.wake();
+        assert!(doors.next().is_some() && doors.next().is_some());
+        assert!(!is_set(doors.waker()) && doors.next().is_none());
+        say(4);
+        assert!(doors.next().is_some());
+        doors.wake();
+        assert!(!is_set(doors.waker()));
+        doors.close(1);
+        assert!(is_set(doors.waker()));
+    }
+
+    #[test]
+    fn a_door_is_woken_once_for_all_that_it_was_told_and_stays_awake_when_the_server_has_stopped() {
+        let (doors, reply, answers) = doors();
+        let tell = |id| {
+            let error = ServerMessage::Error(Error::unavailable("no"));
+            assert!(doors.tell(reply, RequestId(id), error));
+        };
+        tell(1);
+        tell(2);
+        assert!(!is_set(answers.waker()));
+        doors.wake_told();
+        assert!(is_set(answers.waker()));
+        assert!(answers.next().unwrap().is_some() && is_set(answers.waker()));
+        assert!(answers.next().unwrap().is_some() && !is_set(answers.waker()));
+        tell(3);
+        assert!(answers.next().unwrap().is_some() && answers.next().unwrap().is_none());
+        doors.wake_told();
+        assert!(!is_set(answers.waker()));
+        tell(4);
+        doors.end();
+        assert!(is_set(answers.waker()));
+        assert!(answers.next().unwrap().is_some() && is_set(answers.waker()));
+        assert!(answers.next().is_err() && is_set(answers.waker()));
+    }
 }

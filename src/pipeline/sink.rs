@@ -228,6 +228,7 @@ impl Sink {
             if self.stop.take().is_some() {
                 self.hear(ToSink::Finish)?;
             }
+            self.exit.doors.wake_told();
             if self.answers.all_stopped() && self.leave(now)? {
                 return Ok(());
             }

@@ -151,6 +151,7 @@ impl Ventilator {
 
     /// Looks for news, asleep until there is something to do.
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
+        self.links.doors.wake_told();
         let busy = self.requests.scheduler.busy_workers();
         self.links.waiter.busy(busy);
         if self.links.router.has_work() || self.links.doors.has_said() {

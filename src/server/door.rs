@@ -55,6 +55,8 @@ pub struct Door {
     open: HashMap<RequestId, u64>,
     /// How many each caller has.
     callers: HashMap<u64, usize>,
+    /// What is asked waits for [`Door::wake`].
+    gathers: bool,
 }
 
 /// What a caller is told: the result, a part or the end of a stream, the answer to a question, or an error.
@@ -86,6 +88,7 @@ impl Door {
             last_id: 0,
             open: HashMap::new(),
             callers: HashMap::new(),
+            gathers: false,
         })
     }
 
@@ -116,6 +119,24 @@ impl Door {
                 self.reply(*caller),
                 ClientMessage::Cancel(id),
             ));
+            self.said();
+        }
+    }
+
+    /// From now on the server is woken by [`Door::wake`] alone, for whoever asks much at a time.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn gather(&mut self) {
+        self.gathers = true;
+    }
+
+    /// Wakes the server for what was asked since.
+    pub(crate) fn wake(&self) {
+        self.doors.wake();
+    }
+
+    fn said(&self) {
+        if !self.gathers {
+            self.wake();
         }
     }
 
@@ -234,6 +255,7 @@ impl Door {
         }
         let id = RequestId(self.last_id + 1);
         self.doors.say(said(self.reply(caller), id))?;
+        self.said();
         self.last_id = id.0;
         self.open.insert(id, caller);
         *self.callers.entry(caller).or_default() += 1;
