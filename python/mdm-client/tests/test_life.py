@@ -14,8 +14,8 @@ import time
 import mdm
 import numpy as np
 import pytest
-from conftest import all_models
 from mdm import values
+from models import all_models
 from servers import Server
 
 ROWS = np.arange(40, dtype="f4").reshape(10, 4)
