@@ -46,7 +46,7 @@ pub(crate) struct Connection {
     pub(crate) caller: Caller,
     /// Who it is for the system.
     pub(crate) peer: SocketAddr,
-    kind: DoorKind,
+    pub(super) kind: DoorKind,
     clock: Rc<Cell<u32>>,
     wanted: Cell<Wanted>,
     /// Wakes what drives it when it is told something, and whatever else waits for that.

@@ -71,6 +71,7 @@ impl Local {
         let of_doors = |kind: DoorKind| matches!(kind, DoorKind::Http | DoorKind::Grpc);
         let outside = Outside {
             connections: connections.filter(|(kind, _)| of_doors(*kind)).collect(),
+            responses: self.shared.responses.each(),
             process: Process::now(),
         };
         metrics::text(&snapshot, &outside)

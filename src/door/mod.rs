@@ -10,8 +10,9 @@
 //! between the runtime and the ventilator, and no lock is taken however many connections there are. What the tasks of a
 //! thread share is in `local.rs`, what the threads share in `shared.rs`.
 //!
-//! A connection is a caller (`connections.rs`, its bytes in `watched.rs`, hyper over them in `serving.rs`): the pipeline's turns and bounds count it as they count a session. When the
-//! future that waits for an answer is dropped, as hyper does when the peer has gone, the request is cancelled.
+//! A connection is a caller (`connections.rs`, its bytes in `watched.rs`, hyper over them in `serving.rs`): the pipeline's
+//! turns and bounds count it as they count a session. When the future that waits for an answer is dropped, as hyper does when
+//! the peer has gone, the request is cancelled. What was answered is counted by status in `responses.rs`.
 //!
 //! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it,
 //! `documents.rs` readies a request for its model, `ordered.rs` gives parts in row order, `counted.rs` counts answers until
@@ -32,6 +33,7 @@ mod local;
 mod models;
 mod ordered;
 mod pipeline;
+mod responses;
 mod runtime;
 mod serving;
 mod shared;

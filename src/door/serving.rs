@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::connections::{Connection, Open, Owed};
+use super::shared::Shared;
 use super::watched::Watched;
 
 /// Most headers of a request of HTTP/1.1.
@@ -89,6 +91,7 @@ pub(super) async fn serve<B, F>(
     protocol: Protocol,
     stream: TcpStream,
     connection: &Rc<Connection>,
+    shared: &Arc<Shared>,
     answer: impl Fn(Open, Request<Incoming>) -> F,
 ) where
     B: Body<Data = Bytes> + Unpin + 'static,
@@ -97,10 +100,15 @@ pub(super) async fn serve<B, F>(
 {
     let service = service_fn(|request: Request<Incoming>| {
         let answered = answer(connection.begin(), request);
-        let connection = connection.clone();
+        let (connection, shared) = (connection.clone(), shared.clone());
         async move {
             let answered = answered.await;
-            Ok::<_, Infallible>(answered.map(|body| Answer { body, connection }))
+            shared.responses.count(connection.kind, &answered);
+            Ok::<_, Infallible>(answered.map(|body| Answer {
+                body,
+                connection,
+                shared,
+            }))
         }
     });
     if let Protocol::Http2(_) = protocol {
@@ -125,6 +133,7 @@ pub(super) async fn serve<B, F>(
 struct Answer<B> {
     body: B,
     connection: Rc<Connection>,
+    shared: Arc<Shared>,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
@@ -136,6 +145,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, B::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            let kind = self.connection.kind;
+            self.shared.responses.count_end(kind, trailers);
+        }
         frame.map_ok(|frame| {
             frame.map_data(|bytes| Piece {
                 bytes,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::responses::Responses;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::message::DoorKind;
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) model_control: bool,
     /// The address that is bound can be reached from this machine alone.
     pub(crate) loopback: bool,
+    /// What all doors have answered.
+    pub(super) responses: Responses,
     max_connections: u64,
     max_unfinished_bytes: u64,
     /// By kind of door.
@@ -46,6 +49,7 @@ impl Shared {
             max_batch_size: config.max_batch_size,
             model_control: config.door_model_control,
             loopback: address.is_ok_and(|address| address.to_canonical().is_loopback()),
+            responses: Responses::default(),
             max_connections: config
                 .max_sessions
                 .map_or(possible, |most| possible.min(most as u64)),

@@ -31,6 +31,8 @@ const MICROS: f64 = 1e6;
 pub struct Outside {
     /// Connections that are open, by the kind of door that has them.
     pub connections: Vec<(DoorKind, u64)>,
+    /// Answers that doors gave, by kind and by status in the words of the door's protocol.
+    pub responses: Vec<(DoorKind, String, u64)>,
     /// What the system says of this process.
     pub process: Process,
 }
@@ -255,6 +257,18 @@ impl Page {
             sessions,
         );
         self.gauge("mdm_connections", "Connections that are open.", connections);
+        let responses = outside.responses.iter();
+        let responses = responses
+            .map(|(kind, status, count)| {
+                let labels = [("door", kind.as_str()), ("status", status)];
+                sample(&labels, *count as f64)
+            })
+            .collect::<Vec<_>>();
+        self.counter(
+            "mdm_responses_total",
+            "Answers of the doors for HTTP and gRPC, to whatever was asked, by their status.",
+            responses,
+        );
         self.counter(
             "mdm_refused_messages_total",
             "Questions, orders and requests without a usable number that were answered with an error, by its code.",

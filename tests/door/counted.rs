@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::common::within;
+use crate::grpc::{Client, mlp, with_server};
 use crate::http::Http;
 use crate::{LIMIT, echo_request, server};
 
@@ -21,6 +22,8 @@ fn metrics_are_told_on_the_http_port_with_requests_by_model_and_door() {
             http.post("/v2/models/none/infer", &echo_request(2)).status,
             404
         );
+        assert_eq!(http.post("/v2/models/echo/infer", &json!(1)).status, 400);
+        assert_eq!(http.get("/nothing").status, 404);
         let answer = http.get("/metrics");
         assert_eq!(answer.status, 200);
         assert!(
@@ -38,6 +41,17 @@ fn metrics_are_told_on_the_http_port_with_requests_by_model_and_door() {
         assert!(has("mdm_requests_total{", &echo, " 3"), "{text}");
         assert!(has("mdm_rows_total{", &echo, " 6"), "{text}");
         assert!(has("mdm_connections{", &["door=\"http\""], " 1"), "{text}");
+        // The door refuses these itself.
+        let answered = |status: &str, times: &str| {
+            let labels = ["door=\"http\"", status];
+            assert!(
+                has("mdm_responses_total{", &labels, times),
+                "{status} {times}: {text}"
+            );
+        };
+        answered("status=\"200\"", " 3");
+        answered("status=\"400\"", " 1");
+        answered("status=\"404\"", " 2");
         assert!(
             !text.contains("none"),
             "a name that is no model's is no label: {text}"
@@ -103,5 +117,25 @@ fn statistics_count_results_and_errors_of_each_model() {
         let unused = http.get("/v2/models/mlp/stats").json();
         assert_eq!(unused["model_stats"][0]["inference_count"], 0);
         assert_eq!(http.get("/v2/models/none/stats").status, 404);
+    });
+}
+
+#[test]
+fn calls_of_grpc_are_counted_by_how_they_end_refused_ones_too() {
+    with_server(&["--http-port", "0"], async |server| {
+        let mut client = Client::to(server).await;
+        for _ in 0..2 {
+            client.infer(mlp(&[1.0; 64])).await.expect("an answer");
+        }
+        client
+            .infer(mlp(&[1.0; 63]))
+            .await
+            .expect_err("63 of 64 values");
+        let text = Http::to(server).get("/metrics").body;
+        let text = String::from_utf8(text).unwrap();
+        for (status, times) in [("OK", 2), ("INVALID_ARGUMENT", 1)] {
+            let line = format!("mdm_responses_total{{door=\"grpc\",status=\"{status}\"}} {times}");
+            assert!(text.lines().any(|l| l == line), "{line}: {text}");
+        }
     });
 }

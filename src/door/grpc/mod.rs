@@ -47,5 +47,7 @@ pub(super) async fn serve(service: Service, stream: TcpStream, connection: Rc<Co
         let service = service.clone();
         async move { route::answer(&service, open, request).await }
     };
-    serving::serve(Protocol::Http2(settings), stream, &connection, answer).await;
+    let protocol = Protocol::Http2(settings);
+    let shared = &service.local.shared;
+    serving::serve(protocol, stream, &connection, shared, answer).await;
 }

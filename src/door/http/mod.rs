@@ -63,7 +63,7 @@ pub(super) async fn serve(
         let local = local.clone();
         async move { route::answer(&local, serves, open, request).await }
     };
-    serving::serve(protocol, stream, &connection, answer).await;
+    serving::serve(protocol, stream, &connection, &local.shared, answer).await;
 }
 
 /// Looks at how a connection begins, without taking anything; `None` if it closes first, or does not go on.

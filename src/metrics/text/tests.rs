@@ -71,6 +71,7 @@ fn snapshot() -> Snapshot {
 fn outside() -> Outside {
     Outside {
         connections: vec![(DoorKind::Http, 11)],
+        responses: vec![(DoorKind::Http, "413".to_owned(), 5)],
         process: Process::now(),
     }
 }
@@ -108,6 +109,8 @@ fn what_was_counted_is_what_is_written() {
     let (model, zmq) = (("model", name), ("door", "zmq"));
     assert_eq!(of("mdm_requests_total", &[model, zmq]), 4.0);
     assert_eq!(of("mdm_rows_total", &[model, zmq]), 30.0);
+    let too_large = [("door", "http"), ("status", "413")];
+    assert_eq!(of("mdm_responses_total", &too_large), 5.0);
     let errors = |code| of("mdm_request_errors_total", &[model, zmq, ("code", code)]);
     assert_eq!((errors("INTERNAL"), errors("CANCELLED")), (1.0, 0.0));
     assert_eq!(of("mdm_requests_total", &[("model", UNKNOWN), zmq]), 0.0);
