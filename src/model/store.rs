@@ -155,6 +155,7 @@ impl Store {
     }
 
     /// A name without the method that it ends in.
+    #[cfg(feature = "gateway")]
     pub(crate) fn without_method<'a>(&self, name: &'a str) -> &'a str {
         self.roots.without_method(name)
     }

@@ -273,6 +273,7 @@ impl Roots {
     }
 
     /// A name without the method that it ends in; one that has none as it is.
+    #[cfg(feature = "gateway")]
     pub(crate) fn without_method<'a>(&self, name: &'a str) -> &'a str {
         if !name.contains('.') {
             return name;
