@@ -167,7 +167,7 @@ fn what_is_wrong_with_a_plugin_is_told_to_who_asks_for_it() {
             (
                 "which",
                 ErrorCode::FailedPrecondition,
-                &["\"echo\", \"shout\", \"faulty\""],
+                &["\"echo\", \"shout\", \"pause\", \"faulty\""],
             ),
             ("text", ErrorCode::FailedPrecondition, &["text.so"]),
             ("gone", ErrorCode::NotFound, &["gone.so"]),
