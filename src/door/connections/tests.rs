@@ -137,6 +137,7 @@ async fn served(connections: &Rc<Connections>) -> (Peer, Rc<Connection>, Weak<Ve
                 Protocol::Http2(Protocol::http2()),
                 stream,
                 &connection,
+                &connections.shared,
                 answer,
             )
             .await;

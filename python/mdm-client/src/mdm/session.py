@@ -29,6 +29,8 @@ _RECENTLY = 0.005
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 #: libzmq tells of a loss a moment before it hands over the last of what it has read.
 _LAST_LOOK = 0.005
+
+
 class Settings(NamedTuple):
     """What is needed to open a session."""
 
