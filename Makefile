@@ -111,11 +111,12 @@ wheel: toolchain python-tools
 	$(WHEEL)
 	$(CLIENT_WHEEL)
 
-# zig brings the C library that manylinux_2_28 is named after.
+# zig brings the C library that manylinux_2_28 is named after. It has a folder of its own: pip replaces the bin/ of one that is
+# there already.
 wheel-release: toolchain python-tools
 	rm -f dist/mdm_*.whl
-	$(PYTHON) -m pip install -q --disable-pip-version-check --only-binary :all: --target '$(PYTHON_TOOLS)' --upgrade ziglang
-	PATH='$(abspath $(PYTHON_TOOLS))/bin':"$$PATH" $(WITH_PYTHON_TOOLS) && export PATH PYTHONPATH && \
+	$(PYTHON) -m pip install -q --disable-pip-version-check --only-binary :all: --target '$(PYTHON_TOOLS)/zig' --upgrade ziglang
+	PATH='$(abspath $(PYTHON_TOOLS))/bin':"$$PATH" PYTHONPATH='$(abspath $(PYTHON_TOOLS))/zig' && export PATH PYTHONPATH && \
 		$(WHEEL) --zig --compatibility manylinux_2_28
 	$(CLIENT_WHEEL)
 
