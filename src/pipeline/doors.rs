@@ -4,8 +4,9 @@
 //! Door ── Said ──▶ Doors, one queue ──▶ ventilator        ventilator, sink ── Told ──▶ the door's own queue ──▶ Door
 //! ```
 //! Both kinds of queue have a descriptor that wakes who polls. It is set once for all that was put in, when whoever puts in
-//! has nothing more to add for now: on another core each message would be a wake-up of its own otherwise. And they have bounds: a caller's answers are bounded by
-//! `--max-client-bytes` as a session's are, what a door says by [`MAX_SAID`], what it has open by [`MAX_OPEN`], and callers by [`MAX_CALLERS`].
+//! has nothing more to add for now: on another core each message would be a wake-up of its own otherwise. And they have
+//! bounds: a caller's answers are bounded by `--max-client-bytes` as a session's are, what a door says by [`MAX_SAID`], what
+//! it has open by [`MAX_OPEN`], and callers by [`MAX_CALLERS`].
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
