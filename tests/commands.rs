@@ -163,6 +163,7 @@ fn in_parts(id: mdm::RequestId, request: mdm::Request) -> Vec<Act> {
                 tensors: tensors.collect(),
             }],
             batched: true,
+            failed: Vec::new(),
         };
         acts.push(Act::Out(id, ServerMessage::Part(offset as u64, outputs)));
     }
