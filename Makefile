@@ -150,6 +150,10 @@ test: toolchain onnxruntime clients python-tools
 		echo "$(CARGO) check --locked --no-default-features --features '$$features'"; \
 		$(CARGO) check --locked --no-default-features --features "$$features"; \
 	done
+	@set -e; for features in $(FEATURES); do \
+		echo "$(CARGO) doc --locked --no-deps --lib --no-default-features --features '$$features'"; \
+		RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --lib --no-default-features --features "$$features"; \
+	done
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 	$(CARGO) build --locked --bins --example echo_plugin
 	@$(TEST_PYTHON)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use mdm::client::{Call, Client, ModelInfo, PartRows, Response, Welcome};
+use mdm::client::{Call, Client, ModelInfo, Part, Response, Welcome};
 use mdm::wire::server::DimInfo;
 use mdm::{Batch, DataType, Stats, Tensor};
 
@@ -104,7 +104,7 @@ impl Job<'_> {
         let requests = self.requests()?;
         let rows = self.inputs.rows().unwrap_or(1) as u64;
         let bar = bar(rows);
-        let mut parts: Vec<PartRows> = Vec::new();
+        let mut parts: Vec<Part> = Vec::new();
         let mut stats = Stats::default();
         let mut first_row = 0;
         let mut whole = false;
