@@ -13,7 +13,6 @@ use mdm::{Batch, DataType, Error, ErrorCode, Params, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-
 /// The largest side that a picture is made to have: 12 MB of numbers a row.
 const MOST_SIDE: u32 = 1024;
 /// The most labels that a row may get.

@@ -240,9 +240,8 @@ impl FakeRest {
 
     fn wait_for_others(&self) {
         let end = Instant::now() + PATIENCE / 2;
-        let missing = || {
-            self.connections.load(Ordering::SeqCst) < self.together.load(Ordering::SeqCst)
-        };
+        let missing =
+            || self.connections.load(Ordering::SeqCst) < self.together.load(Ordering::SeqCst);
         while missing() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -2,9 +2,7 @@
 
 use std::io::Cursor;
 
-use image::{
-    DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba,
-};
+use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
 use image_preprocess::{MEAN, Preprocess, Refused, STD};
 
 const SIZE: u32 = 4;

@@ -54,7 +54,12 @@ fn code(error: &anyhow::Error) -> ErrorCode {
 }
 
 fn io_kind(cause: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
-    cause.downcast_ref::<io::Error>().map(io::Error::kind)
+    if let Some(error) = cause.downcast_ref::<io::Error>() {
+        return Some(error.kind());
+    }
+    // What writes JSON wraps the error of what it writes to.
+    let json = cause.downcast_ref::<serde_json::Error>();
+    json.and_then(serde_json::Error::io_error_kind)
 }
 
 #[cfg(test)]

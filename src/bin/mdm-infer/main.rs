@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use mdm::client::{CONNECT_TIMEOUT, Client};
 use mdm::config::{switch, whole};
 
@@ -84,6 +84,7 @@ struct Args {
         default_missing_value = "true"
     )]
     #[arg(num_args = 0..=1, require_equals = true, value_parser = switch)]
+    #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set)]
     cast: bool,
 
     /// The longest that all of it may take, in milliseconds; 0 or not said: each request has the server's default

@@ -99,8 +99,8 @@ impl Bar {
             return;
         }
         let said = said(rows, read, rows_read, self.start.elapsed());
-        self.bar.set_position((said.share * STEPS as f64) as u64);
         self.bar.set_message(said.words);
+        self.bar.set_position((said.share * STEPS as f64) as u64);
     }
 }
 

