@@ -158,7 +158,7 @@ pub(crate) mod zmtp;
 #[cfg(feature = "client")]
 pub use client::{Call, Client, Response};
 pub use error::{Error, ErrorCode, Result};
-pub use message::{Params, Priority, Request, RequestId, Stats};
+pub use message::{FailedRows, OnBadRow, Params, Priority, Request, RequestId, Stats};
 pub use tensor::{Batch, DataType, Element, Tensor};
 
 /// The examples of the README are compiled with the documentation's.

@@ -7,6 +7,7 @@
 //! runs the rows: `unchecked.rs`.
 
 mod batch;
+mod blank;
 mod datatype;
 mod document;
 mod layout;

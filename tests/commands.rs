@@ -165,6 +165,7 @@ fn in_parts(id: mdm::RequestId, request: mdm::Request) -> Vec<Act> {
     let outputs = Outputs {
         parts: (0..rows).step_by(2).map(part).collect(),
         batched: true,
+        failed: Vec::new(),
     };
     let stats = Stats {
         chunks: outputs.parts.len() as u64,

@@ -44,6 +44,7 @@ pub use response::{PartRows, Response};
 pub use stream::Parts;
 pub use tickets::Ticket;
 
+pub use crate::message::FailedRows;
 pub use crate::wire::client::StopMode;
 pub use crate::wire::server::{ModelInfo, Status, Welcome};
 

@@ -65,7 +65,12 @@ impl<'a> Parts<'a> {
         let outputs = self.rest.next()?;
         let offset = self.next_row;
         self.next_row += outputs.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
-        Some(PartRows { offset, outputs })
+        Some(PartRows {
+            offset,
+            outputs,
+            // What comes whole are the outputs of a model that no row of can fail by itself.
+            failed: Vec::new(),
+        })
     }
 }
 
@@ -91,8 +96,11 @@ impl Iterator for Parts<'_> {
             };
             match message {
                 ServerMessage::Part(offset, outputs) => {
-                    let outputs = outputs.parts.into_iter().next().unwrap_or_default();
-                    return Some(Ok(PartRows { offset, outputs }));
+                    return Some(Ok(PartRows {
+                        offset,
+                        failed: outputs.failed,
+                        outputs: outputs.parts.into_iter().next().unwrap_or_default(),
+                    }));
                 }
                 ServerMessage::End(rows, stats) => {
                     self.end = Some((Some(rows), stats));

@@ -398,6 +398,7 @@ fn parts_come_as_they_finish() {
                 let outputs = Outputs {
                     parts: vec![batch],
                     batched: true,
+                    failed: Vec::new(),
                 };
                 Act::Out(id, ServerMessage::Part(offset as u64, outputs))
             };
@@ -510,6 +511,7 @@ fn an_answer_that_cannot_be_read_is_an_error_not_a_wait() {
             let mut outputs = Outputs {
                 parts: vec![request.inputs.clone(), request.inputs],
                 batched: true,
+                failed: Vec::new(),
             };
             outputs.parts[1].tensors[0] = Tensor::from_slice("", vec![2, 1], &[1u8, 2]).unwrap();
             vec![Act::Out(
