@@ -222,7 +222,6 @@ uninstall:
 
 clean: cargo
 	$(CARGO) clean
-	rm -f logger.txt*
 
 fmt: cargo
 	$(CARGO) fmt --all

@@ -10,7 +10,7 @@
 //! | [`doors`] | HTTP: what other programs ask, and what they are told |
 //! | [`deployment`] | installing, settings, watching, stopping, what has to guard a server |
 //! | [`tuning`] | what the settings do to speed, fairness and memory |
-//! | [`metrics`] | what is counted, what to be woken for, health |
+//! | [`metrics`] | `mdm-server-status` and its JSON, what is counted, what to be woken for, health |
 //! | [`benchmarking`] | measuring a server with `mdm-bench`: closed and open loops, what the columns mean |
 //! | [`errors`] | what each error code means, and the limits |
 //! | [`contributing`] | building, testing and benching MDM itself, and the habits |

@@ -27,6 +27,7 @@ mod policy;
 mod readme;
 mod repeated;
 mod start;
+mod status;
 mod stop;
 mod types;
 
