@@ -349,8 +349,8 @@ impl<P> Catalog<P> {
         match (models.is_empty(), found) {
             (true, Err(error)) => Answer::Refused(error),
             (true, Ok(found)) => Answer::Refused(Error::not_found(format!(
-                "model {:?} is not loaded",
-                found.name()
+                "model {} is not loaded",
+                found.shown()
             ))),
             (false, _) => {
                 self.models.leave_all(&models);
