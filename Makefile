@@ -102,8 +102,10 @@ python-tools: python
 		else echo 'note: the packages could not be fetched; the tests of the Python client will say that they were skipped' >&2; fi; \
 	fi
 
+# How the commands in the wheel are compiled: release, or dev for a wheel that is only to be tested, of what the tests build anyway.
+WHEEL_PROFILE ?= release
 # The commands by maturin, and the client, which is pure Python, by flit.
-WHEEL = cd python/mdm-serving && CARGO_TARGET_DIR='$(abspath $(CARGO_TARGET_DIR))' '$(abspath $(PYTHON_TOOLS))/bin/maturin' build --release --out '$(abspath dist)'
+WHEEL = cd python/mdm-serving && CARGO_TARGET_DIR='$(abspath $(CARGO_TARGET_DIR))' '$(abspath $(PYTHON_TOOLS))/bin/maturin' build --profile $(WHEEL_PROFILE) --out '$(abspath dist)'
 CLIENT_WHEEL = cd python/mdm-client && $(WITH_PYTHON_TOOLS) $(PYTHON) -m flit_core.wheel --outdir '$(abspath dist)'
 
 wheel: toolchain python-tools
@@ -147,6 +149,10 @@ test: toolchain onnxruntime clients python-tools
 	@set -e; for features in $(FEATURES); do \
 		echo "$(CARGO) check --locked --no-default-features --features '$$features'"; \
 		$(CARGO) check --locked --no-default-features --features "$$features"; \
+	done
+	@set -e; for features in $(FEATURES); do \
+		echo "$(CARGO) doc --locked --no-deps --lib --no-default-features --features '$$features'"; \
+		RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --lib --no-default-features --features "$$features"; \
 	done
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 	$(CARGO) build --locked --bins --example echo_plugin

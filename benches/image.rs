@@ -22,8 +22,6 @@ mod folder;
 #[path = "../examples/image/pictures.rs"]
 mod pictures;
 #[allow(unused_imports)] // benchmarks are built as tests are, but without the modules' tests
-#[path = "../examples/image/preprocess.rs"]
-mod preprocess;
 #[allow(unused_imports)] // benchmarks are built as tests are, but without the modules' tests
 #[path = "../examples/image/resnet50.rs"]
 mod resnet50;

@@ -72,6 +72,20 @@ impl fmt::Display for ErrorCode {
     }
 }
 
+/// Between two loops: its name.
+impl Serialize for ErrorCode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for ErrorCode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ErrorCode, D::Error> {
+        let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        Ok(ErrorCode::parse(&name))
+    }
+}
+
 /// What went wrong: a code and a message that names the thing, what was expected and what came.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
@@ -81,17 +95,21 @@ pub struct Error {
     rows: Option<Range<usize>>,
 }
 
-/// Between two loops: the code's name and the message.
+/// Between two loops: the code's name, the message and the rows.
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        (self.code.as_str(), &self.message).serialize(serializer)
+        (self.code, &self.message, &self.rows).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Error {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
-        let (code, message) = <(String, String)>::deserialize(deserializer)?;
-        Ok(Error::new(ErrorCode::parse(&code), message))
+        let (code, message, rows) = Deserialize::deserialize(deserializer)?;
+        Ok(Error {
+            code,
+            message,
+            rows,
+        })
     }
 }
 
@@ -162,8 +180,8 @@ impl Error {
         }
     }
 
-    /// The same error, which concerns these rows of the batch that a model was given. A client is told their numbers
-    /// in its own request.
+    /// The same error, which concerns these rows: of the batch that a model was given, where a model says it, and of the
+    /// request, where its client is told it.
     #[must_use]
     pub fn at_rows(self, rows: Range<usize>) -> Error {
         Error {
@@ -172,7 +190,8 @@ impl Error {
         }
     }
 
-    /// The rows of a batch that a model blames.
+    /// The rows that are to blame, where that is known. For a client they are counted in its request, from 0; for a model
+    /// in the batch that it was given.
     pub fn rows(&self) -> Option<Range<usize>> {
         self.rows.clone()
     }
@@ -205,5 +224,16 @@ mod tests {
             assert_eq!(ErrorCode::parse(code.as_str()), code);
         }
         assert_eq!(ErrorCode::parse("SOMETHING_NEW"), ErrorCode::Internal);
+    }
+
+    #[test]
+    fn an_error_keeps_its_rows_between_the_loops() {
+        for error in [
+            Error::invalid("no date").at_rows(7..9),
+            Error::internal("broke"),
+        ] {
+            let bytes = rmp_serde::to_vec(&error).unwrap();
+            assert_eq!(rmp_serde::from_slice::<Error>(&bytes).unwrap(), error);
+        }
     }
 }

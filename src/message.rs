@@ -1,12 +1,15 @@
 //! What travels: requests, chunks, parts and answers, and the numbers that name them. What is serialized here is the head
 //! of a message between two loops; rows travel beside it (`wire/inner.rs`).
 
+mod failed;
 mod members;
 
 use std::fmt;
 
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use failed::{FailedRows, OnBadRow};
 
 use crate::error::Error;
 use crate::tensor::Batch;
@@ -222,6 +225,8 @@ pub struct Request<P = Params> {
     pub priority: Priority,
     /// Parts as chunks finish instead of one result at the end.
     pub stream: bool,
+    /// Whether a row that fails ends the request.
+    pub on_bad_row: OnBadRow,
 }
 
 /// How long a request took, and in how many pieces.
@@ -255,6 +260,8 @@ pub struct Member {
     pub total: u64,
     /// The client asked for parts.
     pub stream: bool,
+    /// What the client wants done about rows that fail.
+    pub on_bad_row: OnBadRow,
     /// The rows have no batch dimension: the outputs are whole, not rows.
     pub whole: bool,
     /// When the request arrived, in microseconds of the server's clock.
@@ -319,6 +326,8 @@ pub struct Chunk<P = Params> {
     /// Their inputs.
     #[serde(skip)]
     pub rows: Rows,
+    /// Rows that failed in an earlier leg. Others run in their place, and what these give is not used.
+    pub failed: Vec<(Serial, FailedRows)>,
 }
 
 /// The inputs of a chunk's members, in the model's order.
@@ -391,8 +400,11 @@ pub enum Outcome {
 pub struct Ran {
     /// The number of members, which follow each other.
     pub members: usize,
-    /// The outputs of each run, in the model's order. The rows of several members are one run.
+    /// The outputs of each run, in the model's order. The rows of several members are one run. Of a member whose rows
+    /// all failed there is none.
     pub runs: Vec<Batch>,
+    /// The rows that failed, of one member that reports them: they are blank in its one run.
+    pub failed: Vec<FailedRows>,
 }
 
 /// A chunk's results on their way to the sink.
@@ -451,4 +463,6 @@ pub struct Handed {
     /// What the leg gave, in its order.
     #[serde(skip)]
     pub batch: Batch,
+    /// Rows that failed in it or before. What is in the batch for them are other rows, so that the next leg can run.
+    pub failed: Vec<FailedRows>,
 }

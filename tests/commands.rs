@@ -5,14 +5,13 @@ mod common;
 #[allow(dead_code)] // the client's tests use the rest
 mod fake;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::command;
 use fake::{Act, Fake, Manners, echo, echoes, model};
-use mdm::Batch;
 use mdm::message::Stats;
 use mdm::wire::server::{Outputs, ServerMessage};
 
@@ -146,32 +145,33 @@ fn infer_shows_its_progress_on_a_terminal() {
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{shown}");
     assert!(shown.contains("/1,234 rows, "), "{shown}");
-    let last = shown.trim_end().rsplit('\n').next().unwrap();
-    assert!(last.contains("1234 rows in "), "{shown}");
+    assert!(shown.contains("1,234/1,234 rows, "), "{shown}");
+    assert!(
+        shown.contains(" k rows/s, ") && shown.contains(" s left"),
+        "{shown}"
+    );
+    let mut last = shown.trim_end().rsplit('\n');
+    assert!(
+        last.next().unwrap().contains(" for the server, "),
+        "{shown}"
+    );
+    assert!(last.next().unwrap().contains("1234 rows in "), "{shown}");
 }
 
-/// Answers in parts of two rows, the last part first.
+/// Answers in parts of two rows.
 fn in_parts(id: mdm::RequestId, request: mdm::Request) -> Vec<Act> {
     let rows = request.inputs.rows().unwrap();
-    let mut acts = Vec::new();
-    for offset in (0..rows).step_by(2).rev() {
-        let count = 2.min(rows - offset);
-        let tensors = &request.inputs.tensors;
-        let tensors = tensors.iter().map(|t| t.slice_rows(offset, count));
-        let outputs = Outputs {
-            parts: vec![Batch {
-                tensors: tensors.collect(),
-            }],
-            batched: true,
-        };
-        acts.push(Act::Out(id, ServerMessage::Part(offset as u64, outputs)));
-    }
+    let part = |offset: usize| request.inputs.slice_rows(offset, 2.min(rows - offset));
+    let outputs = Outputs {
+        parts: (0..rows).step_by(2).map(part).collect(),
+        batched: true,
+        failed: Vec::new(),
+    };
     let stats = Stats {
-        chunks: acts.len() as u64,
+        chunks: outputs.parts.len() as u64,
         ..Stats::default()
     };
-    acts.push(Act::Out(id, ServerMessage::End(rows as u64, stats)));
-    acts
+    vec![Act::Out(id, ServerMessage::Result(outputs, stats))]
 }
 
 #[test]
@@ -181,7 +181,6 @@ fn infer_runs_files_of_every_kind() {
         ..Manners::default()
     };
     let server = Fake::with(manners, |id, request| {
-        assert!(request.stream);
         if request.model.as_deref() == Some("whole") {
             // As the server does: no parts of what has no rows.
             let ServerMessage::Result(mut outputs, stats) = echo(request) else {
@@ -260,11 +259,21 @@ fn infer_says_in_one_line_what_is_wrong() {
         assert_eq!((code, err.lines().count()), (1, 1), "{err}");
         assert!(err.contains(why), "{err}");
     };
+    let not_found = "mdm-infer: NOT_FOUND: ";
+    wrong(&["--input", &path("none.npy")], not_found);
     wrong(&["--input", &path("none.npy")], "none.npy: No such file");
+    let invalid = format!("mdm-infer: INVALID_ARGUMENT: {}: ", path("bad.npy"));
+    wrong(&["--input", &path("bad.npy")], &invalid);
     wrong(&["--input", &path("bad.npy")], "not an .npy file");
     wrong(&["--input", &path("bad.jsonl")], "line 2: not JSON");
     wrong(&["--input", &path("empty.txt")], "no rows");
-    wrong(&["--input", &path("rows.csv")], "does not end in .npy");
+    let names = ["rows.csv", "rows.parquet"];
+    for name in names {
+        wrong(&["--input", &path(name)], "neither read nor written");
+        wrong(&["--input", &path(name)], "pandas.read_");
+    }
+    wrong(&["--input", &path("rows")], "--input-format");
+    wrong(&["--input", "-"], "--input-format npy");
     let good = path("good.txt");
     wrong(&["--input", &good, "--params", "[1]"], "JSON object");
     let deep = format!("{{\"a\": {}{}}}", "[".repeat(80), "]".repeat(80));
@@ -272,14 +281,135 @@ fn infer_says_in_one_line_what_is_wrong() {
     wrong(&flags, "--params: the parameters are nested too deep");
     let nowhere = path("none/out.npz");
     wrong(&["--input", &good, "--output", &nowhere], "does not exist");
+    wrong(&["--input", &good, "--output", "-"], "--output-format npy");
+    wrong(&["--input", &good, "--output", &path("a.csv")], "neither");
     let out = path("out.npy");
     // The fake describes no model of that name.
     let flags = ["--model", "m", "--input", &good, "--output", &out];
-    wrong(&flags, "no model \"m\"");
+    wrong(&flags, "mdm-infer: NOT_FOUND: no model \"m\"");
     // A server that does not say what the model is, which may take a while to load.
     let flags = ["--model=silent", "--input", &good, "--timeout-ms=300"];
     wrong(&flags, "no answer in time");
     let nobody = format!("localhost:{}", free_port());
     wrong(&["--input", &good, "--server", &nobody], "no server");
     assert_eq!(run("mdm-infer", &[]).0, 2);
+}
+
+/// The second request fails: its rows are named as the file numbers them, and nothing is left of the output.
+#[test]
+fn infer_names_the_rows_of_the_file_and_leaves_no_half_of_an_output() {
+    let server = Fake::start(|id, request| {
+        let rows = request.inputs.rows().unwrap();
+        // Where nothing is known of a model's results, the first request has 256 rows.
+        if rows == 256 {
+            return echoes(id, request);
+        }
+        let error = mdm::Error::invalid("row 3: is bad");
+        vec![Act::Out(id, ServerMessage::Error(error))]
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("rows.txt"), "x\n".repeat(1000)).unwrap();
+    // A blank line is no row.
+    std::fs::write(path("rows.jsonl"), "\n1".repeat(1000)).unwrap();
+    let port = server.port.to_string();
+    let infer = |input: &str, output: &str| {
+        let (input, output) = (path(input), path(output));
+        let flags = [
+            "--port",
+            &port,
+            "--params={\"model_proxy_path\":\"x\"}",
+            "--input",
+            &input,
+            "--output",
+            &output,
+        ];
+        let (code, _, err) = run("mdm-infer", &flags);
+        assert_eq!((code, err.lines().count()), (1, 1), "{err}");
+        err
+    };
+    for (input, output, place) in [
+        ("rows.txt", "out.jsonl", "line 260: is bad"),
+        ("rows.txt", "out.npz", "line 260: is bad"),
+        ("rows.jsonl", "out.jsonl", "line 261: is bad"),
+    ] {
+        let err = infer(input, output);
+        let said = format!("INVALID_ARGUMENT: {}: {place}", path(input));
+        assert!(err.contains(&said), "{err}");
+    }
+    let mut left: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["rows.jsonl", "rows.txt"]);
+}
+
+/// Standard output has the results alone, so that another program can read them.
+#[test]
+fn infer_reads_standard_input_and_writes_standard_output() {
+    let server = Fake::start(in_parts);
+    let port = server.port.to_string();
+    let infer = |format: &str, to: &str, rows: &[u8]| {
+        let mut child = command("mdm-infer")
+            .args(["--port", &port, "--params={\"model_proxy_path\":\"x\"}"])
+            .args(["--input", "-", "--input-format", format])
+            .args(["--output=-", "--output-format", to])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(rows).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("wrote standard output: "), "{said}");
+        assert!(said.contains(" rows/s, "), "{said}");
+        output.stdout
+    };
+    let lines = infer("txt", "jsonl", "one\nzwei\n".repeat(500).as_bytes());
+    assert!(lines.starts_with(b"{\"\":\"one\"}\n{\"\":\"zwei\"}\n"));
+    assert_eq!(lines.iter().filter(|b| **b == b'\n').count(), 1000);
+    let images = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/digits/images.npy");
+    let images = std::fs::read(images).unwrap();
+    let rows = 1797 * 64 * 4;
+    for to in ["npy", "npz"] {
+        let out = infer("npy", to, &images);
+        let data = &images[images.len() - rows..];
+        assert!(out.windows(rows).any(|window| window == data), "{to}");
+        let again = infer(to, "jsonl", &out);
+        assert_eq!(again.iter().filter(|b| **b == b'\n').count(), 1797);
+    }
+    // How many rows there are is not known before the last.
+    let array = infer("jsonl", "jsonl", "[1,2]\n".repeat(300).as_bytes());
+    assert_eq!(array.len(), "{\"\":[1,2]}\n".len() * 300);
+    let array = infer("txt", "npy", "one\n".repeat(300).as_bytes());
+    let read = npyz::NpyFile::new(&array[..]).unwrap();
+    assert_eq!(read.shape(), [300]);
+}
+
+/// Who reads the output may have read enough; that is not an error.
+#[test]
+fn infer_ends_well_when_its_reader_has_read_enough() {
+    let server = Fake::start(echoes);
+    let folder = tempfile::tempdir().unwrap();
+    let rows = folder.path().join("rows.txt");
+    std::fs::write(&rows, "x\n".repeat(100_000)).unwrap();
+    let mut child = command("mdm-infer")
+        .args(["--port", &server.port.to_string()])
+        .args(["--params={\"model_proxy_path\":\"x\"}", "--input"])
+        .arg(&rows)
+        .args(["--output=-", "--output-format=jsonl"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    reader.read_line(&mut first).unwrap();
+    drop(reader);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.as_str()), (Some(0), ""));
 }

@@ -12,7 +12,7 @@ mod digits;
 mod folder;
 #[path = "../examples/image/pictures.rs"]
 mod pictures;
-#[path = "../examples/image/preprocess.rs"]
+#[path = "../examples/image/preprocess/tests.rs"]
 mod preprocess;
 #[path = "../examples/image/resnet50.rs"]
 mod resnet50;
@@ -23,13 +23,14 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use image_preprocess::{MEAN, Preprocess, STD};
 use mdm::client::Client;
 use mdm::plugin::{Context, LoadContext, Model};
 use mdm::{ErrorCode, Params, Result, Tensor};
 use serde_json::{Value, json};
 
 use common::{Server, within};
-use preprocess::tests::{jpeg_bomb, png_bomb};
+use preprocess::{jpeg_bomb, png_bomb};
 
 /// Photographs are made, decoded and classified without optimisation, on machines with other work.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -83,7 +84,7 @@ fn classify(client: &Client, model: &str, pictures: &[Vec<u8>]) -> Result<(Vec<S
 fn expected() -> &'static [String] {
     static LABELS: OnceLock<Vec<String>> = OnceLock::new();
     LABELS.get_or_init(|| {
-        let mut stage = preprocess::Preprocess::new(32, preprocess::MEAN, preprocess::STD);
+        let mut stage = Preprocess::new(32, MEAN, STD);
         let place = place::Place::new(&[("net.onnx", folder::DIGITS_CNN.to_vec())]);
         let label = |shown: &Shown| {
             let mut row = vec![0.0; stage.numbers()];

@@ -348,7 +348,7 @@ fn strings_go_through_and_what_cannot_is_named() {
                 "{e}"
             );
         }
-        let json = Tensor::from_rows("x", &["a"]).unwrap();
+        let json = Tensor::from_json_rows("x", &["a"]).unwrap();
         assert_eq!(
             place.infer("m", vec![json]).unwrap_err().code(),
             InvalidArgument

@@ -255,6 +255,7 @@ pub fn result_header(output: &Tensor) -> usize {
             tensors: vec![output.clone()],
         }],
         batched: true,
+        failed: Vec::new(),
     };
     let stats = Stats {
         queue_us: 100,

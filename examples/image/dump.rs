@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 mod folder;
-mod preprocess;
 mod resnet50;
 mod stages;
 

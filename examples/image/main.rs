@@ -18,7 +18,6 @@ use mdm::client::Client;
 mod digits;
 mod folder;
 mod pictures;
-mod preprocess;
 #[path = "../setup/server.rs"]
 mod server;
 mod stages;

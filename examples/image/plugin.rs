@@ -7,7 +7,6 @@
 //!                       {"plugin": "libimage.so", "entry": "postprocess"}]}
 //! ```
 
-mod preprocess;
 mod stages;
 
 mdm::export_model!("preprocess" => stages::Preprocess, "postprocess" => stages::Postprocess);

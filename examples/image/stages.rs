@@ -13,8 +13,6 @@ use mdm::{Batch, DataType, Error, ErrorCode, Params, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::preprocess;
-
 /// The largest side that a picture is made to have: 12 MB of numbers a row.
 const MOST_SIDE: u32 = 1024;
 /// The most labels that a row may get.
@@ -40,11 +38,11 @@ fn shortest(number: f32) -> f64 {
 }
 
 fn mean() -> [f64; 3] {
-    preprocess::MEAN.map(shortest)
+    image_preprocess::MEAN.map(shortest)
 }
 
 fn std() -> [f64; 3] {
-    preprocess::STD.map(shortest)
+    image_preprocess::STD.map(shortest)
 }
 
 impl PreprocessState {
@@ -75,9 +73,9 @@ impl PreprocessState {
         Ok(state)
     }
 
-    fn stage(&self) -> preprocess::Preprocess {
+    fn stage(&self) -> image_preprocess::Preprocess {
         let [mean, std] = [self.mean, self.std].map(|numbers| numbers.map(|number| number as f32));
-        preprocess::Preprocess::new(self.size, mean, std)
+        image_preprocess::Preprocess::new(self.size, mean, std)
     }
 }
 
@@ -89,7 +87,7 @@ fn read<T: for<'a> Deserialize<'a>>(stage: &str, state: &Value) -> Result<T> {
 /// Encoded pictures in, numbers for a net out.
 pub struct Preprocess {
     state: PreprocessState,
-    stage: preprocess::Preprocess,
+    stage: image_preprocess::Preprocess,
 }
 
 impl Preprocess {

@@ -23,9 +23,8 @@ use npyz::WriterBuilder;
 
 mod digits;
 mod pictures;
-mod preprocess;
 
-use preprocess::{MEAN, Preprocess, STD};
+use image_preprocess::{MEAN, Preprocess, STD};
 
 /// What the net takes.
 const SIZE: u32 = 32;

@@ -116,7 +116,7 @@ impl Model for Ner {
         }
         let of_rows = of_rows.into_iter().map(|range| &entities[range]);
         let of_rows: Vec<&[Entity<'_>]> = of_rows.collect();
-        Ok(Tensor::from_rows("entities", &of_rows)?.into())
+        Ok(Tensor::from_json_rows("entities", &of_rows)?.into())
     }
 }
 

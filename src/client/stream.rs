@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Client;
 use super::call::gave_up;
-use super::response::PartRows;
+use super::response::Part;
 use super::session::{Next, Session};
 use crate::error::{Error, Result};
 use crate::message::{RequestId, Stats};
@@ -61,18 +61,23 @@ impl<'a> Parts<'a> {
         }
     }
 
-    fn next_of_rest(&mut self) -> Option<PartRows> {
+    fn next_of_rest(&mut self) -> Option<Part> {
         let outputs = self.rest.next()?;
         let offset = self.next_row;
         self.next_row += outputs.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
-        Some(PartRows { offset, outputs })
+        Some(Part {
+            offset,
+            outputs,
+            // What comes whole are the outputs of a model that no row of can fail by itself.
+            failed: Vec::new(),
+        })
     }
 }
 
 impl Iterator for Parts<'_> {
-    type Item = Result<PartRows>;
+    type Item = Result<Part>;
 
-    fn next(&mut self) -> Option<Result<PartRows>> {
+    fn next(&mut self) -> Option<Result<Part>> {
         if let Some(part) = self.next_of_rest() {
             return Some(Ok(part));
         }
@@ -91,8 +96,11 @@ impl Iterator for Parts<'_> {
             };
             match message {
                 ServerMessage::Part(offset, outputs) => {
-                    let outputs = outputs.parts.into_iter().next().unwrap_or_default();
-                    return Some(Ok(PartRows { offset, outputs }));
+                    return Some(Ok(Part {
+                        offset,
+                        failed: outputs.failed,
+                        outputs: outputs.parts.into_iter().next().unwrap_or_default(),
+                    }));
                 }
                 ServerMessage::End(rows, stats) => {
                     self.end = Some((Some(rows), stats));

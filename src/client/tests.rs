@@ -113,6 +113,7 @@ fn answer(request: Request) -> ServerMessage {
     let outputs = Outputs {
         parts: vec![request.inputs],
         batched: true,
+        failed: Vec::new(),
     };
     ServerMessage::Result(outputs, Stats::default())
 }

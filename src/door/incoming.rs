@@ -91,11 +91,6 @@ impl Reserved {
         Ok(())
     }
 
-    fn give_back(&mut self, bytes: usize) {
-        self.shared.release(bytes as u64);
-        self.bytes -= bytes as u64;
-    }
-
     /// As many of something else.
     pub(crate) fn another(&self) -> Reserved {
         Reserved::none(&self.shared)
@@ -125,15 +120,18 @@ impl Whole {
     }
 }
 
-/// A body that is put together: a tensor is one piece of memory. The memory grows with what has come, whatever was
-/// announced, and counts as it grows.
+/// How much memory is made ready at once for a body whose length was announced: what an announcement alone can cost.
+const AHEAD_BYTES: usize = 1 << 20;
+
+/// A body that is put together: a tensor is one piece of memory. Its bytes count as they come. The memory for them grows
+/// with what has come, in few steps, since each copies what is there.
 pub(crate) struct Growing {
     whole: Vec<u8>,
     /// How many bytes stand ahead of the body.
     before: usize,
-    /// For how many bytes of the body there is memory.
-    room: usize,
     most: usize,
+    /// It will have `most` bytes, its client says.
+    is_announced: bool,
     reserved: Reserved,
 }
 
@@ -143,9 +141,17 @@ impl Growing {
         Growing {
             whole: Vec::new(),
             before,
-            room: 0,
             most: usize::try_from(most).unwrap_or(usize::MAX),
+            is_announced: false,
             reserved,
+        }
+    }
+
+    /// One whose client says that it has so many bytes.
+    pub(crate) fn announced(reserved: Reserved, before: usize, bytes: u64) -> Growing {
+        Growing {
+            is_announced: true,
+            ..Growing::new(reserved, before, bytes)
         }
     }
 
@@ -164,36 +170,35 @@ impl Growing {
             let most = self.most as u64;
             return Err(Unread::TooLong { bytes: None, most });
         }
-        if needed > self.room {
-            // As much again as has come: so growing copies each byte about once.
-            let ahead = needed.saturating_mul(2).min(self.most);
-            self.make_room(ahead).or_else(|_| self.make_room(needed))?;
+        self.reserved.add(piece.len())?;
+        if self.before + needed > self.whole.capacity() {
+            let room = match self.is_announced {
+                true => needed.saturating_mul(4).max(needed + AHEAD_BYTES),
+                false => needed.saturating_mul(2),
+            };
+            self.make_room(room.min(self.most))
+                .or_else(|_| self.make_room(needed))?;
         }
         self.whole.extend_from_slice(piece);
         Ok(())
     }
 
     fn make_room(&mut self, room: usize) -> Result<(), Error> {
-        let more = room - self.room;
-        self.reserved.add(more)?;
         let missing = (self.before + room).saturating_sub(self.whole.len());
-        if let Err(error) = self.whole.try_reserve_exact(missing) {
-            self.reserved.give_back(more);
-            return Err(Error::exhausted(format!(
+        self.whole.try_reserve_exact(missing).map_err(|error| {
+            Error::exhausted(format!(
                 "{room} bytes of a request find no memory: {error}; try later"
-            )));
-        }
+            ))
+        })?;
         if self.whole.is_empty() {
             self.whole.resize(self.before, 0);
         }
-        self.room = room;
         Ok(())
     }
 
     /// All of it has come.
     pub(crate) fn finish(mut self) -> Whole {
         self.whole.shrink_to_fit();
-        self.reserved.give_back(self.room - self.len());
         let start = self.before.min(self.whole.len());
         Whole {
             bytes: Bytes::from(self.whole).slice(start..),
@@ -227,20 +232,18 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn memory_grows_with_what_has_come_and_counts() {
+    fn memory_grows_with_what_has_come_and_each_byte_counts() {
         let shared = shared(&["--max-unfinished-bytes=1000"]);
         let mut growing = Growing::new(Reserved::none(&shared), 7, 900);
         growing.push(&[1; 10]).unwrap();
         assert_eq!(growing.whole.capacity(), 7 + 20);
-        assert!(has_free(&shared, 980));
+        assert!(has_free(&shared, 990));
         growing.push(&[2; 490]).unwrap();
         // Not beyond what it may have.
         assert_eq!(growing.whole.capacity(), 7 + 900);
-        assert!(has_free(&shared, 100));
         let whole = growing.finish();
         assert_eq!(whole.bytes, [&[1; 10][..], &[2; 490]].concat());
         assert!(has_free(&shared, 500));
-        // Where there is no room ahead it makes do with what has come.
         let mut second = Growing::new(whole.reserved.another(), 0, 900);
         second.push(&[3; 400]).unwrap();
         assert!(has_free(&shared, 100));
@@ -251,11 +254,29 @@ pub(crate) mod tests {
         ));
         drop((whole, second));
         assert!(has_free(&shared, 1000));
-        assert!(
-            Growing::new(Reserved::none(&shared), 5, 9)
-                .finish()
-                .bytes
-                .is_empty()
-        );
+        let none = Growing::new(Reserved::none(&shared), 5, 9);
+        assert!(none.finish().bytes.is_empty());
+    }
+
+    #[test]
+    fn an_announced_length_is_made_room_for_in_few_steps_and_never_far_ahead() {
+        let length: usize = 64 << 20;
+        let shared = shared(&["--max-unfinished-bytes=100000000"]);
+        let mut growing = Growing::announced(Reserved::none(&shared), 3, length as u64);
+        let piece = vec![1; 64 << 10];
+        let mut steps = 0;
+        let mut room = 0;
+        while growing.len() < length {
+            growing.push(&piece).unwrap();
+            let capacity = growing.whole.capacity();
+            assert!(capacity <= 3 + growing.len() + AHEAD_BYTES.max(3 * growing.len()));
+            steps += u32::from(capacity != room);
+            room = capacity;
+        }
+        assert_eq!((steps, room), (4, 3 + length));
+        // A short one is made room for at once.
+        let mut short = Growing::announced(Reserved::none(&shared), 0, 700_000);
+        short.push(&[1; 8]).unwrap();
+        assert_eq!(short.whole.capacity(), 700_000);
     }
 }

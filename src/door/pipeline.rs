@@ -90,9 +90,7 @@ pub(crate) struct Rows {
 impl Rows {
     /// How many they are.
     pub(crate) fn count(&self) -> u64 {
-        let parts = self.outputs.parts.iter();
-        let first = parts.filter_map(|part| part.tensors.first()?.rows());
-        first.sum::<usize>() as u64
+        self.outputs.rows()
     }
 }
 

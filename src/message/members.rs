@@ -6,10 +6,11 @@ use std::fmt;
 use serde::de::Visitor;
 use serde::{Deserializer, Serializer};
 
-use super::{Member, ReplyTo, RequestId, Serial};
+use super::{Member, OnBadRow, ReplyTo, RequestId, Serial};
 
 const STREAM: u8 = 1;
 const WHOLE: u8 = 2;
+const REPORT: u8 = 4;
 /// Seven numbers, where the answer goes, and a byte of flags.
 const RECORD_BYTES: usize = 7 * 8 + 16 + 1;
 
@@ -34,7 +35,11 @@ pub(super) fn serialize<S: Serializer>(
         records.extend_from_slice(&member.reply.0);
         let stream = if member.stream { STREAM } else { 0 };
         let whole = if member.whole { WHOLE } else { 0 };
-        records.push(stream | whole);
+        let report = match member.on_bad_row {
+            OnBadRow::Fail => 0,
+            OnBadRow::Report => REPORT,
+        };
+        records.push(stream | whole | report);
     }
     serializer.serialize_bytes(&records)
 }
@@ -82,6 +87,10 @@ fn read(record: &[u8]) -> Option<Member> {
         total,
         stream: flags & STREAM != 0,
         whole: flags & WHOLE != 0,
+        on_bad_row: match flags & REPORT {
+            0 => OnBadRow::Fail,
+            _ => OnBadRow::Report,
+        },
         arrived_us,
         queue_us,
     })
@@ -110,6 +119,10 @@ mod tests {
                 total: i + 2,
                 stream: i == 1,
                 whole: i == 2,
+                on_bad_row: match i {
+                    0 => OnBadRow::Report,
+                    _ => OnBadRow::Fail,
+                },
                 arrived_us: i * 1_000_000,
                 queue_us: i,
             })

@@ -240,6 +240,7 @@ impl Worker {
                 serial: member.serial,
                 rows: member.rows,
                 batch,
+                failed: Vec::new(),
             }));
         } else {
             self.send_done(&chunk, &mut done, compute_us)?;
@@ -288,6 +289,7 @@ impl Worker {
                 all.push(Ran {
                     members: of.len(),
                     runs,
+                    failed: Vec::new(),
                 });
                 members.extend(of);
             }

@@ -107,6 +107,7 @@ impl Door {
             timeout_ms: request.timeout_ms,
             priority: request.priority,
             stream: request.stream,
+            on_bad_row: request.on_bad_row,
         };
         self.say(caller, |id| ClientMessage::Infer(id, Box::new(request)))
     }

@@ -158,6 +158,7 @@ impl UncheckedChunk {
                 params,
                 members,
                 rows,
+                failed: chunk.failed,
             },
             refused,
         )
@@ -179,6 +180,7 @@ impl UncheckedChunk {
             params: Params::new(),
             members: chunk.members,
             rows: Rows::Each(Vec::new()),
+            failed: chunk.failed,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::header::{self, Header, read_header, read_loosely};
 use super::params::RawParams;
 use super::{TensorHeader, VERSION, bounded, push_payload, read_tensors, write};
 use crate::error::{Error, Result};
-use crate::message::{Params, Priority, Request, RequestId};
+use crate::message::{OnBadRow, Params, Priority, Request, RequestId};
 use crate::tensor::Batch;
 
 /// What a client asks of the server. The server itself reads it with parameters that are still bytes.
@@ -87,6 +87,7 @@ impl ClientMessage<RawParams> {
                     timeout_ms: request.timeout_ms,
                     priority: request.priority,
                     stream: request.stream,
+                    on_bad_row: request.on_bad_row,
                 };
                 ClientMessage::Infer(id, Box::new(request))
             }
@@ -177,6 +178,14 @@ fn interpret(
                     )));
                 }
             };
+            let on_bad_row = match header.on_bad_row {
+                None => OnBadRow::Fail,
+                Some(name) => OnBadRow::parse(name).ok_or_else(|| {
+                    Error::invalid(format!(
+                        "on_bad_row {name:?}; expected \"fail\" or \"report\""
+                    ))
+                })?,
+            };
             let model = header.model.map(bounded::model_name).transpose()?;
             let params = header.params.unwrap_or_default();
             bounded::check_paths(params.paths())?;
@@ -188,6 +197,7 @@ fn interpret(
                 timeout_ms: header.timeout_ms,
                 priority,
                 stream: header.stream.unwrap_or(false),
+                on_bad_row,
             };
             ClientMessage::Infer(id, Box::new(request))
         }
@@ -257,6 +267,8 @@ pub(crate) struct InferHeader<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_bad_row: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
 }
 
@@ -271,6 +283,7 @@ impl<'a> InferHeader<'a> {
             inputs: Vec::new(),
             timeout_ms: None,
             priority: None,
+            on_bad_row: None,
             stream: None,
         }
     }
@@ -290,6 +303,15 @@ impl<'a> InferHeader<'a> {
         self.stream = match delivery {
             Delivery::Whole => None,
             Delivery::Parts => Some(true),
+        };
+        self
+    }
+
+    /// Says what is to become of rows that fail, if that is not the default.
+    pub(crate) fn on_bad_row(mut self, on_bad_row: OnBadRow) -> Self {
+        self.on_bad_row = match on_bad_row {
+            OnBadRow::Fail => None,
+            OnBadRow::Report => Some(on_bad_row.as_str()),
         };
         self
     }
@@ -364,6 +386,7 @@ pub fn write_infer(id: RequestId, request: &Request) -> Vec<Bytes> {
             false => Delivery::Whole,
         },
     );
+    header = header.on_bad_row(request.on_bad_row);
     header.inputs = tensors.iter().map(TensorHeader::of).collect();
     let header = write(&header);
     let mut frames = Vec::with_capacity(1 + tensors.len());

@@ -26,6 +26,7 @@ pub(super) struct Header<'a> {
     pub(super) inputs: Option<Vec<TensorHeader<'a>>>,
     pub(super) timeout_ms: Option<u64>,
     pub(super) priority: Option<&'a str>,
+    pub(super) on_bad_row: Option<&'a str>,
     pub(super) stream: Option<bool>,
     pub(super) mode: Option<&'a str>,
 }
@@ -74,6 +75,7 @@ pub(super) fn read_header(bytes: &Bytes) -> ReadResult<Header<'_>> {
             })?,
             "timeout_ms" => field(&mut header.timeout_ms, key, source, Reader::unsigned)?,
             "priority" => field(&mut header.priority, key, source, Reader::text)?,
+            "on_bad_row" => field(&mut header.on_bad_row, key, source, Reader::text)?,
             "stream" => field(&mut header.stream, key, source, Reader::boolean)?,
             "mode" => field(&mut header.mode, key, source, Reader::text)?,
             _ => source.skip()?,

@@ -25,8 +25,8 @@ use super::chunk::{ChunkPayload, UncheckedChunk};
 use super::{push_payload, take_payload};
 use crate::error::{Error, Result};
 use crate::message::{
-    Chunk, Credit, Member, ModelId, ModelLabel, Outcome, Part, Ran, ReplyTo, RequestId, Serial,
-    WorkerId,
+    Chunk, Credit, FailedRows, Member, ModelId, ModelLabel, Outcome, Part, Ran, ReplyTo, RequestId,
+    Serial, WorkerId,
 };
 use crate::metrics::Answered;
 use crate::tensor::{Batch, DataType, Tensor};
@@ -165,6 +165,8 @@ struct PartPayload<'a> {
     outcome: Ending,
     /// For some members at a time how many they are, and the rows of each of their runs.
     runs: Vec<(u32, Vec<u64>)>,
+    /// Rows that failed, each with its place among the runs.
+    failed: Vec<(u32, Cow<'a, FailedRows>)>,
     #[serde(borrow)]
     columns: Columns<'a>,
 }
@@ -184,9 +186,14 @@ impl PartPayload<'_> {
             Outcome::Failed => (Ending::Failed, &[]),
         };
         let of = |ran: &Ran| (ran.members as u32, rows_of_runs(&ran.runs));
+        let failed = done.iter().enumerate().flat_map(|(place, ran)| {
+            let failed = ran.failed.iter();
+            failed.map(move |rows| (place as u32, Cow::Borrowed(rows)))
+        });
         PartPayload {
             outcome,
             runs: done.iter().map(of).collect(),
+            failed: failed.collect(),
             columns: columns(done.iter().flat_map(|ran| &ran.runs)),
         }
     }
@@ -202,8 +209,16 @@ impl PartPayload<'_> {
                 let of = |(members, rows): &(u32, Vec<u64>)| Ran {
                     members: *members as usize,
                     runs: done.by_ref().take(rows.len()).collect(),
+                    failed: Vec::new(),
                 };
-                Outcome::Done(self.runs.iter().map(of).collect())
+                let mut all: Vec<Ran> = self.runs.iter().map(of).collect();
+                for (place, rows) in &self.failed {
+                    let ran = all.get_mut(*place as usize).ok_or_else(|| {
+                        Error::internal("an inner header has failed rows of no run")
+                    })?;
+                    ran.failed.push(rows.clone().into_owned());
+                }
+                Outcome::Done(all)
             }
             Ending::Skipped => Outcome::Skipped,
             Ending::Failed => Outcome::Failed,

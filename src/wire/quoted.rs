@@ -76,6 +76,7 @@ fn the_pages_result_is_what_is_written_and_read() {
     let outputs = Outputs {
         parts: vec![rows("y", &[[1.0, 2.0]]), rows("y", &[[3.0, 4.0]])],
         batched: true,
+        failed: Vec::new(),
     };
     let stats = Stats {
         queue_us: 5,

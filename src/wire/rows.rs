@@ -64,6 +64,7 @@ impl<'a> ResultRows<'a> {
                 tensors: tensors.collect(),
             }],
             batched: true,
+            failed: Vec::new(),
         };
         ServerMessage::Result(outputs, self.stats)
     }

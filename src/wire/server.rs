@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::answer::read_header;
+use super::answer::{self, read_header};
 use super::{TensorHeader, VERSION, take_payload, write};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{RequestId, Stats};
+use crate::message::{FailedRows, RequestId, Stats};
 #[cfg(feature = "server")]
 use crate::metrics::{Health, Snapshot};
 pub use crate::signature::{DimInfo, PortInfo};
@@ -142,6 +142,47 @@ pub struct Outputs {
     pub parts: Vec<Batch>,
     /// False for a model without a batch dimension: the outputs have no rows to join.
     pub batched: bool,
+    /// The rows that have no result, in row order: they are blank in the parts. A part of a stream of which no row has a
+    /// result has no tensors.
+    pub failed: Vec<FailedRows>,
+}
+
+impl Outputs {
+    /// How many rows these are. For a model without a batch dimension it is the first dimension of its first output.
+    pub fn rows(&self) -> u64 {
+        let mut firsts = self.parts.iter().filter_map(|part| part.tensors.first());
+        let rows = |tensor: &Tensor| tensor.rows().unwrap_or(0) as u64;
+        match firsts.next() {
+            Some(first) => rows(first) + firsts.map(rows).sum::<u64>(),
+            None => {
+                let counts = self.failed.iter().map(|failed| failed.count);
+                counts.fold(0, u64::saturating_add)
+            }
+        }
+    }
+
+    /// Checks that the failed rows are among those from `offset` on.
+    fn check_failed(&self, offset: u64) -> Result<()> {
+        let has_rows = self.parts.iter().any(|part| !part.tensors.is_empty());
+        let mut next = offset;
+        for failed in &self.failed {
+            // Without outputs they are all there is: one behind the other.
+            if failed.first < next || (!has_rows && failed.first != next) {
+                return Err(Error::invalid(format!(
+                    "`failed`: row {} is out of place",
+                    failed.first
+                )));
+            }
+            next = failed.rows().end;
+        }
+        match offset.checked_add(self.rows()) {
+            Some(end) if next <= end || self.failed.is_empty() => Ok(()),
+            _ => Err(Error::invalid(format!(
+                "`failed`: the answer has no row {}",
+                next.saturating_sub(1)
+            ))),
+        }
+    }
 }
 
 /// A server's message.
@@ -233,7 +274,9 @@ pub fn read(frames: Vec<Bytes>) -> Result<(RequestId, ServerMessage)> {
         "unload_ok" => ServerMessage::UnloadOk,
         "result" => {
             let headers = header.outputs.unwrap_or_default();
-            let outputs = read_outputs(&headers, header.parts.as_deref(), frames)?;
+            let mut outputs = read_outputs(&headers, header.parts.as_deref(), frames)?;
+            outputs.failed = header.failed.unwrap_or_default();
+            outputs.check_failed(0)?;
             ServerMessage::Result(outputs, header.stats.unwrap_or_default())
         }
         "part" => {
@@ -241,13 +284,30 @@ pub fn read(frames: Vec<Bytes>) -> Result<(RequestId, ServerMessage)> {
             let headers = header.outputs.unwrap_or_default();
             let mut outputs = read_outputs(&headers, None, frames)?;
             outputs.batched = true;
-            ServerMessage::Part(header.offset.unwrap_or(0), outputs)
+            outputs.failed = header.failed.unwrap_or_default();
+            let offset = header.offset.unwrap_or(0);
+            outputs.check_failed(offset)?;
+            ServerMessage::Part(offset, outputs)
         }
-        "end" => ServerMessage::End(header.rows.unwrap_or(0), header.stats.unwrap_or_default()),
-        "error" => ServerMessage::Error(Error::new(
-            ErrorCode::parse(header.code.unwrap_or("INTERNAL")),
-            header.message.unwrap_or("the server gave no message"),
-        )),
+        "end" => {
+            let rows = match header.rows {
+                None => 0,
+                Some(answer::Rows::Count(rows)) => rows,
+                Some(_) => return Err(Error::invalid("the end of a stream: `rows` is no number")),
+            };
+            ServerMessage::End(rows, header.stats.unwrap_or_default())
+        }
+        "error" => {
+            let error = Error::new(
+                ErrorCode::parse(header.code.unwrap_or("INTERNAL")),
+                header.message.unwrap_or("the server gave no message"),
+            );
+            // What is no pair of numbers here is nothing that the error needs.
+            ServerMessage::Error(match header.rows {
+                Some(answer::Rows::Blamed(rows)) => error.at_rows(rows),
+                _ => error,
+            })
+        }
         other => {
             return Err(Error::invalid(format!(
                 "the server sent {other:?}, which this client does not know"
@@ -295,6 +355,7 @@ fn read_outputs(
     Ok(Outputs {
         parts: batches,
         batched: parts.is_some(),
+        failed: Vec::new(),
     })
 }
 
@@ -311,6 +372,30 @@ struct ResultHeader<'a> {
     parts: Option<Vec<u64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stats: Option<Stats>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<Vec<FailedHeader<'a>>>,
+}
+
+/// Rows that failed, as a header tells them.
+#[derive(Serialize)]
+struct FailedHeader<'a> {
+    first: u64,
+    count: u64,
+    code: &'a str,
+    message: std::borrow::Cow<'a, str>,
+}
+
+fn failed(failed: &[FailedRows]) -> Option<Vec<FailedHeader<'_>>> {
+    if failed.is_empty() {
+        return None;
+    }
+    let told = failed.iter().map(|rows| FailedHeader {
+        first: rows.first,
+        count: rows.count,
+        code: rows.code.as_str(),
+        message: shortened(&rows.message),
+    });
+    Some(told.collect())
 }
 
 /// Appends the payload of all parts, output by output.
@@ -355,6 +440,7 @@ pub fn write_result(id: RequestId, outputs: &Outputs, stats: Stats) -> Vec<Bytes
         outputs: describe(parts, total),
         parts: rows,
         stats: Some(stats),
+        failed: failed(&outputs.failed),
     });
     let mut frames = vec![header];
     push_parts(&mut frames, parts);
@@ -362,7 +448,9 @@ pub fn write_result(id: RequestId, outputs: &Outputs, stats: Stats) -> Vec<Bytes
 }
 
 /// Writes one part of a stream: the rows from `offset` on.
-pub fn write_part(id: RequestId, offset: u64, part: &Batch) -> Vec<Bytes> {
+pub fn write_part(id: RequestId, offset: u64, outputs: &Outputs) -> Vec<Bytes> {
+    let empty = Batch::default();
+    let part = outputs.parts.first().unwrap_or(&empty);
     let header = write(&ResultHeader {
         v: VERSION,
         kind: "part",
@@ -371,6 +459,7 @@ pub fn write_part(id: RequestId, offset: u64, part: &Batch) -> Vec<Bytes> {
         outputs: describe(std::slice::from_ref(part), None),
         parts: None,
         stats: None,
+        failed: failed(&outputs.failed),
     });
     let mut frames = vec![header];
     push_parts(&mut frames, std::slice::from_ref(part));
@@ -384,7 +473,7 @@ struct PlainHeader<'a> {
     kind: &'a str,
     id: RequestId,
     #[serde(skip_serializing_if = "Option::is_none")]
-    rows: Option<u64>,
+    rows: Option<RowsHeader>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stats: Option<Stats>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -401,6 +490,14 @@ struct PlainHeader<'a> {
     model: Option<&'a ModelInfo>,
 }
 
+/// What a key `rows` says: how many at the end of a stream, the first and how many in an error.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RowsHeader {
+    Count(u64),
+    Blamed([u64; 2]),
+}
+
 /// Writes any message's frames.
 pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
     let plain = PlainHeader {
@@ -411,8 +508,7 @@ pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
     let header = match message {
         ServerMessage::Result(outputs, stats) => return write_result(id, outputs, *stats),
         ServerMessage::Part(offset, outputs) => {
-            let empty = Batch::default();
-            return write_part(id, *offset, outputs.parts.first().unwrap_or(&empty));
+            return write_part(id, *offset, outputs);
         }
         ServerMessage::HelloOk(welcome) => return answer("hello_ok", id, welcome),
         ServerMessage::StatusOk(status) => return answer("status_ok", id, status),
@@ -447,7 +543,7 @@ pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
         },
         ServerMessage::End(rows, stats) => PlainHeader {
             kind: "end",
-            rows: Some(*rows),
+            rows: Some(RowsHeader::Count(*rows)),
             stats: Some(*stats),
             ..plain
         },
@@ -455,6 +551,9 @@ pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
             kind: "error",
             code: Some(error.code().as_str()),
             message: Some(&*shortened(error.message())),
+            rows: error
+                .rows()
+                .map(|rows| RowsHeader::Blamed([rows.start as u64, rows.len() as u64])),
             ..plain
         },
         // A session has no words to ask for these, so that nobody can be there to read this.

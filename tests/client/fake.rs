@@ -272,6 +272,7 @@ pub fn echo(request: Request) -> ServerMessage {
     let outputs = Outputs {
         parts: vec![request.inputs],
         batched: true,
+        failed: Vec::new(),
     };
     ServerMessage::Result(outputs, stats)
 }

@@ -12,7 +12,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use fake::{Act, Fake, Manners, echo, echoes};
-use mdm::client::{Call, Client, Inputs, Rows, StopMode, StopOutcome};
+use mdm::client::{Call, Client, Inputs, JsonRows, StopMode, StopOutcome};
 use mdm::message::{Request, RequestId, Stats};
 use mdm::wire::client::ClientMessage;
 use mdm::wire::server::{Outputs, ServerMessage};
@@ -37,8 +37,8 @@ fn rows_of_every_kind_come_back() {
         let r = client.infer(("s", &["x", "yz"]), "echo").unwrap();
         assert_eq!(r.strings("s").unwrap(), ["x", "yz"]);
         let rows = [serde_json::json!({"k": [1, null]}), serde_json::json!("v")];
-        let r = client.infer(Rows(&rows), "echo").unwrap();
-        assert_eq!(r.rows::<serde_json::Value>("").unwrap(), rows);
+        let r = client.infer(JsonRows(&rows), "echo").unwrap();
+        assert_eq!(r.json_rows::<serde_json::Value>("").unwrap(), rows);
         let inputs = Inputs::new()
             .with("a", &[true, false])
             .with("b", vec![1u16, 2]);
@@ -398,6 +398,7 @@ fn parts_come_as_they_finish() {
                 let outputs = Outputs {
                     parts: vec![batch],
                     batched: true,
+                    failed: Vec::new(),
                 };
                 Act::Out(id, ServerMessage::Part(offset as u64, outputs))
             };
@@ -510,6 +511,7 @@ fn an_answer_that_cannot_be_read_is_an_error_not_a_wait() {
             let mut outputs = Outputs {
                 parts: vec![request.inputs.clone(), request.inputs],
                 batched: true,
+                failed: Vec::new(),
             };
             outputs.parts[1].tensors[0] = Tensor::from_slice("", vec![2, 1], &[1u8, 2]).unwrap();
             vec![Act::Out(

@@ -86,7 +86,7 @@ fn call(change: Value) -> Call {
 }
 
 fn entities(client: &Client, data: impl IntoInputs, change: Value) -> Result<Vec<Vec<Entity>>> {
-    client.infer(data, call(change))?.rows("entities")
+    client.infer(data, call(change))?.json_rows("entities")
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn the_birth_dates_of_the_held_out_sentences_are_found_with_any_number_of_worker
                 .infer(texts(&lines), call(json!({})))
                 .unwrap();
             assert!(response.stats().chunks > 1);
-            answers.push(response.rows::<Vec<Entity>>("entities").unwrap());
+            answers.push(response.json_rows::<Vec<Entity>>("entities").unwrap());
         }
         let (mut found, mut right, mut there) = (0, 0, 0);
         assert_eq!(answers[0].len(), lines.len());
@@ -138,7 +138,7 @@ fn a_sentence_has_the_same_entities_alone_and_among_others_in_any_order() {
         assert_eq!(answer, together);
         // JSON strings, and the table of characters that the proxy names.
         let rows: Vec<Value> = sentences.iter().map(|text| json!(text)).collect();
-        let tensor = Tensor::from_rows("text", &rows).unwrap();
+        let tensor = Tensor::from_json_rows("text", &rows).unwrap();
         let answer = entities(&client, tensor, json!({"word2id_path": null})).unwrap();
         assert_eq!(answer, together);
     });
@@ -195,7 +195,7 @@ fn a_row_that_is_not_text_is_named_by_its_number_in_the_request() {
             refused(refusal, ErrorCode::InvalidArgument, &[&named, "not UTF-8"]);
             assert_eq!(entities(&client, &["好"], json!({})).unwrap(), [[]]);
         }
-        let tensor = Tensor::from_rows("text", &[json!("好"), json!(["好"])]).unwrap();
+        let tensor = Tensor::from_json_rows("text", &[json!("好"), json!(["好"])]).unwrap();
         let refusal = entities(&client, tensor, json!({}));
         refused(
             refusal,
@@ -234,7 +234,7 @@ fn small_requests_that_run_together_do_not_spoil_each_other() {
                     &["row 0: ", "not UTF-8"],
                 );
             } else {
-                let own: Vec<Vec<Entity>> = answer.unwrap().rows("entities").unwrap();
+                let own: Vec<Vec<Entity>> = answer.unwrap().json_rows("entities").unwrap();
                 assert_eq!(own, std::slice::from_ref(right), "sentence {row}");
             }
         }

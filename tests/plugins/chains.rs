@@ -170,7 +170,7 @@ fn a_chain_serves_rows_in_order_from_several_workers() {
         let client = server.client();
         let texts: Vec<String> = (0..3_000).map(|i| format!("row {i}")).collect();
         let response = client.infer(("text", &texts), "chain").unwrap();
-        let rows: Vec<serde_json::Value> = response.rows("shouted").unwrap();
+        let rows: Vec<serde_json::Value> = response.json_rows("shouted").unwrap();
         assert_eq!(rows[2_999]["loud"], "ROW 2999?");
         assert!(
             rows.iter()

@@ -39,7 +39,7 @@ fn rows_of_any_kind_go_through_a_plugin_and_come_back_in_order() {
             Tensor::from_slice("b", vec![2, 2], &[1f32, 2., 3., 4.]).unwrap(),
             Tensor::from_slice("a", vec![2], &[1u8, 2]).unwrap(),
             Tensor::from_strings("a", None, &["x", "yz"]).unwrap(),
-            Tensor::from_rows("a", &[json!({"k": [1]}), json!(null)]).unwrap(),
+            Tensor::from_json_rows("a", &[json!({"k": [1]}), json!(null)]).unwrap(),
         ];
         let tickets: Vec<_> = ways
             .iter()
@@ -68,7 +68,7 @@ fn text_becomes_records_and_a_bad_row_is_named_by_its_number_in_the_request() {
         let response = client
             .infer(&["né", "two"], Call::default().params(params))
             .unwrap();
-        let rows: Vec<Value> = response.rows("shouted").unwrap();
+        let rows: Vec<Value> = response.json_rows("shouted").unwrap();
         assert_eq!(rows[0], json!({"text": "né", "letters": 2, "loud": "NÉ!!"}));
         assert_eq!(rows[1]["loud"], "TWO!!");
         let mut texts = vec!["good"; 500];
@@ -96,7 +96,7 @@ fn text_becomes_records_and_a_bad_row_is_named_by_its_number_in_the_request() {
             client
                 .infer(&["ok"], "shout")
                 .unwrap()
-                .rows::<Value>("shouted")
+                .json_rows::<Value>("shouted")
                 .unwrap()
                 .len(),
             1

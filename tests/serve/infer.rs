@@ -180,6 +180,133 @@ fn infer_keeps_to_the_servers_bounds_whatever_the_files_size() {
     });
 }
 
+/// Where rows follow each other a file is read, sent and written in parts, which a user does not see.
+#[test]
+fn infer_runs_files_of_many_requests_in_row_order() {
+    within(PATIENCE, || {
+        let dir = models(&[
+            ("echo.onnx", onnx::echo(DataType::Int64, &[128])),
+            ("words.onnx", onnx::echo(DataType::Bytes, &[])),
+        ]);
+        let flags = ["--max-request-bytes=256KiB", "--max-client-bytes=512KiB"];
+        let server = Server::start(dir, &flags);
+        let here = server.dir.path();
+        let infer = |model: &str, input: &str, output: &str| {
+            let flags = ["--model", model, "--input", input, "--output", output];
+            let (code, out, said) = run("mdm-infer", &server, here, &flags);
+            assert_eq!(code, Some(0), "{said}");
+            out
+        };
+        let rows = 3000;
+        let numbers: Vec<i64> = (0..rows * 128).collect();
+        write_npy(&here.join("in.npy"), &[rows as u64, 128], &numbers);
+        let out = infer("echo", "in.npy", "out.npy");
+        assert!(
+            out.contains("3000 rows in ") && out.contains(" writing"),
+            "{out}"
+        );
+        let (shape, file) = npy(&here.join("out.npy"));
+        assert_eq!(shape, [rows as u64, 128]);
+        assert_eq!(file.into_vec::<i64>().unwrap(), numbers);
+
+        // How many rows there are is known at the end.
+        infer("echo", "in.npy", "rows.jsonl");
+        let lines = fs::read_to_string(here.join("rows.jsonl")).unwrap();
+        fs::write(here.join("in.jsonl"), lines.replace("\"y\":", "\"x\":")).unwrap();
+        infer("echo", "in.jsonl", "again.npy");
+        let (shape, file) = npy(&here.join("again.npy"));
+        assert_eq!(shape, [rows as u64, 128]);
+        assert_eq!(file.into_vec::<i64>().unwrap(), numbers);
+
+        let texts: Vec<String> = (0..50_000).map(|i| format!("zeile ü {i}")).collect();
+        fs::write(here.join("in.txt"), texts.join("\n")).unwrap();
+        infer("words", "in.txt", "out.jsonl");
+        let lines = fs::read_to_string(here.join("out.jsonl")).unwrap();
+        let lines = lines.lines().map(|line| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            row["y"].as_str().unwrap().to_owned()
+        });
+        assert!(lines.eq(texts.iter().cloned()));
+        infer("words", "in.txt", "words.npy");
+        assert_eq!(npy(&here.join("words.npy")).0, [50_000]);
+    });
+}
+
+fn write_npy<T: npyz::AutoSerialize>(path: &Path, shape: &[u64], elements: &[T]) {
+    use npyz::WriterBuilder;
+    let file = std::io::BufWriter::new(fs::File::create(path).unwrap());
+    let mut array = npyz::WriteOptions::new()
+        .default_dtype()
+        .shape(shape)
+        .writer(file)
+        .begin_nd()
+        .unwrap();
+    array.extend(elements).unwrap();
+    array.finish().unwrap();
+}
+
+/// `numpy.save` of what NumPy computes is float64, and most models take FP32.
+#[test]
+fn infer_casts_float64_where_it_is_asked_to() {
+    within(PATIENCE, || {
+        let dir = models(&[
+            ("echo.onnx", onnx::echo(DataType::Fp32, &[2])),
+            ("ids.onnx", onnx::echo(DataType::Int64, &[2])),
+        ]);
+        let server = Server::start(dir, &[]);
+        let here = server.dir.path();
+        write_npy(
+            &here.join("in.npy"),
+            &[3, 2],
+            &[0.5f64, 1.0, 2.0, 3.0, 4.0, 5.0],
+        );
+        let infer = |flags: &[&str]| {
+            let flags = [&["--input=in.npy", "--output=out.jsonl"], flags].concat();
+            let (code, _, said) = run("mdm-infer", &server, here, &flags);
+            (code, said)
+        };
+        let (code, said) = infer(&["--model=echo"]);
+        assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
+        let start =
+            "mdm-infer: INVALID_ARGUMENT: in.npy: input \"x\": expected FP32, got FP64; --cast";
+        assert!(said.starts_with(start), "{said}");
+        let (code, said) = infer(&["--model=echo", "--cast"]);
+        assert_eq!(code, Some(0), "{said}");
+        let out = fs::read_to_string(here.join("out.jsonl")).unwrap();
+        assert_eq!(
+            out,
+            "{\"y\":[0.5,1.0]}\n{\"y\":[2.0,3.0]}\n{\"y\":[4.0,5.0]}\n"
+        );
+        // Half of one is no whole number.
+        let (code, said) = infer(&["--model=ids", "--cast"]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.contains("in.npy: row 0: input \"x\": 0.5 cannot be INT64"),
+            "{said}"
+        );
+    });
+}
+
+#[test]
+fn infer_does_not_overwrite_what_it_reads() {
+    within(PATIENCE, || {
+        let dir = models(&[("echo.onnx", onnx::echo(DataType::Int64, &[2]))]);
+        let server = Server::start(dir, &[]);
+        let here = server.dir.path();
+        write_npy(&here.join("same.npy"), &[1, 2], &[1i64, 2]);
+        std::os::unix::fs::symlink("same.npy", here.join("link.npy")).unwrap();
+        let before = fs::read(here.join("same.npy")).unwrap();
+        for output in ["same.npy", "./same.npy", "link.npy"] {
+            let flags = ["--model=echo", "--input=same.npy", "--output", output];
+            let (code, _, said) = run("mdm-infer", &server, here, &flags);
+            assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
+            assert!(said.contains("would be overwritten"), "{said}");
+            assert_eq!(fs::read(here.join("same.npy")).unwrap(), before);
+        }
+        assert!(here.join("link.npy").is_symlink());
+    });
+}
+
 /// Whoever runs rows does not load a model anew for everybody, under whatever name it is asked for.
 #[test]
 fn infer_leaves_what_is_served_as_it_is() {

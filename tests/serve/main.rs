@@ -7,8 +7,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[path = "../common/built.rs"]
+mod built;
+
 mod behind;
 mod bench;
+mod calling;
 mod commands;
 mod curl;
 mod errors;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use mdm::message::{Params, Priority, Request, RequestId, Stats};
+use mdm::message::{FailedRows, OnBadRow, Params, Priority, Request, RequestId, Stats};
 use mdm::tensor::{Batch, Tensor};
 use mdm::wire::client::{self, ClientMessage, StopMode};
 use mdm::wire::server::{
@@ -162,14 +162,15 @@ fn an_infer_with_everything() {
         timeout_ms: Some(1000),
         priority: Priority::High,
         stream: true,
+        on_bad_row: OnBadRow::Report,
     };
     client_says(
         &ClientMessage::Infer(RequestId(300), Box::new(request)),
-        "89 'v' 01 'type' 'infer' 'id' cd 01 2c 'model' 'm' \
+        "8a 'v' 01 'type' 'infer' 'id' cd 01 2c 'model' 'm' \
          'params' 83 'k' 01 'n' c0 't' 94 'x' c3 ff cb 3f f8 00 00 00 00 00 00 \
          'inputs' 92 83 'name' 'x' 'dtype' 'FP32' 'shape' 92 02 02 \
                      83 'name' 's' 'dtype' 'BYTES' 'shape' 91 02 \
-         'timeout_ms' cd 03 e8 'priority' 'high' 'stream' c3",
+         'timeout_ms' cd 03 e8 'priority' 'high' 'on_bad_row' 'report' 'stream' c3",
         &[
             &[
                 0, 0, 0x80, 0x3f, 0, 0, 0, 0x40, 0, 0, 0x40, 0x40, 0, 0, 0, 0x80,
@@ -199,8 +200,8 @@ fn an_infer_with_the_least() {
         client::write_message(&message)
     );
     // What may be left out may be said as well.
-    let header = "88 'v' 01 'type' 'infer' 'id' 01 'params' 80 'priority' 'normal' 'stream' c2 'timeout_ms' c0 \
-                  'inputs' 91 83 'name' '' 'dtype' 'UINT8' 'shape' 91 01";
+    let header = "89 'v' 01 'type' 'infer' 'id' 01 'params' 80 'priority' 'normal' 'stream' c2 'timeout_ms' c0 \
+                  'on_bad_row' 'fail' 'inputs' 91 83 'name' '' 'dtype' 'UINT8' 'shape' 91 01";
     assert_eq!(client::read(frames(header, &[&[7]])), Ok(message));
 }
 
@@ -223,6 +224,7 @@ fn results_parts_and_ends() {
     let outputs = Outputs {
         parts: vec![part("y", &first), part("y", &second)],
         batched: true,
+        failed: Vec::new(),
     };
     let header = "86 'v' 01 'type' 'result' 'id' 09 \
                   'outputs' 91 83 'name' 'y' 'dtype' 'FP32' 'shape' 92 03 02 'parts' 92 01 02 \
@@ -238,6 +240,7 @@ fn results_parts_and_ends() {
     let whole = Outputs {
         parts: vec![part("y", &first)],
         batched: false,
+        failed: Vec::new(),
     };
     let header = "85 'v' 01 'type' 'result' 'id' 09 'outputs' 91 83 'name' 'y' 'dtype' 'FP32' 'shape' 92 01 02 \
                   'stats' 83 'queue_us' 05 'compute_us' cc c8 'chunks' 02";
@@ -245,13 +248,48 @@ fn results_parts_and_ends() {
     let streamed = Outputs {
         parts: vec![part("y", &second)],
         batched: true,
+        failed: Vec::new(),
     };
     let header = "85 'v' 01 'type' 'part' 'id' 09 'offset' 64 'outputs' 91 83 'name' 'y' 'dtype' 'FP32' 'shape' 92 02 02";
+    let written = server::write_part(RequestId(9), 100, &streamed);
     server_says(9, &ServerMessage::Part(100, streamed), header, &[TWO]);
-    let written = server::write_part(RequestId(9), 100, &part("y", &second));
     assert_eq!(written, frames(header, &[TWO]));
     let header = "85 'v' 01 'type' 'end' 'id' 09 'rows' cd 01 90 'stats' 83 'queue_us' 05 'compute_us' cc c8 'chunks' 02";
     server_says(9, &ServerMessage::End(400, STATS), header, &[]);
+}
+
+#[test]
+fn rows_that_failed() {
+    let failed = |first: u64, count: u64| FailedRows {
+        first,
+        count,
+        code: ErrorCode::Internal,
+        message: "bad".to_owned(),
+    };
+    let outputs = Outputs {
+        parts: vec![Batch {
+            tensors: vec![tensor("y", &[[1.0, 2.0]])],
+        }],
+        batched: true,
+        failed: vec![failed(0, 1)],
+    };
+    let header = "87 'v' 01 'type' 'result' 'id' 09 \
+                  'outputs' 91 83 'name' 'y' 'dtype' 'FP32' 'shape' 92 01 02 'parts' 91 01 \
+                  'stats' 83 'queue_us' 05 'compute_us' cc c8 'chunks' 02 \
+                  'failed' 91 84 'first' 00 'count' 01 'code' 'INTERNAL' 'message' 'bad'";
+    server_says(9, &ServerMessage::Result(outputs, STATS), header, &[ONE]);
+    let nothing = Outputs {
+        parts: vec![Batch::default()],
+        batched: true,
+        failed: vec![failed(100, 2)],
+    };
+    let header = "86 'v' 01 'type' 'part' 'id' 09 'offset' 64 'outputs' 90 \
+                  'failed' 91 84 'first' 64 'count' 02 'code' 'INTERNAL' 'message' 'bad'";
+    server_says(9, &ServerMessage::Part(100, nothing), header, &[]);
+    let error = Error::new(ErrorCode::Internal, "bad").at_rows(7..9);
+    let header =
+        "86 'v' 01 'type' 'error' 'id' 09 'rows' 92 07 02 'code' 'INTERNAL' 'message' 'bad'";
+    server_says(9, &ServerMessage::Error(error), header, &[]);
 }
 
 /// Two outputs in two parts: output by output, and each part's offsets start at 0.
@@ -266,6 +304,7 @@ fn groups_of_frames() {
     let outputs = Outputs {
         parts: vec![part(1, "ab"), part(2, "cde")],
         batched: true,
+        failed: Vec::new(),
     };
     let header = "86 'v' 01 'type' 'result' 'id' 01 \
                   'outputs' 92 83 'name' 'n' 'dtype' 'UINT8' 'shape' 91 02 83 'name' 's' 'dtype' 'BYTES' 'shape' 91 02 \

@@ -44,6 +44,16 @@ pub fn bad_headers(id: u64) -> Vec<Case> {
             Out(INVALID, "model"),
         ),
         (
+            "a choice about bad rows that there is not",
+            with(id, "on_bad_row", json!("skip")),
+            Out(INVALID, "\"fail\" or \"report\""),
+        ),
+        (
+            "a choice about bad rows that is a flag",
+            with(id, "on_bad_row", json!(true)),
+            Out(INVALID, "`on_bad_row`"),
+        ),
+        (
             "params are no map",
             with(id, "params", json!([1])),
             Out(INVALID, "params"),

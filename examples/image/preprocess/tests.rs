@@ -1,7 +1,9 @@
 //! The stage with every kind of picture, and with what is none.
 
-use super::*;
-use image::{DynamicImage, GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
+use std::io::Cursor;
+
+use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
+use image_preprocess::{MEAN, Preprocess, Refused, STD};
 
 const SIZE: u32 = 4;
 
@@ -257,7 +259,7 @@ fn what_was_large_is_given_back() {
     let mut stage = Preprocess::new(SIZE, MEAN, STD);
     let mut out = vec![0.0; stage.numbers()];
     stage.run(&png_bomb(5000, 5000), &mut out).unwrap_err();
-    assert_eq!(stage.decoded.capacity(), 0);
+    assert_eq!(stage.kept_bytes(), 0);
 }
 
 #[test]

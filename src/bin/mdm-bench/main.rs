@@ -10,6 +10,8 @@
 mod shared;
 
 mod args;
+#[path = "../shared/array.rs"]
+mod array;
 #[path = "../shared/call.rs"]
 mod call;
 mod csv;
@@ -155,7 +157,7 @@ fn source(args: &Args, door: &dyn Door) -> Result<Source> {
     let given = match contents {
         None => return Source::made_up(&model, args.rows),
         Some(Contents::Inputs(inputs)) => inputs,
-        Some(Contents::Lines(lines)) => lines.into_inputs(&model)?,
+        Some(Contents::Lines(lines)) => lines.into_inputs(&model, &mut rows::Shapes::default())?,
     };
     Ok(Source::given(&model, given))
 }

@@ -4,8 +4,15 @@
 #[path = "../shared/mod.rs"]
 mod shared;
 
+#[path = "../shared/array.rs"]
+mod array;
 #[path = "../shared/call.rs"]
 mod call;
+mod cast;
+mod failure;
+mod most;
+mod numbering;
+mod progress;
 #[path = "../shared/read.rs"]
 mod read;
 #[path = "../shared/rows.rs"]
@@ -13,19 +20,21 @@ mod rows;
 mod run;
 mod write;
 
-use std::io::{Write, stdout};
+use std::io::{Write, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use mdm::client::{CONNECT_TIMEOUT, Client};
-use mdm::config::whole;
+use mdm::config::{switch, whole};
 
 use call::CallFlags;
-use read::Contents;
+use cast::Cast;
+use progress::{Times, timed};
+use read::{Format, Source};
 use run::{Deadline, Job};
-use write::Target;
+use write::{Results, Target};
 
 const NAME: &str = "mdm-infer";
 
@@ -40,6 +49,8 @@ Output: .npy   one output
         .npz   all outputs by name
         .jsonl one object a row, with the outputs' names as keys (one object in all, for a model without rows); NaN and
                infinities are null
+A large file is read and written as it goes, but for .npz, and for text in .npy.
+Errors begin with their code, and name the file's row (from 0) or line (from 1).
 Exit codes: 0 done, 1 failed, 2 wrong usage.
 Every flag is read from the environment too (MDM_MODEL=digits); what is typed wins, and an empty variable is not set.
 The older spelling works too: -model=digits -input=images.npy -port=5555";
@@ -49,13 +60,32 @@ The older spelling works too: -model=digits -input=images.npy -port=5555";
 #[command(name = "mdm-infer", version, after_help = AFTER_HELP)]
 #[command(mut_arg("port", |port| port.display_order(100)))] // behind --ip
 struct Args {
-    /// The rows: .npy, .npz, .jsonl or .txt
+    /// The rows: .npy, .npz, .jsonl or .txt; - is standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
 
-    /// Where the results go: .npy, .npz or .jsonl. Without it, the first rows are shown
+    /// What the input is, whatever its name: npy, npz, jsonl or txt
+    #[arg(long, value_name = "FORMAT", value_parser = Format::parse)]
+    input_format: Option<Format>,
+
+    /// Where the results go: .npy, .npz or .jsonl; - is standard output. Without it, the first rows are shown
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    /// What the output is, whatever its name: npy, npz or jsonl
+    #[arg(long, value_name = "FORMAT", value_parser = Format::parse)]
+    output_format: Option<Format>,
+
+    /// Converts numbers to the datatype that the model takes, such as NumPy's float64 to FP32
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(num_args = 0..=1, require_equals = true, value_parser = switch)]
+    #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set)]
+    cast: bool,
 
     /// The longest that all of it may take, in milliseconds; 0 or not said: each request has the server's default
     #[arg(long, value_name = "MS")]
@@ -68,49 +98,68 @@ struct Args {
 
 fn main() -> ExitCode {
     let args: Args = shared::parse(NAME);
-    shared::run(NAME, || infer(&args))
+    shared::run(NAME, || infer(&args).or_else(failed))
+}
+
+/// Says what went wrong, the code first.
+fn failed(error: anyhow::Error) -> anyhow::Result<ExitCode> {
+    // Who reads the output has read enough, which is not an error.
+    if failure::is_broken_pipe(&error) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    shared::complain(NAME, failure::line(&error));
+    Ok(ExitCode::from(shared::FAILED))
 }
 
 fn infer(args: &Args) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
     // 0 leaves it to the server.
     let limit = args.timeout_ms.filter(|ms| *ms > 0);
     let deadline = Deadline::after(limit.map(Duration::from_millis));
     let call = args.asked.call()?;
-    let target = args.output.as_deref().map(Target::new).transpose()?;
-    let contents = read::read(&args.input)?;
+    let target = args.output.as_deref();
+    let target = target.map(|path| Target::new(path, args.output_format, &args.input));
+    let target = target.transpose()?;
+    let mut times = Times::default();
+    let source = timed(&mut times.reading, || {
+        Source::open(&args.input, args.input_format)
+    })?;
     let left = deadline.left()?.unwrap_or(CONNECT_TIMEOUT);
-    let client = Client::builder()
-        .connect_timeout(left.min(CONNECT_TIMEOUT))
-        .connect(&args.asked.address())?;
-    // Asked first: the model's inputs say what lines of JSON mean, and an output file that cannot hold its outputs is an
-    // error before the work and not after it.
-    let model = client.describe(deadline.bound(&call)?)?;
+    let bound = deadline.bound(&call)?;
+    let (client, model) = timed(&mut times.starting, || {
+        let client = Client::builder()
+            .connect_timeout(left.min(CONNECT_TIMEOUT))
+            .connect(&args.asked.address())?;
+        // Asked first: the model's inputs say what lines of JSON mean, and an output file that cannot hold its outputs is
+        // an error before the work and not after it.
+        let model = client.describe(bound)?;
+        anyhow::Ok((client, model))
+    })?;
     if let Some(target) = &target {
         target.check(&model)?;
     }
-    let inputs = match contents {
-        Contents::Inputs(inputs) => inputs,
-        Contents::Lines(lines) => lines.into_inputs(&model)?,
+    // Standard output has the results alone.
+    let mut told: Box<dyn Write> = match target.as_ref().is_some_and(Target::is_standard) {
+        true => Box::new(stderr()),
+        false => Box::new(stdout()),
     };
+    let mut results = Results::begin(target, source.progress().rows)?;
     let job = Job {
         client: &client,
         call,
         deadline,
         model: &model,
-        inputs,
+        source,
+        cast: match args.cast {
+            true => Cast::Numbers,
+            false => Cast::Never,
+        },
+        results: &mut results,
+        times,
     };
-    let done = job.run()?;
-    let mut out = stdout().lock();
-    match (&target, &args.output) {
-        (Some(target), Some(path)) => {
-            target.write(&done.answer)?;
-            let outputs = done.answer.outputs.iter().map(write::describe);
-            let outputs: Vec<String> = outputs.collect();
-            writeln!(out, "wrote {}: {}", path.display(), outputs.join(", "))?;
-        }
-        _ => write!(out, "{}", write::summary(&done.answer.outputs)?)?,
-    }
-    writeln!(out, "{}", done.totals())?;
+    let mut done = job.run()?;
+    let words = timed(&mut done.times.writing, || results.finish())?;
+    writeln!(told, "{words}{}", done.totals(start.elapsed()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -123,6 +172,9 @@ mod tests {
         let sample = |flag: &str| match flag {
             "input" => ("my_rows.npy", None),
             "output" => ("my_rows.npz", None),
+            "input-format" => ("txt", Some("csv")),
+            "output-format" => ("npz", Some("csv")),
+            "cast" => ("true", Some("2")),
             "timeout-ms" => ("70", Some("abc")),
             other => call::sample(other),
         };

@@ -1,17 +1,19 @@
-//! The work itself: rows out in requests, parts in, progress in between.
+//! The work itself: rows are read, sent, fetched and written, a few requests at a time.
 
-use std::io::{IsTerminal, stderr};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
-use mdm::client::{Call, Client, ModelInfo, PartRows, Response, Welcome};
-use mdm::wire::server::DimInfo;
-use mdm::{Batch, DataType, Stats, Tensor};
+use mdm::client::{Call, Client, ModelInfo, Part, Ticket};
+use mdm::{Batch, Error, ErrorCode, Stats};
 
-/// A file of more than this goes out in several requests: enough for any number of workers, and neither end needs to
-/// hold all of it twice.
-const REQUEST_BYTES: usize = 64 << 20;
+use crate::cast::Cast;
+use crate::most::Sizes;
+use crate::numbering::Numbering;
+use crate::progress::{Bar, Times, rate, timed};
+use crate::read::{Contents, Format, Source};
+use crate::rows::Shapes;
+use crate::write::Results;
 
 /// When all of it has to be over.
 #[derive(Clone, Copy)]
@@ -36,10 +38,13 @@ impl Deadline {
             .end
             .map(|end| end.saturating_duration_since(Instant::now()));
         match (left, self.limit) {
-            (Some(Duration::ZERO), Some(limit)) => bail!(
-                "--timeout-ms {} has passed, and rows are left to run; give more time, or fewer rows",
-                limit.as_millis()
-            ),
+            (Some(Duration::ZERO), Some(limit)) => bail!(Error::new(
+                ErrorCode::DeadlineExceeded,
+                format!(
+                    "--timeout-ms {} has passed, and rows are left to run; give more time, or fewer rows",
+                    limit.as_millis()
+                )
+            )),
             _ => Ok(left),
         }
     }
@@ -59,227 +64,195 @@ pub struct Job<'a> {
     pub call: Call,
     pub deadline: Deadline,
     pub model: &'a ModelInfo,
-    pub inputs: Batch,
+    pub source: Source,
+    pub cast: Cast,
+    pub results: &'a mut Results,
+    pub times: Times,
 }
 
 /// What came of it.
 pub struct Done {
-    pub answer: Answer,
     stats: Stats,
-    rows: u64,
-    elapsed: Duration,
-}
-
-/// What the model gave.
-pub struct Answer {
-    pub outputs: Vec<Tensor>,
-    /// The model has no batch dimension: the outputs are what they are, and not rows.
-    pub whole: bool,
+    /// `None`: the model has no rows.
+    rows: Option<u64>,
+    pub times: Times,
 }
 
 impl Done {
     /// Rows, time, rows per second and chunks, for a person.
-    pub fn totals(&self) -> String {
-        let seconds = self.elapsed.as_secs_f64();
-        let rows = match self.answer.whole {
-            true => format!("1 request in {seconds:.3} s"),
-            false => format!(
-                "{} rows in {seconds:.3} s: {:.0} rows/s",
-                self.rows,
-                self.rows as f64 / seconds.max(1e-9)
-            ),
+    pub fn totals(&self, elapsed: Duration) -> String {
+        let seconds = elapsed.as_secs_f64();
+        let rows = match self.rows {
+            None => format!("1 request in {seconds:.3} s"),
+            Some(rows) => format!("{rows} rows in {seconds:.3} s: {}", rate(rows, elapsed)),
         };
         format!(
-            "{rows}, {} chunks, {:.3} s in the model",
+            "{rows}, {} chunks, {:.3} s in the model\n{}",
             self.stats.chunks,
-            self.stats.compute_us as f64 / 1e6
+            self.stats.compute_us as f64 / 1e6,
+            self.times.shown()
         )
     }
 }
 
+/// A request on its way.
+struct Flying {
+    ticket: Ticket,
+    rows: usize,
+    numbering: Numbering,
+}
+
+/// Reads rows, and cuts them into requests.
+struct Reader<'a> {
+    source: Source,
+    model: &'a ModelInfo,
+    cast: Cast,
+    shapes: Shapes,
+    /// Pieces that were read together and are to be sent apart, the first one last.
+    ready: Vec<(Batch, Numbering)>,
+    rows: u64,
+}
+
 impl Job<'_> {
-    /// Runs all rows, the parts in whatever order they finish, and puts them in order.
-    pub fn run(&self) -> Result<Done> {
-        let start = Instant::now();
-        let requests = self.requests()?;
-        let rows = self.inputs.rows().unwrap_or(1) as u64;
-        let bar = bar(rows);
-        let mut parts: Vec<PartRows> = Vec::new();
+    /// Runs all rows.
+    pub fn run(self) -> Result<Done> {
+        // What cannot be cut goes out whole; the client says so if it is too much for the server.
+        match self.model.kind == "whole" || !self.source.has_rows() {
+            true => self.run_whole(),
+            false => self.run_rows(),
+        }
+    }
+
+    fn run_rows(self) -> Result<Done> {
+        let Job {
+            client,
+            call,
+            deadline,
+            model,
+            source,
+            cast,
+            results,
+            mut times,
+        } = self;
+        let is_json = source.format() == Format::Jsonl;
+        let mut sizes = Sizes::of(&client.hello()?, model, is_json);
+        let mut reader = Reader {
+            source,
+            model,
+            cast,
+            shapes: Shapes::default(),
+            ready: Vec::new(),
+            rows: 0,
+        };
+        let bar = Bar::new();
+        let mut flying: VecDeque<Flying> = VecDeque::new();
         let mut stats = Stats::default();
-        let mut first_row = 0;
-        let mut whole = false;
-        for inputs in requests {
-            let rows = inputs.rows().unwrap_or(1) as u64;
-            let call = self.deadline.bound(&self.call)?;
-            let mut stream = self.client.infer_stream(inputs, call)?;
-            for part in stream.by_ref() {
-                let mut part = part?;
-                bar.inc(part.outputs.rows().unwrap_or(1) as u64);
-                part.offset += first_row;
-                parts.push(part);
+        let mut rows_done = 0;
+        loop {
+            while flying.len() < sizes.in_flight() {
+                let next = timed(&mut times.reading, || reader.next(&sizes))?;
+                let Some((inputs, numbering)) = next else {
+                    break;
+                };
+                let rows = inputs.rows()?;
+                let call = deadline.bound(&call)?;
+                let ticket = timed(&mut times.server, || client.submit(inputs, call))
+                    .map_err(|e| numbering.in_file(e, rows))?;
+                flying.push_back(Flying {
+                    ticket,
+                    rows,
+                    numbering,
+                });
             }
-            let of_request = stream.stats().context("the stream of parts ended early")?;
-            whole |= stream.rows().is_none();
+            bar.show(rows_done, reader.source.progress(), reader.rows);
+            let Some(Flying {
+                ticket,
+                rows,
+                numbering,
+            }) = flying.pop_front()
+            else {
+                break;
+            };
+            let response = timed(&mut times.server, || client.fetch(ticket))
+                .map_err(|e| numbering.in_file(e, rows))?;
+            let of_request = response.stats();
             stats.queue_us = stats.queue_us.max(of_request.queue_us);
             stats.compute_us += of_request.compute_us;
             stats.chunks += of_request.chunks;
-            first_row += rows;
+            if response.rows() != Some(rows) {
+                bail!(Error::internal(format!(
+                    "the server answered {rows} rows with {:?}",
+                    response.rows()
+                )));
+            }
+            let bytes = response.parts().iter().map(Batch::payload_bytes).sum();
+            sizes.learn(rows, bytes);
+            timed(&mut times.writing, || {
+                let mut parts = response.parts().iter().cloned();
+                parts.try_for_each(|part| results.add_rows(part))
+            })?;
+            rows_done += rows as u64;
         }
-        bar.finish_and_clear();
-        parts.sort_by_key(|part| part.offset);
-        let mut parts: Vec<Batch> = parts.into_iter().map(|part| part.outputs).collect();
-        let outputs = match whole {
-            // It was one request, and this is its only part.
-            true => parts.pop().unwrap_or_default().tensors,
-            false => joined(parts, stats)?,
-        };
+        drop(bar);
         Ok(Done {
-            answer: Answer { outputs, whole },
             stats,
-            rows,
-            elapsed: start.elapsed(),
+            rows: Some(rows_done),
+            times,
         })
     }
 
-    /// The rows as requests that the server takes.
-    fn requests(&self) -> Result<Vec<Batch>> {
-        if self.model.kind == "whole" || self.inputs.rows().is_err() {
-            // It cannot be cut; the client says so if it is too much for the server.
-            return Ok(vec![self.inputs.clone()]);
-        }
-        let rows = self.inputs.rows()?;
-        let most = Most::of(&self.client.hello()?, self.model);
-        let mut requests = Vec::new();
-        most.cut(&self.inputs, 0, rows, &mut requests)?;
-        Ok(requests)
-    }
-}
-
-/// The outputs with all rows.
-fn joined(parts: Vec<Batch>, stats: Stats) -> Result<Vec<Tensor>> {
-    let response = Response::from_parts(parts, stats)?;
-    let names = response.outputs().map(str::to_owned).collect::<Vec<_>>();
-    let outputs = names.iter().map(|name| response.tensor(name));
-    Ok(outputs.collect::<mdm::Result<_>>()?)
-}
-
-/// What one request may have.
-struct Most {
-    /// What we send at once.
-    bytes: usize,
-    /// What the server takes at most.
-    server_bytes: usize,
-    rows: usize,
-}
-
-impl Most {
-    fn of(server: &Welcome, model: &ModelInfo) -> Most {
-        let bytes = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
-        let (request, client) = (
-            bytes(server.max_request_bytes),
-            bytes(server.max_client_bytes),
-        );
-        // The header has its share of the server's limit, and rows of strings differ in size. What is given is, as a
-        // rule, not more than what is taken; where the model says how much it is, that counts.
-        let target = REQUEST_BYTES.min(request / 2).min(client / 2).max(1);
-        Most {
-            bytes: target,
-            server_bytes: request,
-            rows: match row_bytes(model) {
-                0 => usize::MAX,
-                of_row => (client / 2 / of_row).max(1),
-            },
-        }
-    }
-
-    /// Cuts rows in halves until each piece is small enough.
-    fn cut(&self, inputs: &Batch, start: usize, rows: usize, into: &mut Vec<Batch>) -> Result<()> {
-        let tensors = inputs.tensors.iter().map(|t| t.slice_rows(start, rows));
-        let piece = Batch {
-            tensors: tensors.collect(),
-        };
-        let bytes = piece.payload_bytes();
-        if (bytes <= self.bytes || rows == 1) && rows <= self.rows {
-            if bytes > self.server_bytes {
-                bail!(
-                    "row {start} takes {bytes} bytes, and the server takes {} in one request; raise its --max-request-bytes",
-                    self.server_bytes
-                );
+    fn run_whole(self) -> Result<Done> {
+        let mut times = self.times;
+        let numbering = Numbering::rows(self.source.name(), 0);
+        let inputs = timed(&mut times.reading, || match self.source.all()? {
+            Contents::Inputs(inputs) => self.cast.fit(inputs, self.model, &numbering),
+            Contents::Lines(lines) => lines.into_inputs(self.model, &mut Shapes::default()),
+        })?;
+        let call = self.deadline.bound(&self.call)?;
+        let (mut parts, rows, stats) = timed(&mut times.server, || {
+            let mut stream = self.client.infer_stream(inputs, call)?;
+            let parts = stream.by_ref().collect::<mdm::Result<Vec<Part>>>()?;
+            let stats = stream.stats().context("the stream of parts ended early")?;
+            anyhow::Ok((parts, stream.rows(), stats))
+        })?;
+        let results = self.results;
+        timed(&mut times.writing, || match rows {
+            // This is the only part.
+            None => results.add_whole(parts.pop().map(|p| p.outputs.tensors).unwrap_or_default()),
+            Some(_) => {
+                parts.sort_by_key(|part| part.offset);
+                let mut parts = parts.into_iter();
+                parts.try_for_each(|part| results.add_rows(part.outputs))
             }
-            into.push(piece);
-            return Ok(());
+        })?;
+        Ok(Done { stats, rows, times })
+    }
+}
+
+impl Reader<'_> {
+    /// The rows of the next request.
+    fn next(&mut self, sizes: &Sizes) -> Result<Option<(Batch, Numbering)>> {
+        if let Some(piece) = self.ready.pop() {
+            return Ok(Some(piece));
         }
-        let half = rows / 2;
-        self.cut(inputs, start, half, into)?;
-        self.cut(inputs, start + half, rows - half, into)
-    }
-}
-
-/// The bytes of what a model gives for a row, as far as it says so.
-fn row_bytes(model: &ModelInfo) -> usize {
-    let of_output = |output: &mdm::wire::server::PortInfo| {
-        let size = DataType::parse(&output.dtype).ok()?.size()?;
-        let dims = output.shape.get(1..)?.iter();
-        let mut dims = dims.map(|dim| match dim {
-            DimInfo::Size(size) => usize::try_from(*size).ok(),
-            DimInfo::Symbol(_) => None,
-        });
-        dims.try_fold(size, |bytes, dim| bytes.checked_mul(dim?))
-    };
-    model.outputs.iter().filter_map(of_output).sum()
-}
-
-/// A bar on a terminal, nothing elsewhere.
-fn bar(rows: u64) -> ProgressBar {
-    if !stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(rows);
-    if let Ok(style) = ProgressStyle::with_template(
-        "{wide_bar} {human_pos}/{human_len} rows, {per_sec}, {eta} left",
-    ) {
-        bar.set_style(style);
-    }
-    bar
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_file_is_cut_into_requests_in_row_order() {
-        let x = Tensor::from_vec("", vec![10, 2], (0..20i64).collect()).unwrap();
-        let s = Tensor::from_strings("s", None, &["0123456789"; 10]).unwrap();
-        let inputs = Batch {
-            tensors: vec![x, s],
+        let Some(contents) = self.source.next(sizes.to_read())? else {
+            return Ok(None);
         };
-        let most = |bytes, server_bytes, rows| Most {
-            bytes,
-            server_bytes,
-            rows,
+        let name = self.source.name().to_owned();
+        let is_text = self.source.format() == Format::Txt;
+        let numbering = Numbering::of(&name, self.rows, &contents, is_text);
+        let inputs = match contents {
+            Contents::Inputs(inputs) => self
+                .cast
+                .fit(inputs, self.model, &numbering)
+                .context(name.clone())?,
+            Contents::Lines(lines) => lines.into_inputs(self.model, &mut self.shapes)?,
         };
-        let mut pieces = Vec::new();
-        let all = most(150, 300, usize::MAX);
-        all.cut(&inputs, 0, 10, &mut pieces).unwrap();
-        assert!(pieces.len() > 2);
-        assert!(pieces.iter().all(|p| p.payload_bytes() <= 150));
-        let first: Vec<Tensor> = pieces.iter().map(|p| p.tensors[0].clone()).collect();
-        assert_eq!(Tensor::concat(&first).unwrap(), inputs.tensors[0]);
-        // What the server still takes is sent row by row; what it never takes is told.
-        let mut single = Vec::new();
-        most(10, 300, 4).cut(&inputs, 0, 10, &mut single).unwrap();
-        assert_eq!(single.len(), 10);
-        let mut few = Vec::new();
-        most(10_000, 20_000, 4)
-            .cut(&inputs, 0, 10, &mut few)
-            .unwrap();
-        assert!(few.iter().all(|p| p.rows().unwrap() <= 4));
-        let e = most(10, 10, 4).cut(&inputs, 0, 10, &mut single);
-        let e = e.unwrap_err().to_string();
-        assert!(
-            e.contains("row 0") && e.contains("--max-request-bytes"),
-            "{e}"
-        );
+        self.rows += inputs.rows()? as u64;
+        sizes
+            .cut(inputs, numbering, &mut self.ready)
+            .context(name)?;
+        self.ready.reverse();
+        Ok(self.ready.pop())
     }
 }

@@ -1,19 +1,22 @@
-//! Files of rows: `.npy`, `.npz`, `.jsonl`, `.txt`.
+//! Files of rows: `.npy`, `.npz`, `.jsonl`, `.txt`, or standard input. Where rows follow each other they are read in
+//! pieces, so that a file may be larger than memory.
 //!
 //! What a line of `.jsonl` means depends on the model: `rows.rs`.
 
-use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, stdin};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use mdm::tensor::Data;
 use mdm::{Batch, DataType, Tensor};
-use ndarray::{ArrayView, IxDyn, ShapeBuilder};
 use npyz::npz::NpzArchive;
-use npyz::{DType, Endianness, NpyFile, Order, TypeChar, TypeStr};
 
+use crate::array::{self, Header};
 use crate::rows::Lines;
+
+/// What is read ahead of lines: large files are read in fewer calls.
+const LINE_BUFFER: usize = 256 << 10;
 
 /// What a file's name says that it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,20 +34,48 @@ pub enum Format {
 impl Format {
     /// The format that a file's name ends with.
     pub fn of(path: &Path) -> Result<Format> {
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("npy") => Ok(Format::Npy),
-            Some("npz") => Ok(Format::Npz),
-            Some("jsonl") => Ok(Format::Jsonl),
-            Some("txt") => Ok(Format::Txt),
-            _ => bail!(
-                "{}: the name does not end in .npy, .npz, .jsonl or .txt, so the format is not known",
-                path.display()
+        let end = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+        let end = end.to_ascii_lowercase();
+        if let Ok(format) = Format::parse(&end) {
+            return Ok(format);
+        }
+        let path = path.display();
+        match &*end {
+            "csv" | "tsv" | "parquet" | "feather" | "arrow" | "xlsx" => bail!(
+                "{path}: .{end} is neither read nor written, only .npy, .npz, .jsonl and .txt (which is only read); pandas \
+                 converts it, such as pandas.read_{}(FILE).to_json(\"rows.jsonl\", orient=\"records\", lines=True)",
+                match &*end {
+                    "tsv" => "table",
+                    "arrow" => "feather",
+                    "xlsx" => "excel",
+                    end => end,
+                }
             ),
+            _ => bail!(
+                "{path}: the name does not end in .npy, .npz, .jsonl or .txt, so the format is not known; say it with \
+                 --input-format or --output-format"
+            ),
+        }
+    }
+
+    /// The format of that name, as a flag's value.
+    pub fn parse(name: &str) -> Result<Format, String> {
+        match name {
+            "npy" => Ok(Format::Npy),
+            "npz" => Ok(Format::Npz),
+            "jsonl" => Ok(Format::Jsonl),
+            "txt" => Ok(Format::Txt),
+            _ => Err("expected npy, npz, jsonl or txt".to_owned()),
         }
     }
 }
 
-/// What a file holds.
+/// Whether a path stands for standard input or output.
+pub fn is_standard(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// What a file holds, or a piece of it.
 #[derive(Debug)]
 pub enum Contents {
     /// One input without a name, or for `.npz` the inputs of its arrays' names.
@@ -53,59 +84,421 @@ pub enum Contents {
     Lines(Lines),
 }
 
-/// Reads a file's rows.
-pub fn read(path: &Path) -> Result<Contents> {
-    let format = Format::of(path)?;
-    let place = || path.display().to_string();
-    let batch = match format {
-        Format::Npy => {
-            let file = File::open(path).with_context(place)?;
-            let tensor = array("", BufReader::new(file)).with_context(place)?;
-            Batch {
-                tensors: vec![tensor],
-            }
-        }
-        Format::Npz => archive(path).with_context(place)?,
-        Format::Jsonl => {
-            let text = fs::read_to_string(path).with_context(place)?;
-            let mut rows = Vec::new();
-            for (index, line) in text.lines().enumerate() {
-                if !line.trim().is_empty() {
-                    let row: serde_json::Value = serde_json::from_str(line)
-                        .with_context(|| format!("{}, line {}: not JSON", place(), index + 1))?;
-                    rows.push((index + 1, row));
-                }
-            }
-            ensure!(!rows.is_empty(), "{}: there are no rows in it", place());
-            return Ok(Contents::Lines(Lines {
-                file: place(),
-                rows,
-            }));
-        }
-        Format::Txt => {
-            let text = fs::read(path).with_context(place)?;
-            // Every line ends with a line feed; the last one may go without.
-            let body = text.strip_suffix(b"\n").unwrap_or(&text);
-            let mut lines: Vec<&[u8]> = Vec::new();
-            if !text.is_empty() {
-                let cut = |line| <[u8]>::strip_suffix(line, b"\r").unwrap_or(line);
-                lines.extend(body.split(|b| *b == b'\n').map(cut));
-            }
-            Batch {
-                tensors: vec![Tensor::from_strings("", None, &lines)?],
-            }
-        }
-    };
-    ensure!(
-        batch.tensors.iter().all(|t| t.rows() != Some(0)),
-        "{}: there are no rows in it",
-        path.display()
-    );
-    Ok(Contents::Inputs(batch))
+/// What may be read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    pub rows: usize,
+    /// Enough, ...
+    pub bytes: usize,
+    /// ... but for rows of many bytes, of which so many ...
+    pub few_rows: usize,
+    /// ... are read where they take no more than this.
+    pub few_bytes: usize,
+    /// A line that is longer is an error.
+    pub line_bytes: usize,
 }
 
-fn archive(path: &Path) -> Result<Batch> {
-    let mut archive = NpzArchive::open(path).context("not an .npz file")?;
+impl Most {
+    /// All that there is.
+    pub const ALL: Most = Most {
+        rows: usize::MAX,
+        bytes: usize::MAX,
+        few_rows: usize::MAX,
+        few_bytes: usize::MAX,
+        line_bytes: usize::MAX,
+    };
+
+    fn is_reached(&self, rows: usize, bytes: usize) -> bool {
+        let has_bytes = bytes >= self.few_bytes || (bytes >= self.bytes && rows >= self.few_rows);
+        rows >= self.rows || (rows > 0 && has_bytes)
+    }
+
+    /// The most rows of so many bytes each.
+    fn rows_of(&self, row_bytes: usize) -> usize {
+        (self.bytes / row_bytes)
+            .max(self.few_rows.min(self.few_bytes / row_bytes))
+            .min(self.rows)
+            .max(1)
+    }
+}
+
+/// A file of rows that is being read.
+pub struct Source {
+    /// What errors call it.
+    name: String,
+    format: Format,
+    form: Form,
+    /// The length of a file of lines, if it has one.
+    bytes: Option<u64>,
+    rows_read: u64,
+}
+
+enum Form {
+    /// An array whose rows follow each other.
+    Array(ArrayRows),
+    /// Strings.
+    Texts(TextLines),
+    /// JSON documents.
+    Documents(TextLines),
+    /// What has to be read at once, and how many rows of it were given.
+    All(Batch, usize),
+}
+
+/// How far the reading has come.
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code)] // mdm-bench reads all at once
+pub struct Progress {
+    /// All rows, where their number is known.
+    pub rows: Option<u64>,
+    /// The share of the file that was read, where its length is known.
+    pub share: Option<f64>,
+}
+
+impl Source {
+    /// Opens a file, or standard input, and reads what stands ahead of its rows.
+    pub fn open(path: &Path, format: Option<Format>) -> Result<Source> {
+        let name = match is_standard(path) {
+            true => "standard input".to_owned(),
+            false => path.display().to_string(),
+        };
+        let format = match format {
+            Some(format) => format,
+            None if is_standard(path) => bail!(
+                "standard input has no name that says its format; give --input-format npy, npz, jsonl or txt"
+            ),
+            None => Format::of(path)?,
+        };
+        let (form, bytes) = match is_standard(path) {
+            true => (Form::read(format, stdin().lock(), None), None),
+            false => {
+                let file = File::open(path).with_context(|| name.clone())?;
+                let metadata = file.metadata().with_context(|| name.clone())?;
+                ensure!(
+                    !metadata.is_dir(),
+                    "{name}: it is a folder, expected a file"
+                );
+                let length = metadata.is_file().then_some(metadata.len());
+                let form = match (format, length) {
+                    // Read where it lies: an archive's directory is at its end.
+                    (Format::Npz, Some(_)) => archive(BufReader::new(file)).map(Form::whole),
+                    _ => Form::read(format, file, length),
+                };
+                (form, length)
+            }
+        };
+        let form = form.with_context(|| name.clone())?;
+        let source = Source {
+            name,
+            format,
+            form,
+            bytes,
+            rows_read: 0,
+        };
+        match &source.form {
+            Form::Array(array) => ensure!(array.left > 0, source.no_rows()),
+            Form::All(batch, _) => {
+                let empty = batch.tensors.iter().any(|t| t.rows() == Some(0));
+                ensure!(!empty, source.no_rows());
+            }
+            Form::Texts(_) | Form::Documents(_) => {}
+        }
+        Ok(source)
+    }
+
+    /// What it holds.
+    #[allow(dead_code)] // as below
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// What errors call it.
+    #[allow(dead_code)] // as below
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn no_rows(&self) -> String {
+        format!("{}: there are no rows in it", self.name)
+    }
+
+    /// Whether it has rows that can be cut: arrays that differ in their number have none in common.
+    #[allow(dead_code)] // mdm-bench reads all at once
+    pub fn has_rows(&self) -> bool {
+        match &self.form {
+            Form::All(batch, _) => batch.rows().is_ok(),
+            _ => true,
+        }
+    }
+
+    /// How far the reading has come.
+    #[allow(dead_code)] // mdm-bench reads all at once
+    pub fn progress(&self) -> Progress {
+        let share = |read: u64, all: u64| read as f64 / all.max(1) as f64;
+        match &self.form {
+            Form::Array(array) => {
+                let rows = array.header.shape[0] as u64;
+                Progress {
+                    rows: Some(rows),
+                    share: Some(share(self.rows_read, rows)),
+                }
+            }
+            Form::All(batch, _) => {
+                let rows = batch.rows().unwrap_or(1) as u64;
+                Progress {
+                    rows: Some(rows),
+                    share: Some(share(self.rows_read, rows)),
+                }
+            }
+            Form::Texts(lines) | Form::Documents(lines) => Progress {
+                rows: lines.ended.then_some(self.rows_read),
+                share: match lines.ended {
+                    true => Some(1.0),
+                    false => self.bytes.map(|all| share(lines.bytes, all)),
+                },
+            },
+        }
+    }
+
+    /// All of it.
+    pub fn all(mut self) -> Result<Contents> {
+        if let Form::All(batch, 0) = self.form {
+            return Ok(Contents::Inputs(batch));
+        }
+        let no_rows = self.no_rows();
+        self.next(Most::ALL)?.context(no_rows)
+    }
+
+    /// The next rows, in the file's order; `None` after the last.
+    pub fn next(&mut self, most: Most) -> Result<Option<Contents>> {
+        let first = self.rows_read;
+        let contents = match &mut self.form {
+            Form::Array(array) => array.next(most, first).map(inputs),
+            Form::Texts(lines) => lines.texts(most).map(inputs),
+            Form::Documents(lines) => lines.documents(most).map(|rows| {
+                let file = self.name.clone();
+                rows.map(|rows| Contents::Lines(Lines { file, rows }))
+            }),
+            Form::All(batch, given) => Ok(slice(batch, given, most).map(Contents::Inputs)),
+        };
+        let contents = contents.with_context(|| self.name.clone())?;
+        match &contents {
+            Some(Contents::Inputs(batch)) => self.rows_read += batch.rows()? as u64,
+            Some(Contents::Lines(lines)) => self.rows_read += lines.rows.len() as u64,
+            None => ensure!(self.rows_read > 0, self.no_rows()),
+        }
+        Ok(contents)
+    }
+}
+
+fn inputs(tensor: Option<Tensor>) -> Option<Contents> {
+    tensor.map(|tensor| Contents::Inputs(Batch::from(tensor)))
+}
+
+fn slice(batch: &Batch, given: &mut usize, most: Most) -> Option<Batch> {
+    let all = batch.rows().unwrap_or(0);
+    let left = all.saturating_sub(*given);
+    if left == 0 {
+        return None;
+    }
+    let rows = most.rows_of((batch.payload_bytes() / all).max(1)).min(left);
+    let piece = batch.slice_rows(*given, rows);
+    *given += rows;
+    Some(piece)
+}
+
+/// Reads all of a file's rows.
+#[allow(dead_code)] // mdm-infer reads in pieces
+pub fn read(path: &Path) -> Result<Contents> {
+    Source::open(path, None)?.all()
+}
+
+impl Form {
+    fn whole(batch: Batch) -> Form {
+        Form::All(batch, 0)
+    }
+
+    fn read(format: Format, reader: impl Read + 'static, length: Option<u64>) -> Result<Form> {
+        let lines = |reader| TextLines {
+            reader: Box::new(BufReader::with_capacity(LINE_BUFFER, reader)),
+            number: 0,
+            bytes: 0,
+            ended: false,
+        };
+        Ok(match format {
+            Format::Npy => array_rows(reader, length)?,
+            Format::Npz => {
+                let mut bytes = Vec::new();
+                let mut reader = reader;
+                reader.read_to_end(&mut bytes)?;
+                Form::whole(archive(Cursor::new(bytes))?)
+            }
+            Format::Jsonl => Form::Documents(lines(reader)),
+            Format::Txt => Form::Texts(lines(reader)),
+        })
+    }
+}
+
+fn array_rows(reader: impl Read + 'static, length: Option<u64>) -> Result<Form> {
+    // A header is read in many small pieces; of data that is larger than the buffer, nothing is copied.
+    let mut reader = Counted {
+        reader: BufReader::new(reader),
+        bytes: 0,
+    };
+    let header = Header::read(&mut reader)?;
+    if let Some(length) = length {
+        header.check_bytes(length.saturating_sub(reader.bytes))?;
+    }
+    Ok(match header.row_bytes() {
+        Some(row_bytes) => Form::Array(ArrayRows {
+            left: header.shape[0],
+            row_bytes,
+            header,
+            reader: Box::new(reader.reader),
+        }),
+        // Columns one after the other, rows without a byte, or no rows.
+        None => Form::whole(Batch::from(array::data("", &header, reader.reader)?)),
+    })
+}
+
+/// Counts what is read.
+struct Counted<R> {
+    reader: R,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.bytes += read as u64;
+        Ok(read)
+    }
+}
+
+/// An array's rows.
+struct ArrayRows {
+    reader: Box<dyn Read>,
+    header: Header,
+    row_bytes: usize,
+    left: usize,
+}
+
+impl ArrayRows {
+    fn next(&mut self, most: Most, first: u64) -> Result<Option<Tensor>> {
+        /// What is set aside before any of it has come: a header may promise anything.
+        const SET_ASIDE: usize = 64 << 20;
+
+        if self.left == 0 {
+            let more = self.reader.read(&mut [0])?;
+            ensure!(
+                more == 0,
+                "there is more data than shape {:?} takes: it is damaged",
+                self.header.shape
+            );
+            return Ok(None);
+        }
+        let rows = most.rows_of(self.row_bytes).min(self.left);
+        let expected = rows * self.row_bytes;
+        let mut bytes = Vec::with_capacity(expected.min(SET_ASIDE));
+        self.reader
+            .by_ref()
+            .take(expected as u64)
+            .read_to_end(&mut bytes)?;
+        ensure!(
+            bytes.len() == expected,
+            "shape {:?} takes {} bytes of data, and they end within row {}: it is damaged or cut short",
+            self.header.shape,
+            self.header.data_bytes,
+            first + (bytes.len() / self.row_bytes) as u64
+        );
+        self.left -= rows;
+        Ok(Some(self.header.rows(rows, bytes)?))
+    }
+}
+
+/// A file's lines.
+struct TextLines {
+    reader: Box<dyn BufRead>,
+    /// The number of the line that was read last, from 1.
+    number: usize,
+    bytes: u64,
+    ended: bool,
+}
+
+impl TextLines {
+    /// Reads a line behind what `into` has, and gives the number of its bytes; `None` at the end.
+    fn line(&mut self, into: &mut Vec<u8>, most: Most) -> Result<Option<usize>> {
+        let start = into.len();
+        // A line feed more than the line may have.
+        let limit = (most.line_bytes as u64).saturating_add(2);
+        let read = self.reader.by_ref().take(limit).read_until(b'\n', into)?;
+        self.bytes += read as u64;
+        if read == 0 {
+            self.ended = true;
+            return Ok(None);
+        }
+        self.number += 1;
+        // Every line ends with a line feed; the last one may go without.
+        if into.last() == Some(&b'\n') {
+            into.pop();
+            if into.len() > start && into.last() == Some(&b'\r') {
+                into.pop();
+            }
+        }
+        let length = into.len() - start;
+        ensure!(
+            length <= most.line_bytes,
+            "line {} has more than {} bytes, which is what the server takes in one request; raise its \
+             --max-request-bytes",
+            self.number,
+            most.line_bytes
+        );
+        Ok(Some(length))
+    }
+
+    fn texts(&mut self, most: Most) -> Result<Option<Tensor>> {
+        let mut values = Vec::new();
+        let mut offsets = 0u64.to_le_bytes().to_vec();
+        let mut rows = 0;
+        while !most.is_reached(rows, values.len() + offsets.len()) {
+            if self.line(&mut values, most)?.is_none() {
+                break;
+            }
+            offsets.extend_from_slice(&(values.len() as u64).to_le_bytes());
+            rows += 1;
+        }
+        if rows == 0 {
+            return Ok(None);
+        }
+        let data = Data::Variable {
+            offsets: offsets.into(),
+            values: values.into(),
+        };
+        Ok(Some(Tensor::new("", DataType::Bytes, vec![rows], data)?))
+    }
+
+    fn documents(&mut self, most: Most) -> Result<Option<Vec<(usize, serde_json::Value)>>> {
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        let mut line = Vec::new();
+        while !most.is_reached(rows.len(), bytes) {
+            line.clear();
+            let Some(length) = self.line(&mut line, most)? else {
+                break;
+            };
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let row = serde_json::from_slice(&line)
+                .with_context(|| format!("line {}: not JSON", self.number))?;
+            rows.push((self.number, row));
+            bytes += length;
+        }
+        Ok((!rows.is_empty()).then_some(rows))
+    }
+}
+
+fn archive(reader: impl Read + Seek) -> Result<Batch> {
+    let mut archive = NpzArchive::new(reader).context("not an .npz file")?;
     let zip = archive.zip_archive();
     let mut batch = Batch::default();
     // By position: the inputs keep the order in which they were saved.
@@ -113,7 +506,7 @@ fn archive(path: &Path) -> Result<Batch> {
         let file = zip.by_index(index).context("not an .npz file")?;
         let entry = file.name().to_owned();
         if let Some(name) = npyz::npz::array_name_from_file_name(&entry) {
-            let tensor = array(name, file).with_context(|| format!("array {name:?}"))?;
+            let tensor = array::array(name, file).with_context(|| format!("array {name:?}"))?;
             batch.tensors.push(tensor);
         }
     }
@@ -121,214 +514,116 @@ fn archive(path: &Path) -> Result<Batch> {
     Ok(batch)
 }
 
-/// Reads one array of the `.npy` format.
-fn array(name: &str, reader: impl Read) -> Result<Tensor> {
-    let file = NpyFile::new(reader).context("not an .npy file")?;
-    let shape = file.shape().iter().map(|&d| usize::try_from(d));
-    let shape: Vec<usize> = shape.collect::<Result<_, _>>().context("too large")?;
-    let order = file.order();
-    let DType::Plain(kind) = file.dtype() else {
-        bail!("its elements are records, expected numbers, booleans or strings");
-    };
-    let kind = Kind::of(&kind)?;
-    let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let expected = elements
-        .and_then(|n| n.checked_mul(kind.size()))
-        .with_context(|| format!("shape {shape:?} has more elements than memory can hold"))?;
-    let mut bytes = Vec::new();
-    file.into_inner().read_to_end(&mut bytes)?;
-    ensure!(
-        bytes.len() == expected,
-        "shape {shape:?} takes {expected} bytes of data, the file has {}: it is damaged or cut short",
-        bytes.len()
-    );
-    if order == Order::Fortran {
-        bytes = by_rows(bytes, &shape, kind.size())?;
-    }
-    kind.tensor(name, shape, bytes)
-}
-
-/// What an array's elements are.
-enum Kind {
-    /// Numbers or booleans; the second value is whether their bytes are the other way round.
-    Fixed(DataType, bool),
-    /// Byte strings of this length, filled up with zeros.
-    Strings(usize),
-    /// Strings of so many characters of four bytes; whether their bytes are the other way round.
-    Unicode(usize, bool),
-}
-
-impl Kind {
-    fn of(kind: &TypeStr) -> Result<Kind> {
-        let swapped = kind.endianness() == Endianness::Big;
-        let size = kind.size_field();
-        let datatype = match (kind.type_char(), size) {
-            (TypeChar::Bool, 1) => DataType::Bool,
-            (TypeChar::Int, 1) => DataType::Int8,
-            (TypeChar::Int, 2) => DataType::Int16,
-            (TypeChar::Int, 4) => DataType::Int32,
-            (TypeChar::Int, 8) => DataType::Int64,
-            (TypeChar::Uint, 1) => DataType::Uint8,
-            (TypeChar::Uint, 2) => DataType::Uint16,
-            (TypeChar::Uint, 4) => DataType::Uint32,
-            (TypeChar::Uint, 8) => DataType::Uint64,
-            (TypeChar::Float, 2) => DataType::Fp16,
-            (TypeChar::Float, 4) => DataType::Fp32,
-            (TypeChar::Float, 8) => DataType::Fp64,
-            (TypeChar::ByteStr, _) => return Ok(Kind::Strings(usize::try_from(size)?)),
-            (TypeChar::UnicodeStr, _) => {
-                return Ok(Kind::Unicode(usize::try_from(size)?, swapped));
-            }
-            (TypeChar::Object, _) => bail!(
-                "its elements are Python objects, which are not read (that could run any code); save numbers, or a list of strings as np.array(strings, dtype=str)"
-            ),
-            _ => bail!(
-                "its elements are of type {kind}, expected booleans, integers, floats of 2 to 8 bytes, or strings"
-            ),
-        };
-        Ok(Kind::Fixed(datatype, swapped))
-    }
-
-    fn size(&self) -> usize {
-        match self {
-            Kind::Fixed(datatype, _) => datatype.size().unwrap_or(0),
-            Kind::Strings(length) => *length,
-            Kind::Unicode(length, _) => length * 4,
-        }
-    }
-
-    fn tensor(&self, name: &str, shape: Vec<usize>, mut bytes: Vec<u8>) -> Result<Tensor> {
-        let elements = shape.iter().product();
-        match self {
-            Kind::Fixed(datatype, swapped) => {
-                if *swapped {
-                    bytes
-                        .chunks_exact_mut(self.size())
-                        .for_each(<[u8]>::reverse);
-                }
-                let data = Data::Fixed(bytes.into());
-                Ok(Tensor::new(name, *datatype, shape, data)?)
-            }
-            Kind::Strings(size) => {
-                let strings: Vec<&[u8]> = (0..elements)
-                    .map(|i| {
-                        let string = &bytes[i * size..(i + 1) * size];
-                        let end = string.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
-                        &string[..end]
-                    })
-                    .collect();
-                Ok(Tensor::from_strings(name, Some(shape), &strings)?)
-            }
-            Kind::Unicode(..) => {
-                let size = self.size();
-                let strings = (0..elements)
-                    .map(|i| self.text(&bytes[i * size..(i + 1) * size]))
-                    .collect::<Result<Vec<String>>>()?;
-                Ok(Tensor::from_strings(name, Some(shape), &strings)?)
-            }
-        }
-    }
-
-    fn text(&self, units: &[u8]) -> Result<String> {
-        let swapped = matches!(self, Kind::Unicode(_, true));
-        let mut text = String::new();
-        for unit in units.chunks_exact(4) {
-            let bytes = [unit[0], unit[1], unit[2], unit[3]];
-            let point = if swapped {
-                u32::from_be_bytes(bytes)
-            } else {
-                u32::from_le_bytes(bytes)
-            };
-            text.push(
-                char::from_u32(point).with_context(|| format!("{point:#x} is no character"))?,
-            );
-        }
-        text.truncate(text.trim_end_matches('\0').len());
-        Ok(text)
-    }
-}
-
-/// Columns one after the other become rows one after the other.
-fn by_rows(bytes: Vec<u8>, shape: &[usize], size: usize) -> Result<Vec<u8>> {
-    if size == 0 {
-        return Ok(bytes);
-    }
-    // Each element is a row of `size` bytes, which lie together: the fastest of the dimensions in the file.
-    let mut dims = vec![size];
-    dims.extend(shape);
-    let mut view = ArrayView::from_shape(IxDyn(&dims).f(), &bytes)?;
-    let axes: Vec<usize> = (1..dims.len()).chain([0]).collect();
-    view = view.permuted_axes(IxDyn(&axes));
-    Ok(view.iter().copied().collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn npy(descr: &str, order: Order, shape: &str, data: &[u8]) -> Vec<u8> {
-        let fortran = if order == Order::Fortran {
-            "True"
-        } else {
-            "False"
+    fn pieces(format: Format, bytes: &[u8], most: Most) -> Result<Vec<Contents>> {
+        let mut source = Source {
+            name: "f".to_owned(),
+            format,
+            form: Form::read(format, Cursor::new(bytes.to_vec()), None)?,
+            bytes: None,
+            rows_read: 0,
         };
-        let mut header =
-            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
-        while (header.len() + 11) % 64 != 0 {
-            header.push(' ');
+        let mut pieces = Vec::new();
+        while let Some(piece) = source.next(most)? {
+            pieces.push(piece);
         }
-        header.push('\n');
-        let mut file = b"\x93NUMPY\x01\x00".to_vec();
-        file.extend((header.len() as u16).to_le_bytes());
-        file.extend(header.as_bytes());
-        file.extend(data);
-        file
+        Ok(pieces)
     }
 
-    fn read_npy(descr: &str, order: Order, shape: &str, data: &[u8]) -> Result<Tensor> {
-        array("x", &npy(descr, order, shape, data)[..])
+    fn few(rows: usize) -> Most {
+        Most { rows, ..Most::ALL }
     }
 
-    #[test]
-    fn numbers_of_either_byte_order_and_either_layout() {
-        let le: Vec<u8> = (1..=6i16).flat_map(i16::to_le_bytes).collect();
-        let be: Vec<u8> = (1..=6i16).flat_map(i16::to_be_bytes).collect();
-        let t = read_npy("<i2", Order::C, "(2, 3)", &le).unwrap();
-        assert_eq!((t.name(), t.shape()), ("x", &[2usize, 3][..]));
-        assert_eq!(t.to_vec::<i16>().unwrap(), [1, 2, 3, 4, 5, 6]);
-        let t = read_npy(">i2", Order::C, "(6,)", &be).unwrap();
-        assert_eq!(t.to_vec::<i16>().unwrap(), [1, 2, 3, 4, 5, 6]);
-        // Columns (1, 2), (3, 4), (5, 6).
-        let t = read_npy("<i2", Order::Fortran, "(2, 3)", &le).unwrap();
-        assert_eq!(t.to_vec::<i16>().unwrap(), [1, 3, 5, 2, 4, 6]);
-        let t = read_npy(">i2", Order::Fortran, "(1, 2, 3)", &be).unwrap();
-        assert_eq!(t.to_vec::<i16>().unwrap(), [1, 3, 5, 2, 4, 6]);
-        let t = read_npy("|b1", Order::C, "(2,)", &[1, 0]).unwrap();
-        assert_eq!(t.to_vec::<bool>().unwrap(), [true, false]);
-        assert!(read_npy("<f2", Order::C, "(1,)", &[0, 60]).is_ok());
+    fn texts(pieces: Vec<Contents>) -> Vec<Vec<String>> {
+        let of = |piece| match piece {
+            Contents::Inputs(batch) => {
+                let strings = batch.tensors[0].strings().unwrap();
+                strings.into_iter().map(str::to_owned).collect()
+            }
+            Contents::Lines(lines) => {
+                let rows = lines.rows.iter();
+                rows.map(|(line, row)| format!("{line}: {row}")).collect()
+            }
+        };
+        pieces.into_iter().map(of).collect()
     }
 
     #[test]
-    fn strings_lose_their_filling() {
-        let t = read_npy("|S3", Order::C, "(3,)", b"ab\0abc\0\0\0").unwrap();
-        assert_eq!(t.strings().unwrap(), ["ab", "abc", ""]);
-        let points: Vec<u8> = ['ä', '\0', '中', '文']
-            .iter()
-            .flat_map(|c| (*c as u32).to_le_bytes())
-            .collect();
-        let t = read_npy("<U2", Order::C, "(2,)", &points).unwrap();
-        assert_eq!(t.strings().unwrap(), ["ä", "中文"]);
-    }
-
-    #[test]
-    fn what_cannot_be_read_says_why() {
+    fn lines_are_read_in_pieces() {
+        let all = pieces(Format::Txt, b"one\ntwo\r\n\nfour\r", few(3)).unwrap();
+        assert_eq!(texts(all), [vec!["one", "two", ""], vec!["four\r"]]);
+        let all = pieces(Format::Jsonl, b"1\n \n[2]\n\n3", few(2)).unwrap();
+        assert_eq!(texts(all), [vec!["1: 1", "3: [2]"], vec!["5: 3"]]);
         let why = |e: anyhow::Error| format!("{e:#}");
-        assert!(why(array("x", &b"PK\x03\x04"[..]).unwrap_err()).contains("not an .npy"));
-        let e = read_npy("<f4", Order::C, "(2, 2)", &[0; 15]).unwrap_err();
-        assert!(why(e).contains("16 bytes of data, the file has 15"));
-        let e = read_npy("|O", Order::C, "(1,)", &[0; 8]).unwrap_err();
-        assert!(why(e).contains("Python objects"));
-        let e = read_npy("<c16", Order::C, "(1,)", &[0; 16]).unwrap_err();
-        assert!(why(e).contains("<c16"));
+        let e = pieces(Format::Jsonl, b"1\n\n{\n", few(1)).unwrap_err();
+        assert!(why(e).starts_with("f: line 3: not JSON"));
+        for format in [Format::Txt, Format::Jsonl] {
+            let e = pieces(format, b"", few(1)).unwrap_err();
+            assert_eq!(why(e), "f: there are no rows in it");
+        }
+        let short = Most {
+            line_bytes: 4,
+            ..Most::ALL
+        };
+        assert!(pieces(Format::Txt, b"four\nfour\r\n", short).is_ok());
+        let e = pieces(Format::Txt, b"four\nfive5\n", short).unwrap_err();
+        assert!(why(e).starts_with("f: line 2 has more than 4 bytes"));
+    }
+
+    #[test]
+    fn an_array_is_read_in_pieces_and_ends_where_its_header_says() {
+        let mut file = b"\x93NUMPY\x01\x00\x46\x00".to_vec();
+        let header = "{'descr': '<i2', 'fortran_order': False, 'shape': (5, 2), }";
+        file.extend(format!("{header:<69}\n").as_bytes());
+        let data = (0..10i16).flat_map(i16::to_le_bytes);
+        file.extend(data);
+        let most = Most {
+            bytes: 9,
+            few_rows: 1,
+            few_bytes: 9,
+            ..Most::ALL
+        };
+        let read = pieces(Format::Npy, &file, most).unwrap();
+        let rows = read.into_iter().map(|piece| match piece {
+            Contents::Inputs(batch) => batch.tensors[0].to_vec::<i16>().unwrap(),
+            other => panic!("{other:?}"),
+        });
+        let expected: [&[i16]; 3] = [&[0, 1, 2, 3], &[4, 5, 6, 7], &[8, 9]];
+        assert_eq!(rows.collect::<Vec<_>>(), expected);
+        let e = pieces(Format::Npy, &file[..file.len() - 1], most).unwrap_err();
+        assert!(format!("{e:#}").contains("end within row 4"), "{e:#}");
+        file.push(0);
+        let e = pieces(Format::Npy, &file, most).unwrap_err();
+        assert!(format!("{e:#}").contains("more data than"), "{e:#}");
+    }
+
+    #[test]
+    fn rows_of_many_bytes_come_in_small_numbers_but_not_one_by_one() {
+        let most = Most {
+            rows: 1000,
+            bytes: 100,
+            few_rows: 16,
+            few_bytes: 640,
+            line_bytes: usize::MAX,
+        };
+        let rows = [1, 10, 20, 40, 80, 1000].map(|bytes| most.rows_of(bytes));
+        assert_eq!(rows, [100, 16, 16, 16, 8, 1]);
+        assert_eq!(few(7).rows_of(1), 7);
+        assert_eq!(Most::ALL.rows_of(1), usize::MAX);
+    }
+
+    #[test]
+    fn formats_that_are_left_out_say_what_to_do() {
+        let why = |name: &str| Format::of(Path::new(name)).unwrap_err().to_string();
+        for name in ["a.csv", "a.parquet", "a.CSV"] {
+            let e = why(name);
+            assert!(e.contains("neither read nor written"), "{e}");
+            assert!(e.contains("pandas.read_"), "{e}");
+        }
+        assert!(why("rows").contains("--input-format"));
+        assert_eq!(Format::of(Path::new("A.NPY")).unwrap(), Format::Npy);
     }
 }

@@ -21,6 +21,11 @@ pub struct Lines {
     pub rows: Vec<(usize, Value)>,
 }
 
+/// The shapes that a file's rows have, by input, each with the number of the line that had it first. They hold for all
+/// pieces of the file.
+#[derive(Debug, Default)]
+pub struct Shapes(Vec<Option<(usize, Vec<usize>)>>);
+
 /// An input's values, one a line.
 type Values = Vec<(usize, Value)>;
 
@@ -38,12 +43,12 @@ impl Lines {
     ///
     /// # Errors
     /// The file and the line, what the model takes, and what is there.
-    pub fn into_inputs(self, model: &ModelInfo) -> Result<Batch> {
+    pub fn into_inputs(self, model: &ModelInfo, shapes: &mut Shapes) -> Result<Batch> {
         let file = self.file;
         let tensors = match &model.inputs[..] {
             [] => documents("", self.rows),
             [port] if is_json(port) => documents(&port.name, self.rows),
-            ports => by_input(self.rows, ports, model),
+            ports => by_input(self.rows, ports, model, shapes),
         };
         Ok(Batch {
             tensors: tensors.context(file)?,
@@ -53,10 +58,16 @@ impl Lines {
 
 fn documents(name: &str, rows: Values) -> Result<Vec<Tensor>> {
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
-    Ok(vec![Tensor::from_rows(name, &rows)?])
+    Ok(vec![Tensor::from_json_rows(name, &rows)?])
 }
 
-fn by_input(rows: Values, ports: &[PortInfo], model: &ModelInfo) -> Result<Vec<Tensor>> {
+fn by_input(
+    rows: Values,
+    ports: &[PortInfo],
+    model: &ModelInfo,
+    Shapes(shapes): &mut Shapes,
+) -> Result<Vec<Tensor>> {
+    shapes.resize(ports.len(), None);
     let mut columns: Vec<Values> = ports.iter().map(|_| Vec::new()).collect();
     for (line, row) in rows {
         let values = split(row, ports).with_context(|| format!("line {line}"))?;
@@ -71,8 +82,10 @@ fn by_input(rows: Values, ports: &[PortInfo], model: &ModelInfo) -> Result<Vec<T
             model.name
         );
     }
-    let columns = columns.into_iter().zip(ports);
-    columns.map(|(c, port)| tensor(c, port, layout)).collect()
+    let columns = columns.into_iter().zip(ports).zip(shapes);
+    columns
+        .map(|((column, port), shape)| tensor(column, port, layout, shape))
+        .collect()
 }
 
 /// What a line has for each input.
@@ -117,7 +130,12 @@ fn layout(columns: &[Values], ports: &[PortInfo], model: &ModelInfo) -> Layout {
     }
 }
 
-fn tensor(column: Values, port: &PortInfo, layout: Layout) -> Result<Tensor> {
+fn tensor(
+    column: Values,
+    port: &PortInfo,
+    layout: Layout,
+    of_one: &mut Option<(usize, Vec<usize>)>,
+) -> Result<Tensor> {
     let datatype = DataType::parse(&port.dtype)?;
     let dims = match layout {
         Layout::Rows => port.shape.get(1..).unwrap_or_default(),
@@ -130,10 +148,9 @@ fn tensor(column: Values, port: &PortInfo, layout: Layout) -> Result<Tensor> {
     };
     let place = |line: usize| format!("line {line}: input {:?}", port.name);
     // The shape of the first value is that of all; a wrong line is looked for only where there is one.
-    let mut of_one: Option<(usize, Vec<usize>)> = None;
     for (line, value) in &column {
         let shape = shape_of(value, rank);
-        match &of_one {
+        match of_one {
             Some((_, first)) if *first == shape => continue,
             Some((other, first)) => bail!(
                 "{} has shape {shape:?}, and {first:?} in line {other}: the rows of a file have one shape",
@@ -155,7 +172,7 @@ fn tensor(column: Values, port: &PortInfo, layout: Layout) -> Result<Tensor> {
                 shape => format!("lists of shape {shape:?}"),
             }
         );
-        of_one = Some((*line, shape));
+        *of_one = Some((*line, shape));
     }
     let lines: Vec<usize> = column.iter().map(|(line, _)| *line).collect();
     let mut values: Vec<Value> = column.into_iter().map(|(_, value)| value).collect();
@@ -277,7 +294,7 @@ mod tests {
             inputs: ports.to_vec(),
             outputs: Vec::new(),
         };
-        match lines.into_inputs(&model) {
+        match lines.into_inputs(&model, &mut Shapes::default()) {
             Ok(batch) => Ok(batch.tensors),
             // The commands leave the code out, too.
             Err(e) => Err(format!("{e:#}").replace("INVALID_ARGUMENT: ", "")),

@@ -161,7 +161,7 @@ impl Messages {
         }
         let first_raw = request::first_raw(&self.rest);
         let before = first_raw.map_or(0, |at| at.wrapping_neg() % ALIGNMENT);
-        let mut whole = Growing::new(reserved, before, length as u64);
+        let mut whole = Growing::announced(reserved, before, length as u64);
         loop {
             let left = length - whole.len();
             let piece = self.rest.split_to(self.rest.len().min(left));

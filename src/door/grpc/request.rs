@@ -84,6 +84,7 @@ pub(super) fn read(message: Bytes, most_bytes: u64) -> Result<Asked> {
             timeout_ms: options.timeout_ms,
             priority: options.priority,
             stream: false,
+            on_bad_row: options.on_bad_row,
         },
         wanted: Wanted {
             outputs,

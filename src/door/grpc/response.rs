@@ -194,6 +194,7 @@ mod tests {
                 part(&[-128], &[4., f32::NEG_INFINITY], &["ü"]),
             ],
             batched: true,
+            failed: Vec::new(),
         }
     }
 

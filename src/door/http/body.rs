@@ -56,7 +56,11 @@ async fn gather(
             _ => Ok(Whole::of(first, reserved)?),
         };
     }
-    let mut whole = Growing::new(reserved, padding(json_bytes), said.exact().unwrap_or(most));
+    let before = padding(json_bytes);
+    let mut whole = match said.exact() {
+        Some(bytes) => Growing::announced(reserved, before, bytes),
+        None => Growing::new(reserved, before, most),
+    };
     whole.push(&first)?;
     drop(first);
     while let Some(piece) = next(body, Some(NEXT_BYTE)).await? {

@@ -4,13 +4,14 @@ use serde_json::Value;
 
 use super::MAX_PATH_BYTES;
 use crate::error::{Error, Result};
-use crate::message::{Params, Priority};
+use crate::message::{OnBadRow, Params, Priority};
 
 /// What the protocol's own parameters say.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Options {
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) priority: Priority,
+    pub(crate) on_bad_row: OnBadRow,
     /// `binary_data_output`.
     pub(crate) binary: bool,
     /// `ordered`: the parts of a stream come in row order.
@@ -35,6 +36,15 @@ impl Options {
         }
         if whole(&mut params, "priority", "1 for high, more for normal")? == Some(1) {
             options.priority = Priority::High;
+        }
+        if let Some(value) = params.remove("on_bad_row") {
+            let choice = value.as_str().and_then(OnBadRow::parse);
+            options.on_bad_row = choice.ok_or_else(|| {
+                Error::invalid(format!(
+                    "parameters.on_bad_row is {}, expected \"fail\" or \"report\"",
+                    shown(&value)
+                ))
+            })?;
         }
         options.binary = flag(&mut params, "binary_data_output")?.unwrap_or(false);
         options.in_order = flag(&mut params, "ordered")?.unwrap_or(false);
@@ -109,16 +119,18 @@ mod tests {
     fn the_protocols_parameters_are_taken_out_and_the_others_are_the_models() {
         let read = options(json!({
             "timeout": 1500, "priority": 1, "binary_data_output": true, "top_k": 3, "a_path": "x",
+            "on_bad_row": "report",
         }));
         let read = read.unwrap();
         assert_eq!((read.timeout_ms, read.priority), (Some(2), Priority::High));
         assert!(read.binary && !read.in_order);
+        assert_eq!(read.on_bad_row, OnBadRow::Report);
         assert_eq!(
             Value::Object(read.params),
             json!({"top_k": 3, "a_path": "x"})
         );
         assert_eq!(
-            options(json!({"timeout": 0, "priority": 0})).unwrap(),
+            options(json!({"timeout": 0, "priority": 0, "on_bad_row": "fail"})).unwrap(),
             Options::default()
         );
         for bad in [
@@ -127,6 +139,8 @@ mod tests {
             json!({"priority": "high"}),
             json!({"binary_data_output": 1}),
             json!({"ordered": "yes"}),
+            json!({"on_bad_row": true}),
+            json!({"on_bad_row": "skip"}),
             json!({"a_path": "x".repeat(5000)}),
         ] {
             let key = bad.as_object().unwrap().keys().next().unwrap().clone();

@@ -145,6 +145,7 @@ pub(crate) fn read(body: &Bytes, json_bytes: usize, most_bytes: u64) -> Result<I
             timeout_ms: options.timeout_ms,
             priority: options.priority,
             stream: false,
+            on_bad_row: options.on_bad_row,
         },
         wanted,
     })

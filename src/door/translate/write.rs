@@ -363,6 +363,7 @@ mod tests {
         Outputs {
             parts: parts.into_iter().map(Batch::from).collect(),
             batched,
+            failed: Vec::new(),
         }
     }
 

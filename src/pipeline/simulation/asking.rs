@@ -3,7 +3,7 @@
 use super::Simulation;
 use super::ledger::Clients;
 use crate::error::{Error, ErrorCode};
-use crate::message::{ModelLabel, Priority, RequestId, Serial};
+use crate::message::{ModelLabel, OnBadRow, Priority, RequestId, Serial};
 use crate::model::BatchKind;
 use crate::pipeline::ventilator::requests::Held;
 use crate::schedule::Job;
@@ -67,6 +67,7 @@ impl Simulation<'_> {
             params: bytes::Bytes::new(),
             rows,
             stream,
+            on_bad_row: OnBadRow::Fail,
             arrived_us: self.now_us,
             label: ModelLabel(model.id.0 as u32),
             model: model.clone(),

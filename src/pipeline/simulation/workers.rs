@@ -228,6 +228,7 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
                 serial: member.serial,
                 rows: member.rows,
                 batch: inputs,
+                failed: Vec::new(),
             });
         } else {
             done.push((vec![member.clone()], runs_of(member, &inputs, random)));
@@ -241,6 +242,7 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
             all.push(Ran {
                 members: of.len(),
                 runs,
+                failed: Vec::new(),
             });
             members.extend(of);
         }

@@ -179,7 +179,7 @@ impl Answers {
             return;
         };
         let mut rest = &part.members[..];
-        for Ran { members, runs } in done {
+        for Ran { members, runs, .. } in done {
             let Some((own, others)) = rest.split_at_checked(members) else {
                 return; // cannot happen: a worker counts its members
             };
@@ -250,6 +250,7 @@ impl Answers {
                     let outputs = Outputs {
                         batched: !member.whole,
                         parts: given.into_runs(),
+                        failed: Vec::new(),
                     };
                     self.answer_result(piece, outputs, stats, turn);
                 }
@@ -311,6 +312,7 @@ impl Answers {
         let outputs = Outputs {
             batched: true,
             parts: done.gather.into_parts(),
+            failed: Vec::new(),
         };
         self.answer_result(piece, outputs, done.stats, turn);
     }
@@ -550,6 +552,7 @@ fn send_parts(piece: &Piece<'_>, runs: Vec<Batch>, turn: &mut Turn<'_, impl Outl
         let outputs = Outputs {
             parts: vec![run],
             batched: true,
+            failed: Vec::new(),
         };
         turn.answer(piece.asker(), ServerMessage::Part(offset, outputs));
         offset += rows;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorCode};
 use crate::message::{
-    ChunkId, Member, ModelLabel, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId,
+    ChunkId, Member, ModelLabel, OnBadRow, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId,
 };
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{Close, ToSink};
@@ -22,6 +22,7 @@ pub(super) fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member 
         rows,
         total,
         stream: false,
+        on_bad_row: OnBadRow::Fail,
         whole: false,
         arrived_us: 0,
         queue_us: 5,
@@ -33,6 +34,7 @@ pub(super) fn alone(batch: Batch) -> Outcome {
     Outcome::Done(vec![Ran {
         members: 1,
         runs: vec![batch],
+        failed: Vec::new(),
     }])
 }
 

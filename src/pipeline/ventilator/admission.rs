@@ -17,7 +17,7 @@ use super::life::Phase;
 use super::requests::Held;
 use crate::catalog::{Arrival, Named, Parked, load_bytes};
 use crate::error::{Error, Result};
-use crate::message::{ModelId, ModelLabel, Priority, ReplyTo, Request, RequestId};
+use crate::message::{ModelId, ModelLabel, OnBadRow, Priority, ReplyTo, Request, RequestId};
 use crate::model::check::{Checked, check_inputs, check_padding};
 use crate::model::{BatchKind, Description, Lookup};
 use crate::schedule::Job;
@@ -70,6 +70,7 @@ impl Learnt {
             params_bytes: body.params.read_bytes(),
             priority: body.priority,
             stream: body.stream,
+            on_bad_row: body.on_bad_row,
             timeout_ms: body.timeout_ms,
             header_bytes: header.len(),
             frames: body.inputs.tensors.iter().map(frames).sum(),
@@ -110,6 +111,7 @@ struct Fitting {
     params: Bytes,
     priority: Priority,
     stream: bool,
+    on_bad_row: OnBadRow,
 }
 
 impl Ventilator {
@@ -147,6 +149,7 @@ impl Ventilator {
                 params: known.params.clone(),
                 priority: known.priority,
                 stream: known.stream,
+                on_bad_row: known.on_bad_row,
             };
             self.queue(arrival, fitting)
         });
@@ -294,6 +297,7 @@ impl Ventilator {
             rows: checked.rows,
             priority: body.priority,
             stream: body.stream,
+            on_bad_row: body.on_bad_row,
             model,
         };
         self.queue(arrival, fitting)
@@ -309,6 +313,13 @@ impl Ventilator {
             bytes,
         } = arrival;
         let model = fitting.model;
+        if fitting.on_bad_row == OnBadRow::Report && model.kind == BatchKind::Whole {
+            return Err(Error::invalid(format!(
+                "on_bad_row \"report\": model {:?} gets a request whole, so that no row of it can fail by itself; \
+                 leave on_bad_row out",
+                model.name
+            )));
+        }
         let job = Job {
             serial,
             client: reply,
@@ -334,6 +345,7 @@ impl Ventilator {
             rows: fitting.rows,
             // What is given whole has no rows to send in parts: the one result is its stream.
             stream: fitting.stream && model.kind != BatchKind::Whole,
+            on_bad_row: fitting.on_bad_row,
             arrived_us,
             label: self.ledger.label(&model),
             model,

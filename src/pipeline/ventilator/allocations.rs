@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::known_headers::{KnownHeaders, KnownInfer, KnownInput, Sight};
 use super::requests::{Held, Requests};
 use crate::message::{
-    Credit, ModelLabel, Outcome, Params, Part, Priority, Ran, ReplyTo, Request, RequestId, Rows,
-    Serial, WorkerId,
+    Credit, ModelLabel, OnBadRow, Outcome, Params, Part, Priority, Ran, ReplyTo, Request,
+    RequestId, Rows, Serial, WorkerId,
 };
 use crate::model::mock::{Behaviour, MockSource};
 use crate::model::{Description, Lookup};
@@ -113,6 +113,7 @@ impl Path {
                 params_bytes: 0,
                 priority: Priority::Normal,
                 stream: false,
+                on_bad_row: OnBadRow::Fail,
                 timeout_ms: None,
                 header_bytes: 100,
                 inputs: vec![KnownInput {
@@ -183,6 +184,7 @@ impl Path {
                 params: known.params.clone(),
                 rows: known.rows,
                 stream: known.stream,
+                on_bad_row: known.on_bad_row,
                 arrived_us: 0,
                 model: known.model.clone(),
                 label: LABEL,
@@ -224,6 +226,7 @@ impl Path {
             outcome: Outcome::Done(vec![Ran {
                 members: chunk.members.len(),
                 runs: vec![rows],
+                failed: Vec::new(),
             }]),
             members: chunk.members,
         }));

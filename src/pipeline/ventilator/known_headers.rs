@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use crate::message::{ModelId, Priority, RequestId};
+use crate::message::{ModelId, OnBadRow, Priority, RequestId};
 use crate::model::{Description, Lookup};
 use crate::tensor::{Batch, Data, DataType, Tensor};
 use crate::wire::id;
@@ -31,6 +31,7 @@ pub(super) struct KnownInfer {
     pub(super) params_bytes: u64,
     pub(super) priority: Priority,
     pub(super) stream: bool,
+    pub(super) on_bad_row: OnBadRow,
     pub(super) timeout_ms: Option<u64>,
     pub(super) header_bytes: usize,
     /// In the model's order.
@@ -196,6 +197,7 @@ mod tests {
             params_bytes: 0,
             priority: Priority::Normal,
             stream: false,
+            on_bad_row: OnBadRow::Fail,
             timeout_ms: None,
             header_bytes: 0,
             inputs: vec![KnownInput {

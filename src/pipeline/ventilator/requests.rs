@@ -9,7 +9,8 @@ use foldhash::HashMap;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{
-    Chunk, Credit, Handed, Member, ModelId, ModelLabel, ReplyTo, RequestId, Rows, Serial, WorkerId,
+    Chunk, Credit, Handed, Member, ModelId, ModelLabel, OnBadRow, ReplyTo, RequestId, Rows, Serial,
+    WorkerId,
 };
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler};
@@ -29,6 +30,7 @@ pub(crate) struct Held {
     pub(crate) params: Bytes,
     pub(crate) rows: usize,
     pub(crate) stream: bool,
+    pub(crate) on_bad_row: OnBadRow,
     pub(crate) arrived_us: u64,
     pub(crate) model: Arc<Description>,
     /// Under which name it is counted.
@@ -279,6 +281,7 @@ impl Requests {
             params: Bytes::new(),
             members: Vec::with_capacity(assignment.pieces.len()),
             rows: Rows::Each(Vec::new()),
+            failed: Vec::new(),
         };
         let mut each = Vec::with_capacity(assignment.pieces.len());
         for piece in &assignment.pieces {
@@ -296,12 +299,15 @@ impl Requests {
                 rows: piece.rows as u64,
                 total: held.rows as u64,
                 stream: held.stream,
+                on_bad_row: held.on_bad_row,
                 whole,
                 arrived_us: held.arrived_us,
                 queue_us: now_us.saturating_sub(held.arrived_us),
             });
             let earlier = handed.find(|handed| handed.serial == piece.serial);
             each.push(if let Some(earlier) = earlier {
+                let failed = earlier.failed.iter().cloned();
+                chunk.failed.extend(failed.map(|rows| (piece.serial, rows)));
                 Cow::Borrowed(&earlier.batch)
             } else if whole || piece.rows == held.rows {
                 Cow::Borrowed(&held.inputs)

@@ -302,7 +302,9 @@ fn located(member: &Member, error: Error) -> Error {
         let last = member.rows as usize;
         (first + rows.start.min(last), first + rows.end.min(last))
     };
-    if end <= start + 1 {
+    let end = end.max(start + 1);
+    let error = error.at_rows(start..end);
+    if end == start + 1 {
         error.context(format_args!("row {start}"))
     } else {
         error.context(format_args!("rows {start} to {}", end - 1))

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use super::*;
 use bytes::Bytes;
 
-use crate::message::{ChunkId, ModelLabel, Ran, ReplyTo, RequestId, Rows};
+use crate::message::{ChunkId, ModelLabel, OnBadRow, Ran, ReplyTo, RequestId, Rows};
 use crate::model::BatchKind;
 use crate::model::mock::{Behaviour, Gate, MockSource};
 use crate::tensor::{Batch, Data, DataType, Tensor};
@@ -67,6 +67,7 @@ impl Bench {
                 rows: 1,
                 total: 1,
                 stream: false,
+                on_bad_row: OnBadRow::Fail,
                 whole: false,
                 arrived_us: 0,
                 queue_us: 0,
@@ -89,6 +90,7 @@ impl Bench {
             params: Bytes::new(),
             members,
             rows: Rows::Each(rows.iter().map(row).collect()),
+            failed: Vec::new(),
         }
     }
 

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::call::Broken;
 use super::{EngineSession, InferCall, Instance, Library, Plugin, Services};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{Member, Params, Run};
+use crate::message::{Member, OnBadRow, Params, Run};
 use crate::signature::Signature;
 use crate::tensor::{Batch, Data, DataType, Tensor};
 
@@ -376,6 +376,7 @@ fn a_call_can_ask_for_rows_parameters_paths_and_cancels() {
         rows,
         total: 50,
         stream: false,
+        on_bad_row: OnBadRow::Fail,
         whole: false,
         arrived_us: 0,
         queue_us: 0,

@@ -397,6 +397,7 @@ fn members_of_one_run_get_their_own_rows_of_it() {
         outcome: Outcome::Done(vec![Ran {
             members: 5,
             runs: vec![run.into()],
+            failed: Vec::new(),
         }]),
     })));
     let numbers = |outputs: &Outputs| {

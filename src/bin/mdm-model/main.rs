@@ -1,6 +1,7 @@
 //! `mdm-model`: checks models before they are served, and loads and unloads them in a running server.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+#[path = "../shared/mod.rs"]
 mod shared;
 
 use std::io::{Write, stdout};

@@ -12,7 +12,6 @@
 //!
 //! What a picture says beyond its pixels is left aside: colour profiles, orientation, transparency (the colour under
 //! it counts), further frames.
-#![allow(dead_code)] // each example and benchmark uses some of it
 
 use std::fmt;
 use std::io::Cursor;
@@ -112,6 +111,11 @@ impl Preprocess {
         }
     }
 
+    /// How many bytes of decoded pixels are kept for the next picture.
+    pub fn kept_bytes(&self) -> usize {
+        self.decoded.capacity() * size_of::<u64>()
+    }
+
     /// How many numbers a picture becomes.
     pub fn numbers(&self) -> usize {
         3 * self.size as usize * self.size as usize
@@ -136,7 +140,7 @@ impl Preprocess {
             Ok(ImageFormat::Png) => self.png(bytes, out),
             _ => Err(Refused::OtherFormat),
         };
-        if self.decoded.capacity() * size_of::<u64>() > KEPT_BYTES {
+        if self.kept_bytes() > KEPT_BYTES {
             self.decoded = Vec::new();
         }
         if self.resizer.size_of_internal_buffers() > KEPT_BYTES {
@@ -310,8 +314,3 @@ fn png_dimensions(bytes: &[u8]) -> Option<(u32, u32)> {
     let (height, _) = rest.split_first_chunk()?;
     (head == b"IHDR").then_some((u32::from_be_bytes(*width), u32::from_be_bytes(*height)))
 }
-
-#[cfg(test)]
-// Found from here in every program that has this file as a module, wherever that program is.
-#[path = "preprocess/tests.rs"]
-pub mod tests;
