@@ -361,8 +361,8 @@ impl<P> Catalog<P> {
         match (models.is_empty(), found) {
             (true, Err(error)) => Answer::Refused(error),
             (true, Ok(found)) => Answer::Refused(Error::not_found(format!(
-                "model {:?} is not loaded",
-                found.name()
+                "model {} is not loaded",
+                found.shown()
             ))),
             (false, _) => {
                 for model in models.iter().filter_map(|id| self.models.known.get(*id)) {

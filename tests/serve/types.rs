@@ -150,6 +150,7 @@ fn models_of_every_shape() {
         let fixed = fixed_batch(8);
         let dir = models(&[
             ("fixed.onnx", fixed.clone()),
+            ("fixed.proxy", onnx::rows_at_a_time("fixed.onnx", 8)),
             ("whole.onnx", onnx::no_batch()),
             ("two.onnx", onnx::two_inputs_two_outputs()),
             ("unnamed.onnx", onnx::dynamic_unnamed()),

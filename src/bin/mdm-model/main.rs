@@ -185,6 +185,23 @@ fn show(name: &str, inspection: &Inspection) -> anyhow::Result<()> {
     if !inspection.warm_up.is_empty() {
         writeln!(out, "  warm-up: {}", inspection.warm_up.join(", "))?;
     }
+    if let Some(versions) = versions(inspection) {
+        writeln!(out, "  {versions}")?;
+    }
+    notes(&mut out, inspection)
+}
+
+/// `ver: 1, 2, 10; serves 10`.
+fn versions(inspection: &Inspection) -> Option<String> {
+    let all: Vec<String> = inspection.versions.iter().map(u64::to_string).collect();
+    let serves = &inspection.model.version;
+    (!all.is_empty()).then(|| format!("ver: {}; serves {serves}", all.join(", ")))
+}
+
+fn notes(out: &mut impl Write, inspection: &Inspection) -> anyhow::Result<()> {
+    for note in &inspection.notes {
+        writeln!(out, "  note: {note}")?;
+    }
     Ok(())
 }
 
@@ -218,7 +235,15 @@ fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
                 let model = &inspection.model;
                 let stages: Vec<String> =
                     inspection.stages.iter().map(|s| s.runs.clone()).collect();
-                writeln!(stdout(), "{name}: {} ({})", model.kind, stages.join(" -> "))?;
+                let versions = versions(&inspection).map(|said| format!(", {said}"));
+                writeln!(
+                    stdout(),
+                    "{name}: {} ({}){}",
+                    model.kind,
+                    stages.join(" -> "),
+                    versions.unwrap_or_default()
+                )?;
+                notes(&mut stdout(), &inspection)?;
             }
             Err(e) => {
                 writeln!(
@@ -226,6 +251,9 @@ fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
                     "{name}: broken: {}",
                     e.message().replace('\n', " ")
                 )?;
+                if let Some(note) = store.namesakes(&name, None) {
+                    writeln!(stdout(), "  note: {note}")?;
+                }
                 code = ExitCode::from(shared::FAILED);
             }
         }
