@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`proxies`] | names and versions of models, how they are run, proxies, chains of stages |
 //! | [`life`] | loading, reloading, warming, what leaves to make room |
-//! | [`plugins`] | writing a model in Rust or C |
+//! | [`first_model`] | from `mdm-model new` to an answer in ten minutes: rows, sessions, errors, stages |
+//! | [`plugins`] | models in Rust or C: how a server runs them |
 //! | [`clients`] | the Rust client, `mdm-infer` and its files |
 //! | [`python`] | the Python client: data, results, errors, threads, coroutines |
 //! | [`doors`] | HTTP: what other programs ask, and what they are told |
@@ -29,6 +30,7 @@ macro_rules! page {
 
 page!(proxies, "guide/proxies.md");
 page!(life, "guide/life.md");
+page!(first_model, "guide/first_model.md");
 page!(plugins, "guide/plugins.md");
 page!(clients, "guide/clients.md");
 page!(python, "guide/python.md");
