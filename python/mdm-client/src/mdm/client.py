@@ -11,11 +11,11 @@ from .address import Address
 from .errors import DeadlineExceeded, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable
 from .notebook import Model, Models, Status
 from .pool import Pool
-from .results import Result
+from .results import Result, result_of
 from .opening import opening, run
 from .session import Settings
 from .stream import Parts
-from .tickets import GRACE, Ticket, gave_up, result_of
+from .tickets import GRACE, Ticket, gave_up
 from .values import Requests
 from .wire import Message, Request
 
@@ -96,7 +96,7 @@ class Client:
         not be written to until the call ends. ``priority="high"`` goes ahead of other bulk requests. With
         ``on_bad_row="report"`` rows that the model cannot take are told in ``result.failed``, from servers that have it.
         """
-        limit = self._limit(timeout)
+        limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
         if progress:
             request = self._requests.write(data, True, model, params, limit, priority, on_bad_row, True)
             return self._infer_with_progress(request, limit, request_rows(data))
@@ -171,16 +171,14 @@ class Client:
         on_bad_row: Optional[str] = None,
     ) -> Ticket:
         """Sends rows to a model, and leaves the result to the ticket. The data is copied, and may be written to at once."""
-        limit = self._limit(timeout)
+        limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
         request = self._requests.write(data, True, model, params, limit, priority, on_bad_row)
         # A session may be lost right after it was found or opened. Twice in a row is reported.
         shared = self._pool.tickets()
         try:
-            slot = shared.submit(request)
+            return shared.submit(request, limit)
         except Unavailable:
-            shared = self._pool.tickets()
-            slot = shared.submit(request)
-        return Ticket(shared, slot, limit)
+            return self._pool.tickets().submit(request, limit)
 
     def fetch_all(self, tickets: Iterable[Ticket], *, progress: bool = False) -> Iterator[Result]:
         """The tickets' results, in the tickets' order. An error is raised where its ticket's turn comes."""

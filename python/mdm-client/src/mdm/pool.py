@@ -33,7 +33,7 @@ class Pool:
 
     def check(self) -> None:
         """Raises where the client was closed; leaves a parent's sessions alone."""
-        if self._process is not current():
+        if not self._process.is_here:
             current().inherited.append((self._idle, self._tickets))
             self._begin()
         if self._closed:
@@ -41,7 +41,8 @@ class Pool:
 
     def take(self, infer: bool) -> Session:
         """A session for one call: an idle one that is still alive, or a new one."""
-        self.check()
+        if self._closed or not self._process.is_here:
+            self.check()
         idle = self._idle[infer]
         while True:
             try:
@@ -69,10 +70,10 @@ class Pool:
 
     def tickets(self) -> SharedSession:
         """The session that tickets share."""
-        self.check()
         shared = self._tickets
         if shared is not None and shared.is_alive():
             return shared
+        self.check()
         with self._opening:
             shared = self._tickets
             if shared is not None and shared.is_alive():
@@ -84,7 +85,7 @@ class Pool:
     def close(self) -> None:
         """Closes what is idle, and fails what is in flight with tickets."""
         self._closed = True
-        if self._process is not current():
+        if not self._process.is_here:
             current().inherited.append((self._idle, self._tickets))
             self._begin()
             return
@@ -97,7 +98,7 @@ class Pool:
 
     def drop_idle(self) -> None:
         """What a client leaves that nobody holds any more. Tickets keep the session that they share."""
-        if self._process is current():
+        if self._process.is_here:
             for idle in self._idle.values():
                 while idle:
                     idle.pop().close()

@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import zmq
 
-from . import wire
 from .address import Address
 from .connection import SOON, Connection
-from .errors import Error, ResourceExhausted, Unavailable, again
+from .errors import Error, Internal, ResourceExhausted, Unavailable, again
+from .headers import FIRST_ID, layout_of, message
 from .process import current
-from .wire import Message, Request
+from .wire import Message, Request, read
 
 #: The longest wait without a look at signals: a Ctrl-C may have been delivered to another thread than the one that waits.
 SLICE = 0.05
@@ -65,7 +65,8 @@ class Session:
         self._settings = settings
         self._connections: List[Connection] = []
         self._routing_id = _routing_id()
-        self._last_id = 0
+        #: Ids ascend within a session. Under the lock for sending.
+        self.last_id = FIRST_ID
         self._read_until = 0.0
         self._sending = self._receiving = False
         self._items: List[Tuple["zmq.Socket[Any]", int]] = []
@@ -82,6 +83,9 @@ class Session:
         self._connections.append(newest)
         self._port = self._connections[0].socket
         self._source = newest.socket
+        # pyzmq's own `send` is a function in Python around this one, for options that nobody uses here.
+        self._send: Callable[..., Any] = super(zmq.Socket, self._port).send  # type: ignore[misc]
+        self._recv = self._source.recv
         self._items = [(newest.socket, zmq.POLLIN), *((c.monitor, zmq.POLLIN) for c in self._connections)]
         return newest
 
@@ -110,9 +114,9 @@ class Session:
         return [socket for socket, _ in self._items]
 
     def next_id(self) -> int:
-        """Ids ascend within a session. Under the lock for sending."""
-        self._last_id += 1
-        return self._last_id
+        """The id of one more message, under the lock for sending."""
+        self.last_id += 1
+        return self.last_id
 
     def check_size(self, request: Request) -> None:
         """The server closes a connection that sends more, without an error."""
@@ -130,11 +134,12 @@ class Session:
         if self._sending or self.lost is not None:
             self._refuse_to_send()
         self._sending = True
-        send = self._port.send
-        send(wire.with_id(request, id), _SNDMORE)
-        frames = request.frames
-        for frame in frames[:-1]:
-            send(frame, _SNDMORE, False)
+        send = self._send
+        head, rest, frames, _ = request
+        send(head + id.to_bytes(8, "big") + rest, _SNDMORE)
+        if len(frames) != 1:
+            for frame in frames[:-1]:
+                send(frame, _SNDMORE, False)
         send(frames[-1], 0, False)
         self._sending = False
 
@@ -143,7 +148,7 @@ class Session:
         if self._sending or self.lost is not None:
             self._refuse_to_send()
         self._sending = True
-        self._port.send(message)
+        self._send(message)
         self._sending = False
 
     def _refuse_to_send(self) -> None:
@@ -152,7 +157,7 @@ class Session:
             self.lose(self.interrupted("sent"))
         raise again(self.lost or Unavailable(self.peer))
 
-    def receive(self) -> Optional[Message]:
+    def receive(self, flags: int = _NOBLOCK, recv: Optional[Callable[..., Any]] = None) -> Optional[Message]:
         """The next message that has arrived.
 
         Raises what is wrong with it, and then the session is over: it is not known which request it was for.
@@ -160,35 +165,58 @@ class Session:
         if self._receiving:
             self.lose(self.interrupted("read"))
             raise again(self.lost or Unavailable(self.peer))
-        return self._receive(self._source, _NOBLOCK)
-
-    def receive_soon(self, until: Optional[float]) -> Optional[Message]:
-        """The next message, if it comes within a moment."""
-        if self.was_interrupted or self.lost is not None or (until is not None and until - time.monotonic() < SOON):
-            return None
-        return self._receive(self._source, 0)
-
-    def _receive(self, socket: "zmq.Socket[Any]", flags: int) -> Optional[Message]:
+        if recv is None:
+            recv = self._recv
         # Still set where a signal has ended this in the middle of a message.
         self._receiving = True
         try:
-            first = socket.recv(flags, False)
+            packed: bytes = recv(flags)
         except zmq.Again:
             self._receiving = False
             return None
+        layout = layout_of(packed)
+        if layout is None:
+            return self._receive_any(packed, recv)
+        # To ask whether a frame follows takes longer than to receive it: here that is known.
+        frames = []
+        try:
+            for length in layout.lengths:
+                frame = recv(_NOBLOCK, False)
+                if len(frame) != length:
+                    break
+                frames.append(frame)
+            else:
+                if not frame.more:
+                    self._receiving = False
+                    return message(packed, frames, layout)
+        except zmq.Again:
+            pass
+        self._receiving = False
+        raise self._unreadable(Internal("the answer cannot be read: its frames are not those that its outputs take"))
+
+    def _receive_any(self, packed: bytes, recv: Callable[..., Any]) -> Message:
         frames: List[Any] = []
-        more = first.more
+        more = (self._port if recv is not self._recv else self._source).getsockopt(zmq.RCVMORE)
         while more:
-            frame = socket.recv(_NOBLOCK, False)
+            frame = recv(_NOBLOCK, False)
             frames.append(frame)
             more = frame.more
         self._receiving = False
         try:
-            return wire.read(first.bytes, frames)
+            return read(packed, frames)
         except Error as e:
-            error = type(e)(f"{self.peer}: {e.message}")
-            self.lose(error)
-            raise error from None
+            raise self._unreadable(e) from None
+
+    def _unreadable(self, error: Error) -> Error:
+        error = type(error)(f"{self.peer}: {error.message}")
+        self.lose(error)
+        return error
+
+    def receive_soon(self, until: Optional[float]) -> Optional[Message]:
+        """The next message, if it comes within a moment."""
+        if self._receiving or self.lost is not None or (until is not None and until - time.monotonic() < SOON):
+            return None
+        return self.receive(0)
 
     def wait(self, until: Optional[float]) -> bool:
         """Waits until there may be something to receive, for at most a slice. False when the time is over.
@@ -229,7 +257,7 @@ class Session:
             return None
         self._looked_at_port = now + 1.0
         with self.send_lock:
-            return self._receive(self._port, _NOBLOCK)
+            return self.receive(_NOBLOCK, self._port.recv)
 
     def lose(self, error: Error) -> None:
         """Ends the session because of what came or of what became of it."""
@@ -239,7 +267,7 @@ class Session:
 
     def is_alive(self) -> bool:
         """Whether a session that was idle can be used."""
-        if self.was_interrupted or self.process is not current():
+        if self._sending or self._receiving or not self.process.is_here:
             return False
         if time.monotonic() - self.used_at > _RECENTLY:
             self.look_for_losses()
@@ -254,7 +282,7 @@ class Session:
         """Closes both connections, upon which the server cancels what is open."""
         connections, self._connections = self._connections, []
         self.lose(Unavailable("the session was closed"))
-        if self.process is not current():
+        if not self.process.is_here:
             current().inherited.extend(connections)
             return
         for connection in connections:

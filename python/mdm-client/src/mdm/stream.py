@@ -72,7 +72,7 @@ class Parts(Iterator[Part]):
                 self.stats = results.stats_of(message)
                 return None
             if message.kind == "result":
-                whole = results.of_message(message)
+                whole = results.result_of(message)
                 self.rows, self.stats = whole.rows, whole.stats
                 self._finish()
                 return results.whole_as_part(whole)
