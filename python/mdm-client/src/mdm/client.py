@@ -13,7 +13,7 @@ from .notebook import Model, Models, Status
 from .pool import Pool
 from .results import Result, result_of
 from .opening import opening, run
-from .session import Settings
+from .session import WAITS, Settings
 from .stream import Parts
 from .tickets import GRACE, Ticket, gave_up
 from .values import Requests
@@ -107,16 +107,15 @@ class Client:
         try:
             session.check_size(request)
             until = None if limit is None else time.monotonic() + limit + GRACE
-            with session.send_lock:
-                id = session.next_id()
-                session.send(request, id)
-            message = session.receive_soon(until)
+            # Without the lock for sending: nobody else has this session.
+            id = session.next_id()
+            session.send(request, id)
+            message = session.receive(WAITS)
             while message is None or message.id != id:
                 message = session.receive()
                 if message is None:
                     if not session.wait(until):
-                        with session.send_lock:
-                            session.send_plain(wire.plain_message("cancel", id))
+                        session.send_plain(wire.plain_message("cancel", id))
                         raise gave_up()
                     message = session.refused()
         except Error:
@@ -126,10 +125,8 @@ class Client:
             # Interrupted, as by Ctrl-C: without its session the server cancels the request.
             session.close()
             raise
-        try:
-            return result_of(message)
-        finally:
-            pool.give_back(session)
+        pool.give_back(session)
+        return result_of(message)
 
     def _infer_with_progress(self, request: Request, limit: Optional[float], total: Optional[int]) -> Result:
         stream = Parts(self._pool, request, limit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Dict, List, Optional
 
 from .errors import Unavailable
@@ -56,8 +55,7 @@ class Pool:
     def give_back(self, session: Session) -> None:
         """Keeps a session for the next call, if it can be used."""
         idle = self._idle[session.is_for_infer]
-        if session.lost is None and not session.was_interrupted and not self._closed and len(idle) < _MOST_IDLE:
-            session.used_at = time.monotonic()
+        if not self._closed and len(idle) < _MOST_IDLE and session.can_be_kept():
             idle.append(session)
             if not self._closed:
                 return

@@ -26,7 +26,7 @@ _READ_AFTER_LOSS = 0.1
 #: A session that was used so recently is not looked at before it is used again.
 _RECENTLY = 0.005
 # As plain numbers: they are used for each frame.
-_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+WAITS, _NOBLOCK, _SNDMORE = 0, int(zmq.NOBLOCK), int(zmq.SNDMORE)
 #: libzmq tells of a loss a moment before it hands over the last of what it has read.
 _LAST_LOOK = 0.005
 
@@ -58,10 +58,11 @@ class Session:
         self.process = current()
         self.welcome: "dict[str, Any]" = {}
         self.max_request_bytes = 0
-        #: When it was last given back.
-        self.used_at = 0.0
+        self._used_at = 0.0
         self.lost: Optional[Error] = None
         self.send_lock = threading.Lock()
+        #: Whether results can reach it.
+        self.is_for_infer = False
         self._settings = settings
         self._connections: List[Connection] = []
         self._routing_id = _routing_id()
@@ -80,6 +81,7 @@ class Session:
     def connect(self, endpoint: str) -> Connection:
         """Opens one more connection under the session's routing id. What comes on the newest one is read."""
         newest = Connection(self.process, endpoint, self._routing_id, self._settings.heartbeat)
+        self.is_for_infer = bool(self._connections)
         self._connections.append(newest)
         self._port = self._connections[0].socket
         self._source = newest.socket
@@ -93,11 +95,6 @@ class Session:
     def newest(self) -> Connection:
         """The connection that was opened last."""
         return self._connections[-1]
-
-    @property
-    def is_for_infer(self) -> bool:
-        """Whether results can reach it."""
-        return len(self._connections) > 1
 
     @property
     def was_interrupted(self) -> bool:
@@ -158,7 +155,7 @@ class Session:
         raise again(self.lost or Unavailable(self.peer))
 
     def receive(self, flags: int = _NOBLOCK, recv: Optional[Callable[..., Any]] = None) -> Optional[Message]:
-        """The next message that has arrived.
+        """The next message that has arrived; one that comes within a moment, where the flags say WAITS.
 
         Raises what is wrong with it, and then the session is over: it is not known which request it was for.
         """
@@ -216,7 +213,7 @@ class Session:
         """The next message, if it comes within a moment."""
         if self._receiving or self.lost is not None or (until is not None and until - time.monotonic() < SOON):
             return None
-        return self.receive(0)
+        return self.receive(WAITS)
 
     def wait(self, until: Optional[float]) -> bool:
         """Waits until there may be something to receive, for at most a slice. False when the time is over.
@@ -253,7 +250,7 @@ class Session:
     def refused(self) -> Optional[Message]:
         """What the server refused on ``port`` in a session whose answers come elsewhere; looked at now and then only."""
         now = time.monotonic()
-        if len(self._connections) < 2 or now < self._looked_at_port:
+        if not self.is_for_infer or now < self._looked_at_port:
             return None
         self._looked_at_port = now + 1.0
         with self.send_lock:
@@ -265,11 +262,16 @@ class Session:
             self.lost = error
             self._read_until = 0.0
 
-    def is_alive(self) -> bool:
-        """Whether a session that was idle can be used."""
-        if self._sending or self._receiving or not self.process.is_here:
+    def can_be_kept(self) -> bool:
+        """Whether a session that was used can wait for the next call."""
+        if self.lost is not None or self._sending or self._receiving:
             return False
-        if time.monotonic() - self.used_at > _RECENTLY:
+        self._used_at = time.monotonic()
+        return True
+
+    def is_alive(self) -> bool:
+        """Whether a session that was kept can be used."""
+        if time.monotonic() - self._used_at > _RECENTLY:
             self.look_for_losses()
         return self.lost is None
 
