@@ -177,10 +177,13 @@ def _texts(name: str, elements: Sequence[Any], shape: Tuple[int, ...], what: str
         elif isinstance(element, bytes):
             encoded.append(element)
         else:
+            missing = next((i for i, e in enumerate(elements) if e is None or type(e).__name__ == "NAType"), None)
+            if missing is not None:
+                raise _wrong(name, f"element {missing} is missing ({elements[missing]}): fill it, or leave its row out")
             raise _wrong(
                 name,
                 f"element {index} is {type(element).__name__}; {what} of texts holds str or bytes only"
-                " (rows of other kinds: give a list of them)",
+                " (rows of other kinds: give a list of them; rows of equally many numbers: numpy.stack)",
             )
     return _variable(name, "BYTES", encoded, shape)
 
