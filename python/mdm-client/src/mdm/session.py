@@ -13,7 +13,7 @@ from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 import zmq
 
 from .address import Address
-from .connection import SOON, Connection
+from .connection import Connection
 from .errors import Error, Internal, ResourceExhausted, Unavailable, again
 from .headers import FIRST_ID, layout_of, message
 from .process import current
@@ -208,12 +208,6 @@ class Session:
         error = type(error)(f"{self.peer}: {error.message}")
         self.lose(error)
         return error
-
-    def receive_soon(self, until: Optional[float]) -> Optional[Message]:
-        """The next message, if it comes within a moment."""
-        if self._receiving or self.lost is not None or (until is not None and until - time.monotonic() < SOON):
-            return None
-        return self.receive(WAITS)
 
     def wait(self, until: Optional[float]) -> bool:
         """Waits until there may be something to receive, for at most a slice. False when the time is over.

@@ -105,8 +105,9 @@ class SharedSession:
         ticket = found() if found is not None else None
         if ticket is not None:
             ticket._outcome = message
-            if ticket._wake is not None:
-                ticket._wake()
+            wake = ticket._wake
+            if wake is not None:
+                wake()
 
     def lose(self, error: Error) -> None:
         """Fails what is in flight."""
@@ -116,8 +117,9 @@ class SharedSession:
             ticket = found() if found is not None else None
             if ticket is not None:
                 ticket._outcome = error
-                if ticket._wake is not None:
-                    ticket._wake()
+                wake = ticket._wake
+                if wake is not None:
+                    wake()
 
     def wait(self, ticket: Ticket, until: Optional[float]) -> bool:
         """Waits for the answer; False when the time is over."""
@@ -145,16 +147,13 @@ class SharedSession:
 
     def _read_for(self, ticket: Ticket, until: Optional[float]) -> bool:
         session = self.session
-        asked = False
         try:
             while ticket._outcome is None:
                 if self._closed:
                     self.lose(session.lost or _closed())
                     ticket._outcome = ticket._outcome or session.lost
                     return True
-                # The first time as a plain call that blocks for a moment: it takes less than to ask what there is.
-                message = session.receive() if asked else session.receive_soon(until)
-                asked = True
+                message = session.receive()
                 if message is not None:
                     self._deliver(message)
                     if ticket._outcome is not None and len(self._pending) > _MANY:
@@ -248,14 +247,14 @@ class Ticket:
     __slots__ = ("_id", "_outcome", "_wake", "_shared", "_until", "_result", "__weakref__")
 
     def __init__(self, shared: SharedSession, id: int, until: Optional[float]) -> None:
+        self._shared = shared
         self._id = id
-        #: Its answer, or why there is none; None while it is in flight.
-        self._outcome: Union[Message, Error, None] = None
+        self._until = until
         #: Wakes the thread or the coroutine that waits for it, if one does.
         self._wake: Optional[Callable[[], None]] = None
-        self._shared = shared
-        self._until = until
         self._result: Optional[Result] = None
+        #: Its answer, or why there is none; None while it is in flight.
+        self._outcome: Union[Message, Error, None] = None
 
     def result(self, timeout: Optional[float] = None) -> Result:
         """Waits for the result, for at most so many seconds; then the request goes on, and may be asked for again.
@@ -308,6 +307,7 @@ class Ticket:
         self._shared.cancel(self)
 
     def __del__(self) -> None:
-        if self._outcome is None:
+        # It has none if it was interrupted while it was made.
+        if getattr(self, "_outcome", self) is None:
             self._shared.drop(self)
 
