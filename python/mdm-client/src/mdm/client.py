@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
 from . import progress as bars, results, wire
 from .address import Address
+from .closing import Closes
 from .errors import DeadlineExceeded, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable
 from .notebook import Model, Models, Status
 from .pool import Pool
@@ -33,7 +33,7 @@ _DEFAULT = _Default()
 _Timeout = Union[float, None, _Default]
 
 
-class Client:
+class Client(Closes):
     """A connection to a server, to be shared by any number of threads; see the package's page for what it does.
 
     ``address`` is ``HOST:PORT``, ``tcp://HOST:PORT`` or ``ipc://PATH`` (the server's ``mdm-PORT.in``). It is connected to
@@ -310,14 +310,6 @@ class Client:
         self._pool.close()
         if self._loops is not None:
             self._loops.close()
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # Tickets keep their session for themselves.
