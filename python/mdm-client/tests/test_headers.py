@@ -16,7 +16,10 @@ ROW = np.zeros((2, 2), "f4")
 def header(id, outputs, parts=(2,), stats=(1, 2, 1)):
     """A result's header with its keys in a server's order."""
     named = dict(zip(("queue_us", "compute_us", "chunks"), stats)) if isinstance(stats, tuple) else stats
-    return msgpack.packb({"v": 1, "type": "result", "id": id, "outputs": outputs, "parts": list(parts), "stats": named})
+    packed = {"v": 1, "type": "result", "id": id, "outputs": outputs, "parts": list(parts)}
+    if isinstance(stats, bytes):
+        return msgpack.packb({**packed, "stats": None})[:-1] + stats
+    return msgpack.packb({**packed, "stats": named})
 
 
 def output(name, shape=(2, 2), dtype="FP32"):
@@ -95,7 +98,7 @@ def test_frames_that_do_not_fit_a_layout_that_is_known_end_the_session():
 
 
 def test_stats_that_cannot_be_read_are_told_when_they_are_asked_for():
-    for stats in ([1], {"queue_us": "1", "compute_us": 2, "chunks": 1}, {"queue_us": -1}, "x"):
+    for stats in ([1], {"queue_us": "1", "compute_us": 2, "chunks": 1}, {"queue_us": -1}, "x", b"", b"\xc1", b"\x81\x91\1\2", b"\1\2"):
         count = []
 
         def answer(asked, _, stats=stats, count=count):

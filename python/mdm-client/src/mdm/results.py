@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
 
-import msgpack
 import numpy as np
 
 from . import notebook
@@ -65,10 +64,10 @@ class Result(Mapping[str, Any]):
         if isinstance(stats, bytes):
             # The header, of which nothing but this is new: most programs never ask.
             try:
-                stats = _stats(stats_in(stats))
-            except (ValueError, msgpack.UnpackException) as e:
-                raise Internal(f"the answer cannot be read: its stats: {e}") from None
-            self._stats = stats
+                said = stats_in(stats)
+            except Exception as e:  # what msgpack raises is of a dozen kinds
+                raise Internal(f"the answer cannot be read: its stats: {type(e).__name__}: {e}") from None
+            stats = self._stats = _stats(said)
         return stats
 
     @property
