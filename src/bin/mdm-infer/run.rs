@@ -199,7 +199,7 @@ impl Job<'_> {
                         first: 0,
                         count: rows as u64,
                         code: error.code(),
-                        message: error.message().to_owned(),
+                        message: numbering.words(error.message()),
                     };
                     bar.above(|| list(&[all], &numbering));
                     if rows_done == failed {
