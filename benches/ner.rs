@@ -153,7 +153,7 @@ fn table(sentences: &[String], extent: &Extent) -> Result<()> {
                 let start = Instant::now();
                 let response = request(&client, &sentences[..size])?;
                 least = least.min(start.elapsed().as_secs_f64());
-                ensure!(response.rows_total() == Some(size), "a row was lost");
+                ensure!(response.rows() == Some(size), "a row was lost");
             }
             column.push(least);
         }
@@ -419,7 +419,7 @@ impl Alone {
         for (entities, of_rows) in &answers {
             let rows = of_rows.iter().map(|range| &entities[range.clone()]);
             let rows: Vec<&[Entity<'_>]> = rows.collect();
-            Tensor::from_rows("entities", &rows)?;
+            Tensor::from_json_rows("entities", &rows)?;
         }
         spent.rows = start.elapsed();
         Ok(spent)

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use mdm::client::{Call, Client};
-use ndarray::{Array2, s};
+use mdm::client::{Call, Client, Response};
+use mdm::ndarray::{Array2, s};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1);
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Rows are any ndarray view: here 1,000 images of 8 x 8 pixels.
     let images = Array2::<f32>::from_shape_fn((1000, 64), |(i, j)| ((i * j) % 17) as f32);
     let response = client.infer(&images, "digits")?;
-    let labels = response.array::<i64>("label")?;
+    let labels = response.array1::<i64>("label")?;
     println!("labels of the first rows: {}", labels.slice(s![..5]));
 
     // Several requests in flight, fetched in any order.
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tickets = halves.map(|half| client.submit(half, "digits"));
     for ticket in tickets {
         let response = client.fetch(ticket?)?;
-        println!("{:?} rows, {:?}", response.rows_total(), response.stats());
+        println!("{:?} rows, {:?}", response.rows(), response.stats());
     }
 
     // Parts as they finish; `Call` says more than the model's name.
@@ -36,12 +36,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("rows {}..{}", part.offset, part.offset + rows as u64);
     }
 
-    // From several threads: no locks, no clones.
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| client.infer(images.slice(s![..10, ..]), "digits"));
-        }
+    // From several threads: no locks, no clones. What goes wrong in a thread is its answer.
+    let infer = || client.infer(images.slice(s![..10, ..]), "digits");
+    let answers: Vec<mdm::Result<Response>> = std::thread::scope(|scope| {
+        let threads = [(); 4].map(|()| scope.spawn(infer));
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|answer| answer.expect("no panic")).collect()
     });
+    for answer in answers {
+        println!("{:?} rows in a thread", answer?.rows());
+    }
     println!("{} rows so far", client.status()?.totals.rows);
     Ok(())
 }

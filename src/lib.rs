@@ -98,7 +98,33 @@
 //!
 //! A *door* ([`server::Door`]) is a client inside the process: its requests and answers cross as messages, uncopied. Each of
 //! its callers has an address of its own ([`message::ReplyTo`]), so that bounds and turns take it for a session.
-
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `client` | `client`, and the re-exported `ndarray`; no engine, no libzmq, no C++ compiler |
+//! | `plugin` | `plugin`: what the author of a model needs |
+//! | `server` | `catalog`, `config`, `logging`, `metrics`, `model`, `pipeline`, `plugin`, `server`, the commands; needs a C++ compiler |
+//! | `gateway` | `door`: HTTP and gRPC |
+//!
+//! All of them are on by default; `gateway` includes `server`, and that `client`. The guide is there where `server` and
+//! `plugin` are.
+//!
+// What this build lacks leads to the table above.
+#![cfg_attr(not(feature = "client"), doc = "[`client`]: #features")]
+#![cfg_attr(
+    not(any(feature = "plugin", feature = "server")),
+    doc = "[`plugin`]: #features"
+)]
+#![cfg_attr(
+    not(feature = "server"),
+    doc = "[`model`]: #features\n[`metrics`]: #features\n[`server`]: #features\n[`server::Door`]: #features\n[`config`]: #features\n[`logging`]: #features"
+)]
+#![cfg_attr(
+    not(all(feature = "server", feature = "plugin")),
+    doc = "[`guide`]: #features"
+)]
 // A panic in a loop of the server costs the requests of others: errors are returned, and the few places that cannot fail
 // say why. Tests may.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
@@ -159,6 +185,9 @@ pub(crate) mod zmtp;
 pub use client::{Call, Client, Response};
 pub use error::{Error, ErrorCode, Result};
 pub use message::{FailedRows, OnBadRow, Params, Priority, Request, RequestId, Stats};
+/// The arrays that data comes and goes as: of this version, since those of another are other types.
+#[cfg(feature = "client")]
+pub use ndarray;
 pub use tensor::{Batch, DataType, Element, Tensor};
 
 /// The examples of the README are compiled with the documentation's.

@@ -6,6 +6,8 @@
 //! A tensor's values are checked when it is made. Only the server puts that off, from the ventilator to the worker that
 //! runs the rows: `unchecked.rs`.
 
+#[cfg(feature = "client")]
+mod array;
 mod batch;
 mod blank;
 mod datatype;
@@ -17,6 +19,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+#[cfg(feature = "client")]
+pub(crate) use array::with_dimensions;
 pub use batch::Batch;
 pub use datatype::{DataType, Element};
 use document::from_document;
@@ -128,7 +132,10 @@ impl Tensor {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for a row that msgpack cannot hold.
-    pub fn from_rows<T: serde::Serialize>(name: impl Into<Arc<str>>, rows: &[T]) -> Result<Tensor> {
+    pub fn from_json_rows<T: serde::Serialize>(
+        name: impl Into<Arc<str>>,
+        rows: &[T],
+    ) -> Result<Tensor> {
         let name = name.into();
         let documents = rows
             .iter()

@@ -489,3 +489,41 @@ fn infer_lists_rows_that_failed_and_writes_the_others() {
     );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
+
+/// Of a command that was copied to where no library is: each place that was searched has a line of its own.
+#[test]
+fn a_missing_library_is_told_with_one_place_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("mdm-model");
+    std::fs::copy(env!("CARGO_BIN_EXE_mdm-model"), &copy).unwrap();
+    std::fs::write(dir.path().join("m.onnx"), "").unwrap();
+    let mut command = std::process::Command::new(&copy);
+    for name in [
+        "ORT_DYLIB_PATH",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "LD_LIBRARY_PATH",
+    ] {
+        command.env_remove(name);
+    }
+    let output = command
+        .args(["check", "m.onnx"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    if !said.contains("was not found") {
+        return; // the system has a library of its own
+    }
+    let here = dir.path().canonicalize().unwrap();
+    for place in ["", "/.onnxruntime"] {
+        let line = format!("  {}{place}: not there", here.display());
+        assert!(
+            said.lines().any(|l| l == line),
+            "{line:?} is no line of: {said}"
+        );
+    }
+    let first = said.lines().next().unwrap_or_default();
+    assert!(first.ends_with("Looked in:"), "{said}");
+}

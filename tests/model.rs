@@ -267,7 +267,8 @@ fn an_input_at_an_odd_address_that_is_handed_through_is_what_was_sent() {
 fn a_fixed_batch_is_padded_and_trimmed() {
     within(LIMIT, || {
         let model = onnx::fixed_batch(4);
-        let place = Place::new(&[("m.onnx", model.clone())]);
+        let proxy = onnx::rows_at_a_time("m.onnx", 4);
+        let place = Place::new(&[("m.onnx", model.clone()), ("m.proxy", proxy)]);
         let (description, mut opened) = place.open("m");
         assert_eq!(description.kind, BatchKind::Fixed(4));
         for rows in [1, 3, 4, 5, 8, 11] {
@@ -347,7 +348,7 @@ fn strings_go_through_and_what_cannot_is_named() {
                 "{e}"
             );
         }
-        let json = Tensor::from_rows("x", &["a"]).unwrap();
+        let json = Tensor::from_json_rows("x", &["a"]).unwrap();
         assert_eq!(
             place.infer("m", vec![json]).unwrap_err().code(),
             InvalidArgument
@@ -403,7 +404,9 @@ fn the_kind_of_batch_follows_dimension_0() {
             (onnx::dynamic_unnamed(), BatchKind::Batched),
             (onnx::two_inputs_two_outputs(), BatchKind::Batched),
             (onnx::fixed_batch(1), BatchKind::Fixed(1)),
-            (onnx::fixed_batch(16), BatchKind::Fixed(16)),
+            (onnx::fixed_batch(16), BatchKind::Whole),
+            (onnx::square_times_vector(3), BatchKind::Whole),
+            (onnx::square_times_vector(1), BatchKind::Fixed(1)),
             (onnx::no_batch(), BatchKind::Whole),
             (onnx::any_rank(), BatchKind::Whole),
         ];

@@ -97,7 +97,7 @@ impl<T: Number + Element> Case<T> {
             let (start, mut chunks) = (Instant::now(), 0);
             for _ in 0..requests {
                 let response = client.infer(&array, self.name)?;
-                ensure!(response.rows_total() == Some(count), "rows are missing");
+                ensure!(response.rows() == Some(count), "rows are missing");
                 chunks = response.stats().chunks;
             }
             anyhow::Ok((total / start.elapsed().as_secs_f64(), chunks))

@@ -46,7 +46,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
         let start = Instant::now();
         let response = client.infer(&array, "resnet50")?;
         let took = start.elapsed();
-        ensure!(response.rows_total() == Some(IMAGES), "rows are missing");
+        ensure!(response.rows() == Some(IMAGES), "rows are missing");
         anyhow::Ok((IMAGES as f64 / took.as_secs_f64(), response.stats().chunks))
     };
     // The server gets to know how fast the model is.

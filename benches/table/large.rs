@@ -30,14 +30,14 @@ impl Side {
         rate(count, || {
             let response = self.client.infer(array, "echo")?;
             self.chunks = response.stats().chunks;
-            check(response.rows_total())
+            check(response.rows())
         })
     }
 
     /// The client's program gives its rows away.
     fn handed_over(&self, count: usize, tensor: &Tensor) -> Result<f64> {
         rate(count, || {
-            check(self.client.infer(tensor.clone(), "echo")?.rows_total())
+            check(self.client.infer(tensor.clone(), "echo")?.rows())
         })
     }
 }

@@ -147,10 +147,7 @@ fn load<T: Number + Element>(
                     let mut rows = 0;
                     while start.elapsed() < long {
                         let response = client.infer(bulk, model)?;
-                        ensure!(
-                            response.rows_total() == Some(bulk.nrows()),
-                            "rows are missing"
-                        );
+                        ensure!(response.rows() == Some(bulk.nrows()), "rows are missing");
                         rows += bulk.nrows();
                     }
                     anyhow::Ok(rows)

@@ -64,7 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let response = client.infer(&sentences, Call::default().params(params))?;
     let seconds = started.elapsed().as_secs_f64();
-    let found: Vec<Vec<Entity>> = response.rows("entities")?;
+    let found: Vec<Vec<Entity>> = response.json_rows("entities")?;
 
     let shown = found.iter().enumerate().filter(|(_, own)| !own.is_empty());
     for (row, own) in shown.take(MOST_LINES) {

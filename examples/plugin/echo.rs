@@ -80,7 +80,7 @@ impl Model for Shout {
                 loud: text.to_uppercase() + &self.mark.repeat(times),
             });
         }
-        Ok(Tensor::from_rows("shouted", &records)?.into())
+        Ok(Tensor::from_json_rows("shouted", &records)?.into())
     }
 }
 

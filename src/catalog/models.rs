@@ -121,8 +121,8 @@ impl Models {
             None | Some(Standing::Leaving)
         ) {
             return Err(Error::precondition(format!(
-                "model {:?} was unloaded while it was being loaded",
-                model.name
+                "model {} was unloaded while it was being loaded",
+                model.shown()
             )));
         }
         self.known.serve(model.id, name);

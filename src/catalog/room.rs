@@ -164,9 +164,9 @@ impl Room {
             )
         };
         Err(Error::exhausted(format!(
-            "model {:?}: {why}; the others have requests in flight or were preloaded: try later, unload one, or raise \
+            "model {}: {why}; the others have requests in flight or were preloaded: try later, unload one, or raise \
              the bound",
-            new.name
+            new.shown()
         )))
     }
 

@@ -13,8 +13,24 @@ use crate::tensor::{Batch, DataType, Element, Tensor};
 
 /// Data that becomes a request's inputs. Dimension 0 is the row.
 ///
+/// | data | becomes |
+/// |---|---|
+/// | an array or a view of [`ndarray`](crate::ndarray), by value or by reference | numbers of its shape |
+/// | `Vec<T>`, `&[T]`, `&[T; N]` of numbers or truths | numbers of one dimension |
+/// | `&[&str]`, `&[String]`, `Vec<&str>`, `Vec<String>` | strings, one a row |
+/// | [`JsonRows`] | rows of any type that serde can write |
+/// | [`Tensor`], [`Batch`] | itself |
+///
 /// An input without a name (the empty one) is for models that have one input; `("name", data)` names it, and
 /// [`Inputs`] holds several.
+///
+/// Arrays have to be of the version of ndarray that this crate uses, which is 0.17: `mdm::ndarray` is that version.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot become a request's inputs",
+    label = "not an array of ndarray 0.17, a slice or Vec of numbers or strings, a `Tensor`, `Inputs` or `JsonRows`",
+    note = "an array of ndarray has to be of version 0.17, which `mdm::ndarray` is: take `use mdm::ndarray;`, or `ndarray = \"0.17\"` in Cargo.toml",
+    note = "elements are bool, f16, bf16, f32, f64 and the integers of 8 to 64 bits; rows of any other type go as `JsonRows(&rows)`"
+)]
 pub trait IntoInputs {
     /// The inputs.
     ///
@@ -93,16 +109,16 @@ fn one_name(name: &str, tensors: usize) -> Error {
     ))
 }
 
-/// Rows that are not numbers: each is any value that serde can write, and travels as one JSON element.
+/// Rows that are neither numbers nor strings: each is any value that serde can write, and travels as one JSON element.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a, T>(pub &'a [T]);
+pub struct JsonRows<'a, T>(pub &'a [T]);
 
 /// Several named inputs of any kinds.
 ///
 /// ```
 /// use mdm::client::Inputs;
 ///
-/// let ids = ndarray::arr2(&[[1i64, 2], [3, 4]]);
+/// let ids = mdm::ndarray::arr2(&[[1i64, 2], [3, 4]]);
 /// let inputs = Inputs::new().with("ids", &ids).with("text", &["one", "two"]);
 /// ```
 #[derive(Clone, Debug)]
@@ -315,9 +331,9 @@ impl<const N: usize> IntoInputs for &[&str; N] {
     }
 }
 
-impl<T: Serialize> IntoInputs for Rows<'_, T> {
+impl<T: Serialize> IntoInputs for JsonRows<'_, T> {
     fn into_inputs(self) -> Result<Batch> {
-        Tensor::from_rows("", self.0)?.into_inputs()
+        Tensor::from_json_rows("", self.0)?.into_inputs()
     }
 }
 
@@ -382,6 +398,15 @@ mod tests {
         assert!(e.message().contains("2 tensors"), "{e}");
     }
 
+    /// The compiler's words for arrays of another version name ours.
+    #[test]
+    fn the_version_of_ndarray_that_is_named_is_the_one_that_is_used() {
+        let manifest = include_str!("../../Cargo.toml");
+        assert!(manifest.contains("\nndarray = { version = \"0.17\""));
+        let named = include_str!("inputs.rs").matches("0.17").count();
+        assert!(named >= 6, "{named}");
+    }
+
     #[test]
     fn names_strings_rows_and_several_inputs() {
         let t = only(("x", &[1u8, 2, 3]));
@@ -389,7 +414,7 @@ mod tests {
         assert_eq!(only(&["a", "b"]).strings().unwrap(), ["a", "b"]);
         assert_eq!(only(vec!["a".to_owned()]).strings().unwrap(), ["a"]);
         let rows = [serde_json::json!({"a": 1}), serde_json::json!("b")];
-        let t = only(Rows(&rows));
+        let t = only(JsonRows(&rows));
         assert_eq!(t.json_rows::<serde_json::Value>().unwrap(), rows);
         let two = Inputs::new()
             .with("a", &[1i32])

@@ -39,8 +39,8 @@ use tickets::Submitted;
 
 pub use call::Call;
 pub use control::StopOutcome;
-pub use inputs::{Inputs, IntoInputs, Rows};
-pub use response::{PartRows, Response};
+pub use inputs::{Inputs, IntoInputs, JsonRows};
+pub use response::{Part, Response};
 pub use stream::Parts;
 pub use tickets::Ticket;
 
@@ -58,16 +58,14 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to a server, to be shared by any number of threads.
 ///
 /// ```no_run
-/// use mdm::client::Client;
-///
-/// # fn main() -> mdm::Result<()> {
-/// let client = Client::connect("tcp://localhost:5555")?;
-/// let images = ndarray::Array2::<f32>::zeros((1797, 64));
-/// let response = client.infer(&images, "digits")?;
-/// println!("{:?}", response.array::<f32>("probabilities")?);
-/// # Ok(())
-/// # }
+#[doc = include_str!("example.rs")]
 /// ```
+///
+/// Data goes out as anything that is [`IntoInputs`]; what comes back is a [`Response`]. Arrays are those of
+/// [`mdm::ndarray`](crate::ndarray).
+///
+/// Other languages: Python has a client of ours (`mdm::guide::python`); any that can ask over HTTP or gRPC uses the doors
+/// (`mdm::guide::doors`); and [`mdm::wire`](crate::wire) has all that it takes to write a client such as this one.
 pub struct Client {
     pool: Pool,
     timeout: Option<Duration>,

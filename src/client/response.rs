@@ -1,11 +1,11 @@
 //! A response: gives a result's rows as tensors, arrays, strings or records.
 
-use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
+use ndarray::{Array1, Array2, ArrayD, ArrayViewD, CowArray, IxDyn};
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::message::{FailedRows, Stats};
-use crate::tensor::{Batch, Element, Tensor};
+use crate::tensor::{Batch, Element, Tensor, with_dimensions};
 use crate::wire::server::{Outputs, ServerMessage};
 
 /// The answer to a request: every row, in the order in which they were sent.
@@ -47,7 +47,7 @@ impl Response {
     /// # Errors
     /// As [`Response::from_parts`]; `INVALID_ARGUMENT` if a part is missing; `RESOURCE_EXHAUSTED` if blank rows do not fit
     /// into memory.
-    pub fn from_stream(parts: Vec<PartRows>, stats: Stats) -> Result<Response> {
+    pub fn from_stream(parts: Vec<Part>, stats: Stats) -> Result<Response> {
         let mut parts = parts;
         parts.sort_by_key(|part| part.offset);
         let like = parts.iter().find(|part| !part.outputs.tensors.is_empty());
@@ -92,7 +92,7 @@ impl Response {
     }
 
     /// The number of rows; `None` for a model without a batch dimension.
-    pub fn rows_total(&self) -> Option<usize> {
+    pub fn rows(&self) -> Option<usize> {
         if !self.outputs.batched {
             return None;
         }
@@ -134,7 +134,7 @@ impl Response {
         self.tensor("")
     }
 
-    /// One output's rows as an array, copied once.
+    /// One output's rows as an array of as many dimensions as it has, copied once.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for an unknown name, or an output whose datatype is not that of `T`.
@@ -166,6 +166,22 @@ impl Response {
             .map_err(|e| Error::internal(format!("output {name:?}: no array: {e}")))
     }
 
+    /// The rows of an output of one dimension, such as a label each, copied once.
+    ///
+    /// # Errors
+    /// As [`Response::array`], and `INVALID_ARGUMENT` if the output has not one dimension.
+    pub fn array1<T: Element>(&self, name: &str) -> Result<Array1<T>> {
+        with_dimensions(self.array(name)?, format_args!("output {name:?}"))
+    }
+
+    /// The rows of an output of two dimensions, such as a score for each class, copied once.
+    ///
+    /// # Errors
+    /// As [`Response::array`], and `INVALID_ARGUMENT` if the output has not two dimensions.
+    pub fn array2<T: Element>(&self, name: &str) -> Result<Array2<T>> {
+        with_dimensions(self.array(name)?, format_args!("output {name:?}"))
+    }
+
     /// One output's rows as an array that borrows them where they are in one piece, and is a copy where not.
     ///
     /// # Errors
@@ -186,7 +202,7 @@ impl Response {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for an unknown name, an output of another datatype, or the first row that is not a `T`.
-    pub fn rows<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
+    pub fn json_rows<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
         let mut rows = Vec::new();
         for piece in self.pieces(name)? {
             rows.extend(piece.json_rows()?);
@@ -225,7 +241,7 @@ impl Response {
 
 /// Some of a request's rows, as soon as they are finished.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PartRows {
+pub struct Part {
     /// The first of these rows, counted in the request.
     pub offset: u64,
     /// The outputs of these rows. None if no row of the part has a result.
@@ -234,7 +250,7 @@ pub struct PartRows {
     pub failed: Vec<FailedRows>,
 }
 
-impl PartRows {
+impl Part {
     /// How many rows these are.
     pub fn rows(&self) -> u64 {
         match self.outputs.tensors.first() {
@@ -265,7 +281,7 @@ mod tests {
     #[test]
     fn parts_are_joined_in_order() {
         let r = response();
-        assert_eq!(r.rows_total(), Some(3));
+        assert_eq!(r.rows(), Some(3));
         assert_eq!(r.tensor("y").unwrap().shape(), [3, 2]);
         let a = r.array::<f32>("y").unwrap();
         assert_eq!(
@@ -273,6 +289,7 @@ mod tests {
             ndarray::arr2(&[[1f32, 1.], [1., 1.], [2., 2.]]).into_dyn()
         );
         assert_eq!(r.view::<f32>("y").unwrap(), a);
+        assert_eq!(r.array2::<f32>("y").unwrap().into_dyn(), a);
         assert_eq!(r.strings("s").unwrap(), ["1", "1", "2"]);
     }
 
@@ -290,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_streams_parts_are_put_in_order_and_what_failed_wholly_is_blank() {
-        let part = |offset: u64, outputs: Batch, failed: &[(u64, u64)]| PartRows {
+        let part = |offset: u64, outputs: Batch, failed: &[(u64, u64)]| Part {
             offset,
             outputs,
             failed: failed
@@ -330,6 +347,8 @@ mod tests {
         let e = r.tensor("z").unwrap_err();
         assert!(e.message().contains(r#"["y", "s"]"#), "{e}");
         assert!(r.only().unwrap_err().message().contains("2 outputs"));
+        let e = r.array1::<f32>("y").unwrap_err();
+        assert!(e.message().contains("output \"y\" has shape [3, 2]"), "{e}");
         let e = r.array::<i64>("y").unwrap_err();
         assert!(e.message().contains("FP32"), "{e}");
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Client;
 use super::call::gave_up;
-use super::response::PartRows;
+use super::response::Part;
 use super::session::{Next, Session};
 use crate::error::{Error, Result};
 use crate::message::{RequestId, Stats};
@@ -61,11 +61,11 @@ impl<'a> Parts<'a> {
         }
     }
 
-    fn next_of_rest(&mut self) -> Option<PartRows> {
+    fn next_of_rest(&mut self) -> Option<Part> {
         let outputs = self.rest.next()?;
         let offset = self.next_row;
         self.next_row += outputs.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
-        Some(PartRows {
+        Some(Part {
             offset,
             outputs,
             // What comes whole are the outputs of a model that no row of can fail by itself.
@@ -75,9 +75,9 @@ impl<'a> Parts<'a> {
 }
 
 impl Iterator for Parts<'_> {
-    type Item = Result<PartRows>;
+    type Item = Result<Part>;
 
-    fn next(&mut self) -> Option<Result<PartRows>> {
+    fn next(&mut self) -> Option<Result<Part>> {
         if let Some(part) = self.next_of_rest() {
             return Some(Ok(part));
         }
@@ -96,7 +96,7 @@ impl Iterator for Parts<'_> {
             };
             match message {
                 ServerMessage::Part(offset, outputs) => {
-                    return Some(Ok(PartRows {
+                    return Some(Ok(Part {
                         offset,
                         failed: outputs.failed,
                         outputs: outputs.parts.into_iter().next().unwrap_or_default(),

@@ -121,8 +121,8 @@ impl<'a> Models<'a> {
         Ok(match model {
             None => statistics::of_all(&snapshot, &loaded, now),
             Some(model) => {
-                let version = self.version(model).await?;
-                let of = statistics::of_model(&snapshot, &model.name, &version, now);
+                let (name, version) = self.version(model).await?;
+                let of = statistics::of_model(&snapshot, &name, &version, now);
                 vec![of]
             }
         })
@@ -176,7 +176,7 @@ impl<'a> Models<'a> {
         };
         let names = self.local.beside(true, look).await??;
         let lines = names.into_iter().map(|(name, is_unloaded)| {
-            let served = loaded.iter().find(|model| model.name == name);
+            let served = statistics::newest(&loaded, &name);
             Indexed {
                 version: served.map(|model| model.version.clone()),
                 is_ready: !is_unloaded,
@@ -215,8 +215,8 @@ impl<'a> Models<'a> {
         Ok(())
     }
 
-    /// The version that a name leads to now.
-    async fn version(self, model: &ModelName) -> Result<String> {
+    /// What a model goes by, and the version that its name leads to now.
+    async fn version(self, model: &ModelName) -> Result<(String, String)> {
         let (offers, name, params) = (self.local.offers(), model.name.clone(), model.params());
         let find = move || offers.version(&name, &params);
         self.local.beside(true, find).await?

@@ -23,6 +23,18 @@ pub(crate) struct Checked {
 /// # Errors
 /// `INVALID_ARGUMENT`, naming the input, what was expected and what came.
 pub(crate) fn check_inputs(description: &Description, inputs: Batch) -> Result<Checked> {
+    fitted(description, inputs).map_err(|e| of_version(description, e))
+}
+
+/// Whoever asks for a model may not know which of its versions does not take these inputs.
+fn of_version(description: &Description, error: Error) -> Error {
+    match description.has_versions {
+        true => error.context(format_args!("model {}", description.shown())),
+        false => error,
+    }
+}
+
+fn fitted(description: &Description, inputs: Batch) -> Result<Checked> {
     let batched = description.kind != BatchKind::Whole;
     let mut dims = Vec::new();
     let inputs = match description.takes {
@@ -113,12 +125,13 @@ pub(crate) fn check_padding(
     if row_bytes.saturating_mul(size) as u64 <= max_bytes {
         return Ok(());
     }
-    Err(Error::invalid(format!(
+    let error = Error::invalid(format!(
         "model {:?} runs {size} rows at a time, and the last run is filled up with copies of its last row, which has \
          {row_bytes} bytes: more than the {max_bytes} that this server takes (--max-request-bytes); send a multiple of \
          {size} rows, or smaller ones",
         description.name
-    )))
+    ));
+    Err(of_version(description, error))
 }
 
 /// # Errors
@@ -248,8 +261,15 @@ fn mismatch(description: &Description, port: &Port, tensor: &Tensor) -> Error {
             Dim::Rest => "...".to_owned(),
         })
         .collect();
+    let hint = match description.unproven_rows {
+        Some(rows) if tensor.shape().first() != Some(&rows) => format!(
+            "; nothing says that its first dimension is rows, so it gets exactly {rows}: with \"options\": \
+             {{\"batch\": {rows}}} in its proxy or stage, or in a plugin's session, it takes any number"
+        ),
+        _ => String::new(),
+    };
     Error::invalid(format!(
-        "input {:?}: expected shape [{}], got {:?}",
+        "input {:?}: expected shape [{}], got {:?}{hint}",
         port.name,
         dims.join(", "),
         tensor.shape()
@@ -295,6 +315,8 @@ mod tests {
             outputs: vec![],
             legs: [crate::message::Role::Main].into(),
             empty: Empty::Allowed,
+            has_versions: false,
+            unproven_rows: None,
         }
     }
 

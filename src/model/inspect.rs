@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::find::versions;
+use super::find::{Found, versions, with_ending};
 use super::store::LookedAt;
 use super::{Lookup, Store};
 use crate::error::Result;
@@ -23,6 +23,10 @@ pub struct Inspection {
     pub stages: Vec<StageInfo>,
     /// The inputs that its proxy has a sample of.
     pub warm_up: Vec<String>,
+    /// The versions in its folder, ascending; none where it has none.
+    pub versions: Vec<u64>,
+    /// What an operator may want to know: a way of being served that was perhaps not meant, a name that others have too.
+    pub notes: Vec<String>,
 }
 
 /// What a stage is by itself.
@@ -45,6 +49,7 @@ impl Store {
         let LookedAt {
             description,
             stages: own,
+            mut notes,
             found,
         } = self.look_at(&Lookup::of(Some(name), &Params::new()))?;
         let stages = found.stages.iter().zip(own).map(|(stage, own)| StageInfo {
@@ -58,7 +63,11 @@ impl Store {
             file: stage.path.clone(),
             model: own.info(),
         });
+        // A name has its method at its end only if that was asked for.
+        notes.extend(self.namesakes(name, found.method.as_deref()));
         Ok(Inspection {
+            versions: versions_of(&found),
+            notes,
             model: description.info(),
             stages: stages.collect(),
             warm_up: found
@@ -66,6 +75,11 @@ impl Store {
                 .map(|inputs| inputs.keys().cloned().collect())
                 .unwrap_or_default(),
         })
+    }
+
+    /// What to say of a name that means one model and could mean others; `None` if it could not.
+    pub fn namesakes(&self, name: &str, method: Option<&str>) -> Option<String> {
+        self.roots().namesakes(name, method)
     }
 
     /// The names that a file is served by, or a folder of versions: its own, or one for each method of a proxy.
@@ -123,20 +137,57 @@ impl Store {
             let name = format!("{prefix}{file}");
             if path.is_dir() {
                 if let Some(file) = versions::served(&path) {
+                    let name = match has_any(&path, &["proxy", "onnx"]) {
+                        false => name,
+                        true => format!("{name}/{}", below(&path, &file)),
+                    };
                     names.extend(self.names_of(&name, &file)?);
                 } else if levels > 1 {
                     self.gather(&path, &format!("{name}/"), levels - 1, names)?;
                 }
             } else if let Some(base) = name.strip_suffix(".proxy") {
-                names.extend(self.names_of(base, &path)?);
+                let is_hidden = path.with_extension("").is_file();
+                let name = if is_hidden { &name } else { base };
+                names.extend(self.names_of(name, &path)?);
             } else if let Some(base) = name.strip_suffix(".onnx") {
-                // A proxy of the same name comes first: then the file goes by its whole name.
-                let hidden = folder
-                    .join(format!("{}.proxy", &base[prefix.len()..]))
-                    .exists();
-                names.insert(if hidden { name } else { base.to_owned() });
+                let bare = path.with_extension("");
+                let is_hidden = bare.is_file() || has_any(&bare, &["proxy"]);
+                names.insert(if is_hidden { name } else { base.to_owned() });
             }
         }
         Ok(())
     }
+}
+
+/// Whether there is a file of that name with one of these endings, which comes first: then what is looked at goes by a
+/// longer name.
+fn has_any(path: &Path, endings: &[&str]) -> bool {
+    let mut files = endings.iter().map(|ending| with_ending(path, ending));
+    files.any(|file| file.exists())
+}
+
+/// The part of a file's path that tells a version of a folder: its number, or the file if the folder is the version.
+fn below(folder: &Path, file: &Path) -> String {
+    let first = file
+        .strip_prefix(folder)
+        .ok()
+        .and_then(|rest| rest.iter().next());
+    first.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// All versions in the folder of the one that was found.
+fn versions_of(found: &Found) -> Vec<u64> {
+    let stage = match found.stages.as_slice() {
+        [only] => Some(&only.path),
+        _ => None,
+    };
+    let mut files = std::iter::once(&found.origin).chain(stage);
+    let folder = files.find_map(|file| {
+        let own = file.parent()?;
+        let is_it = found.version.is_some() && versions::number_of(own) == found.version;
+        own.parent().filter(|_| is_it)
+    });
+    let versions = folder.and_then(|folder| versions::versions(folder).ok());
+    let versions = versions.unwrap_or_default().into_iter();
+    versions.map(|version| version.number).collect()
 }

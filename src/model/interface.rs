@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::find::shown;
 use crate::error::Result;
 use crate::message::{ModelId, Params, Role, Run, WorkerId};
-use crate::signature::Port;
+use crate::signature::{Dim, Port};
 use crate::tensor::Batch;
 use crate::wire::server::ModelInfo;
 
@@ -28,6 +29,8 @@ pub struct Description {
     pub name: String,
     /// Its version; "1" where there are none.
     pub version: String,
+    /// It is one of the versions of a folder.
+    pub has_versions: bool,
     /// How rows may be put together.
     pub kind: BatchKind,
     /// Whether `inputs` says what it takes.
@@ -40,6 +43,9 @@ pub struct Description {
     pub legs: Arc<[Role]>,
     /// Whether its inputs may have dimensions of size 0.
     pub empty: Empty,
+    /// The size B that dimension 0 has in every input and output of an ONNX file, above 1, where nothing says whether
+    /// that means B rows: then it gets requests whole, and a proxy's `batch` would say so.
+    pub unproven_rows: Option<usize>,
 }
 
 /// Whether a dimension of size 0 may reach a model.
@@ -63,6 +69,11 @@ pub enum Takes {
 }
 
 impl Description {
+    /// What to call it in messages: its name, and its version where it has versions.
+    pub fn shown(&self) -> String {
+        shown(&self.name, self.has_versions.then_some(&self.version))
+    }
+
     /// The description as the wire shows it.
     pub fn info(&self) -> ModelInfo {
         ModelInfo {
@@ -76,6 +87,16 @@ impl Description {
             inputs: self.inputs.iter().map(Port::info).collect(),
             outputs: self.outputs.iter().map(Port::info).collect(),
         }
+    }
+}
+
+/// The size of dimension 0, where it is one and the same constant in every input and output.
+pub(crate) fn constant_rows(inputs: &[Port], outputs: &[Port]) -> Option<usize> {
+    let mut firsts = inputs.iter().chain(outputs).map(|port| port.shape.first());
+    let first = firsts.next()??;
+    match first {
+        Dim::Fixed(rows) if *rows > 0 && firsts.all(|other| other == Some(first)) => Some(*rows),
+        _ => None,
     }
 }
 

@@ -28,14 +28,14 @@ impl Key {
     fn of(found: &Found) -> Result<Key> {
         let stages = found.stages.iter().map(|stage| {
             let stamp = Stamp::of(&stage.path)
-                .map_err(|e| Error::not_found(format!("model {:?}: {e}", found.name)))?;
+                .map_err(|e| Error::not_found(format!("model {}: {e}", found.shown())))?;
             Ok((stage.clone(), stamp))
         });
         Ok(Key {
             origin: found.origin.clone(),
             method: found.method.clone(),
             rows: found.rows,
-            version: found.version.clone(),
+            version: found.version_text(),
             stages: stages.collect::<Result<Vec<_>>>()?,
         })
     }
@@ -61,8 +61,8 @@ pub(crate) struct FoundModel {
 impl FoundModel {
     /// Its version; "1" where there are none.
     #[cfg(feature = "gateway")]
-    pub(crate) fn version(&self) -> &str {
-        &self.found.version
+    pub(crate) fn version(&self) -> String {
+        self.found.version_text()
     }
 }
 
@@ -83,11 +83,15 @@ impl FoundModel {
         &self.found.name
     }
 
+    /// What to call it in messages.
+    pub(crate) fn shown(&self) -> String {
+        self.found.shown()
+    }
+
     /// A model of no files, for tests that have none.
     #[cfg(test)]
     pub(crate) fn made_up(name: &str, state: u64) -> FoundModel {
-        let version = state.to_string();
-        let mut found = Found::onnx(name, version, name.into(), None);
+        let mut found = Found::onnx(name, Some(state), name.into(), None);
         found.stages.clear();
         FoundModel::of(found).expect("there is no file that could be missing")
     }

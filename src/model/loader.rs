@@ -76,10 +76,11 @@ impl Job {
     /// Does it. Whatever it meets, it has an answer.
     pub(crate) fn run(&self, files: &impl Files) -> Answer {
         match self {
-            Job::Check(lookup) => Answer::Checked(caught(lookup.name(), || files.check(lookup))),
-            Job::Find(lookup) => Answer::Found(caught(lookup.name(), || files.find(lookup))),
+            Job::Check(lookup) => Answer::Checked(caught(|| asked(lookup), || files.check(lookup))),
+            Job::Find(lookup) => Answer::Found(caught(|| asked(lookup), || files.find(lookup))),
             Job::Read(reading) => {
-                Answer::Read(caught(reading.found.name(), || files.read(reading)))
+                let shown = || reading.found.shown();
+                Answer::Read(caught(shown, || files.read(reading)))
             }
         }
     }
@@ -255,11 +256,17 @@ fn told(ticket: u64, notify: &mut impl FnMut(u64)) -> bool {
     }
 }
 
+/// What to call a model of which only its name is known.
+fn asked(lookup: &Lookup) -> String {
+    format!("{:?}", lookup.name())
+}
+
 /// A strange file may panic its reader; the next one must still find a loader.
-fn caught<T>(name: &str, job: impl FnOnce() -> Result<T>) -> Result<T> {
+fn caught<T>(shown: impl Fn() -> String, job: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| {
         let error = Error::internal(format!(
-            "model {name:?}: loading it panicked: {}",
+            "model {}: loading it panicked: {}",
+            shown(),
             panic_message(&*panic)
         ));
         forget(panic);

@@ -129,6 +129,8 @@ impl MockSource {
             outputs: ports,
             legs: legs.into(),
             empty: Empty::Allowed,
+            has_versions: false,
+            unproven_rows: None,
         });
         models.insert(description.id, (description.clone(), behaviours));
         description

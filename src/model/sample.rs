@@ -117,7 +117,7 @@ pub fn from_json(
             Tensor::from_strings("", Some(shape), &texts)
         }
         DataType::Json => {
-            let rows = Tensor::from_rows("", &leaves)?;
+            let rows = Tensor::from_json_rows("", &leaves)?;
             Tensor::new("", DataType::Json, shape, rows.data().clone())
         }
     })

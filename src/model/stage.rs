@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::chain::{Chain, ChainInputs};
 use super::engine::OnnxSource;
-use super::find::{Files, Stage};
+use super::find::{Files, Stage, file_name};
 use super::plugin::{ModelEnv, PluginSource, PluginStage};
 use super::{BatchKind, Description, Empty, Model, Rows, Takes};
 use crate::error::{Error, Result};
@@ -67,6 +67,8 @@ impl StageSource {
                     outputs: signature.outputs.clone().unwrap_or_default(),
                     legs: [Role::Main].into(),
                     empty: Empty::Allowed,
+                    has_versions: false,
+                    unproven_rows: None,
                 };
                 Ok(StageSource {
                     description: Arc::new(description),
@@ -82,6 +84,20 @@ impl StageSource {
             OpenFile::Onnx(source, _) => source.add_files(files),
             OpenFile::Plugin(source) => source.add_files(files),
         }
+    }
+
+    /// What an operator may want to know of it: it is served in a way that was perhaps not meant.
+    pub(super) fn note(&self) -> Option<String> {
+        let rows = self.description.unproven_rows?;
+        let OpenFile::Onnx(source, _) = &self.file else {
+            return None;
+        };
+        let file = file_name(source.path());
+        Some(format!(
+            "dimension 0 of every input and output of {file} is {rows}, which may be rows or not: it gets requests \
+             whole, of exactly {rows}; a proxy has it run any number of rows, {rows} at a time: \
+             {{\"mdm\":1,\"onnx\":{file},\"options\":{{\"batch\":{rows}}}}}"
+        ))
     }
 
     /// An instance for one worker.
@@ -104,7 +120,8 @@ impl StageSource {
 /// What a model is besides its stages.
 pub(super) struct ModelText {
     pub(super) name: String,
-    pub(super) version: String,
+    /// `None` if it has none.
+    pub(super) version: Option<u64>,
     /// What the proxy says of the rows.
     pub(super) rows: Option<Rows>,
     /// Which workers run the plugins around an ONNX model.
@@ -141,7 +158,8 @@ pub(super) fn described(stages: &[StageSource], model: ModelText) -> Result<Desc
     Ok(Description {
         id: ModelId(0),
         name,
-        version,
+        version: version.unwrap_or(1).to_string(),
+        has_versions: version.is_some(),
         kind,
         takes: first.description.takes,
         inputs: first.description.inputs.clone(),
@@ -152,6 +170,10 @@ pub(super) fn described(stages: &[StageSource], model: ModelText) -> Result<Desc
             .collect(),
         // Later stages are checked when they get their inputs.
         empty: first.description.empty,
+        unproven_rows: match stages {
+            [only] => only.description.unproven_rows,
+            _ => None,
+        },
     })
 }
 

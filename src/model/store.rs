@@ -11,7 +11,7 @@ use super::key::{FoundModel, Name};
 use super::plugin::ModelEnv;
 use super::sample::sample;
 use super::stage::{self, ModelText, StageSource};
-use super::{Description, Model, ModelSource, Rows};
+use super::{Description, Model, ModelSource, Rows, Run};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Role, WorkerId};
 use crate::proxy::SessionOptions;
@@ -77,6 +77,11 @@ impl Loaded {
             stage.add_files(&mut files);
         }
         files
+    }
+
+    /// What an operator may want to know of how it is served.
+    fn notes(&self) -> Vec<String> {
+        self.stages.iter().filter_map(StageSource::note).collect()
     }
 
     /// Runs the proxy's sample, or else zeros, of which not every model makes something.
@@ -181,7 +186,7 @@ impl Store {
 
     fn described(&self, id: ModelId, found: &Found) -> Result<Loaded> {
         let name = found.name.clone();
-        let place = |e: Error| e.context(format_args!("model {name:?}"));
+        let place = |e: Error| e.context(format_args!("model {}", found.shown()));
         let mut files = Files::default();
         files.add(&found.origin);
         let mut all = files.clone();
@@ -213,7 +218,7 @@ impl Store {
         let stages = describe().map_err(place)?;
         let text = ModelText {
             name: name.clone(),
-            version: found.version.clone(),
+            version: found.version,
             rows: found.rows,
             plugin_role: if self.extra_workers {
                 Role::Extra
@@ -247,6 +252,9 @@ impl Store {
             elapsed_ms = started.elapsed().as_millis() as u64,
             "model described"
         );
+        for note in model.notes() {
+            tracing::info!(model = %description.name, version = %description.version, note, "how it is served");
+        }
         Ok(model)
     }
 
@@ -291,12 +299,18 @@ impl Store {
         let looked_at = LookedAt {
             description: model.description.clone(),
             stages: model.stages.iter().map(|s| s.description.clone()).collect(),
+            notes: model.notes(),
             found,
         };
         drop(model);
         // A folder may have more models than memory.
         memory::trim();
         Ok(looked_at)
+    }
+
+    /// The folders that paths may lead into.
+    pub(super) fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// Where models are.
@@ -319,7 +333,7 @@ impl Store {
         let env = self.model_env(worker.0);
         let device = env.device;
         let started = std::time::Instant::now();
-        let place = |e: Error| e.context(format_args!("model {:?}", loaded.description.name));
+        let place = |e: Error| e.context(format_args!("model {}", loaded.description.shown()));
         let mut opened = {
             let _one_at_a_time = loaded
                 .opening
@@ -332,10 +346,17 @@ impl Store {
         tracing::info!(
             worker_id = worker.0,
             model = %loaded.description.name,
+            version = %loaded.description.version,
             %device,
             elapsed_ms = started.elapsed().as_millis() as u64,
             "session opened"
         );
+        if loaded.description.has_versions {
+            opened = Box::new(OfVersion {
+                model: opened,
+                place: format!("model {}", loaded.description.shown()),
+            });
+        }
         Ok(opened)
     }
 
@@ -349,10 +370,24 @@ impl Store {
     }
 }
 
+/// An instance of a model that has versions, warm already: what goes wrong in it says in which.
+struct OfVersion {
+    model: Box<dyn Model>,
+    place: String,
+}
+
+impl Model for OfVersion {
+    fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch> {
+        let result = self.model.infer_with(inputs, run);
+        result.map_err(|e| e.context(&self.place))
+    }
+}
+
 /// What [`Store::look_at`] saw.
 pub(super) struct LookedAt {
     pub(super) description: Arc<Description>,
     pub(super) stages: Vec<Arc<Description>>,
+    pub(super) notes: Vec<String>,
     pub(super) found: Found,
 }
 

@@ -25,13 +25,13 @@ impl Offers {
         self.0.without_method(name).to_owned()
     }
 
-    /// The version that a name leads to now, with the version that the parameters may ask for. Whether it can be loaded is
+    /// What a model goes by, and the version that its name leads to now, with the version that the parameters may ask for. Whether it can be loaded is
     /// not known before it was.
     ///
     /// # Errors
     /// `NOT_FOUND` and what else the lookup of a request's model gives.
-    pub fn version(&self, model: &str, params: &Params) -> Result<String> {
+    pub fn version(&self, model: &str, params: &Params) -> Result<(String, String)> {
         let found = self.0.find(&Lookup::of(Some(model), params))?;
-        Ok(found.version().to_owned())
+        Ok((found.name().to_owned(), found.version()))
     }
 }

@@ -88,7 +88,7 @@ mod tests {
         let flags = Data::Fixed(vec![1].into());
         let flags = Tensor::new("f", DataType::Bool, vec![1], flags).unwrap();
         let texts = Tensor::from_strings("t", Some(vec![1, 2]), &["a", "b"]).unwrap();
-        let rows = Tensor::from_rows("r", &[7]).unwrap();
+        let rows = Tensor::from_json_rows("r", &[7]).unwrap();
         let batch = Batch {
             tensors: vec![numbers, flags, texts, rows],
         };
@@ -111,7 +111,7 @@ mod tests {
         let tensors = [
             Tensor::from_slice("n", vec![1, 2], &[1.5f32, 2.5]).unwrap(),
             Tensor::from_strings("t", None, &["a"]).unwrap(),
-            Tensor::from_rows("r", &[7]).unwrap(),
+            Tensor::from_json_rows("r", &[7]).unwrap(),
         ];
         for tensor in tensors {
             for rows in [usize::MAX, 1 << 48] {

@@ -12,7 +12,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use fake::{Act, Fake, Manners, echo, echoes};
-use mdm::client::{Call, Client, Inputs, Rows, StopMode, StopOutcome};
+use mdm::client::{Call, Client, Inputs, JsonRows, StopMode, StopOutcome};
 use mdm::message::{Request, RequestId, Stats};
 use mdm::wire::client::ClientMessage;
 use mdm::wire::server::{Outputs, ServerMessage};
@@ -37,8 +37,8 @@ fn rows_of_every_kind_come_back() {
         let r = client.infer(("s", &["x", "yz"]), "echo").unwrap();
         assert_eq!(r.strings("s").unwrap(), ["x", "yz"]);
         let rows = [serde_json::json!({"k": [1, null]}), serde_json::json!("v")];
-        let r = client.infer(Rows(&rows), "echo").unwrap();
-        assert_eq!(r.rows::<serde_json::Value>("").unwrap(), rows);
+        let r = client.infer(JsonRows(&rows), "echo").unwrap();
+        assert_eq!(r.json_rows::<serde_json::Value>("").unwrap(), rows);
         let inputs = Inputs::new()
             .with("a", &[true, false])
             .with("b", vec![1u16, 2]);

@@ -151,6 +151,11 @@ pub fn one_matmul(megabytes: usize) -> Vec<u8> {
     )
 }
 
+/// The proxy of a model file that has exactly so many rows at a time.
+pub fn rows_at_a_time(file: &str, rows: usize) -> Vec<u8> {
+    format!(r#"{{"mdm":1,"onnx":"{file}","options":{{"batch":{rows}}}}}"#).into_bytes()
+}
+
 /// "x" FP32 [b,8] -> "y" FP32 [b,4]: exactly `b` rows at a time.
 pub fn fixed_batch(b: usize) -> Vec<u8> {
     graph(
@@ -166,6 +171,20 @@ pub fn fixed_batch(b: usize) -> Vec<u8> {
             &[D::Fix(b as i64), D::Fix(4)],
         )],
         vec![floats("w", &[8, 4], 1.0, 31)],
+    )
+}
+
+/// "m" FP32 [n,n] x "v" FP32 [n] -> "y" FP32 [n]: dimension 0 is the same everywhere, and is no row.
+pub fn square_times_vector(n: usize) -> Vec<u8> {
+    let n = || D::Fix(n as i64);
+    graph(
+        vec![node("MatMul", &["m", "v"], &["y"], vec![])],
+        vec![
+            value("m", ElementType::Float, &[n(), n()]),
+            value("v", ElementType::Float, &[n()]),
+        ],
+        vec![value("y", ElementType::Float, &[n()])],
+        vec![],
     )
 }
 

@@ -22,7 +22,7 @@ fn a_changed_file_is_another_model_from_the_next_load_on() {
         }
         let second = place.models.load(&lookup).unwrap();
         assert_ne!(first.id, second.id);
-        assert_eq!(second.kind, BatchKind::Fixed(3));
+        assert_eq!(first_of(&second), Dim::Fixed(3));
         assert_eq!(
             place.find("m").unwrap().id,
             first.id,
@@ -67,7 +67,7 @@ fn a_file_that_was_moved_away_or_replaced_can_still_be_opened_as_it_was() {
         place.models.hold(first.id);
         fs::rename(folder.join("new"), folder.join("m.onnx")).unwrap();
         let second = place.load("m");
-        assert_eq!(second.kind, BatchKind::Fixed(3));
+        assert_eq!(first_of(&second), Dim::Fixed(3));
         fs::remove_file(folder.join("m.onnx")).unwrap();
         for (model, rows) in [(&first, 2), (&second, 3)] {
             for worker in 0..3 {

@@ -1,6 +1,8 @@
 //! How models are looked up: names, proxies, versions, permissions, and files that change or are no models.
 
 mod changed;
+mod constant;
+mod namesakes;
 #[path = "../common/onnx.rs"]
 mod onnx;
 #[path = "../common/place.rs"]
@@ -12,13 +14,18 @@ use std::fs;
 
 use mdm::error::ErrorCode::*;
 use mdm::message::{ModelId, WorkerId};
-use mdm::model::{BatchKind, Description, Lookup, ModelSource, StoreConfig};
+use mdm::model::{BatchKind, Description, Dim, Lookup, ModelSource, StoreConfig};
 use mdm::server::ModelFolder;
 use mdm::{Batch, Error, Params};
 use place::{Place, engine, params, ramp, write};
 use serde_json::json;
 use tempfile::TempDir;
 use within::{LIMIT, within};
+
+/// Dimension 0 of a model's first input, by which the models here differ.
+fn first_of(model: &Description) -> Dim {
+    model.inputs[0].shape[0].clone()
+}
 
 #[test]
 fn files_that_are_no_models_are_refused_and_tried_again_next_time() {
@@ -91,16 +98,16 @@ fn names_lead_to_files_proxies_and_versions() {
         let whole = place.find("w").unwrap();
         assert_ne!(whole.id, mlp.id);
         assert_eq!(whole.kind, BatchKind::Whole);
-        assert_eq!(place.find("deep/er/m").unwrap().kind, BatchKind::Fixed(2));
+        assert_eq!(first_of(&place.find("deep/er/m").unwrap()), Dim::Fixed(2));
         let newest = place.find("repository").unwrap();
         assert_eq!(
-            (newest.version.as_str(), newest.kind),
-            ("10", BatchKind::Fixed(10))
+            (newest.version.as_str(), first_of(&newest)),
+            ("10", Dim::Fixed(10))
         );
         let asked = place.find("repository/2").unwrap();
         assert_eq!(
-            (asked.version.as_str(), asked.kind),
-            ("2", BatchKind::Fixed(2))
+            (asked.version.as_str(), first_of(&asked)),
+            ("2", Dim::Fixed(2))
         );
 
         let find =
@@ -143,26 +150,27 @@ fn a_version_can_be_asked_for() {
                 version => params(json!({ "model_version": version })),
             };
             let found = place.models.resolve(&Lookup::of(Some(name), &params));
-            found.map(|found| (found.id, found.version.clone(), found.kind))
+            found.map(|found| (found.id, found.version.clone(), first_of(&found)))
         };
+        let symbol = || Dim::Symbol("N".to_owned());
         let table = [
-            ("v", json!(null), "10", BatchKind::Batched),
-            ("v", json!(2), "2", BatchKind::Fixed(2)),
-            ("v", json!("1"), "1", BatchKind::Fixed(1)),
-            ("v/2", json!(null), "2", BatchKind::Fixed(2)),
-            ("v/2", json!(2), "2", BatchKind::Fixed(2)),
-            ("v/10/model.onnx", json!(null), "1", BatchKind::Fixed(10)),
-            ("w/3.top", json!(null), "3", BatchKind::Batched),
-            ("w.all", json!(3), "3", BatchKind::Batched),
-            ("w", json!(null), "5", BatchKind::Batched),
-            ("m", json!(1), "1", BatchKind::Batched),
-            ("single", json!(1), "1", BatchKind::Batched),
+            ("v", json!(null), "10", symbol()),
+            ("v", json!(2), "2", Dim::Fixed(2)),
+            ("v", json!("1"), "1", Dim::Fixed(1)),
+            ("v/2", json!(null), "2", Dim::Fixed(2)),
+            ("v/2", json!(2), "2", Dim::Fixed(2)),
+            ("v/10/model.onnx", json!(null), "1", Dim::Fixed(10)),
+            ("w/3.top", json!(null), "3", symbol()),
+            ("w.all", json!(3), "3", symbol()),
+            ("w", json!(null), "5", symbol()),
+            ("m", json!(1), "1", symbol()),
+            ("single", json!(1), "1", symbol()),
         ];
-        for (name, asked, version, kind) in table {
-            let (_, found, its_kind) = find(name, asked.clone()).unwrap();
+        for (name, asked, version, first) in table {
+            let (_, found, its_first) = find(name, asked.clone()).unwrap();
             assert_eq!(
-                (found.as_str(), its_kind),
-                (version, kind),
+                (found.as_str(), its_first),
+                (version, first),
                 "{name} {asked}"
             );
         }
@@ -360,6 +368,28 @@ fn a_model_goes_by_its_plain_name() {
         let place = Place::new(&[("sub/m.onnx", onnx::mlp())]);
         for spelling in ["./sub/.//m", "x/../sub/m"] {
             assert_eq!(place.find(spelling).unwrap().name, "sub/m");
+        }
+        // Whoever asks first, and however, it has one name.
+        let place = Place::new(&[
+            ("deep/v/2/model.onnx", onnx::mlp()),
+            ("deep/v/10/model.onnx", onnx::mlp()),
+            ("m.onnx", onnx::mlp()),
+            (
+                "w.proxy",
+                br#"{"mdm":1,"onnx":"m.onnx","rows":"whole"}"#.to_vec(),
+            ),
+            ("w.onnx", onnx::mlp()),
+        ]);
+        for (asked, name, version) in [
+            ("deep/v/2", "deep/v", "2"),
+            ("deep/v", "deep/v", "10"),
+            ("m.onnx", "m", "1"),
+            ("w.onnx", "w.onnx", "1"),
+            ("w.proxy", "w", "1"),
+        ] {
+            let found = place.find(asked).unwrap();
+            let named = (found.name.as_str(), found.version.as_str());
+            assert_eq!(named, (name, version), "{asked}");
         }
         let place = Place::new(&[("n.onnx", onnx::mlp())]);
         let absolute = place.folder.path().canonicalize().unwrap().join("./n");

@@ -33,7 +33,11 @@ fn a_chain_gives_what_its_model_gives() {
             "chain.proxy",
             stages(&[PASS, r#"{"onnx":"mlp.onnx"}"#, PASS]),
         ),
-        ("fixed.proxy", stages(&[PASS, r#"{"onnx":"fixed.onnx"}"#])),
+        (
+            "fixed.proxy",
+            stages(&[PASS, r#"{"onnx":"fixed.onnx","options":{"batch":4}}"#]),
+        ),
+        ("whole.proxy", stages(&[PASS, r#"{"onnx":"fixed.onnx"}"#])),
     ]);
     let plain = place.find("mlp").unwrap();
     let rows = ramp(&plain.inputs[0].name, &[5, plain_width(&plain)]);
@@ -46,6 +50,7 @@ fn a_chain_gives_what_its_model_gives() {
     let x = ramp("x", &[7, 8]);
     let outputs = fixed.infer(&x.into(), &mdm::Params::new()).unwrap();
     assert_eq!(outputs.rows().unwrap(), 7);
+    assert_eq!(place.find("whole").unwrap().kind, BatchKind::Whole);
 }
 
 fn plain_width(model: &mdm::model::Description) -> usize {
@@ -165,7 +170,7 @@ fn a_chain_serves_rows_in_order_from_several_workers() {
         let client = server.client();
         let texts: Vec<String> = (0..3_000).map(|i| format!("row {i}")).collect();
         let response = client.infer(("text", &texts), "chain").unwrap();
-        let rows: Vec<serde_json::Value> = response.rows("shouted").unwrap();
+        let rows: Vec<serde_json::Value> = response.json_rows("shouted").unwrap();
         assert_eq!(rows[2_999]["loud"], "ROW 2999?");
         assert!(
             rows.iter()

@@ -20,6 +20,8 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
         ("pickle.proxy", b"\x80\x04\x95".to_vec()),
         ("mlp.onnx", onnx::mlp()),
         ("deep/versions/2/model.onnx", onnx::fixed_batch(2)),
+        ("deep/versions/1/model.onnx", onnx::fixed_batch(1)),
+        ("deep/versions/10/model.onnx", onnx::fixed_batch(10)),
         ("words.txt", b"no model".to_vec()),
     ]
 }
@@ -36,7 +38,7 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
 #[test]
 fn a_file_is_checked_and_shown() {
     within(PATIENCE, || {
-        let dir = folder(&files());
+        let dir = folder(&[files(), vec![("chain.onnx", onnx::mlp())]].concat());
         let check = |file: &str| {
             let path = dir.path().join("models").join(file);
             said(
@@ -69,6 +71,18 @@ fn a_file_is_checked_and_shown() {
         let (code, out, _) = check("mlp.onnx");
         assert_eq!(code, Some(0));
         assert!(out.contains("FP32 ["), "{out}");
+        // It is not what requests for "chain" get.
+        let (code, out, err) = check("chain.onnx");
+        assert_eq!(code, Some(0), "{err}");
+        let shares = "note: \"chain\" means chain.proxy, which comes first; chain.onnx goes by \"chain.onnx\"";
+        assert!(out.contains(shares), "{out}");
+        let (_, out, _) = check("deep/versions");
+        for line in [
+            "  ver: 1, 2, 10; serves 10",
+            r#"{"mdm":1,"onnx":"model.onnx","options":{"batch":10}}"#,
+        ] {
+            assert!(out.contains(line), "{line:?} is not in {out}");
+        }
         for (file, why) in [
             ("broken.proxy", "\"onx\" is unknown here, expected \"mdm\""),
             ("pickle.proxy", "Python pickle"),
@@ -93,6 +107,8 @@ fn a_folder_is_listed_with_what_is_broken_in_it() {
         let (code, out, err) = said(&output.unwrap());
         assert_eq!(code, Some(1), "{err}");
         let lines: Vec<&str> = out.lines().collect();
+        let (notes, lines): (Vec<&str>, Vec<&str>) =
+            lines.into_iter().partition(|l| l.starts_with("  note: "));
         let names: Vec<&str> = lines.iter().filter_map(|l| l.split(": ").next()).collect();
         assert_eq!(
             names,
@@ -108,7 +124,12 @@ fn a_folder_is_listed_with_what_is_broken_in_it() {
         );
         assert!(lines[0].contains("broken: broken: "), "{out}");
         assert_eq!(lines[1], "chain: batched (plugin \"echo\" -> onnx)");
-        assert_eq!(lines[2], "deep/versions: fixed:2 (onnx)");
+        assert_eq!(
+            lines[2],
+            "deep/versions: whole (onnx), ver: 1, 2, 10; serves 10"
+        );
+        let batched = r#"{"mdm":1,"onnx":"model.onnx","options":{"batch":10}}"#;
+        assert!(notes.len() == 1 && notes[0].contains(batched), "{out}");
     });
 }
 

@@ -123,7 +123,7 @@ fn what_goes_wrong_in_a_leg_is_told_once_and_costs_nobody_else() {
                 &["stage \"after\"", "for "],
             );
             let runs = client.infer(input(), "first").unwrap();
-            assert_eq!(runs.rows_total(), Some(100));
+            assert_eq!(runs.rows(), Some(100));
             assert_eq!(scores(&client, "chain", turn, 20).len(), 200);
         }
         // A request that is taken back between its legs leaves nothing behind.
@@ -165,7 +165,7 @@ fn a_drain_ends_what_is_between_two_legs() {
         });
         server.signal("TERM");
         for answer in client.fetch_all(tickets) {
-            assert_eq!(answer.unwrap().rows_total(), Some(2000));
+            assert_eq!(answer.unwrap().rows(), Some(2000));
         }
         assert_eq!(server.wait().code(), Some(0));
     });

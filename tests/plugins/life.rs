@@ -104,6 +104,36 @@ fn a_file_that_a_plugin_opens_is_one_of_its_models() {
     );
 }
 
+/// A plugin's session whose inputs and outputs all begin with 4 takes any number of rows only if its options say so.
+#[test]
+fn a_plugins_session_of_a_constant_batch_is_given_rows_if_its_options_say_batch() {
+    let proxy = |more: &str| {
+        let state = format!(r#"{{"do":"session","onnx":"net.onnx"{more}}}"#);
+        format!(r#"{{"mdm":1,"plugin":"libsample.so","state":{state}}}"#).into_bytes()
+    };
+    let place = Place::new(&[
+        ("net.onnx", onnx::fixed_batch(4)),
+        ("plain.proxy", proxy("")),
+        ("four.proxy", proxy(r#","batch":"4""#)),
+        ("five.proxy", proxy(r#","batch":"5""#)),
+    ]);
+    build_sample(&place.folder.path().join("libsample.so"));
+    let run = |name: &str, rows: usize| {
+        let x = Tensor::from_vec("x", vec![rows, 8], vec![1f32; rows * 8]).unwrap();
+        let outputs = place.infer(name, vec![x])?;
+        Ok(outputs[0].shape().to_vec())
+    };
+    assert_eq!(run("plain", 4).unwrap(), [4, 4]);
+    let words = ["[7, 8]", r#""options": {"batch": 4}"#, "plugin's session"];
+    refused(run("plain", 7), ErrorCode::InvalidArgument, &words);
+    assert_eq!(run("four", 7).unwrap(), [7, 4]);
+    let description = place.find("five").unwrap();
+    let Err(e) = place.models.open(description.id, 0, WorkerId(0)) else {
+        panic!("it takes four")
+    };
+    assert!(e.message().contains("takes exactly 4 rows"), "{e}");
+}
+
 #[test]
 fn a_plugins_session_takes_no_empty_dimension_either() {
     let place = Place::new(&[

@@ -67,7 +67,11 @@ static int32_t load(mdm_context *context, mdm_str state, void **instance) {
     return MDM_FAILED;
   }
   text_of(state, "\"onnx\":\"", path, sizeof path);
-  if (path[0] && host->session_open(context, (mdm_str){path, strlen(path)}, MDM_STR(""), &self->session)) {
+  char batch[16], options[64] = {0};
+  text_of(state, "\"batch\":\"", batch, sizeof batch);
+  if (batch[0]) snprintf(options, sizeof options, "{\"batch\":%s}", batch);
+  mdm_str said = {options, strlen(options)};
+  if (path[0] && host->session_open(context, (mdm_str){path, strlen(path)}, said, &self->session)) {
     uint32_t code;
     mdm_str why = host->last_error(&code);
     host->fail(context, code, why, 0, 0);
@@ -337,9 +341,9 @@ static void unload(void *instance) {
 }
 
 static const mdm_entry entries[] = {
-    {{"model", 5}, describe, load, infer, unload},
+    {MDM_STR_INIT("model"), describe, load, infer, unload},
 #ifdef SAMPLE_TWO
-    {{"other", 5}, NULL, load, infer, unload},
+    {MDM_STR_INIT("other"), NULL, load, infer, unload},
 #endif
 };
 

@@ -92,7 +92,7 @@ fn a_file_that_is_no_model_is_said_to_be_none() {
         }
         assert_eq!(client.load("good").unwrap().kind, "whole");
         let response = client.infer(numbered(2, 500), "good").unwrap();
-        assert_eq!((response.parts().len(), response.rows_total()), (1, None));
+        assert_eq!((response.parts().len(), response.rows()), (1, None));
         // Where a file lies is nobody's business who sends requests.
         let error = client.load("noise").unwrap_err();
         let folder = server.models().display().to_string();
@@ -334,7 +334,7 @@ fn a_model_that_fails_is_quoted_and_the_next_request_runs() {
         let answers: Vec<_> = error.collect();
         assert!(answers.last().expect("an end").is_err());
         let named = Inputs::new().with("x", &[1i64, 2]);
-        assert_eq!(client.infer(named, "fails").unwrap().rows_total(), Some(2));
+        assert_eq!(client.infer(named, "fails").unwrap().rows(), Some(2));
         lives(&client);
     });
 }

@@ -69,6 +69,7 @@ fn infer_makes_tensors_of_json_lines() {
             ("echo.onnx", onnx::echo(DataType::Int64, &[2])),
             ("words.onnx", onnx::echo(DataType::Bytes, &[])),
             ("fixed.onnx", onnx::fixed_batch(4)),
+            ("fixed.proxy", onnx::rows_at_a_time("fixed.onnx", 4)),
         ]);
         let server = Server::start(dir, &["--num-worker", "2"]);
         let here = server.dir.path();

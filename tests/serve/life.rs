@@ -73,7 +73,7 @@ fn a_version_is_asked_for_by_name_or_parameter_and_a_new_one_comes_with_a_load()
             ErrorCode::NotFound,
             &["version 3; there are 1, 2"],
         );
-        assert_eq!(loaded(&client), ["v 2", "v/1 1"]);
+        assert_eq!(loaded(&client), ["v 2", "v 1"]);
         let folder = server.models().join("v/3");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("model.onnx"), negative()).unwrap();

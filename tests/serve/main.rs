@@ -7,12 +7,17 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[path = "../common/built.rs"]
+mod built;
+
 mod behind;
 mod bench;
+mod calling;
 mod commands;
 mod curl;
 mod errors;
 mod exact;
+mod first_model;
 mod flight;
 mod infer;
 mod life;
@@ -23,6 +28,7 @@ mod policy;
 mod readme;
 mod repeated;
 mod start;
+mod status;
 mod stop;
 mod types;
 

@@ -179,7 +179,7 @@ fn terminate_waits_for_the_servers_last_word() {
         assert!(text(&output.stdout).starts_with("stopped"), "{output:?}");
         assert_eq!(server.wait().code(), Some(0));
         assert_eq!(sockets(&server), [""; 0]);
-        assert_eq!(client.fetch(ticket).unwrap().rows_total(), Some(1500));
+        assert_eq!(client.fetch(ticket).unwrap().rows(), Some(1500));
     });
 }
 

@@ -1,7 +1,7 @@
 //! Every datatype there and back, and every shape of a model.
 
 use half::{bf16, f16};
-use mdm::client::{Client, Inputs, Rows};
+use mdm::client::{Client, Inputs, JsonRows};
 use mdm::tensor::Data;
 use mdm::{DataType, ErrorCode, Tensor};
 
@@ -137,7 +137,7 @@ fn strings_come_back_empty_long_and_in_any_script() {
         );
         let rows = [serde_json::json!({"text": "a"})];
         refused(
-            client.infer(Rows(&rows), "flat"),
+            client.infer(JsonRows(&rows), "flat"),
             ErrorCode::InvalidArgument,
             &["\"x\"", "BYTES", "JSON"],
         );
@@ -150,6 +150,7 @@ fn models_of_every_shape() {
         let fixed = fixed_batch(8);
         let dir = models(&[
             ("fixed.onnx", fixed.clone()),
+            ("fixed.proxy", onnx::rows_at_a_time("fixed.onnx", 8)),
             ("whole.onnx", onnx::no_batch()),
             ("two.onnx", onnx::two_inputs_two_outputs()),
             ("unnamed.onnx", onnx::dynamic_unnamed()),
@@ -259,7 +260,7 @@ fn no_batch_dimension_means_whole(client: &Client) {
     let size = response.tensor("size").unwrap();
     assert_eq!(size.shape(), [0usize; 0]);
     assert_eq!(size.to_vec::<i64>().unwrap(), [15]);
-    assert_eq!((response.rows_total(), response.parts().len()), (None, 1));
+    assert_eq!((response.rows(), response.parts().len()), (None, 1));
     let stream = client.infer_stream(vec![a.clone(), b], "whole");
     let mut stream = stream.unwrap();
     let parts: Vec<_> = stream.by_ref().map(Result::unwrap).collect();

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use mdm::client::{Call, Client, FailedRows, ModelInfo, PartRows, Response, Ticket};
+use mdm::client::{Call, Client, FailedRows, ModelInfo, Part, Response, Ticket};
 use mdm::message::OnBadRow;
 use mdm::{Batch, Error, ErrorCode, Stats};
 
@@ -212,10 +212,10 @@ impl Job<'_> {
             };
             none_yet = None;
             add(&mut stats, response.stats());
-            if response.rows_total() != Some(rows) {
+            if response.rows() != Some(rows) {
                 bail!(Error::internal(format!(
                     "the server answered {rows} rows with {:?}",
-                    response.rows_total()
+                    response.rows()
                 )));
             }
             if !response.failed().is_empty() {
@@ -251,7 +251,7 @@ impl Job<'_> {
         let call = self.deadline.bound(&self.call)?;
         let (mut parts, rows, stats) = timed(&mut times.server, || {
             let mut stream = self.client.infer_stream(inputs, call)?;
-            let parts = stream.by_ref().collect::<mdm::Result<Vec<PartRows>>>()?;
+            let parts = stream.by_ref().collect::<mdm::Result<Vec<Part>>>()?;
             let stats = stream.stats().context("the stream of parts ended early")?;
             anyhow::Ok((parts, stream.rows(), stats))
         })?;

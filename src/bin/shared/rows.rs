@@ -58,7 +58,7 @@ impl Lines {
 
 fn documents(name: &str, rows: Values) -> Result<Vec<Tensor>> {
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
-    Ok(vec![Tensor::from_rows(name, &rows)?])
+    Ok(vec![Tensor::from_json_rows(name, &rows)?])
 }
 
 fn by_input(

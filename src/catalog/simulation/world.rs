@@ -119,6 +119,8 @@ impl Folder {
             outputs: Vec::new(),
             legs: [Role::Main].into(),
             empty: Empty::Allowed,
+            has_versions: false,
+            unproven_rows: None,
         })))
     }
 }

@@ -60,13 +60,16 @@ pub(crate) fn of_all(
 ) -> Vec<ModelStatistics> {
     let named = snapshot.models.iter();
     let named = named.filter(|model| model.name != UNKNOWN && model.name != OTHER);
-    let version = |name: &str| {
-        let found = loaded.iter().rev().find(|model| model.name == name);
-        found.map_or("1", |model| &model.version)
-    };
+    let version = |name: &str| newest(loaded, name).map_or("1", |model| &model.version);
     named
         .map(|model| statistics(model, version(&model.name), now))
         .collect()
+}
+
+/// The highest version of a model that is loaded.
+pub(crate) fn newest<'a>(loaded: &'a [ModelInfo], name: &str) -> Option<&'a ModelInfo> {
+    let versions = loaded.iter().filter(|model| model.name == name);
+    versions.max_by_key(|model| model.version.parse::<u64>().ok())
 }
 
 /// Of one model, whose versions are counted together.

@@ -10,7 +10,7 @@ use super::proto::{ModelProto, TypeProto, ValueInfoProto};
 use super::{Device, Engine, values};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, Role};
-use crate::model::interface::{BatchKind, Description, Empty, Takes};
+use crate::model::interface::{BatchKind, Description, Empty, Takes, constant_rows};
 use crate::proxy::{GraphOptimization, SessionOptions};
 use crate::signature::{Dim, Port, Rows};
 
@@ -39,13 +39,16 @@ impl Signature {
             (None, kind) => kind,
             (Some(batch), BatchKind::Batched) => BatchKind::Fixed(batch),
             (Some(batch), BatchKind::Fixed(size)) if batch == size => BatchKind::Fixed(size),
-            (Some(batch), other) => {
+            // A constant alone proves nothing; with the proxy's word for it these are rows.
+            (Some(batch), BatchKind::Whole)
+                if rows.is_none() && self.constant_rows() == Some(batch) =>
+            {
+                BatchKind::Fixed(batch)
+            }
+            (Some(batch), _) => {
                 return Err(Error::precondition(format!(
-                    "the options' \"batch\" is {batch}, but the model {}",
-                    match other {
-                        BatchKind::Fixed(size) => format!("takes exactly {size} rows"),
-                        _ => "has no dimension of rows".to_owned(),
-                    }
+                    "the options' \"batch\" is {batch}, but {}",
+                    self.why_not(batch, rows)
                 )));
             }
         };
@@ -59,7 +62,33 @@ impl Signature {
             outputs: self.outputs.clone(),
             legs: [Role::Main].into(),
             empty: self.empty,
+            has_versions: false,
+            unproven_rows: match (kind, rows) {
+                (BatchKind::Whole, None) => self.constant_rows(),
+                _ => None,
+            },
         }))
+    }
+
+    fn constant_rows(&self) -> Option<usize> {
+        constant_rows(&self.inputs, &self.outputs)
+    }
+
+    /// Why not so many rows at a time.
+    fn why_not(&self, batch: usize, rows: Option<Rows>) -> String {
+        if rows == Some(Rows::Whole) {
+            return "its \"rows\" are \"whole\"; give one of them".to_owned();
+        }
+        if let Some(size) = self.constant_rows() {
+            return format!("the model takes exactly {size} rows");
+        }
+        let mut ports = self.inputs.iter().chain(&self.outputs);
+        let other = ports.find(|port| port.shape.first() != Some(&Dim::Fixed(batch)));
+        let other = other.map(|port| format!(": {:?} is {}", port.name, port.shown_shape()));
+        format!(
+            "the model has no dimension of rows, which would be the first of every input and output, the same everywhere{}",
+            other.unwrap_or_default()
+        )
     }
 
     /// The kind of batch: what the file's shapes say, unless the proxy says otherwise.
@@ -71,6 +100,9 @@ impl Signature {
             (None, kind) => Ok(kind),
             (Some(Rows::Whole), _) => Ok(BatchKind::Whole),
             (Some(Rows::Independent), BatchKind::Whole) => {
+                if let Some(size) = self.constant_rows() {
+                    return Ok(BatchKind::Fixed(size));
+                }
                 for port in self.inputs.iter().chain(&self.outputs) {
                     if matches!(port.shape.first(), None | Some(Dim::Fixed(_))) {
                         return Err(Error::precondition(format!(
@@ -230,7 +262,8 @@ fn port(outlet: &Outlet, side: &str, declared: Option<&TypeProto>) -> Result<Por
     })
 }
 
-/// Rows are independent if dimension 0 is the same everywhere: one symbol, dynamic without names, or one constant.
+/// Rows are independent if dimension 0 is the same everywhere: one symbol, dynamic without names, or 1, which most exports
+/// mean as one row at a time. A larger constant may as well be the width of a matrix: that alone is no batch.
 fn kind(inputs: &[Port], outputs: &[Port]) -> BatchKind {
     let mut firsts = inputs.iter().chain(outputs).map(|port| port.shape.first());
     let Some(Some(first)) = firsts.next() else {
@@ -241,7 +274,7 @@ fn kind(inputs: &[Port], outputs: &[Port]) -> BatchKind {
     }
     match first {
         Dim::Symbol(_) | Dim::Dynamic => BatchKind::Batched,
-        Dim::Fixed(0) | Dim::Rest => BatchKind::Whole,
-        Dim::Fixed(rows) => BatchKind::Fixed(*rows),
+        Dim::Fixed(1) => BatchKind::Fixed(1),
+        Dim::Fixed(_) | Dim::Rest => BatchKind::Whole,
     }
 }

@@ -93,6 +93,11 @@ impl OnnxSource {
         &self.signature
     }
 
+    /// The file, links followed.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The state of the file that was read.
     pub(crate) fn stamp(&self) -> Stamp {
         self.stamp

@@ -1,5 +1,6 @@
 //! What a lookup finds: the files of a model, and what each stage does with its file.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -10,8 +11,11 @@ use crate::signature::Rows;
 /// What a name leads to.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Found {
+    /// What it is called, however it was asked for: without its version, and without an ending that the name can do
+    /// without.
     pub(crate) name: String,
-    pub(crate) version: String,
+    /// `None` if it is no folder's version.
+    pub(crate) version: Option<u64>,
     /// The file that was found by the name: a proxy or an ONNX file.
     pub(crate) origin: PathBuf,
     pub(crate) method: Option<String>,
@@ -35,7 +39,12 @@ pub(crate) struct Stage {
 
 impl Found {
     /// An ONNX file as it is.
-    pub(crate) fn onnx(name: &str, version: String, path: PathBuf, rows: Option<Rows>) -> Found {
+    pub(crate) fn onnx(
+        name: &str,
+        version: Option<u64>,
+        path: PathBuf,
+        rows: Option<Rows>,
+    ) -> Found {
         let file = path.file_name().unwrap_or_default();
         let stage = Stage {
             // The same whatever name the file was found by.
@@ -53,5 +62,23 @@ impl Found {
             stages: vec![stage],
             warm_up: None,
         }
+    }
+
+    /// What to call it in messages: its name, and its version where it has versions.
+    pub(crate) fn shown(&self) -> String {
+        shown(&self.name, self.version)
+    }
+
+    /// Its version as the wire shows it; "1" where there are none.
+    pub(crate) fn version_text(&self) -> String {
+        self.version.unwrap_or(1).to_string()
+    }
+}
+
+/// What to call a model in messages.
+pub(crate) fn shown(name: &str, version: Option<impl Display>) -> String {
+    match version {
+        Some(version) => format!("{name:?}, version {version}"),
+        None => format!("{name:?}"),
     }
 }

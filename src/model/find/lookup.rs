@@ -19,66 +19,13 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use super::asked::{Lookup, MODEL_PROXY_PATH};
 use super::files::file_name;
-use super::found::{Found, Stage};
+use super::found::{Found, Stage, shown};
+use super::namesakes::with_ending;
 use super::versions;
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{MODEL_VERSION, Params};
 use crate::proxy::{EXAMPLES, Proxy, SessionOptions, StageRuns, StageText, kind_of};
-
-/// The parameter by which the ancestor's clients name a model.
-const MODEL_PROXY_PATH: &str = "model_proxy_path";
-
-/// What decides which model a request gets, and whether it may: equal lookups have equal answers as long as no file
-/// changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Lookup {
-    model: Option<String>,
-    paths: Box<[(String, Value)]>,
-    version: Option<Value>,
-}
-
-impl Lookup {
-    /// Takes from a request what matters: its model's name, the version that it asks for, and every parameter whose
-    /// key ends in `_path`.
-    pub fn of(model: Option<&str>, params: &Params) -> Lookup {
-        Lookup {
-            model: model.map(str::to_owned),
-            paths: params
-                .iter()
-                .filter(|(key, _)| key.ends_with("_path"))
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-            version: params.get(MODEL_VERSION).cloned(),
-        }
-    }
-
-    /// Whether it names files besides the model, which are to be checked.
-    pub(crate) fn has_other_paths(&self) -> bool {
-        self.paths.iter().any(|(key, _)| key != MODEL_PROXY_PATH)
-    }
-
-    /// Its texts, and its values.
-    pub(crate) fn held(&self) -> (impl Iterator<Item = &str>, impl Iterator<Item = &Value>) {
-        let keys = self.paths.iter().map(|(key, _)| key.as_str());
-        let values = self.paths.iter().map(|(_, value)| value);
-        (
-            self.model.as_deref().into_iter().chain(keys),
-            values.chain(&self.version),
-        )
-    }
-
-    /// What to call the model in messages.
-    pub fn name(&self) -> &str {
-        let by_path = || {
-            self.paths
-                .iter()
-                .find(|(key, _)| key == MODEL_PROXY_PATH)
-                .and_then(|(_, value)| value.as_str())
-        };
-        self.model.as_deref().or_else(by_path).unwrap_or_default()
-    }
-}
 
 /// By what a request names a model, without a look at any file: different spellings of a path are one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,11 +135,37 @@ impl Roots {
             }
         };
         let name = self.plain_name(name)?;
-        self.model(&name, target, method.as_deref(), asked)
+        let own_name = self.own_name(&name, method.as_deref(), &target);
+        let found = self.model(&name, target, method.as_deref(), asked)?;
+        Ok(Found {
+            name: own_name,
+            ..found
+        })
+    }
+
+    /// What a model goes by, however it was asked for: `digits` for `digits/3`, whose version is said beside it, and for
+    /// `digits.onnx`, unless `digits` is something else.
+    fn own_name(&self, name: &str, method: Option<&str>, target: &Target) -> String {
+        let ending = method.map_or(0, |method| method.len() + 1);
+        let (base, method) = name.split_at(name.len().saturating_sub(ending));
+        let own = match target.kind.is_dir() {
+            true => base.rsplit_once('/').filter(|(folder, last)| {
+                versions::number(last).is_some()
+                    && versions::direct(&target.path).is_some()
+                    && (self.named(folder))
+                        .is_ok_and(|folder| Some(&*folder.path) == target.path.parent())
+            }),
+            false => base.rsplit_once('.').filter(|(own, ending)| {
+                ["proxy", "onnx"].contains(ending)
+                    && self.named(own).is_ok_and(|other| other.path == target.path)
+            }),
+        };
+        let own = own.map_or(base, |(own, _)| own);
+        format!("{own}{method}")
     }
 
     /// What a model is called, however its path was spelt: below the run-script directory, without `.` and `..`.
-    fn plain_name(&self, text: &str) -> Result<String> {
+    pub(super) fn plain_name(&self, text: &str) -> Result<String> {
         let path = self.inside("model", text)?;
         let first = self.roots.first().into_iter();
         let below = first
@@ -310,10 +283,8 @@ impl Roots {
         {
             return exact;
         }
-        for ending in [".proxy", ".onnx"] {
-            let mut with_ending = base.clone().into_os_string();
-            with_ending.push(ending);
-            match self.real("model", name, Path::new(&with_ending)) {
+        for ending in ["proxy", "onnx"] {
+            match self.real("model", name, &with_ending(&base, ending)) {
                 Err(e) if e.code() == ErrorCode::NotFound => {}
                 result => return result,
             }
@@ -340,7 +311,7 @@ impl Roots {
     }
 
     /// A path as text, below one of the roots. Touches no disk.
-    fn inside(&self, key: &str, text: &str) -> Result<PathBuf> {
+    pub(super) fn inside(&self, key: &str, text: &str) -> Result<PathBuf> {
         if text.is_empty() || text.contains('\0') {
             return Err(Error::invalid(format!(
                 "{key} is {text:?}, expected the path of a file"
@@ -402,32 +373,36 @@ impl Roots {
         let (target, version) = if target.kind.is_dir() {
             let version = versions::choose(name, &target.path, asked)?;
             let file = self.version_file(name, &version.file)?;
-            (file, Some(version.number.to_string()))
+            (file, version.number)
         } else if let Some(asked) = asked.filter(|asked| *asked != 1) {
             return Err(versions::only_version(name, asked));
         } else {
             (target, None)
         };
-        if is_pickle(&target.path)? {
-            return Err(Error::precondition(format!(
+        let place = |e: Error| match version {
+            Some(_) => e.context(format_args!("model {}", shown(name, version))),
+            None => e,
+        };
+        if is_pickle(&target.path).map_err(place)? {
+            return Err(place(Error::precondition(format!(
                 "{} is a Python pickle, which would run whatever code is in it and is never loaded; export the model \
                  to ONNX, or write it as a plugin, and put a JSON proxy in its place: {EXAMPLES} (mdm::plugin::dump \
                  writes the latter)",
                 file_name(&target.path)
-            )));
+            ))));
         }
         if is_proxy(&target) {
             return self
                 .proxy(name, &target.path, method, version)
-                .map_err(|e| e.context(file_name(&target.path)));
+                .map_err(|e| place(e.context(file_name(&target.path))));
         }
         if let Some(method) = method {
             return Err(Error::not_found(format!(
-                "model {name:?}: {} is an ONNX file, which has no method {method:?}; a model.proxy lists methods",
+                "model {}: {} is an ONNX file, which has no method {method:?}; a model.proxy lists methods",
+                shown(name, version),
                 file_name(&target.path)
             )));
         }
-        let version = version.unwrap_or_else(|| "1".to_owned());
         Ok(Found::onnx(name, version, target.path, None))
     }
 
@@ -448,11 +423,11 @@ impl Roots {
         name: &str,
         path: &Path,
         method: Option<&str>,
-        in_folder: Option<String>,
+        in_folder: Option<u64>,
     ) -> Result<Found> {
         let (method, chain) = Proxy::read(path)?.method(method)?;
         let folder = path.parent().unwrap_or(Path::new("/"));
-        let mut version = "1".to_owned();
+        let mut version = None;
         let mut stages = Vec::with_capacity(chain.stages.len());
         let alone = chain.stages.len() == 1;
         for text in &chain.stages {
@@ -471,7 +446,7 @@ impl Roots {
         let versioned = in_folder.is_some();
         let found = Found {
             name: name.to_owned(),
-            version: in_folder.unwrap_or(version),
+            version: in_folder.or(version),
             origin: path.to_owned(),
             method,
             rows: chain.rows,
@@ -494,7 +469,7 @@ impl Roots {
         }
     }
 
-    fn stage(&self, text: &StageText, folder: &Path) -> Result<(Stage, String)> {
+    fn stage(&self, text: &StageText, folder: &Path) -> Result<(Stage, Option<u64>)> {
         let (name, file) = (text.shown(), text.file.as_str());
         let stage = |path: PathBuf| Stage {
             name,
@@ -513,9 +488,9 @@ impl Roots {
                             "onnx {file:?} leads to a proxy, expected an ONNX file or versions of one"
                         )));
                     }
-                    (target.path, version.number.to_string())
+                    (target.path, version.number)
                 } else {
-                    (target.path, "1".to_owned())
+                    (target.path, None)
                 };
                 Ok((stage(path), version))
             }
@@ -526,7 +501,7 @@ impl Roots {
                         "plugin {file:?} is a directory, expected a shared library"
                     )));
                 }
-                Ok((stage(target.path), "1".to_owned()))
+                Ok((stage(target.path), None))
             }
         }
     }

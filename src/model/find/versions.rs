@@ -20,6 +20,13 @@ pub(crate) struct Version {
     pub(crate) file: PathBuf,
 }
 
+/// What a folder stands for.
+pub(crate) struct Chosen {
+    /// `None` if it is no folder of versions, and none of them.
+    pub(crate) number: Option<u64>,
+    pub(crate) file: PathBuf,
+}
+
 /// The file in a folder that is one version itself.
 pub(crate) fn direct(folder: &Path) -> Option<PathBuf> {
     let mut files = FILES.iter().map(|file| folder.join(file));
@@ -32,7 +39,7 @@ pub(crate) fn number_of(folder: &Path) -> Option<u64> {
 }
 
 /// Digits only: a number's own parser would take "+1" too.
-fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
 }
@@ -83,7 +90,7 @@ pub(crate) fn asked(value: Option<&Value>) -> Result<Option<u64>> {
 ///
 /// # Errors
 /// `NOT_FOUND`, listing the versions that there are; `INVALID_ARGUMENT` if the folder is another version.
-pub(crate) fn choose(name: &str, folder: &Path, asked: Option<u64>) -> Result<Version> {
+pub(crate) fn choose(name: &str, folder: &Path, asked: Option<u64>) -> Result<Chosen> {
     if let Some(file) = direct(folder) {
         let own = number_of(folder);
         let number = own.unwrap_or(1);
@@ -92,7 +99,7 @@ pub(crate) fn choose(name: &str, folder: &Path, asked: Option<u64>) -> Result<Ve
                 "model {name:?} is version {number}, and {MODEL_VERSION} asks for version {asked}; give one of them"
             ))),
             Some(asked) if asked != number => Err(only_version(name, asked)),
-            _ => Ok(Version { number, file }),
+            _ => Ok(Chosen { number: own, file }),
         };
     }
     let versions = versions(folder).map_err(|e| {
@@ -108,9 +115,13 @@ pub(crate) fn choose(name: &str, folder: &Path, asked: Option<u64>) -> Result<Ve
         None => versions.last(),
         Some(asked) => versions.iter().find(|version| version.number == asked),
     };
-    chosen
-        .cloned()
-        .ok_or_else(|| missing(name, asked.unwrap_or_default(), &versions))
+    match chosen {
+        Some(version) => Ok(Chosen {
+            number: Some(version.number),
+            file: version.file.clone(),
+        }),
+        None => Err(missing(name, asked.unwrap_or_default(), &versions)),
+    }
 }
 
 /// Asked for a version of what has none.

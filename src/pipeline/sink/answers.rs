@@ -117,6 +117,16 @@ impl Answers {
         })
     }
 
+    /// The sink is about to wait: what was counted is remembered from time to time.
+    pub(crate) fn note(&mut self, now_us: u64) {
+        self.counts.note(now_us);
+    }
+
+    /// When it has to wake for that.
+    pub(crate) fn note_due_us(&self) -> Option<u64> {
+        self.counts.due_us()
+    }
+
     /// Takes a message, and has done what comes of it.
     pub(crate) fn hear(&mut self, message: ToSink, now_us: u64, outlet: &mut impl Outlet) {
         let turn = &mut Turn { now_us, outlet };
@@ -139,7 +149,7 @@ impl Answers {
             ToSink::WorkerLost(lost) => self.lose_worker(&lost, turn),
             ToSink::Out(out) => self.answered.settle(&out),
             ToSink::Report(token) => {
-                let report = Box::new(self.counts.report());
+                let report = Box::new(self.counts.report(turn.now_us));
                 turn.tell_ventilator(ToVentilator::Report(token, report));
             }
             // What is gathered for it goes when the ventilator closes its requests.
@@ -522,7 +532,7 @@ impl Answers {
 impl Answers {
     /// What was answered, by label.
     pub(crate) fn counted(&self) -> Vec<crate::metrics::Answered> {
-        self.counts.report().answered
+        self.counts.report(0).answered
     }
 
     /// Bytes gathered for a client.

@@ -146,8 +146,9 @@ mod tests {
     fn rows_become_objects() {
         let y = Tensor::from_slice("y", vec![2, 2], &[0.1f32, f32::NAN, 3.0, 4.5]).unwrap();
         let s = Tensor::from_strings("s", None, &["a\"", "b"]).unwrap();
-        let j = Tensor::from_rows("j", &[serde_json::json!({"k": 1}), serde_json::json!(null)])
-            .unwrap();
+        let j =
+            Tensor::from_json_rows("j", &[serde_json::json!({"k": 1}), serde_json::json!(null)])
+                .unwrap();
         assert_eq!(
             text(|file| write_rows(file, &[y, s, j])),
             "{\"y\":[0.1,null],\"s\":\"a\\\"\",\"j\":{\"k\":1}}\n{\"y\":[3.0,4.5],\"s\":\"b\",\"j\":null}\n"

@@ -182,7 +182,7 @@ mod tests {
         let grpc = Grpc::new("grpc://a:1", asked).unwrap();
         let x = mdm::Tensor::from_vec("x", vec![2, 1], vec![1i32, -2]).unwrap();
         let s = mdm::Tensor::from_strings("s", None, &["ü", "b"]).unwrap();
-        let j = mdm::Tensor::from_rows("j", &[json!({"a": 1}), json!(null)]).unwrap();
+        let j = mdm::Tensor::from_json_rows("j", &[json!({"a": 1}), json!(null)]).unwrap();
         let batch = Batch {
             tensors: vec![x, s, j],
         };

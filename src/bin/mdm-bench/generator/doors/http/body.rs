@@ -100,7 +100,7 @@ mod tests {
     fn batch() -> Batch {
         let x = Tensor::from_vec("x", vec![2, 1], vec![1i32, -2]).unwrap();
         let s = Tensor::from_strings("s", None, &["ü", "b"]).unwrap();
-        let j = Tensor::from_rows("j", &[json!({"a": 1}), json!(null)]).unwrap();
+        let j = Tensor::from_json_rows("j", &[json!({"a": 1}), json!(null)]).unwrap();
         Batch {
             tensors: vec![x, s, j],
         }
