@@ -266,6 +266,11 @@ pub fn resident_bytes(pid: u32) -> u64 {
     bytes_of(pid, "VmRSS:")
 }
 
+/// The most resident memory that a process has had so far.
+pub fn peak_bytes(pid: u32) -> u64 {
+    bytes_of(pid, "VmHWM:")
+}
+
 fn bytes_of(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name));
