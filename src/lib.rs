@@ -37,7 +37,7 @@
 //! | `pipeline` | the three loops: `ventilator`, `worker`, `sink`; they never import each other |
 //! | [`server`] | wiring, being ready, the order of stopping; doors, which are clients inside this process |
 //! | `door` | clients of other protocols: a few threads that translate, submit through [`server::Door`] and answer; `http/` is REST, `grpc/` is gRPC |
-//! | [`config`], [`logging`] | what was typed → checked settings, and the table of flags; the log |
+//! | [`config`], [`logging`], [`faults`] | what was typed → checked settings, and the table of flags; the log; panics and models' failures in it |
 //! | [`client`] | sessions, requests, results; no thread of its own |
 //! | `src/bin/` | the commands |
 //! | [`guide`] | what users read: a page for each subject, the last one for who works on this crate |
@@ -142,6 +142,8 @@ pub mod door;
 #[cfg(feature = "server")]
 mod elf;
 pub mod error;
+#[cfg(feature = "server")]
+pub mod faults;
 #[cfg(feature = "server")]
 pub(crate) mod frames;
 #[cfg(all(feature = "server", feature = "plugin"))]

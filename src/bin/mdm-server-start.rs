@@ -71,6 +71,9 @@ fn run() -> Result<(), (i32, Error)> {
             return Ok(());
         }
     };
+    if let Some(warning) = mdm::config::check_variables(std::env::vars_os()).map_err(not_started)? {
+        say(format_args!("warning: {warning}"));
+    }
     let made = config.make_sock_tmp_dir().map_err(not_started)?;
     let Started {
         server,
@@ -138,6 +141,7 @@ fn with_ports(config: Config, _doors: &Doors) -> Config {
 /// From the settings to a server that has said that it is ready. A failure leaves nothing behind.
 fn start(config: &Config) -> Result<Started, Error> {
     let mut log = logging::init(config)?;
+    mdm::faults::log_panics();
     // Before the server starts: a signal then is remembered, and not the end of a process with files to remove.
     let started = SignalThread::start().and_then(|signals| {
         let settings = config.settings();

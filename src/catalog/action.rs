@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo};
 use crate::model::Description;
 use crate::model::loader::Job;
+use crate::wire::server::LoadOutcome;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ pub(crate) enum Answer {
     /// What a request would get.
     Described(Arc<Description>),
     /// It is loaded, and open on every worker.
-    Loaded(Arc<Description>),
+    Loaded(Arc<Description>, LoadOutcome),
     Unloaded,
     Refused(Error),
 }

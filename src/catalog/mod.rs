@@ -529,11 +529,11 @@ impl<P> Catalog<P> {
             };
             match (served, wanted) {
                 (Err(error), wanted) => self.load_failed(&wanted, error),
-                (Ok(()), Wanted::Operator(asker, _)) => {
-                    let loaded = Answer::Loaded(opening.description.clone());
+                (Ok(outcome), Wanted::Operator(asker, _)) => {
+                    let loaded = Answer::Loaded(opening.description.clone(), outcome);
                     self.actions.push(Action::Answer(asker, loaded));
                 }
-                (Ok(()), Wanted::Start(_)) => {
+                (Ok(_), Wanted::Start(_)) => {
                     self.models.room.stay(model);
                     self.actions.push(Action::Started(Ok(())));
                 }

@@ -10,6 +10,7 @@ use super::room::{Last, MostModels, Room};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo};
 use crate::model::{Description, Key, Lookup, Name};
+use crate::wire::server::LoadOutcome;
 
 /// What has changed, for those who keep something of a model.
 #[derive(Debug)]
@@ -102,7 +103,7 @@ impl Models {
         Ok(())
     }
 
-    /// Requests find a loaded model from now on, and not what it replaces.
+    /// Requests find a loaded model from now on, and not what it replaces; what that has changed.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if there is no room for it, `FAILED_PRECONDITION` if it has left meanwhile.
@@ -112,8 +113,9 @@ impl Models {
         named: &Named,
         model: &Arc<Description>,
         openings: &Openings,
-    ) -> Result<()> {
+    ) -> Result<LoadOutcome> {
         let name = named.name.as_ref();
+        let was_served = self.known.standing(model.id) == Some(Standing::Served);
         let replaced = self.known.replaced_by(model.id, name);
         let room = self.room_for(model, &replaced.leaving, openings)?;
         if matches!(
@@ -136,7 +138,11 @@ impl Models {
         self.leave_all(&replaced.leaving);
         self.make_room(&room);
         self.learn(client, &named.lookup, model);
-        Ok(())
+        Ok(match replaced.leaving.len() + replaced.renamed.len() {
+            0 if was_served => LoadOutcome::Unchanged,
+            0 => LoadOutcome::Loaded,
+            _ => LoadOutcome::LoadedAnew,
+        })
     }
 
     fn learn(&mut self, client: &ReplyTo, lookup: &Arc<Lookup>, model: &Arc<Description>) {

@@ -508,7 +508,7 @@ impl Simulation {
                 let standing = self.catalog.models.known.standing(model.id);
                 assert_eq!(standing, Some(Standing::Served));
             }
-            Answer::Loaded(model) => {
+            Answer::Loaded(model, _) => {
                 assert!(is_order);
                 // Unless it was replaced in the same moment.
                 let standing = self.catalog.models.known.standing(model.id);

@@ -10,7 +10,7 @@ use super::{Call, Client};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::RequestId;
 use crate::wire::client::{ClientMessage, StopMode};
-use crate::wire::server::{ModelInfo, ServerMessage, Status, StopState, Welcome};
+use crate::wire::server::{LoadOutcome, ModelInfo, ServerMessage, Status, StopState, Welcome};
 
 /// How an order to stop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +82,17 @@ impl Client {
     /// # Errors
     /// `NOT_FOUND`, `FAILED_PRECONDITION` and others of the server's, naming the model.
     pub fn load(&self, model: &str) -> Result<ModelInfo> {
+        Ok(self.reload(model)?.0)
+    }
+
+    /// As [`Client::load`], with what that has changed; `None` from a server that does not say it, an older one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reload(&self, model: &str) -> Result<(ModelInfo, Option<LoadOutcome>)> {
         let question = |id| ClientMessage::Load(id, model.to_owned());
         match self.ask(question, self.timeout)? {
-            ServerMessage::LoadOk(info) => Ok(*info),
+            ServerMessage::LoadOk(info, outcome) => Ok((*info, outcome)),
             other => Err(unexpected("load", &other)),
         }
     }

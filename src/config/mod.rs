@@ -29,11 +29,13 @@ mod spelling;
 #[cfg(test)]
 mod tests;
 mod values;
+mod variables;
 
 pub use args::{Args, Rotation};
 pub use sources::{Asked, parse_flags};
 pub use spelling::normalize_args;
 pub use values::{DeviceMap, Size, switch, whole};
+pub use variables::{check_variables, is_flag_variable};
 
 /// Bytes that the path of a local socket may have: 108 in Linux's `sockaddr_un`, one of them the closing 0.
 const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };

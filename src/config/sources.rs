@@ -36,10 +36,15 @@ impl Flag {
         self.names.iter().any(|own| own == name)
     }
 
-    /// `MDM_NUM_WORKER` for `--num-worker`.
-    fn variable(&self) -> String {
-        format!("MDM_{}", self.names[0].to_uppercase().replace('-', "_"))
+    /// All its names, the flag itself first.
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
     }
+}
+
+/// `MDM_NUM_WORKER` for `--num-worker`.
+pub(super) fn variable_of(flag: &str) -> String {
+    format!("MDM_{}", flag.to_uppercase().replace('-', "_"))
 }
 
 /// A flag's values from the environment or the file.
@@ -205,8 +210,11 @@ fn environment(flags: &[Flag], variable: impl Fn(&str) -> Option<OsString>) -> V
     flags
         .iter()
         .filter_map(|flag| {
-            let origin = flag.variable();
-            let value = variable(&origin).filter(|value| !value.is_empty())?;
+            let origin = variable_of(&flag.names[0]);
+            let is_meant = |value: &OsString| {
+                !value.is_empty() && !super::variables::is_of_kubernetes(&origin, value)
+            };
+            let value = variable(&origin).filter(is_meant)?;
             let values = if flag.repeatable {
                 std::env::split_paths(&value)
                     .map(std::path::PathBuf::into_os_string)

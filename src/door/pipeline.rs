@@ -236,7 +236,7 @@ impl Pipeline {
     pub(crate) async fn load(&self, caller: &Caller, model: &str) -> Result<ModelInfo> {
         let mut answers = self.ask(caller, |door, caller| door.load(caller, model))?;
         match answers.next().await? {
-            (ServerMessage::LoadOk(model), _) => Ok(*model),
+            (ServerMessage::LoadOk(model, _), _) => Ok(*model),
             (other, _) => Err(unexpected(&other)),
         }
     }

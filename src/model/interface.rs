@@ -144,4 +144,9 @@ pub trait ModelSource: Send + Sync {
     /// # Errors
     /// `NOT_FOUND` if the number is not known (any more).
     fn legs(&self, model: ModelId) -> Result<Arc<[Role]>>;
+
+    /// A model's name and version, for the log; `None` if the number is not known (any more).
+    fn name(&self, _model: ModelId) -> Option<(String, String)> {
+        None
+    }
 }

@@ -60,7 +60,6 @@ pub(crate) struct FoundModel {
 
 impl FoundModel {
     /// Its version; "1" where there are none.
-    #[cfg(feature = "gateway")]
     pub(crate) fn version(&self) -> String {
         self.found.version_text()
     }

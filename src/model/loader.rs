@@ -17,6 +17,7 @@ use super::key::FoundModel;
 use super::store::{Read, Store};
 use super::turns::Turns;
 use crate::error::{Error, Result, panic_message};
+use crate::faults::{self, Fault};
 use crate::message::{ModelId, ReplyTo};
 
 /// What the loader is asked to do.
@@ -76,11 +77,13 @@ impl Job {
     /// Does it. Whatever it meets, it has an answer.
     pub(crate) fn run(&self, files: &impl Files) -> Answer {
         match self {
-            Job::Check(lookup) => Answer::Checked(caught(|| asked(lookup), || files.check(lookup))),
-            Job::Find(lookup) => Answer::Found(caught(|| asked(lookup), || files.find(lookup))),
+            Job::Check(lookup) => {
+                Answer::Checked(caught(lookup.name(), None, || files.check(lookup)))
+            }
+            Job::Find(lookup) => Answer::Found(caught(lookup.name(), None, || files.find(lookup))),
             Job::Read(reading) => {
-                let shown = || reading.found.shown();
-                Answer::Read(caught(shown, || files.read(reading)))
+                let found = &reading.found;
+                Answer::Read(caught(found.name(), Some(found), || files.read(reading)))
             }
         }
     }
@@ -232,6 +235,7 @@ fn work(files: &impl Files, shared: &Shared, notify: &mut impl FnMut(u64)) {
             state.kept = matches!(answer, Answer::Found(_)).then_some(ticket);
             state.answers.insert(ticket, answer);
         }
+        faults::flush(faults::All::Due);
         untold.push(ticket);
         untold.retain(|ticket| !(told(*ticket, notify) || told(*ticket, notify)));
         if !untold.is_empty() {
@@ -256,22 +260,28 @@ fn told(ticket: u64, notify: &mut impl FnMut(u64)) -> bool {
     }
 }
 
-/// What to call a model of which only its name is known.
-fn asked(lookup: &Lookup) -> String {
-    format!("{:?}", lookup.name())
-}
-
-/// A strange file may panic its reader; the next one must still find a loader.
-fn caught<T>(shown: impl Fn() -> String, job: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| {
+/// A strange file may panic its reader; the next one must still find a loader. What is nobody's fault who asked for the
+/// model is in the log.
+fn caught<T>(name: &str, found: Option<&FoundModel>, job: impl FnOnce() -> Result<T>) -> Result<T> {
+    let result = catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| {
+        let shown = found.map_or_else(|| format!("{name:?}"), FoundModel::shown);
         let error = Error::internal(format!(
-            "model {}: loading it panicked: {}",
-            shown(),
+            "model {shown}: loading it panicked: {}",
             panic_message(&*panic)
         ));
         forget(panic);
         Err(error)
-    })
+    });
+    if let Err(error) = &result {
+        faults::note(&Fault {
+            model: name,
+            version: &found.map_or_else(String::new, FoundModel::version),
+            by: "loader",
+            requests: &[],
+            error,
+        });
+    }
+    result
 }
 
 /// Drops what a panic carried, which may panic in its turn.

@@ -397,6 +397,11 @@ impl ModelSource for Store {
         Ok(loaded.description.legs.clone())
     }
 
+    fn name(&self, model: ModelId) -> Option<(String, String)> {
+        let description = &self.get(model)?.description;
+        Some((description.name.clone(), description.version.clone()))
+    }
+
     fn open(&self, model: ModelId, leg: u32, worker: WorkerId) -> Result<Box<dyn Model>> {
         let loaded = self.get(model).ok_or_else(|| unknown(model))?;
         self.open_of(&loaded, leg, worker)

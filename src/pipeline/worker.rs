@@ -1,5 +1,6 @@
 //! A worker: takes chunks from its two lanes, runs them, sends the parts to the sink and a credit to the ventilator.
 
+mod faults;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -67,15 +68,20 @@ struct Worker {
 /// # Errors
 /// If the other loops are gone.
 pub(crate) fn run(context: &Context, setup: Setup) -> Result<()> {
+    faults::begin(setup.id, setup.source.clone());
     let mut worker = Worker::connect(context, setup)?;
     loop {
         match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
-            Ok(result) => return result,
+            Ok(result) => {
+                crate::faults::flush(crate::faults::All::AtTheEnd);
+                return result;
+            }
             Err(panic) => {
                 let why = panic_message(&*panic).to_owned();
                 tracing::error!(
                     worker_id = worker.setup.id.0,
                     why,
+                    place = crate::faults::take_place(),
                     "worker lost, starting it again"
                 );
                 if worker.recover(why)? == Recovery::Stopped {
@@ -189,7 +195,9 @@ impl Worker {
                     return Ok((lane, inner::read_to_worker(message)?));
                 }
             }
-            self.waiter.wait([&self.small, &self.bulk], None)?;
+            crate::faults::flush(crate::faults::All::Due);
+            let due = crate::faults::due();
+            self.waiter.wait([&self.small, &self.bulk], due)?;
         }
     }
 
@@ -199,6 +207,7 @@ impl Worker {
         }
         // Checked before the clock runs, as the model is opened: neither is the model's speed.
         let (chunk, refused) = chunk.check();
+        faults::running(chunk.model, chunk.leg, &chunk.members);
         // Opened before the clock runs: how fast the model is must not count it.
         let opened =
             (chunk.leg..chunk.until).try_for_each(|leg| self.open(chunk.model, leg).map(drop));
@@ -363,6 +372,7 @@ impl Worker {
         let legs = self.setup.source.legs(model)?;
         for (leg, role) in legs.iter().enumerate() {
             if self.setup.role == Role::Main || *role == Role::Extra {
+                faults::running(model, leg as u32, &[]);
                 self.open(model, leg as u32)?;
             }
         }

@@ -14,6 +14,10 @@ pub(crate) const OK: i32 = 0;
 pub(crate) const FAILED: i32 = 1;
 pub(crate) const BROKEN: i32 = 2;
 
+/// How a line of the log begins by which a plugin in Rust says where it has panicked. The error comes next; a server that
+/// knows this line puts the two together.
+pub(crate) const PANICKED_AT: &str = "the model panicked at ";
+
 /// Most dimensions of a tensor.
 #[cfg(feature = "server")]
 pub(crate) const MAX_RANK: u32 = 64;

@@ -95,7 +95,7 @@ impl ModelFolder {
         let mut catalog = self.catalog();
         catalog.opened(WORKER, model, None);
         let outcome = self.act(&mut catalog);
-        matches!(outcome.map(|o| o.answer), Ok(Some(Answer::Loaded(_))))
+        matches!(outcome.map(|o| o.answer), Ok(Some(Answer::Loaded(..))))
     }
 
     /// Forgets what a name or its file leads to: the models that no lookup finds any more.

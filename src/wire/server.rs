@@ -201,6 +201,40 @@ impl Outputs {
     }
 }
 
+/// What an order to load a model has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadOutcome {
+    /// It was not loaded before.
+    Loaded,
+    /// It takes the place of what was loaded: its files had changed, or a newer version is there.
+    LoadedAnew,
+    /// It was loaded from these files already: nothing.
+    Unchanged,
+}
+
+impl LoadOutcome {
+    const ALL: [LoadOutcome; 3] = [
+        LoadOutcome::Loaded,
+        LoadOutcome::LoadedAnew,
+        LoadOutcome::Unchanged,
+    ];
+
+    /// What the wire and people call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LoadOutcome::Loaded => "loaded",
+            LoadOutcome::LoadedAnew => "loaded anew",
+            LoadOutcome::Unchanged => "unchanged",
+        }
+    }
+
+    fn parse(text: &str) -> Option<LoadOutcome> {
+        LoadOutcome::ALL
+            .into_iter()
+            .find(|outcome| outcome.as_str() == text)
+    }
+}
+
 /// A server's message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ServerMessage {
@@ -214,8 +248,8 @@ pub enum ServerMessage {
     ModelsOk(Vec<ModelInfo>),
     /// On `port`: once when the order is accepted, and once when the server has stopped.
     TerminateOk(StopState),
-    /// On `port`: the model is loaded.
-    LoadOk(Box<ModelInfo>),
+    /// On `port`: the model is loaded, and what that has changed; older servers do not say it.
+    LoadOk(Box<ModelInfo>, Option<LoadOutcome>),
     /// On `port`: the model is forgotten.
     UnloadOk,
     /// The final answer, all rows.
@@ -286,7 +320,10 @@ pub fn read(frames: Vec<Bytes>) -> Result<(RequestId, ServerMessage)> {
             Some("stopped") => StopState::Stopped,
             _ => StopState::Draining(header.pending.unwrap_or(0)),
         }),
-        "load_ok" => ServerMessage::LoadOk(Box::new(body::<ModelBody>(&first)?.model)),
+        "load_ok" => ServerMessage::LoadOk(
+            Box::new(body::<ModelBody>(&first)?.model),
+            header.state.and_then(LoadOutcome::parse),
+        ),
         "unload_ok" => ServerMessage::UnloadOk,
         "result" => {
             let headers = header.outputs.unwrap_or_default();
@@ -548,8 +585,9 @@ pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
             state: Some("stopped"),
             ..plain
         },
-        ServerMessage::LoadOk(model) => PlainHeader {
+        ServerMessage::LoadOk(model, outcome) => PlainHeader {
             kind: "load_ok",
+            state: outcome.map(LoadOutcome::as_str),
             model: Some(model),
             ..plain
         },

@@ -335,7 +335,7 @@ fn questions_are_answered_at_a_door_as_on_port() {
         let answer = next(&mut door);
         assert_eq!(answer.id, id);
         assert!(
-            matches!(&answer.message, ServerMessage::LoadOk(model) if model.name == "wide"),
+            matches!(&answer.message, ServerMessage::LoadOk(model, _) if model.name == "wide"),
             "{answer:?}"
         );
         door.models(2).expect("a question");

@@ -11,6 +11,7 @@ mod place;
 mod chains;
 mod commands;
 mod extra;
+mod faults;
 mod header;
 mod life;
 mod rust;

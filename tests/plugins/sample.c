@@ -1,5 +1,6 @@
 /* A plugin in C: it pins the interface of mdm_model.h, the ways that are right and those that are wrong. What an
  * instance does is named by its state, {"do":"..."}; what is wrong with its table, when it is compiled. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -7,8 +7,8 @@ use mdm::message::{FailedRows, OnBadRow, Params, Priority, Request, RequestId, S
 use mdm::tensor::{Batch, Tensor};
 use mdm::wire::client::{self, ClientMessage, StopMode};
 use mdm::wire::server::{
-    self, DimInfo, LatencyInfo, ModelInfo, Outputs, PortInfo, QueueInfo, ServerMessage, Status,
-    StopState, TotalsInfo, Welcome, WorkerInfo,
+    self, DimInfo, LatencyInfo, LoadOutcome, ModelInfo, Outputs, PortInfo, QueueInfo,
+    ServerMessage, Status, StopState, TotalsInfo, Welcome, WorkerInfo,
 };
 use mdm::{Error, ErrorCode};
 
@@ -401,7 +401,19 @@ fn hello_models_and_load() {
     let header = format!("84 'v' 01 'type' 'models_ok' 'id' 09 'models' 91 {MODEL}");
     server_says(9, &ServerMessage::ModelsOk(vec![model()]), &header, &[]);
     let header = format!("84 'v' 01 'type' 'load_ok' 'id' 09 'model' {MODEL}");
-    server_says(9, &ServerMessage::LoadOk(Box::new(model())), &header, &[]);
+    let loaded = |outcome| ServerMessage::LoadOk(Box::new(model()), outcome);
+    server_says(9, &loaded(None), &header, &[]);
+    for (outcome, state) in [
+        (LoadOutcome::Loaded, "'loaded'"),
+        (
+            LoadOutcome::LoadedAnew,
+            "ab 6c 6f 61 64 65 64 20 61 6e 65 77",
+        ),
+        (LoadOutcome::Unchanged, "'unchanged'"),
+    ] {
+        let header = format!("85 'v' 01 'type' 'load_ok' 'id' 09 'state' {state} 'model' {MODEL}");
+        server_says(9, &loaded(Some(outcome)), &header, &[]);
+    }
 }
 
 #[test]

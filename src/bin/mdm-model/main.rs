@@ -15,7 +15,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use mdm::client::Client;
 use mdm::model::{Device, Engine, EngineLog, Inspection, Store, StoreConfig};
-use mdm::wire::server::{ModelInfo, PortInfo};
+use mdm::wire::server::{LoadOutcome, ModelInfo, PortInfo};
 
 const NAME: &str = "mdm-model";
 
@@ -108,14 +108,19 @@ fn main() -> ExitCode {
             place,
         } => list(dir.unwrap_or(run_script_dir), place),
         Action::Load(remote) => {
-            let model = client(&remote)?.load(&remote.name)?;
+            let (model, outcome) = client(&remote)?.reload(&remote.name)?;
             let ModelInfo {
                 name,
                 version,
                 kind,
                 ..
             } = model;
-            writeln!(stdout(), "loaded {name}, version {version} ({kind})")?;
+            let said = match outcome {
+                Some(LoadOutcome::Unchanged) => "unchanged:",
+                Some(outcome) => outcome.as_str(),
+                None => "loaded",
+            };
+            writeln!(stdout(), "{said} {name}, version {version} ({kind})")?;
             Ok(ExitCode::SUCCESS)
         }
         Action::Unload(remote) => {

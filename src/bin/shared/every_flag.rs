@@ -75,6 +75,10 @@ pub fn reads<T: Parser>(
             }
         }
         let variable = format!("MDM_{}", long.to_uppercase().replace('-', "_"));
+        assert!(
+            mdm::config::is_flag_variable(&variable),
+            "{variable} is not known to the other commands: src/config/variables.rs"
+        );
         let read = parsed(&own(start), Some((&variable, value))).unwrap();
         assert_eq!(shown(&read), expected, "{variable}={value}");
         // An empty one is not set.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser};
-use mdm::config::{Asked, parse_flags, whole};
+use mdm::config::{Asked, check_variables, parse_flags, whole};
 
 /// The command failed.
 pub const FAILED: u8 = 1;
@@ -17,9 +17,20 @@ const WRONG_USAGE: i32 = 2;
 /// Reads the command line in either spelling, and the environment; help, or a wrong flag (exit code 2), ends the command
 /// here.
 pub fn parse<T: Parser>(name: &str) -> T {
-    match parse_flags(std::env::args_os(), |name| std::env::var_os(name)) {
-        Ok(Asked::Run(typed)) => typed,
-        Ok(Asked::Print(text)) => {
+    let read = parse_flags(std::env::args_os(), |name| std::env::var_os(name));
+    let checked = read.and_then(|asked| match asked {
+        Asked::Run(_) => Ok((asked, check_variables(std::env::vars_os())?)),
+        // Help is given whatever the environment is.
+        Asked::Print(_) => Ok((asked, None)),
+    });
+    match checked {
+        Ok((Asked::Run(typed), warning)) => {
+            if let Some(warning) = warning {
+                complain(name, format_args!("warning: {warning}"));
+            }
+            typed
+        }
+        Ok((Asked::Print(text), _)) => {
             // A closed standard output is not an error, as in `mdm-infer --help | head -1`.
             let _ = io::stdout().write_all(text.as_bytes());
             std::process::exit(0);

@@ -263,7 +263,9 @@ impl Ventilator {
     pub(super) fn tell_asker(&mut self, asker: &Asker, answer: Answer) {
         let message = match answer {
             Answer::Described(model) => ServerMessage::ModelsOk(vec![model.info()]),
-            Answer::Loaded(model) => ServerMessage::LoadOk(Box::new(model.info())),
+            Answer::Loaded(model, outcome) => {
+                ServerMessage::LoadOk(Box::new(model.info()), Some(outcome))
+            }
             Answer::Unloaded => ServerMessage::UnloadOk,
             Answer::Refused(error) => return self.refuse_asker(asker, error),
         };

@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::Worker;
+use super::{Worker, faults};
 use crate::error::{Error, Result, panic_message};
 use crate::message::{Chunk, Member, ModelId, Rows};
 use crate::model::{Model, Run};
@@ -220,13 +220,15 @@ impl Worker {
             cancelled: &|| members.iter().all(|m| board.is_cancelled(m.serial)),
         };
         let model = self.open(chunk.model, leg)?;
+        faults::running(chunk.model, leg, members);
         match catch_unwind(AssertUnwindSafe(|| model.infer_with(batch, &run))) {
-            Ok(result) => result,
+            Ok(result) => result.map_err(faults::noted),
             Err(panic) => {
                 // Whatever state the panic left behind must not serve the next request.
                 self.models.remove(&(chunk.model, leg));
                 let why = panic_message(&*panic);
-                Err(Error::internal(format!("the model panicked: {why}")))
+                let error = Error::internal(format!("the model panicked: {why}"));
+                Err(faults::noted(error))
             }
         }
     }
@@ -243,7 +245,8 @@ impl Worker {
                     Err(Error::internal(format!(
                         "opening the model panicked: {why}"
                     )))
-                })?;
+                });
+                let model = model.map_err(faults::noted)?;
                 Ok(entry.insert(model))
             }
         }
@@ -325,9 +328,9 @@ fn check_output_rows(tensor: &Tensor, rows: u64) -> Result<()> {
     if tensor.rows() == Some(rows as usize) {
         return Ok(());
     }
-    Err(Error::internal(format!(
+    Err(faults::noted(Error::internal(format!(
         "output {:?} has shape {:?} for {rows} rows: the model does not keep its rows apart",
         tensor.name(),
         tensor.shape()
-    )))
+    ))))
 }

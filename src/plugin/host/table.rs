@@ -116,6 +116,11 @@ unsafe extern "C" fn log(level: u32, message: abi::Str) {
     let _ = guarded("log", |_| {
         // SAFETY: a plugin's texts are as long as they say.
         let message = unsafe { read_message(message) };
+        if let Some(place) = message.strip_prefix(abi::PANICKED_AT) {
+            // The error that follows says the rest, and the log has it with its model and its request.
+            crate::faults::panicked_at(place);
+            return Ok(());
+        }
         let plugin = RUNNING.with_borrow(Clone::clone);
         match level {
             1 => tracing::error!(target: "plugin", from = &*plugin, "{message}"),

@@ -1,0 +1,309 @@
+//! What went wrong inside, in the log: panics with their places, and `INTERNAL` errors of models with the model, its version
+//! and the requests that they were answers to. One line stands for many.
+//!
+//! Each thread that runs or reads models has a table of its own: the first fault of a model is a line at once; those of the
+//! next [`WINDOW`] are counted, and are one line when it is over.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::panic::PanicHookInfo;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorCode};
+use crate::logging;
+use crate::message::RequestId;
+
+/// How long the faults of a model are counted before they are a line.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Of panics the log has at most one line in that time.
+const BETWEEN_PANICS: Duration = Duration::from_secs(1);
+/// Requests that a line names.
+const MOST_REQUESTS: usize = 8;
+
+thread_local! {
+    static TABLE: RefCell<Table> = RefCell::default();
+    /// Where this thread panicked last.
+    static PLACE: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+/// Has every panic of this process written into the log, with its place. What panics print on standard error is limited
+/// in rate as well. For a program that has a log; called once.
+pub fn log_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map(ToString::to_string);
+        if let Some(withheld) = may_tell(Instant::now()) {
+            tell(panic, place.as_deref(), withheld);
+            print(panic);
+        }
+        PLACE.set(place);
+    }));
+}
+
+fn tell(panic: &PanicHookInfo<'_>, place: Option<&str>, withheld: u64) {
+    let thread = std::thread::current();
+    tracing::error!(
+        target: logging::PRINTED,
+        thread = thread.name().unwrap_or("?"),
+        place = place.unwrap_or("?"),
+        withheld,
+        error = panic.payload_as_str().unwrap_or("no message"),
+        "panicked"
+    );
+}
+
+/// How many were not told since the last one that was, if another may be.
+fn may_tell(now: Instant) -> Option<u64> {
+    static TOLD: Mutex<(Option<Instant>, u64)> = Mutex::new((None, 0));
+    // Whoever waited here could wait for a thread that panics in its turn.
+    let mut told = TOLD.try_lock().ok()?;
+    let (last, withheld) = &mut *told;
+    if last.is_some_and(|last| now.duration_since(last) < BETWEEN_PANICS) {
+        *withheld += 1;
+        return None;
+    }
+    *last = Some(now);
+    Some(std::mem::take(withheld))
+}
+
+/// A plugin has panicked, which has a hook of its own: there.
+pub(crate) fn panicked_at(place: &str) {
+    PLACE.set(Some(place.to_owned()));
+}
+
+/// Where this thread panicked since it was asked last.
+pub(crate) fn take_place() -> Option<String> {
+    PLACE.take()
+}
+
+/// What went wrong with which model.
+pub(crate) struct Fault<'a> {
+    /// Its name.
+    pub(crate) model: &'a str,
+    /// Its version; "" where none is known.
+    pub(crate) version: &'a str,
+    /// Which thread's work it was.
+    pub(crate) by: &'a str,
+    /// The requests whose rows it had, by their clients' numbers.
+    pub(crate) requests: &'a [RequestId],
+    pub(crate) error: &'a Error,
+}
+
+/// Notes an error that is a model's or our own fault, and nobody's who sent a request: `INTERNAL`.
+pub(crate) fn note(fault: &Fault<'_>) {
+    if fault.error.code() == ErrorCode::Internal {
+        let place = take_place();
+        TABLE.with_borrow_mut(|table| {
+            if let Some(line) = table.note(Line::of(fault, place), Instant::now()) {
+                line.write();
+            }
+        });
+    }
+}
+
+/// When this thread is to call [`flush`], if it has counted faults that no line says yet.
+pub(crate) fn due() -> Option<Duration> {
+    TABLE.with_borrow(|table| {
+        let until = table.0.values().filter(|window| window.last.is_some());
+        let first = until.map(|window| window.until).min()?;
+        Some(first.saturating_duration_since(Instant::now()))
+    })
+}
+
+/// Writes the lines whose time has come; all of them at the end.
+pub(crate) fn flush(all: All) {
+    let lines = TABLE.with_borrow_mut(|table| table.flush(all, Instant::now()));
+    lines.iter().for_each(Line::write);
+}
+
+/// Which lines are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum All {
+    Due,
+    AtTheEnd,
+}
+
+/// What a line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Line {
+    model: String,
+    version: String,
+    by: String,
+    requests: Vec<RequestId>,
+    place: Option<String>,
+    error: String,
+    is_panic: bool,
+    /// Faults that it stands for.
+    count: u64,
+}
+
+impl Line {
+    fn of(fault: &Fault<'_>, place: Option<String>) -> Line {
+        let error = fault.error.message().to_owned();
+        let is_panic = error.contains("panicked");
+        Line {
+            model: fault.model.to_owned(),
+            version: fault.version.to_owned(),
+            by: fault.by.to_owned(),
+            requests: fault.requests.iter().take(MOST_REQUESTS).copied().collect(),
+            place: place.filter(|_| is_panic),
+            error,
+            is_panic,
+            count: 1,
+        }
+    }
+
+    fn write(&self) {
+        let requests: Vec<String> = self.requests.iter().map(ToString::to_string).collect();
+        let requests = requests.join(",");
+        let place = match &self.place {
+            Some(place) => format!("{}, {place}", self.by),
+            None => self.by.clone(),
+        };
+        let Line {
+            model,
+            version,
+            error,
+            count,
+            ..
+        } = self;
+        match self.is_panic {
+            true => {
+                tracing::error!(
+                    model,
+                    version,
+                    place,
+                    request_id = requests,
+                    count,
+                    error,
+                    "a model panicked"
+                );
+            }
+            false => {
+                tracing::warn!(
+                    model,
+                    version,
+                    place,
+                    request_id = requests,
+                    count,
+                    error,
+                    "a model failed"
+                );
+            }
+        }
+    }
+}
+
+/// The models that had faults lately, by name and version.
+#[derive(Default)]
+struct Table(HashMap<(String, String), Window>);
+
+struct Window {
+    until: Instant,
+    /// What is said of those that were counted: the latest.
+    last: Option<Line>,
+}
+
+impl Table {
+    /// The line to be written now, if it is not counted.
+    fn note(&mut self, line: Line, now: Instant) -> Option<Line> {
+        let key = (line.model.clone(), line.version.clone());
+        let Some(window) = self.0.get_mut(&key) else {
+            // Those that are over, so that the table has no more entries than models had faults lately.
+            self.0
+                .retain(|_, window| window.last.is_some() || window.until > now);
+            let until = now + WINDOW;
+            self.0.insert(key, Window { until, last: None });
+            return Some(line);
+        };
+        let before = window.last.take().map_or(0, |last| last.count);
+        let line = Line {
+            count: before + 1,
+            ..line
+        };
+        if now < window.until {
+            window.last = Some(line);
+            return None;
+        }
+        window.until = now + WINDOW;
+        Some(line)
+    }
+
+    fn flush(&mut self, all: All, now: Instant) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for window in self.0.values_mut() {
+            if all == All::AtTheEnd || window.until <= now {
+                let line = window.last.take();
+                if line.is_some() {
+                    window.until = now + WINDOW;
+                }
+                lines.extend(line);
+            }
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(model: &str, request: u64) -> Line {
+        let error = Error::internal("the model panicked: ouch");
+        let fault = Fault {
+            model,
+            version: "2",
+            by: "worker 0",
+            requests: &[RequestId(request)],
+            error: &error,
+        };
+        Line::of(&fault, Some("src/lib.rs:7:5".to_owned()))
+    }
+
+    #[test]
+    fn many_faults_of_a_model_are_two_lines_with_the_count() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        let first = table.note(line("a", 1), start).unwrap();
+        assert_eq!((first.count, &first.requests[..]), (1, &[RequestId(1)][..]));
+        for request in 2..=8_000 {
+            assert_eq!(table.note(line("a", request), start), None);
+        }
+        assert!(
+            table.note(line("b", 1), start).is_some(),
+            "another model's first is said"
+        );
+        assert!(table.flush(All::Due, start).is_empty());
+        let later = start + WINDOW;
+        let rest = table.flush(All::Due, later);
+        let [rest] = &rest[..] else {
+            panic!("{rest:?}")
+        };
+        assert_eq!(
+            (rest.count, &rest.requests[..]),
+            (7_999, &[RequestId(8_000)][..])
+        );
+        assert!(table.flush(All::AtTheEnd, later).is_empty());
+    }
+
+    #[test]
+    fn what_was_counted_is_said_with_the_next_or_at_the_end() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        table.note(line("a", 1), start);
+        table.note(line("a", 2), start);
+        let next = table.note(line("a", 3), start + WINDOW).unwrap();
+        assert_eq!(next.count, 2);
+        table.note(line("a", 4), start + WINDOW);
+        assert_eq!(table.flush(All::AtTheEnd, start + WINDOW)[0].count, 1);
+    }
+
+    #[test]
+    fn models_that_are_well_again_are_forgotten() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        for model in 0..100 {
+            table.note(line(&model.to_string(), 1), start);
+        }
+        table.note(line("a", 1), start + 2 * WINDOW);
+        assert_eq!(table.0.len(), 1);
+    }
+}

@@ -1,0 +1,63 @@
+//! What a worker's models do wrong, for the log: which model runs here now, and for whom.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::faults::{self, Fault};
+use crate::message::{Member, ModelId, RequestId, WorkerId};
+use crate::model::ModelSource;
+
+thread_local! {
+    static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
+}
+
+struct Running {
+    worker: WorkerId,
+    source: Arc<dyn ModelSource>,
+    model: ModelId,
+    leg: u32,
+    requests: Vec<RequestId>,
+}
+
+/// This thread is that worker from now on.
+pub(super) fn begin(worker: WorkerId, source: Arc<dyn ModelSource>) {
+    RUNNING.set(Some(Running {
+        worker,
+        source,
+        model: ModelId(0),
+        leg: 0,
+        requests: Vec::new(),
+    }));
+}
+
+/// A model runs, or is opened, for these members' rows.
+pub(super) fn running(model: ModelId, leg: u32, members: &[Member]) {
+    RUNNING.with_borrow_mut(|running| {
+        if let Some(running) = running {
+            (running.model, running.leg) = (model, leg);
+            // It keeps its memory: this is for every run.
+            running.requests.clear();
+            running
+                .requests
+                .extend(members.iter().map(|member| member.request));
+        }
+    });
+}
+
+/// The same error, which the log has if it is the model's fault.
+pub(super) fn noted(error: Error) -> Error {
+    RUNNING.with_borrow(|running| {
+        if let Some(running) = running {
+            let (model, version) = running.source.name(running.model).unwrap_or_default();
+            faults::note(&Fault {
+                model: &model,
+                version: &version,
+                by: &format!("worker {}, leg {}", running.worker, running.leg),
+                requests: &running.requests,
+                error: &error,
+            });
+        }
+    });
+    error
+}
