@@ -11,7 +11,8 @@
 //! | [`doors`] | HTTP: what other programs ask, and what they are told |
 //! | [`deployment`] | installing, settings, watching, stopping, what has to guard a server |
 //! | [`tuning`] | what the settings do to speed, fairness and memory |
-//! | [`metrics`] | `mdm-server-status` and its JSON, what is counted, what to be woken for, health |
+//! | [`status`] | `mdm-server-status`: the last seconds, models, workers; its JSON |
+//! | [`metrics`] | what is counted, what to be woken for, health |
 //! | [`benchmarking`] | measuring a server with `mdm-bench`: closed and open loops, what the columns mean |
 //! | [`errors`] | what each error code means, and the limits |
 //! | [`contributing`] | building, testing and benching MDM itself, and the habits |
@@ -37,6 +38,7 @@ page!(python, "guide/python.md");
 page!(doors, "guide/doors.md");
 page!(deployment, "guide/deployment.md");
 page!(tuning, "guide/tuning.md");
+page!(status, "guide/status.md");
 page!(metrics, "guide/metrics.md");
 page!(benchmarking, "guide/benchmarking.md");
 page!(errors, "guide/errors.md");

@@ -231,9 +231,7 @@ fn open(path: &Path, rotation: Rotation) -> Result<(RollingFileAppender, Vec<Pat
         .filename_prefix(name)
         .build(dir)
         .map_err(|e| {
-            let cause =
-                std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-            cause
+            std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string)
         })?;
     let made = named(dir, name)
         .difference(&before)

@@ -42,12 +42,9 @@ pub(crate) struct Covered {
 }
 
 impl Covered {
-    /// How often something came each second that came so many times.
+    /// How often something came each second that came so many times. Less than a second counts as one.
     pub(crate) fn rate(self, count: u64) -> f64 {
-        match self.us {
-            0 => 0.0,
-            us => count as f64 * 1e6 / us as f64,
-        }
+        count as f64 * 1e6 / self.us.max(1_000_000) as f64
     }
 }
 

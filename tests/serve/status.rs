@@ -112,10 +112,7 @@ fn models_that_do_not_open_and_extra_workers_are_marked() {
         let dir = models(&[
             ("good.onnx", onnx::echo(DataType::Int64, &[2])),
             ("broken.onnx", b"this is no model".to_vec()),
-            (
-                "odd.proxy",
-                b"{\"mdm\": 1, \"onnx\": \"gone.onnx\"}".to_vec(),
-            ),
+            ("odd.proxy", b"{\"mdm\": 1,".to_vec()),
         ]);
         let server = Server::start(dir, &["--num-worker=1", "--num-parallel-workers=1"]);
         let client = server.client();

@@ -1,4 +1,4 @@
-//! The JSON of `--json`: the status with the number of its form. The guide's page about metrics says what each key is.
+//! The JSON of `--json`: the status with the number of its form. The guide's page about status says what each key is.
 
 use mdm::client::Status;
 use serde_json::Value;
@@ -83,7 +83,7 @@ mod tests {
             broken: vec![BrokenModel::default()],
             ..Status::default()
         };
-        let guide = include_str!("../../guide/metrics.md");
+        let guide = include_str!("../../guide/status.md");
         let (_, table) = guide.split_once("## Status as JSON").expect("its section");
         let table = table.split("\n## ").next().unwrap_or_default();
         for key in of(&full) {
