@@ -177,6 +177,14 @@ impl Outputs {
         }
     }
 
+    /// The bytes of their payload, and about those that failed rows take.
+    #[cfg(feature = "server")]
+    pub(crate) fn bytes(&self) -> u64 {
+        let payload = self.parts.iter().map(|part| part.payload_bytes() as u64);
+        let failed = self.failed.iter().map(FailedRows::bytes);
+        payload.sum::<u64>() + failed.sum::<u64>()
+    }
+
     /// Checks that the failed rows are among those from `offset` on.
     fn check_failed(&self, offset: u64) -> Result<()> {
         let has_rows = self.parts.iter().any(|part| !part.tensors.is_empty());

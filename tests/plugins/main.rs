@@ -8,6 +8,7 @@ mod common;
 #[path = "../common/place.rs"]
 mod place;
 
+mod bad_rows;
 mod chains;
 mod commands;
 mod extra;

@@ -87,6 +87,21 @@ class Output(NamedTuple):
         return array
 
 
+def blank(like: Output, rows: int) -> Output:
+    """So many rows of zeros, empty texts or None that are else like an output's: they stand for rows that failed."""
+    shape = (rows, *like.shapes[0][1:])
+    count = math.prod(shape)
+    try:
+        if like.datatype.size:
+            group: Tuple[Any, ...] = (bytes(count * like.datatype.size),)
+        else:
+            step = 1 if like.datatype.name == "JSON" else 0
+            group = ((np.arange(count + 1, dtype="<u8") * step).astype("<u8").tobytes(), b"\xc0" * (count * step))
+    except (ValueError, OverflowError, MemoryError) as e:
+        raise like.wrong(f"{rows} rows that failed: {e}") from None
+    return Output(like.name, like.datatype, [shape], [group])
+
+
 def wrong(name: str, why: str) -> Internal:
     return Internal(f"the answer cannot be read: output {name!r}: {why}")
 

@@ -9,7 +9,7 @@ import numpy as np
 from . import notebook
 from .errors import Internal, InvalidArgument
 from .headers import learn, stats_in
-from .outputs import Layout, Output, check, layout_of, take
+from .outputs import Layout, Output, blank, check, layout_of, take
 from .wire import Message, count, error_of
 
 
@@ -182,10 +182,15 @@ def of_message(message: Message) -> Result:
 
 
 def part_of_message(message: Message) -> Part:
-    """The part of a stream that a message of type part is."""
+    """The part of a stream that a message of type part is. One of which every row failed has no outputs."""
+    failed = _failed(message.header)
+    if failed and not message.header.get("outputs"):
+        part = Part(None, [], sum(len(group.rows) for group in failed), Stats(), failed, {})
+        part.offset = count(message.header, "offset")
+        return part
     layout = layout_of(message.header.get("outputs"), None)
     check(layout, message.frames)
-    part = Part(layout, message.frames, layout.rows, Stats(), _failed(message.header))
+    part = Part(layout, message.frames, layout.rows, Stats(), failed)
     part.offset = count(message.header, "offset")
     return part
 
@@ -202,10 +207,12 @@ def of_parts(parts: Sequence[Part], stats: Stats) -> Result:
     if len(parts) == 1 and parts[0].rows is None:
         return Result(None, [], None, stats, parts[0].failed, parts[0]._outputs)
     ordered = sorted(parts, key=lambda part: part.offset)
-    first = ordered[0]._outputs if ordered else {}
+    first = next((part._outputs for part in ordered if part._outputs), {})
     rows = 0
     failed: List[Failed] = []
     for part in ordered:
+        if part.offset == rows and not part._outputs and part.failed:
+            part._made = {name: blank(output, part.rows or 0) for name, output in first.items()}
         if part.offset != rows or list(first) != list(part._outputs):
             raise Internal("the answer cannot be read: the parts of the stream do not fit together")
         rows += part.rows or 0
