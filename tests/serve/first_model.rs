@@ -43,6 +43,21 @@ fn cargo(folder: &Path, words: &[&str]) -> Command {
     cargo
 }
 
+/// A server on free ports, and the one that takes requests.
+fn serve(mut command: Command) -> (Running, String) {
+    command.args(["--port", "0", "--port-out", "0", "--logger", "log.txt"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("it runs");
+    let stdout = child.stdout.take().expect("stdout");
+    let running = Running(child);
+    let mut ready = String::new();
+    BufReader::new(stdout).read_line(&mut ready).expect("text");
+    let mut words = ready
+        .split(' ')
+        .filter_map(|word| word.strip_prefix("port="));
+    (running, words.next().expect("a port").to_owned())
+}
+
 /// Runs commands as the page prints them, from an empty folder to an answer. `change` is made to each line.
 fn follow(dir: &Path, commands: &[Typed], change: impl Fn(&str) -> String) {
     assert!(commands.len() <= 6, "more than six commands");
@@ -78,20 +93,8 @@ fn follow(dir: &Path, commands: &[Typed], change: impl Fn(&str) -> String) {
         };
         command.current_dir(&folder);
         if words[0] == "mdm-server-start" {
-            command.args(["--port", "0", "--port-out", "0", "--logger", "log.txt"]);
-            let mut child = command
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            let mut ready = String::new();
-            let stdout = child.stdout.take().unwrap();
-            server = Some(Running(child));
-            BufReader::new(stdout).read_line(&mut ready).unwrap();
-            let mut words = ready
-                .split(' ')
-                .filter_map(|word| word.strip_prefix("port="));
-            words.next().expect("a port").clone_into(&mut port);
+            let (child, its_port) = serve(command);
+            (server, port) = (Some(child), its_port);
             continue;
         }
         if words[0] == "mdm-infer" {
@@ -150,6 +153,8 @@ fn a_first_model_in_rust_serves_after_six_commands_with_and_without_an_onnx_file
             "{tested:?}"
         );
 
+        what_is_changed_is_served(&model);
+
         let dir = with_onnx();
         follow(dir.path(), &section("Around an ONNX file"), here);
         let tested = cargo(&dir.path().join("shapes"), &["test"])
@@ -159,6 +164,45 @@ fn a_first_model_in_rust_serves_after_six_commands_with_and_without_an_onnx_file
 
         the_readmes_plugin_builds();
     });
+}
+
+/// The page's line for a model that was changed while a server goes on.
+fn what_is_changed_is_served(model: &Path) {
+    let mut start = command("mdm-server-start");
+    start
+        .args(["--run-script-dir", "models"])
+        .current_dir(model);
+    let (_server, port) = serve(start);
+    let infer = || {
+        let mut infer = command("mdm-infer");
+        infer.args(["--model", "shout", "--input", "texts.txt", "--port", &port]);
+        let output = infer.current_dir(model).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(infer().contains("  0: \"HELLO!\""));
+    let source = fs::read_to_string(model.join("src/lib.rs")).unwrap();
+    let changed = source.replace("text.to_uppercase()", "text.repeat(2)");
+    fs::write(model.join("src/lib.rs"), changed).unwrap();
+    let mut lines = page("first_model.md").lines();
+    let line = lines.find(|line| line.contains("&& mdm-model reload"));
+    for part in line.expect("the page's line").split(" && ") {
+        let words: Vec<&str> = part.split_whitespace().collect();
+        let mut command = match words[0] {
+            "cargo" => cargo(model, &words[1..]),
+            name => {
+                let mut command = command(name);
+                command.args(&words[1..]).args(["--port", &port]);
+                command
+            }
+        };
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{part}: {output:?}");
+    }
+    assert!(
+        infer().contains("  0: \"hellohello!\""),
+        "the old one goes on"
+    );
 }
 
 /// The crate that the README has in its blocks, as somebody who types it has it.
