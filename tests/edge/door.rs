@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::built;
 use crate::common::{PATIENCE, models, onnx, within};
-use crate::models::{BUSY_ROWS, busy};
+use crate::models::{BUSY_ROWS, busy, busy_rows};
 use crate::raw::{Raw, dealer, echo, receive, routing_id, send};
 use crate::{LIMIT, WIDTH};
 
@@ -32,6 +32,7 @@ impl Inside {
             ("wide.onnx", onnx::echo(DataType::Fp32, &[WIDTH])),
             ("slow.onnx", onnx::bilstm()),
             ("busy.onnx", busy()),
+            ("busy.proxy", busy_rows("busy")),
         ]);
         Inside::over(folder, flags, |_| {})
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::common::{Server, eventually, models, onnx, within};
-use crate::models::{BUSY_ROWS, busy};
+use crate::models::{BUSY_ROWS, busy, busy_rows};
 use crate::raw::{Raw, pack, receive, send};
 use crate::{LIMIT, answered, door, queued, slow};
 
@@ -21,7 +21,11 @@ const FLAGS: [&str; 6] = [
 /// The only worker is kept inside a model while a flood queues and, behind it, another client's request; how many of
 /// the flood are answered before that one is.
 fn answered_before(flood: usize, flood_rows: usize, rows: usize) -> usize {
-    let folder = models(&[("slow.onnx", onnx::bilstm()), ("busy.onnx", busy())]);
+    let folder = models(&[
+        ("slow.onnx", onnx::bilstm()),
+        ("busy.onnx", busy()),
+        ("busy.proxy", busy_rows("busy")),
+    ]);
     let server = Server::start(folder, &FLAGS);
     let mut count: i64 = 2_000_000;
     // A machine that is slow to send is given more time, until the server's own count says that it was enough.

@@ -130,7 +130,10 @@ pub const FOR_EVER: i64 = 300_000_000;
 
 /// A server of one worker that has these models, and the one that keeps it busy, loaded.
 pub fn server(files: &[(&str, Vec<u8>)], flags: &[&str]) -> Server {
-    let mut all: Vec<(String, Vec<u8>)> = vec![("busy.onnx".to_owned(), models::busy())];
+    let mut all: Vec<(String, Vec<u8>)> = vec![
+        ("busy.onnx".to_owned(), models::busy()),
+        ("busy.proxy".to_owned(), models::busy_rows("busy")),
+    ];
     let mut words = vec!["--intra-op-threads", "1", "--preload", "busy"];
     for (name, bytes) in files {
         all.push((format!("{name}.onnx"), bytes.clone()));

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::commands::run;
 use crate::common::csv::table;
 use crate::common::{PATIENCE, Server, command, models, onnx, within};
-use crate::models::{BUSY_ROWS, busy};
+use crate::models::{BUSY_ROWS, busy, busy_rows};
 use crate::settled;
 
 #[test]
@@ -22,6 +22,7 @@ fn bench_sends_and_counts_exactly_the_requests_that_it_is_told_to() {
         let dir = models(&[
             ("two.onnx", onnx::two_inputs_two_outputs()),
             ("slow.onnx", busy()),
+            ("slow.proxy", busy_rows("slow")),
         ]);
         let server = Server::start(dir, &["--num-worker", "2"]);
         let here = server.dir.path();

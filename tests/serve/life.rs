@@ -96,7 +96,11 @@ fn a_version_is_asked_for_by_name_or_parameter_and_a_new_one_comes_with_a_load()
 fn requests_in_flight_end_with_the_model_that_they_found() {
     within(PATIENCE, || {
         for count in [100_000, 400_000, 1_600_000, 6_400_000, 25_000_000] {
-            let dir = models(&[("busy.onnx", crate::models::busy()), ("m.onnx", negative())]);
+            let dir = models(&[
+                ("busy.onnx", crate::models::busy()),
+                ("busy.proxy", crate::models::busy_rows("busy")),
+                ("m.onnx", negative()),
+            ]);
             let server = Server::start(dir, &["--preload", "busy", "--preload", "m"]);
             let mut session = Session::open(&server);
             let runs = session.infer(&busy(count, BUSY_ROWS));
@@ -241,7 +245,11 @@ fn the_models_that_were_used_longest_ago_make_room() {
 #[test]
 fn a_model_with_requests_in_flight_does_not_make_room() {
     within(PATIENCE, || {
-        let dir = models(&[("busy.onnx", crate::models::busy()), ("m.onnx", same())]);
+        let dir = models(&[
+            ("busy.onnx", crate::models::busy()),
+            ("busy.proxy", crate::models::busy_rows("busy")),
+            ("m.onnx", same()),
+        ]);
         let server = Server::start(dir, &["--max-models", "1"]);
         let client = server.client();
         let mut session = Session::open(&server);

@@ -14,6 +14,7 @@ fn a_session_is_lost_with_its_server_and_opened_anew() {
     within(PATIENCE, || {
         let dir = models(&[
             ("busy.onnx", crate::models::busy()),
+            ("busy.proxy", crate::models::busy_rows("busy")),
             ("echo.onnx", onnx::echo(DataType::Int64, &[2])),
         ]);
         let preload = ["--preload", "busy", "--preload", "echo"];

@@ -48,3 +48,8 @@ pub fn busy() -> Vec<u8> {
         vec![integers("one", &[1]), integers("zero", &[0])],
     )
 }
+
+/// The proxy that says of that model, which has this name, that its numbers are rows.
+pub fn busy_rows(name: &str) -> Vec<u8> {
+    format!(r#"{{"mdm": 1, "onnx": "{name}.onnx", "options": {{"batch": {BUSY_ROWS}}}}}"#).into()
+}

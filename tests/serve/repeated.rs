@@ -174,7 +174,10 @@ fn small_requests_of_every_datatype_share_chunks_and_get_their_own_bits() {
     within(PATIENCE, || {
         let types = DataType::ALL.into_iter().filter(|t| *t != DataType::Json);
         let types: Vec<DataType> = types.collect();
-        let mut files = vec![("busy.onnx".to_owned(), crate::models::busy())];
+        let mut files = vec![
+            ("busy.onnx".to_owned(), crate::models::busy()),
+            ("busy.proxy".to_owned(), crate::models::busy_rows("busy")),
+        ];
         files.extend(
             types
                 .iter()

@@ -541,7 +541,7 @@ fn a_signal_while_models_are_opened_ends_the_start_and_leaves_nothing() {
 
 /// The released engines of 1.29 and later report to their makers, and keep a number for the machine.
 #[test]
-fn nothing_is_left_in_the_home_folder() {
+fn nothing_but_the_log_is_left_in_the_home_folder() {
     within(PATIENCE, || {
         let dir = models(&[("echo.onnx", echo())]);
         let home = dir.path().join("home");
@@ -571,7 +571,12 @@ fn nothing_is_left_in_the_home_folder() {
             .status();
         assert!(signal.expect("kill runs").success());
         assert_eq!(started.end().0, Some(0));
-        assert_eq!(names(&home), [""; 0]);
+        // The log is where it belongs, and nothing else.
+        assert_eq!(names(&home), [".local"]);
+        assert_eq!(names(&home.join(".local")), ["state"]);
+        assert_eq!(names(&home.join(".local/state")), ["mdm"]);
+        let log = format!("mdm-{port}.log");
+        assert_eq!(names(&home.join(".local/state/mdm")), [&*log]);
     });
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::commands::run;
 use crate::common::{PATIENCE, Server, command, models, onnx, within};
-use crate::models::{BUSY_ROWS, busy};
+use crate::models::{BUSY_ROWS, busy, busy_rows};
 use crate::{numbered, settled};
 
 fn status(server: &Server) -> Value {
@@ -92,7 +92,7 @@ fn rates_are_of_the_last_seconds_and_not_of_the_time_since_the_start() {
 #[test]
 fn a_worker_that_runs_one_long_chunk_is_shown_as_busy() {
     within(PATIENCE, || {
-        let dir = models(&[("busy.onnx", busy())]);
+        let dir = models(&[("busy.onnx", busy()), ("busy.proxy", busy_rows("busy"))]);
         let server = Server::start(dir, &["--preload", "busy"]);
         let client = server.client();
         let rows = vec![60_000_000i64; BUSY_ROWS];

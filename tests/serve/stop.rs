@@ -16,6 +16,7 @@ use crate::{numbered, refused};
 fn server(flags: &[&str]) -> Server {
     let dir = models(&[
         ("busy.onnx", crate::models::busy()),
+        ("busy.proxy", crate::models::busy_rows("busy")),
         ("bilstm.onnx", onnx::bilstm()),
         ("echo.onnx", onnx::echo(DataType::Int64, &[2])),
     ]);
