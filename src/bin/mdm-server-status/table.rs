@@ -46,10 +46,10 @@ pub fn rate(per_s: f64) -> String {
 /// A time that is given in microseconds: `1.5 ms`.
 pub fn time(us: u64) -> String {
     match us {
-        0 => "-".to_owned(),
-        ..1_000 => format!("{us} us"),
-        ..10_000 => format!("{:.1} ms", us as f64 / 1e3),
-        ..1_000_000 => format!("{} ms", us / 1_000),
+        0 => "-".to_owned(), // nothing was answered
+        1..1_000 => format!("{us} us"),
+        1_000..10_000 => format!("{:.1} ms", us as f64 / 1e3),
+        10_000..1_000_000 => format!("{} ms", us / 1_000),
         _ => format!("{:.1} s", us as f64 / 1e6),
     }
 }
@@ -77,7 +77,7 @@ mod tests {
     fn numbers_are_short_and_aligned() {
         assert_eq!(rate(12_345.0), "12.3 k");
         assert_eq!(
-            [rate(0.0), rate(0.016), rate(3.14), rate(999.0)],
+            [rate(0.0), rate(0.016), rate(3.12), rate(999.0)],
             ["0", "0.02", "3.1", "999"]
         );
         assert_eq!(
