@@ -209,7 +209,7 @@ def test_what_no_server_takes_is_refused_before_it_is_sent(client):
             client.infer(row, "echo_FP32", params)
     for data, model, why in (
         ({f"n{n}": row for n in range(1025)}, "m", "1024"), ({"x" * 1025: row}, "m", "1024 bytes"), (row, "m" * 5000, "4096"), (row, 3, "model is int"),
-        (np.zeros((1,) * 33, "f4") if np.__version__ < "2" else np.zeros((1,) * 64 + (), "f4"), "echo_FP32", "dimension|shape|rank"),
+        (np.zeros((1,) * (32 if np.__version__ < "2" else 64), "f4"), "echo_FP32", "dimension|shape|rank"),
     ):
         with pytest.raises(mdm.InvalidArgument, match=why):
             client.infer(data, model)

@@ -16,14 +16,14 @@ SOON = 0.02
 _NEVER_MS = 1_000_000_000
 
 _EVENTS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    zmq.Event.CONNECTED
+    | zmq.Event.CONNECT_RETRIED
+    | zmq.Event.CLOSED
+    | zmq.Event.DISCONNECTED
+    | zmq.Event.HANDSHAKE_SUCCEEDED
+    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+    | zmq.Event.HANDSHAKE_FAILED_AUTH
 )
 
 
@@ -73,15 +73,15 @@ class Connection:
             except zmq.Again:
                 return
             kind = int.from_bytes(event[:2], sys.byteorder)
-            if kind == zmq.EVENT_CONNECTED:
+            if kind == zmq.Event.CONNECTED:
                 self._accepted = True
-            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            elif kind == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self.is_open = True
             elif self.lost is not None:
                 pass
             elif self.is_open:
                 self.lost = "the server closed the connection, or was lost"
-            elif kind in (zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED) and not self._accepted:
+            elif kind in (zmq.Event.CLOSED, zmq.Event.CONNECT_RETRIED) and not self._accepted:
                 self.lost = "there is no server: the connection was refused"
             else:
                 self.lost = (
