@@ -51,7 +51,7 @@ help:
 	@echo 'make bench-python                the Python client beside a bare pair of pyzmq sockets (BENCH=--quick: a look)'
 	@echo 'make bench-ner                   400 to 8,000 sentences on 1 to 8 workers: a table and a plot (minutes)'
 	@echo 'make bench-image                 where an image is decoded: client, server, extra workers (BENCH=--quick: a look)'
-	@echo 'make install PREFIX=/usr/local   the commands and the library; DESTDIR for packagers'
+	@echo 'make install PREFIX=/usr/local   the commands, the library and the header for plugins in C; DESTDIR for packagers'
 	@echo 'make uninstall PREFIX=/usr/local'
 	@echo 'make onnxruntime DEVICE=cpu|cuda the pinned ONNX Runtime library, into .onnxruntime/'
 	@echo 'make clients                     the clients of others that tests run, in $(CARGO_TARGET_DIR)/python (make test does it)'
@@ -204,25 +204,39 @@ bench-image: toolchain onnxruntime
 	$(CARGO) build --release --locked --example image
 	$(CARGO) bench --locked --bench image -- $(BENCH)
 
+# Which folders `make install` has made and `make uninstall` may take away, where they are empty: one a line below $(ROOT), and
+# a dot for $(ROOT) itself and each folder above it.
+FOLDERS_MADE = $(ROOT)/lib/mdm/folders-made
+
 # Where there is no cargo, as for root under sudo, what `make build` left is installed.
 # The commands look for the library in ../lib/mdm/ from where they are.
 install: onnxruntime
 	@if command -v $(CARGO) >/dev/null 2>&1; then $(MAKE) --no-print-directory build; fi
 	@for command in $(COMMANDS); do test -x '$(RELEASE)'/$$command || { \
 		echo "error: $(RELEASE)/$$command is not built; run 'make build' first" >&2; exit 1; }; done
-	install -d '$(ROOT)/bin' '$(ROOT)/lib/mdm'
+	@made=; for folder in bin include lib; do test -d '$(ROOT)'/$$folder || made="$$made $$folder"; done; \
+	folder='$(ROOT)'; while ! test -d "$$folder"; do made="$$made ."; folder=$$(dirname "$$folder"); done; \
+	echo install -d '$(ROOT)/bin' '$(ROOT)/include' '$(ROOT)/lib/mdm'; \
+	install -d '$(ROOT)/bin' '$(ROOT)/include' '$(ROOT)/lib/mdm' && \
+	printf '%s\n' $$made >> '$(FOLDERS_MADE)'
 	install -m 755 $(COMMANDS:%='$(RELEASE)/%') '$(ROOT)/bin/'
+	install -m 644 src/model/mdm_model.h '$(ROOT)/include/'
 	rm -f '$(ROOT)/lib/mdm/'libonnxruntime*
 	install -m 644 .onnxruntime/libonnxruntime* .onnxruntime/LICENSE .onnxruntime/ThirdPartyNotices.txt '$(ROOT)/lib/mdm/'
 
 uninstall:
 	rm -f $(COMMANDS:%='$(ROOT)/bin/%')
 	rm -f '$(ROOT)/lib/mdm/'libonnxruntime* '$(ROOT)/lib/mdm/LICENSE' '$(ROOT)/lib/mdm/ThirdPartyNotices.txt'
-	@if test -d '$(ROOT)/lib/mdm'; then rmdir '$(ROOT)/lib/mdm'; fi
+	rm -f '$(ROOT)/include/mdm_model.h'
+	@made=$$(cat '$(FOLDERS_MADE)' 2>/dev/null); rm -f '$(FOLDERS_MADE)'; \
+	if test -d '$(ROOT)/lib/mdm'; then rmdir '$(ROOT)/lib/mdm'; fi; \
+	above='$(ROOT)'; for folder in $$made; do \
+		case $$folder in .) folder=$$above; above=$$(dirname "$$above");; *) folder='$(ROOT)'/$$folder;; esac; \
+		rmdir "$$folder" 2>/dev/null || true; \
+	done
 
 clean: cargo
 	$(CARGO) clean
-	rm -f logger.txt*
 
 fmt: cargo
 	$(CARGO) fmt --all

@@ -22,7 +22,6 @@ mod folder;
 #[path = "../examples/image/pictures.rs"]
 mod pictures;
 #[allow(unused_imports)] // benchmarks are built as tests are, but without the modules' tests
-#[allow(unused_imports)] // benchmarks are built as tests are, but without the modules' tests
 #[path = "../examples/image/resnet50.rs"]
 mod resnet50;
 #[path = "../examples/image/stages.rs"]

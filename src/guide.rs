@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`proxies`] | names and versions of models, how they are run, proxies, chains of stages |
 //! | [`life`] | loading, reloading, warming, what leaves to make room |
-//! | [`plugins`] | writing a model in Rust or C |
+//! | [`first_model`] | from `mdm-model new` to an answer in ten minutes: rows, sessions, errors, stages |
+//! | [`plugins`] | models in Rust or C: how a server runs them |
 //! | [`clients`] | the Rust client, `mdm-infer` and its files |
 //! | [`python`] | the Python client: data, results, errors, threads, coroutines |
 //! | [`doors`] | HTTP: what other programs ask, and what they are told |
 //! | [`deployment`] | installing, settings, watching, stopping, what has to guard a server |
 //! | [`tuning`] | what the settings do to speed, fairness and memory |
+//! | [`status`] | `mdm-server-status`: the last seconds, models, workers; its JSON |
 //! | [`metrics`] | what is counted, what to be woken for, health |
 //! | [`benchmarking`] | measuring a server with `mdm-bench`: closed and open loops, what the columns mean |
 //! | [`errors`] | what each error code means, and the limits |
@@ -29,12 +31,14 @@ macro_rules! page {
 
 page!(proxies, "guide/proxies.md");
 page!(life, "guide/life.md");
+page!(first_model, "guide/first_model.md");
 page!(plugins, "guide/plugins.md");
 page!(clients, "guide/clients.md");
 page!(python, "guide/python.md");
 page!(doors, "guide/doors.md");
 page!(deployment, "guide/deployment.md");
 page!(tuning, "guide/tuning.md");
+page!(status, "guide/status.md");
 page!(metrics, "guide/metrics.md");
 page!(benchmarking, "guide/benchmarking.md");
 page!(errors, "guide/errors.md");

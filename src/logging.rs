@@ -1,4 +1,9 @@
 //! Sets up the process's log: all of it goes into a file, warnings and errors to standard error too.
+//!
+//! Without `--logger` the file is `mdm-PORT.log` in [`state_dir`], so that servers do not share one; until the port is
+//! bound, lines are kept (`late.rs`). Where that file cannot be written, all of the log goes to standard error.
+
+mod late;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -8,10 +13,12 @@ use std::{fs, io};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_appender::rolling::{self, RollingFileAppender};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
+use self::late::{Late, Marked};
 use crate::config::{Config, Rotation};
 use crate::error::{Error, Result};
 
@@ -28,18 +35,78 @@ pub const PRINTED: &str = "mdm::printed";
 #[must_use = "dropping it ends the log"]
 pub struct Log {
     guards: [WorkerGuard; 2],
-    made: Vec<PathBuf>,
+    /// Where lines go, if that depends on the port.
+    late: Option<Late>,
+    rotation: Rotation,
+    made: Made,
+}
+
+/// What was made by opening a log.
+#[derive(Default)]
+struct Made {
+    /// The outer ones first.
+    dirs: Vec<PathBuf>,
+    files: Vec<PathBuf>,
 }
 
 impl Log {
-    /// Ends the log and removes the file, if it was made by opening this log: for a server that could not start.
+    /// The server's port is known: without `--logger` the log has its file now, which is returned, if it can be written.
+    /// Lines from before are the first in it.
+    pub fn port_bound(&mut self, port: u16) -> Option<PathBuf> {
+        let late = self.late.take()?;
+        let Some(path) = default_file(port) else {
+            late.settle(None);
+            tracing::warn!(
+                "neither XDG_STATE_HOME nor a home folder says where the log goes by default, so it goes to standard error; --logger FILE names another place"
+            );
+            return None;
+        };
+        match open_default(&path, self.rotation) {
+            Ok((appender, made)) => {
+                self.made = made;
+                late.settle(Some(appender));
+                Some(path)
+            }
+            Err(why) => {
+                late.settle(None);
+                tracing::warn!(
+                    "{} cannot be written, so the log goes to standard error: {why}; --logger FILE names another place",
+                    path.display()
+                );
+                None
+            }
+        }
+    }
+
+    /// Ends the log and removes what was made by opening it: for a server that could not start.
     pub fn discard(self) {
         drop(self.guards);
-        for path in self.made {
+        for path in self.made.files {
             // It may be gone already.
             let _ = fs::remove_file(path);
         }
+        for dir in self.made.dirs.iter().rev() {
+            // Not empty: another server's log is there by now.
+            let _ = fs::remove_dir(dir);
+        }
     }
+}
+
+/// The folder of the logs that no `--logger` names: `mdm` in `XDG_STATE_HOME`, or else in `~/.local/state`. `None` if
+/// there is no home folder either.
+pub fn state_dir() -> Option<PathBuf> {
+    let named = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    // The specification has a path that is not absolute ignored.
+    let state = named.filter(|path| path.is_absolute()).or_else(|| {
+        let home = std::env::home_dir().filter(|home| home.is_absolute())?;
+        Some(home.join(".local/state"))
+    })?;
+    Some(state.join("mdm"))
+}
+
+/// The log of the server on that port, without `--logger`.
+pub fn default_file(port: u16) -> Option<PathBuf> {
+    Some(state_dir()?.join(format!("mdm-{port}.log")))
 }
 
 /// Opens the log of this process.
@@ -48,9 +115,24 @@ impl Log {
 /// The file cannot be written, a filter in the environment cannot be read, or there is a log already.
 pub fn init(config: &Config) -> Result<Log> {
     let filter = filter(if config.verbose { VERBOSE } else { NORMAL })?;
-    let (appender, made) = open(&config.logger, config.logger_rotation)?;
+    let rotation = config.logger_rotation;
+    let (mut late, mut made) = (None, Made::default());
     // Lossy, with a bounded buffer: a full disk must not hold up the data path.
-    let (writer, file_guard) = tracing_appender::non_blocking(appender);
+    let (writer, file_guard) = match &config.logger {
+        Some(path) => {
+            let appender;
+            (appender, made.files) = open(path, rotation).map_err(|why| {
+                Error::invalid(format!("--logger {path:?} cannot be written: {why}"))
+            })?;
+            let (writer, guard) = tracing_appender::non_blocking(appender);
+            (BoxMakeWriter::new(writer), guard)
+        }
+        None => {
+            let place = late.insert(Late::new()).clone();
+            let (writer, guard) = tracing_appender::non_blocking(place);
+            (BoxMakeWriter::new(Marked(writer)), guard)
+        }
+    };
     let file = fmt::layer()
         .with_writer(writer)
         .with_ansi(false)
@@ -72,6 +154,8 @@ pub fn init(config: &Config) -> Result<Log> {
         .map_err(|e| Error::precondition(format!("the log cannot be set up: {e}")))?;
     Ok(Log {
         guards: [file_guard, stderr_guard],
+        late,
+        rotation,
         made,
     })
 }
@@ -92,14 +176,46 @@ fn filter(default: &str) -> Result<EnvFilter> {
     Ok(EnvFilter::new(default))
 }
 
+/// Opens the default file, in a folder that is made if it is missing; says what that made.
+fn open_default(path: &Path, rotation: Rotation) -> Result<(RollingFileAppender, Made), String> {
+    let dirs = path.ancestors().skip(1);
+    let missing = dirs.take_while(|dir| !dir.exists()).map(Path::to_path_buf);
+    let mut dirs: Vec<PathBuf> = missing.collect();
+    dirs.reverse();
+    let opened = path.parent().map_or(Ok(()), make_private).and_then(|()| {
+        let (appender, files) = open(path, rotation)?;
+        Ok((appender, files))
+    });
+    match opened {
+        Ok((appender, files)) => Ok((appender, Made { dirs, files })),
+        Err(why) => {
+            for dir in dirs.iter().rev() {
+                let _ = fs::remove_dir(dir); // it may not have come so far
+            }
+            Err(why)
+        }
+    }
+}
+
+/// Makes a folder for this user alone, as the specification of `XDG_STATE_HOME` has it.
+fn make_private(dir: &Path) -> Result<(), String> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir).map_err(|e| e.to_string())
+}
+
 /// Opens the file; says which files that made.
-fn open(path: &Path, rotation: Rotation) -> Result<(RollingFileAppender, Vec<PathBuf>)> {
-    let fail = |why: String| Error::invalid(format!("--logger {path:?} cannot be written: {why}"));
+///
+/// # Errors
+/// Why it cannot be written, in words.
+fn open(path: &Path, rotation: Rotation) -> Result<(RollingFileAppender, Vec<PathBuf>), String> {
     let name = path
         .file_name()
-        .ok_or_else(|| fail("it names no file".to_owned()))?
+        .ok_or("it names no file")?
         .to_str()
-        .ok_or_else(|| fail("the file's name is not UTF-8".to_owned()))?;
+        .ok_or("the file's name is not UTF-8")?;
     let dir = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -115,11 +231,7 @@ fn open(path: &Path, rotation: Rotation) -> Result<(RollingFileAppender, Vec<Pat
         .filename_prefix(name)
         .build(dir)
         .map_err(|e| {
-            let cause =
-                std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-            fail(format!(
-                "{cause}; name a file in a folder that this user may write to"
-            ))
+            std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string)
         })?;
     let made = named(dir, name)
         .difference(&before)

@@ -79,9 +79,15 @@ impl Gather {
     }
 
     /// The parts in row order.
-    pub(crate) fn into_parts(mut self) -> Vec<Batch> {
+    pub(crate) fn into_parts(self) -> Vec<Batch> {
+        let parts = self.into_placed();
+        parts.into_iter().flat_map(|(_, part)| part).collect()
+    }
+
+    /// The parts in row order, each with its first row.
+    pub(crate) fn into_placed(mut self) -> Vec<(u64, Vec<Batch>)> {
         self.parts.sort_unstable_by_key(|(offset, _)| *offset);
-        self.parts.into_iter().flat_map(|(_, part)| part).collect()
+        self.parts
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::command;
 use fake::{Act, Fake, Manners, echo, echoes, model};
-use mdm::message::Stats;
+use mdm::message::{FailedRows, OnBadRow, Stats};
 use mdm::wire::server::{Outputs, ServerMessage};
 
 fn run(name: &str, flags: &[&str]) -> (i32, String, String) {
@@ -412,4 +412,118 @@ fn infer_ends_well_when_its_reader_has_read_enough() {
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), said.as_str()), (Some(0), ""));
+}
+
+/// Rows that fail are blank in the output and listed as the file numbers them, whatever requests it was cut into.
+#[test]
+fn infer_lists_rows_that_failed_and_writes_the_others() {
+    let mut requests = 0;
+    let server = Fake::start(move |id, request| {
+        assert_eq!(request.on_bad_row, OnBadRow::Report);
+        requests += 1;
+        let rows = request.inputs.rows().unwrap();
+        let error = mdm::Error::invalid("all of them").at_rows(0..rows);
+        let ServerMessage::Result(mut outputs, stats) = echo(request) else {
+            panic!("an echo is a result");
+        };
+        // Of the first and the third request no row has a result.
+        if requests % 2 == 1 {
+            return vec![Act::Out(id, ServerMessage::Error(error))];
+        }
+        outputs.failed = vec![FailedRows {
+            first: 3,
+            count: 2,
+            code: mdm::ErrorCode::Internal,
+            message: "no date".to_owned(),
+        }];
+        vec![Act::Out(id, ServerMessage::Result(outputs, stats))]
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let texts: Vec<String> = (0..600).map(|row| format!("{row}\n")).collect();
+    std::fs::write(path("rows.txt"), texts.concat()).unwrap();
+    let port = server.port.to_string();
+    let flags = [
+        "--port",
+        &port,
+        "--params={\"model_proxy_path\":\"x\"}",
+        "--on-bad-row=report",
+        "--input",
+        &path("rows.txt"),
+        "--output",
+        &path("out.jsonl"),
+    ];
+    let (code, out, err) = run("mdm-infer", &flags);
+    assert_eq!(code, 4, "{err}");
+    // Until something is known of the model's results, requests have 256 rows.
+    let listed: Vec<&str> = err.lines().collect();
+    let expected = [
+        "mdm-infer: lines 1 to 256: INVALID_ARGUMENT: all of them",
+        "mdm-infer: lines 260 to 261: INTERNAL: no date",
+        "mdm-infer: lines 513 to 600: INVALID_ARGUMENT: all of them",
+    ];
+    assert_eq!(listed, expected, "{err}");
+    assert!(out.contains("346 rows failed\n600 rows in "), "{out}");
+    let lines = std::fs::read_to_string(path("out.jsonl")).unwrap();
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines.len(), 600);
+    assert!(lines[..256].iter().all(|line| *line == "{\"\":\"\"}"));
+    assert_eq!(lines[256], "{\"\":\"256\"}");
+
+    // If no row has a result, nothing is written.
+    std::fs::write(path("rows.txt"), texts[..200].concat()).unwrap();
+    std::fs::remove_file(path("out.jsonl")).unwrap();
+    let server = Fake::start(|id, request| {
+        let rows = request.inputs.rows().unwrap();
+        let error = mdm::Error::invalid("all of them").at_rows(0..rows);
+        vec![Act::Out(id, ServerMessage::Error(error))]
+    });
+    let port = server.port.to_string();
+    let flags = [&["--port", &port], &flags[2..]].concat();
+    let (code, _, err) = run("mdm-infer", &flags);
+    assert_eq!(code, 1, "{err}");
+    let last = err.lines().last().unwrap();
+    assert!(
+        last.ends_with("rows.txt: lines 1 to 200: all of them"),
+        "{err}"
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// Of a command that was copied to where no library is: each place that was searched has a line of its own.
+#[test]
+fn a_missing_library_is_told_with_one_place_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("mdm-model");
+    std::fs::copy(env!("CARGO_BIN_EXE_mdm-model"), &copy).unwrap();
+    std::fs::write(dir.path().join("m.onnx"), "").unwrap();
+    let mut command = std::process::Command::new(&copy);
+    for name in [
+        "ORT_DYLIB_PATH",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "LD_LIBRARY_PATH",
+    ] {
+        command.env_remove(name);
+    }
+    let output = command
+        .args(["check", "m.onnx"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    if !said.contains("was not found") {
+        return; // the system has a library of its own
+    }
+    let here = dir.path().canonicalize().unwrap();
+    for place in ["", "/.onnxruntime"] {
+        let line = format!("  {}{place}: not there", here.display());
+        assert!(
+            said.lines().any(|l| l == line),
+            "{line:?} is no line of: {said}"
+        );
+    }
+    let first = said.lines().next().unwrap_or_default();
+    assert!(first.ends_with("Looked in:"), "{said}");
 }

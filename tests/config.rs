@@ -25,6 +25,7 @@ fn command(dir: &Path, args: &[&str], variables: &[(&str, &str)]) -> Command {
     }
     command
         .args(args)
+        .env("XDG_STATE_HOME", dir.join("state"))
         .envs(variables.iter().copied())
         .env_remove("RUST_LOG")
         .current_dir(dir)
@@ -303,14 +304,14 @@ fn a_port_in_use_is_one_clear_line_and_nothing_is_left() {
         );
     }
     // A log that was there stays.
-    std::fs::write(dir.path().join("logger.txt"), "old\n").unwrap();
+    std::fs::write(dir.path().join("old.txt"), "old\n").unwrap();
     refused(
         dir.path(),
-        &["--port", &port, "--port-out=0"],
+        &["--port", &port, "--port-out=0", "--logger=old.txt"],
         &[],
         &[&port],
     );
-    let log = std::fs::read_to_string(dir.path().join("logger.txt")).unwrap();
+    let log = std::fs::read_to_string(dir.path().join("old.txt")).unwrap();
     assert!(
         log.starts_with("old\n") && log.contains("could not start"),
         "{log}"
@@ -394,6 +395,7 @@ fn a_server_says_that_it_is_ready_and_a_signal_ends_it() {
         let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["port", "port_out", "workers", "pid"]);
         assert_eq!((words[2].1, words[3].1), ("2", pid.as_str()));
+        let bound = words[0].1;
         for name in [
             "num_worker = 2",
             "max_request_bytes = \"1MiB\"",
@@ -416,7 +418,10 @@ fn a_server_says_that_it_is_ready_and_a_signal_ends_it() {
             );
         }
         // The library that is used, although none was named; and all of it reads back.
-        let is_setting = |line: &&str| !line.starts_with("mdm-server-start: ");
+        let is_setting = |line: &&str| {
+            let is_other = line.starts_with("mdm-server-start: ") || line.starts_with("# the log");
+            !is_other
+        };
         let printed: Vec<&str> = stderr.lines().filter(is_setting).collect();
         let library = printed
             .iter()
@@ -430,11 +435,17 @@ fn a_server_says_that_it_is_ready_and_a_signal_ends_it() {
             panic!("not read: {stderr}");
         };
         assert_eq!(read.to_toml().lines().collect::<Vec<_>>(), printed);
-        let log = std::fs::read_to_string(dir.path().join("logger.txt")).unwrap();
-        assert!(
-            log.contains("ready port=") && log.contains("stopped"),
-            "{log}"
-        );
+        // The log has the port in its name, and what was said before there was one.
+        let file = dir.path().join(format!("state/mdm/mdm-{bound}.log"));
+        let log = std::fs::read_to_string(&file).unwrap();
+        let mut from = 0;
+        for word in ["starting version=", "ready port=", "stopped"] {
+            from += log[from..]
+                .find(word)
+                .unwrap_or_else(|| panic!("{word}: {log}"));
+        }
+        let named = format!("# the log is {}", file.display());
+        assert!(stderr.lines().any(|l| l == named), "{named}: {stderr}");
         assert_eq!(
             std::fs::read_dir(dir.path().join("s_t")).unwrap().count(),
             0
@@ -481,4 +492,75 @@ fn the_settings_that_are_printed_have_the_ports_of_the_doors_that_are_open() {
         stderr.lines().any(|l| l == "# grpc_port is not set"),
         "{stderr}"
     );
+}
+
+/// A server in a container, or of a user without a home: the log is where its standard error goes.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_default_log_that_cannot_be_written_is_one_warning_and_goes_to_standard_error() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a_file"), "").unwrap();
+    let a_file = dir.path().join("a_file").display().to_string();
+    for (state, place) in [
+        ("/proc/mdm", "/proc/mdm/mdm/mdm-"),
+        (&*a_file, "a_file/mdm/mdm-"),
+    ] {
+        let args = ["-port=0", "-port_out=0"];
+        let mut child = command(dir.path(), &args, &[("XDG_STATE_HOME", state)])
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut ready).unwrap();
+        Command::new("kill")
+            .args(["-s", "TERM", &child.id().to_string()])
+            .status()
+            .unwrap();
+        let status = ended(&mut child, &args);
+        let mut stderr = String::new();
+        let mut said = child.stderr.take().unwrap();
+        said.read_to_string(&mut stderr).unwrap();
+        assert_eq!(status.code(), Some(0), "{stderr}");
+        assert!(ready.starts_with("ready "), "{stderr}");
+        let warnings: Vec<&str> = stderr.lines().filter(|l| l.contains("WARN")).collect();
+        let [warning] = warnings[..] else {
+            panic!("one warning: {stderr}");
+        };
+        for word in [place, "cannot be written", "--logger FILE"] {
+            assert!(warning.contains(word), "{word:?} is not in: {warning}");
+        }
+        for (line, count) in [("starting version=", 1), ("ready port=", 2), ("stopped", 1)] {
+            assert_eq!(stderr.matches(line).count(), count, "{line:?}: {stderr}");
+        }
+        assert!(!stderr.contains("# the log is"), "{stderr}");
+    }
+}
+
+/// The folder was read-only, and the log was in it.
+#[test]
+fn two_servers_in_one_folder_have_a_log_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = |sockets: &'static str| ["-port=0", "-port_out=0", sockets];
+    let servers = ["-zeromq_sock_tmp_dir=a", "-zeromq_sock_tmp_dir=b"].map(|sockets| {
+        let mut child = command(dir.path(), &args(sockets), &[]).spawn().unwrap();
+        let mut ready = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut ready).unwrap();
+        (child, ready, stdout)
+    });
+    for (mut child, ready, _stdout) in servers {
+        Command::new("kill")
+            .args(["-s", "TERM", &child.id().to_string()])
+            .status()
+            .unwrap();
+        ended(&mut child, &["two servers"]);
+        let port = ready.split([' ', '=']).nth(2).expect("a port");
+        let file = dir.path().join(format!("state/mdm/mdm-{port}.log"));
+        let log = std::fs::read_to_string(file).unwrap();
+        assert_eq!(log.matches("starting version=").count(), 1, "{log}");
+        assert!(log.contains(ready.trim_end()), "{log}");
+    }
+    let files = std::fs::read_dir(dir.path().join("state/mdm")).unwrap();
+    assert_eq!(files.count(), 2);
+    assert!(!dir.path().join("logger.txt").exists());
 }

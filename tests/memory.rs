@@ -1,5 +1,5 @@
 //! Workers share a model's weights: the memory of eight sessions against that of one. And it goes back to the system when
-//! a model is unloaded. One measures this whole process, the other a server's.
+//! a model is unloaded. One measures this whole process, the other a server's. And mdm-infer holds little of a large file.
 #![cfg(target_os = "linux")]
 
 #[path = "common/mod.rs"]
@@ -8,12 +8,14 @@ mod common;
 use common::onnx;
 use common::within::{LIMIT, within};
 
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use mdm::message::WorkerId;
 use mdm::model::{Device, Engine, EngineLog, Lookup, ModelSource, StoreConfig};
 use mdm::server::ModelFolder;
 use mdm::{Batch, Params, Tensor};
+use npyz::{WriteOptions, WriterBuilder};
 
 /// One after the other: what one test makes would be measured by the other.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -141,5 +143,65 @@ fn the_memory_of_an_unloaded_model_goes_back_to_the_system() {
             // Of what malloc kept of the round before it needs no more.
             assert!(loaded - empty > 100 << 20, "it was loaded");
         }
+    })
+}
+
+/// 256 MiB in and as much out, of which mdm-infer holds a few requests at a time.
+#[test]
+fn a_file_larger_than_its_memory_goes_through_mdm_infer() {
+    const ROWS: u64 = 256 << 10;
+    const ROW_BYTES: u64 = 256 * 4;
+    const MOST_BYTES: u64 = 48 << 20;
+
+    within(LIMIT, || {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let echo = onnx::echo(mdm::DataType::Fp32, &[256]);
+        let server = common::Server::start(common::models(&[("echo.onnx", echo)]), &[]);
+        let (input, output) = (
+            server.dir.path().join("in.npy"),
+            server.dir.path().join("out.npy"),
+        );
+        // Zeros that take no room on the disk, and a last row of ones.
+        let header = WriteOptions::new_header_only()
+            .dtype(npyz::DType::Plain("<f4".parse().unwrap()))
+            .shape(&[ROWS, 256])
+            .writer(std::fs::File::create(&input).unwrap())
+            .write_header_only();
+        let mut file = header.unwrap();
+        let start = file.stream_position().unwrap();
+        let ones = 1f32.to_le_bytes().repeat(256);
+        file.seek(SeekFrom::Start(start + (ROWS - 1) * ROW_BYTES))
+            .unwrap();
+        file.write_all(&ones).unwrap();
+
+        let mut infer = common::command("mdm-infer")
+            .args(["--model", "echo", "--port", &server.port.to_string()])
+            .arg("--input")
+            .arg(&input)
+            .arg("--output")
+            .arg(&output)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut peak = 0;
+        let status = loop {
+            peak = common::peak_bytes(infer.id()).max(peak);
+            if let Some(status) = infer.try_wait().unwrap() {
+                break status;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
+        assert!(status.success(), "{status}");
+        println!("MB at most: {}", peak >> 20);
+        assert!(peak <= MOST_BYTES, "{} MB", peak >> 20);
+        let mut file = std::fs::File::open(&output).unwrap();
+        let read = npyz::NpyHeader::from_reader(&mut file).unwrap();
+        assert_eq!(read.shape(), [ROWS, 256]);
+        let start = file.stream_position().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), start + ROWS * ROW_BYTES);
+        file.seek(SeekFrom::End(-(ROW_BYTES as i64))).unwrap();
+        let mut last = Vec::new();
+        file.read_to_end(&mut last).unwrap();
+        assert_eq!(last, ones);
     })
 }

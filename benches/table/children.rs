@@ -212,6 +212,7 @@ impl Server {
             .arg(super::engine::library()?)
             .args(flags)
             .current_dir(dir.path())
+            .env("XDG_STATE_HOME", dir.path())
             .stderr(std::fs::File::create(&errors)?);
         let (process, ready) = match Process::start(command) {
             Ok(started) => started,

@@ -58,10 +58,11 @@ struct Asked<'a> {
 }
 
 impl Model for Ner {
-    /// The input is not declared: sentences come as BYTES or as JSON strings.
     fn signature(state: &Value) -> Result<Signature> {
         Crf::new(&State::of(state)?.crf)?;
-        Ok(Signature::new().output("entities", DataType::Json, &["N".into()]))
+        Ok(Signature::new()
+            .input("text", DataType::Bytes, &["N".into()])
+            .output("entities", DataType::Json, &["N".into()]))
     }
 
     fn load(state: &Value, context: &LoadContext) -> Result<Self> {
@@ -86,11 +87,6 @@ impl Model for Ner {
 
     fn inference(&mut self, batch: &Batch, params: &Params, context: &Context) -> Result<Batch> {
         let asked = Asked::of(params)?;
-        if batch.tensors.len() != 1 {
-            let count = batch.tensors.len();
-            let why = format!("expected one input, \"text\", got {count}");
-            return Err(Error::invalid(why));
-        }
         let sentences = Sentences::of(batch.tensor("text")?)?;
         let vocabulary = self.vocabularies.of(params, context)?;
         self.plan.make(&sentences.lengths, asked.most_rows);

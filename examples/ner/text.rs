@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use mdm::plugin::Context;
-use mdm::{DataType, Error, Params, Result, Tensor};
+use mdm::{Error, Params, Result, Tensor};
 
 /// Longest sentence, and most ids (rows times columns) of one run: the engine takes about 8 kB for each.
 pub const MOST_CHARACTERS: usize = 20_000;
@@ -30,20 +30,11 @@ pub struct Sentences<'a> {
 }
 
 impl<'a> Sentences<'a> {
-    /// Of a column of BYTES that are UTF-8, or of JSON strings.
+    /// Of a column of BYTES that are UTF-8.
     ///
     /// # Errors
     /// What is not text, or is too long: the row, and why.
     pub fn of(tensor: &'a Tensor) -> Result<Sentences<'a>> {
-        let is_json = match tensor.datatype() {
-            DataType::Bytes => false,
-            DataType::Json => true,
-            other => {
-                return Err(Error::invalid(format!(
-                    "input \"text\": expected BYTES, or JSON strings, got {other}"
-                )));
-            }
-        };
         let &[rows] = tensor.shape() else {
             return Err(Error::invalid(format!(
                 "input \"text\": expected one sentence in each row, shape [N], got {:?}",
@@ -52,24 +43,14 @@ impl<'a> Sentences<'a> {
         };
         let mut texts = Vec::with_capacity(rows);
         let mut lengths = Vec::with_capacity(rows);
-        for (row, bytes) in tensor.byte_strings().enumerate() {
-            let wrong = |why: String| Err(Error::invalid(why).at_rows(row..row + 1));
-            let text = if is_json {
-                match rmp_serde::from_slice::<&str>(bytes) {
-                    Ok(text) => text,
-                    Err(e) => return wrong(format!("the sentence is not a JSON string: {e}")),
-                }
-            } else {
-                match std::str::from_utf8(bytes) {
-                    Ok(text) => text,
-                    Err(e) => return wrong(format!("the sentence is not UTF-8: {e}")),
-                }
-            };
+        for (row, text) in tensor.texts()?.enumerate() {
+            let text = text?;
             let length = text.chars().count();
             if length > MOST_CHARACTERS {
-                return wrong(format!(
+                let why = format!(
                     "the sentence has {length} characters, and {MOST_CHARACTERS} is the most"
-                ));
+                );
+                return Err(Error::invalid(why).at_rows(row..row + 1));
             }
             texts.push(text);
             lengths.push(length);

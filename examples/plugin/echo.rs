@@ -143,7 +143,16 @@ impl Model for Faulty {
     fn inference(&mut self, batch: &Batch, params: &Params, context: &Context) -> Result<Batch> {
         self.runs += 1;
         let rows = batch.rows()?;
+        let numbers = batch.tensors.first().map(Tensor::to_vec::<f32>);
+        let is_bad = numbers.is_some_and(|n| n.is_ok_and(|n| n.iter().any(|n| *n < 0.0)));
         match params.get("do").and_then(Value::as_str) {
+            // Whoever asks to have bad rows reported finds out which they are.
+            Some("fail below 0") if is_bad => Err(Error::invalid("somewhere a number is below 0")),
+            Some("panic below 0") if is_bad => panic!("a number is below 0"),
+            Some("fail slowly below 0") if is_bad => {
+                std::thread::sleep(Duration::from_millis(20));
+                Err(Error::invalid("somewhere a number is below 0"))
+            }
             Some("panic") => panic!("told to panic in run {}", self.runs),
             Some("lose a row") => {
                 let runs = vec![self.runs; rows - 1];

@@ -140,7 +140,7 @@ fn with_ports(config: Config, _doors: &Doors) -> Config {
 
 /// From the settings to a server that has said that it is ready. A failure leaves nothing behind.
 fn start(config: &Config) -> Result<Started, Error> {
-    let log = logging::init(config)?;
+    let mut log = logging::init(config)?;
     mdm::faults::log_panics();
     // Before the server starts: a signal then is remembered, and not the end of a process with files to remove.
     let started = SignalThread::start().and_then(|signals| {
@@ -152,6 +152,7 @@ fn start(config: &Config) -> Result<Started, Error> {
             "starting"
         );
         let starting = Server::begin(config.clone())?;
+        let own_log = log.port_bound(starting.port());
         signals.serve(starting.stopper());
         #[cfg(feature = "gateway")]
         let doors = match Doors::start(starting.server(), starting.config()) {
@@ -166,7 +167,10 @@ fn start(config: &Config) -> Result<Started, Error> {
         #[cfg(not(feature = "gateway"))]
         let doors = Doors;
         // Not `say`: these lines are made to be copied into a settings file.
-        let settings = with_ports(starting.config().clone(), &doors).to_toml();
+        let mut settings = with_ports(starting.config().clone(), &doors).to_toml();
+        if let Some(file) = own_log {
+            settings += &format!("# the log is {}\n", file.display());
+        }
         let _ = io::stderr().write_all(settings.as_bytes());
         let server = starting.ready()?;
         Ok((server, doors, signals))

@@ -18,6 +18,7 @@
 
 mod action;
 mod bounds;
+mod failures;
 mod known;
 mod loads;
 mod models;
@@ -32,6 +33,8 @@ use std::sync::Arc;
 
 pub(crate) use self::action::{Action, Answer};
 pub(crate) use self::bounds::Bounds;
+pub(crate) use self::failures::Failure;
+use self::failures::Failures;
 use self::known::Standing;
 use self::loads::{LoadRequest, Loads, Wanted};
 pub(crate) use self::loads::{Named, load_bytes};
@@ -41,7 +44,7 @@ use self::openings::{Opening, Openings};
 pub(crate) use self::room::MostModels;
 use self::waiting::Waiting;
 pub(crate) use self::waiting::{Arrival, Asker, Parked, QUESTION_BYTES};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::message::{ModelId, ReplyTo, Serial, WorkerId};
 use crate::model::loader::{self, Job, Reading};
 use crate::model::{Description, FoundModel, Lookup, Read};
@@ -62,6 +65,7 @@ pub(crate) struct Catalog<P> {
     openings: Openings,
     waiting: Waiting<P>,
     loads: Loads,
+    failures: Failures,
     actions: Vec<Action<P>>,
 }
 
@@ -72,6 +76,7 @@ impl<P> Catalog<P> {
             openings: Openings::default(),
             waiting: Waiting::default(),
             loads: Loads::default(),
+            failures: Failures::default(),
             actions: Vec::new(),
         }
     }
@@ -319,6 +324,13 @@ impl<P> Catalog<P> {
             }
             Next::Settled(result) => result,
         };
+        // Without a file there is no model to speak of: anybody can name what is not there.
+        if let Err(error) = &result
+            && error.code() == ErrorCode::FailedPrecondition
+        {
+            self.failures
+                .note(request.named().lookup.name(), None, error);
+        }
         let client = self.loads.finish(ticket)?.client;
         match (request, result) {
             (LoadRequest::Load(wanted), Err(error)) => self.load_failed(&wanted, error),
@@ -353,6 +365,9 @@ impl<P> Catalog<P> {
                 found.shown()
             ))),
             (false, _) => {
+                for model in models.iter().filter_map(|id| self.models.known.get(*id)) {
+                    self.failures.clear(&model.name);
+                }
                 self.models.leave_all(&models);
                 Answer::Unloaded
             }
@@ -387,6 +402,13 @@ impl<P> Catalog<P> {
         let Some(found) = asked.reading else {
             return Err(not_asked());
         };
+        match &read {
+            Err(error) => self.failures.note(found.name(), None, error),
+            Ok(Read::New(_)) if matches!(asked.request, LoadRequest::Describe(_)) => {
+                self.failures.clear(found.name());
+            }
+            Ok(_) => {}
+        }
         match (asked.request, read) {
             (LoadRequest::Describe(named), Ok(Read::New(description))) => {
                 let is_waited_for = self.waiting.is_waited_for(&named.lookup);
@@ -491,6 +513,10 @@ impl<P> Catalog<P> {
 
     fn finish_opening(&mut self, opening: Opening) {
         let model = opening.description.id;
+        match &opening.error {
+            Some(error) => self.failures.note(&opening.description.name, None, error),
+            None => self.failures.clear(&opening.description.name),
+        }
         for wanted in opening.wanted {
             let served = match &opening.error {
                 Some(error) => Err(error.clone()),
@@ -534,6 +560,20 @@ impl<P> Catalog<P> {
     /// Every model that requests find, in the order in which they were read.
     pub(crate) fn served(&self) -> impl Iterator<Item = &Arc<Description>> {
         self.models.known.served()
+    }
+
+    /// A worker has run a model; or it could not open it, and why.
+    pub(crate) fn ran(&mut self, model: ModelId, failed: Option<&Error>) {
+        match (failed, self.models.known.get(model)) {
+            (Some(error), Some(known)) => self.failures.note(&known.name, Some(model), error),
+            (None, _) if !self.failures.is_empty() => self.failures.ran(model),
+            _ => {}
+        }
+    }
+
+    /// Models that do not open, the last one last.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = &Failure> {
+        self.failures.all()
     }
 
     /// What is known of a model by its number.

@@ -266,14 +266,9 @@ pub struct Args {
     #[arg(value_parser = whole::<u64>(0..=MAX_TIMEOUT_MS))]
     pub default_timeout_ms: u64,
 
-    /// The log file
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "./logger.txt",
-        help_heading = "Log"
-    )]
-    pub logger: PathBuf,
+    /// The log file [default: ${XDG_STATE_HOME:-~/.local/state}/mdm/mdm-PORT.log]
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    pub logger: Option<PathBuf>,
 
     /// When a new log file is begun: never, hourly or daily; the date (UTC) is then added to its name
     #[arg(

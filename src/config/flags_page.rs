@@ -87,7 +87,7 @@ fn in_code(text: &str) -> String {
     let words = words.split(' ').map(|word| {
         let bare = word.trim_end_matches([',', ';', ':', '.']);
         let is_code =
-            bare.starts_with("--") || bare.contains(['*', '"']) || bare.starts_with("mdm-");
+            bare.starts_with("--") || bare.contains(['*', '"', '$']) || bare.starts_with("mdm-");
         if is_code {
             format!("`{bare}`{}", &word[bare.len()..])
         } else {

@@ -82,8 +82,8 @@ pub struct Config {
     pub allow_paths: Vec<PathBuf>,
     /// Where the ipc sockets live.
     pub sock_tmp_dir: PathBuf,
-    /// The log file.
-    pub logger: PathBuf,
+    /// The log file, if it was named; else the port says it ([`crate::logging::default_file`]).
+    pub logger: Option<PathBuf>,
     /// When a new log file is begun.
     pub logger_rotation: Rotation,
     /// Debug log, the engine's included.
@@ -224,7 +224,7 @@ impl Config {
             folder("--allow-path", path)?;
         }
         check_sock_tmp_dir(&args)?;
-        check_logger(&args.logger)?;
+        args.logger.as_deref().map_or(Ok(()), check_logger)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Config {
             intra_op_threads: args
@@ -340,7 +340,10 @@ impl Config {
                 joined(self.allow_paths.iter().map(|dir| path(dir))),
             ),
             ("zeromq_sock_tmp_dir", path(&self.sock_tmp_dir)),
-            ("logger", path(&self.logger)),
+            (
+                "logger",
+                self.logger.as_deref().map(path).unwrap_or_default(),
+            ),
             ("logger_rotation", self.logger_rotation.to_string()),
             ("verbose", self.verbose.to_string()),
             ("preload", joined(self.preload.iter().cloned())),

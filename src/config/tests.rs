@@ -272,7 +272,7 @@ fn defaults_are_those_of_the_manual() {
     assert_eq!(config.gpu_memory_fraction, 0.2);
     assert_eq!(config.run_script_dir, Path::new("./"));
     assert_eq!(config.sock_tmp_dir, Path::new("./sock_tmp"));
-    assert_eq!(config.logger, Path::new("./logger.txt"));
+    assert_eq!(config.logger, None);
     assert_eq!(config.max_chunk, Some(Duration::from_millis(20)));
     assert_eq!(config.max_batch_delay, Duration::ZERO);
     // A chunk smaller than the usual priority batch is no contradiction of the user's.

@@ -415,10 +415,7 @@ impl Parts {
 
 fn payload_bytes(message: &ServerMessage) -> u64 {
     match message {
-        ServerMessage::Result(outputs, _) | ServerMessage::Part(_, outputs) => {
-            let bytes = outputs.parts.iter().map(|part| part.payload_bytes() as u64);
-            bytes.sum()
-        }
+        ServerMessage::Result(outputs, _) | ServerMessage::Part(_, outputs) => outputs.bytes(),
         _ => 0,
     }
 }

@@ -75,6 +75,42 @@ impl Histogram {
         self.sum
     }
 
+    /// What came since an earlier state of this histogram.
+    #[must_use]
+    pub(crate) fn since(&self, earlier: &Histogram) -> Histogram {
+        Histogram {
+            places: std::array::from_fn(|place| {
+                self.places[place].saturating_sub(earlier.places[place])
+            }),
+            sum: self.sum.saturating_sub(earlier.sum),
+        }
+    }
+
+    /// Takes in the values of another with the same bounds.
+    pub(crate) fn add(&mut self, other: &Histogram) {
+        for (place, more) in self.places.iter_mut().zip(other.places) {
+            *place += more;
+        }
+        self.sum += other.sum;
+    }
+
+    /// About the value that this share of all values does not pass, as if values lay evenly between two bounds; beyond
+    /// the last bound it is that bound. 0 if there are none.
+    pub(crate) fn quantile(&self, bounds: &Bounds, share: f64) -> u64 {
+        let rank = (share * self.count() as f64).ceil().max(1.0);
+        let mut before = 0.0;
+        for (place, count) in self.places.iter().map(|count| *count as f64).enumerate() {
+            if count > 0.0 && before + count >= rank {
+                let lower = place.checked_sub(1).map_or(0, |below| bounds[below]);
+                let upper = bounds.get(place).copied().unwrap_or(lower);
+                let within = (rank - before) / count;
+                return lower + ((upper - lower) as f64 * within).round() as u64;
+            }
+            before += count;
+        }
+        0
+    }
+
     /// For each bound, how many values were not above it.
     pub fn cumulative(&self) -> [u64; BOUNDS] {
         let mut count = 0;
@@ -97,6 +133,26 @@ mod tests {
         assert_eq!(histogram.cumulative()[2..4], [0, 4]);
         histogram.record_split(&ROWS, 0, 0);
         assert_eq!((histogram.sum(), histogram.count()), (30, 4));
+    }
+
+    #[test]
+    fn quantiles_lie_between_the_bounds_of_their_place() {
+        let mut histogram = Histogram::default();
+        assert_eq!(histogram.quantile(&DURATIONS_US, 0.5), 0);
+        histogram.record(&DURATIONS_US, 400, 90);
+        let before = histogram.clone();
+        histogram.record(&DURATIONS_US, 40_000, 10);
+        let at = |share| histogram.quantile(&DURATIONS_US, share);
+        assert!((250..=500).contains(&at(0.5)), "{}", at(0.5));
+        assert_eq!(at(0.9), 500);
+        assert!((25_000..=50_000).contains(&at(0.99)), "{}", at(0.99));
+        let mut late = histogram.since(&before);
+        assert_eq!((late.count(), late.sum()), (10, 400_000));
+        assert!(late.quantile(&DURATIONS_US, 0.1) > 25_000);
+        late.add(&before);
+        assert_eq!(late, histogram);
+        histogram.record(&DURATIONS_US, 1 << 40, 1000);
+        assert_eq!(histogram.quantile(&DURATIONS_US, 0.99), DURATIONS_US[19]);
     }
 
     #[test]

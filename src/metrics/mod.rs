@@ -10,9 +10,12 @@
 //! [`ModelLabel`](crate::message::ModelLabel): a number that the ventilator gives to each name of a served model
 //! (`labels.rs`), so that a client can make no more of them than there are models.
 //!
+//! `history.rs` keeps copies of counters, for what status says of the last seconds.
+//!
 //! `text.rs` writes a snapshot for Prometheus; what the names and units are, the guide's page about metrics tells.
 
 mod histogram;
+pub(crate) mod history;
 mod labels;
 mod process;
 #[cfg(feature = "gateway")]

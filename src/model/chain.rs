@@ -94,6 +94,10 @@ impl Model for Chain {
         })
     }
 
+    fn is_broken(&self) -> bool {
+        self.stages.iter().any(|(_, model)| model.is_broken())
+    }
+
     fn warm_up(&mut self) {
         for (_, model) in &mut self.stages {
             model.warm_up();

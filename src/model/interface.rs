@@ -110,6 +110,11 @@ pub trait Model {
     /// the model knows them.
     fn infer_with(&mut self, inputs: &Batch, run: &Run<'_>) -> Result<Batch>;
 
+    /// Whether what it runs with was lost at the last error, so that the next run begins by making it anew.
+    fn is_broken(&self) -> bool {
+        false
+    }
+
     /// Runs made-up rows, so that the first request does not wait for what the engine sets up at the first run.
     fn warm_up(&mut self) {}
 

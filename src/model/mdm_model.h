@@ -34,6 +34,7 @@
 #ifndef MDM_MODEL_H
 #define MDM_MODEL_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -89,8 +90,15 @@ typedef struct mdm_str {
   uint64_t length;
 } mdm_str;
 
-/* An mdm_str of a string literal. */
+/* An mdm_str of a string literal, where a value is wanted: as an argument, in an assignment. */
+#ifdef __cplusplus
+#define MDM_STR(literal) (mdm_str{(literal), sizeof(literal) - 1})
+#else
 #define MDM_STR(literal) ((mdm_str){(literal), sizeof(literal) - 1})
+#endif
+/* The same where an initializer is wanted: in a static table, which takes no compound literal.
+ *     static const mdm_entry entries[] = {{MDM_STR_INIT("model"), describe, load, infer, unload}}; */
+#define MDM_STR_INIT(literal) {(literal), sizeof(literal) - 1}
 
 /* What a call of the host belongs to. */
 typedef struct mdm_context mdm_context;

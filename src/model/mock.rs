@@ -17,6 +17,8 @@ pub(crate) enum Behaviour {
     Echo,
     /// Waits until the gate is open, then echoes.
     Gated(Arc<Gate>),
+    /// Waits until the gate is open, then fails if a number is below 0.
+    GatedFail(Arc<Gate>),
     /// Fails with this message if a number is below 0.
     Fail(String),
     /// Panics with this message if a number is below 0.
@@ -175,6 +177,13 @@ impl Model for MockModel {
             Behaviour::Gated(gate) => {
                 gate.pass();
                 Ok(inputs.clone())
+            }
+            Behaviour::GatedFail(gate) => {
+                gate.pass();
+                match has_negative(inputs) {
+                    true => Err(Error::internal("below 0")),
+                    false => Ok(inputs.clone()),
+                }
             }
             Behaviour::Fail(message) if has_negative(inputs) => {
                 Err(Error::internal(message.as_str()))

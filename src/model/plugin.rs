@@ -227,6 +227,10 @@ impl Model for PluginModel {
             }
         }
     }
+
+    fn is_broken(&self) -> bool {
+        self.instance.is_none()
+    }
 }
 
 /// What one model of a plugin may use.

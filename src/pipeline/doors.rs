@@ -300,10 +300,7 @@ impl Answers {
 
 fn bytes_of(message: &ServerMessage) -> u64 {
     let rows = match message {
-        ServerMessage::Result(outputs, _) | ServerMessage::Part(_, outputs) => {
-            let bytes = outputs.parts.iter().map(|part| part.payload_bytes() as u64);
-            bytes.sum()
-        }
+        ServerMessage::Result(outputs, _) | ServerMessage::Part(_, outputs) => outputs.bytes(),
         _ => 0,
     };
     ANSWER_BYTES + rows

@@ -28,7 +28,7 @@ pub(crate) mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use zmq::Socket;
@@ -63,6 +63,16 @@ impl Clock {
 
     pub(crate) fn now_us(self) -> u64 {
         self.0.elapsed().as_micros() as u64
+    }
+
+    /// What it showed then.
+    pub(crate) fn at_us(self, then: Instant) -> u64 {
+        then.saturating_duration_since(self.0).as_micros() as u64
+    }
+
+    /// When it shows that.
+    pub(crate) fn instant(self, us: u64) -> Instant {
+        self.0 + Duration::from_micros(us)
     }
 }
 

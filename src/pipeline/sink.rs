@@ -232,12 +232,15 @@ impl Sink {
             if self.answers.all_stopped() && self.leave(now)? {
                 return Ok(());
             }
+            self.answers.note(self.clock.at_us(now));
             if self.exit.router.has_work() {
                 self.exit.router.wait(Some(Duration::ZERO))?;
                 continue;
             }
             let look = self.leaving.as_ref().map(|_| now + CLOSE_EVERY);
-            let due = look.into_iter().chain(self.exit.router.due()).min();
+            let note = self.answers.note_due_us().map(|at| self.clock.instant(at));
+            let due = look.into_iter().chain(note);
+            let due = due.chain(self.exit.router.due()).min();
             let pause = due.map(|at| at.saturating_duration_since(now));
             let router = &mut self.exit.router;
             self.waiter.wait_with(pause, |left| router.wait(left))?;

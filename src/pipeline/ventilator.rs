@@ -31,7 +31,7 @@ use self::report::{Ledger, RanChunk};
 use self::requests::{Action, Answered, Given, Requests, deadline_passed};
 use super::tell;
 use crate::catalog::{self, Catalog, Change, MostModels};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
 use crate::message::{Credit, ModelId, Params, Request, Serial, WorkerId};
 use crate::model::Lookup;
@@ -152,6 +152,7 @@ impl Ventilator {
     /// Looks for news, asleep until there is something to do.
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
         self.links.doors.wake_told();
+        self.ledger.note(now_us, &self.requests.scheduler);
         let busy = self.requests.scheduler.busy_workers();
         self.links.waiter.busy(busy);
         if self.links.router.has_work() || self.links.doors.has_said() {
@@ -162,6 +163,7 @@ impl Ventilator {
             self.requests.scheduler.due_us(),
             self.catalog.due_us(),
             self.life.due_us(),
+            self.ledger.note_due_us(),
         ];
         let due_us = due_us.into_iter().flatten().min();
         let due = due_us.map(|at| Duration::from_micros(at.saturating_sub(now_us)));
@@ -279,10 +281,20 @@ impl Ventilator {
 
     fn take_credit(&mut self, credit: Credit) -> Result<()> {
         let ran = RanChunk::of(&credit);
+        self.note_broken(&credit);
         if self.requests.credit(credit, self.links.clock.now_us()) {
             self.ledger.ran(&ran);
         }
         self.act()
+    }
+
+    /// A model that a worker opens with its first chunk may turn out not to open then.
+    fn note_broken(&mut self, credit: &Credit) {
+        let why = credit.failed.first().map(|(_, error)| error);
+        let why = why.filter(|error| error.code() == ErrorCode::FailedPrecondition);
+        if why.is_some() || credit.rows > 0 {
+            self.catalog.ran(credit.model, why);
+        }
     }
 
     fn lose_worker(&mut self, worker: WorkerId) -> Result<()> {

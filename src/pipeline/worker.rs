@@ -1,7 +1,9 @@
 //! A worker: takes chunks from its two lanes, runs them, sends the parts to the sink and a credit to the ventilator.
 
+pub(super) mod blank;
 mod faults;
-mod run;
+mod halves;
+pub(super) mod run;
 #[cfg(test)]
 mod tests;
 
@@ -226,33 +228,33 @@ impl Worker {
             true => self.choice.overtook_bulk(compute_us),
             false => self.choice.bulk_had_its_turn(),
         }
-        let Some(Computed {
-            sent,
-            runs,
-            mut done,
-            mut failed,
-        }) = computed
-        else {
+        let Some(mut computed) = computed else {
             return self.skip(&chunk, refused);
         };
-        failed.extend(refused);
+        let (rows, runs) = (computed.sent + rows_of(&computed.done), computed.runs);
         let ran = RowsRan {
-            rows: sent + rows_of(&done),
+            rows,
             runs,
             compute_us,
         };
-        let mut handed = Vec::new();
+        let handed = match chunk.goes_on {
+            true => computed.hand_on(),
+            false => Vec::new(),
+        };
+        let Computed {
+            mut done,
+            mut failed,
+            skipped,
+            ..
+        } = computed;
+        failed.extend(refused);
         // The parts go out before the credit: whoever sees the credit may forget the rows.
-        if chunk.goes_on {
-            let each = done.into_iter().flat_map(Done::into_each);
-            handed.extend(each.map(|(member, batch)| Handed {
-                serial: member.serial,
-                rows: member.rows,
-                batch,
-                failed: Vec::new(),
-            }));
-        } else {
+        if handed.is_empty() {
             self.send_done(&chunk, &mut done, compute_us)?;
+            // Where others go on to the next leg, the ventilator tells the sink that nothing comes of these.
+            if !skipped.is_empty() {
+                self.send_part(&chunk, skipped, 0, Outcome::Skipped)?;
+            }
         }
         let errors = self.send_failed(&chunk, failed, compute_us)?;
         self.send_credit(&chunk, ran, errors, handed)
@@ -294,11 +296,16 @@ impl Worker {
         if !done.is_empty() {
             let mut members = Vec::with_capacity(chunk.members.len());
             let mut all = Vec::with_capacity(done.len());
-            for Done { members: of, runs } in done.drain(..) {
+            for done in done.drain(..) {
+                let Done {
+                    members: of,
+                    runs,
+                    failed,
+                } = done;
                 all.push(Ran {
                     members: of.len(),
                     runs,
-                    failed: Vec::new(),
+                    failed,
                 });
                 members.extend(of);
             }
@@ -380,7 +387,10 @@ impl Worker {
     }
 }
 
+/// The rows that have a result.
 fn rows_of(done: &[Done]) -> u64 {
     let members = done.iter().flat_map(|done| &done.members);
-    members.map(|member| member.rows).sum()
+    let failed = done.iter().flat_map(|done| &done.failed);
+    let failed: u64 = failed.map(|failed| failed.count).sum();
+    members.map(|member| member.rows).sum::<u64>() - failed
 }

@@ -45,8 +45,8 @@
 //! # Ok(())
 //! # }
 //! ```
-//! The crate that holds it is a `cdylib`; [`dump`] writes the proxy that names the library and holds the state. In the
-//! server `load` makes one instance in each worker, which `inference` runs by `&mut`: a model need not be [`Send`]. A
+//! The crate that holds it is a `cdylib`, and an `rlib` too for a program that makes the model: there [`dump`] writes the
+//! proxy that names the library and holds the state ([`dump_entry`] for one of several entries). In the server `load` makes one instance in each worker, which `inference` runs by `&mut`: a model need not be [`Send`]. A
 //! panic in it is an error for the client, and the instance is dropped and loaded afresh; it must not be built with
 //! `panic = "abort"`.
 //!
@@ -72,7 +72,7 @@ mod proxy;
 
 pub use context::{Context, EngineSession, LoadContext};
 pub use glue::{Level, log};
-pub use proxy::{Proxy, dump};
+pub use proxy::{Proxy, dump, dump_entry};
 use serde_json::Value;
 
 pub use crate::error::{Error, ErrorCode, Result};

@@ -69,10 +69,25 @@ impl Proxy {
     }
 }
 
-/// Writes the proxy of a model: the whole `NAME.proxy`. `library` is the plugin's file, relative to the proxy's folder.
+/// Writes the proxy of a model: the whole `NAME.proxy`. `library` is the plugin's file, relative to the proxy's folder. Of
+/// a plugin with several entries, [`dump_entry`] writes it: this one names none, and a server would not know which.
 ///
 /// # Errors
 /// The model's, if it cannot be dumped; `FAILED_PRECONDITION`, naming the file that cannot be written.
 pub fn dump(model: &impl Model, library: &str, path: impl AsRef<Path>) -> Result<()> {
     Proxy::of(model, library)?.write(path)
+}
+
+/// As [`dump`], for one of several entries of a plugin, by the name that
+/// [`export_model!`](crate::export_model) gives it.
+///
+/// # Errors
+/// As there.
+pub fn dump_entry(
+    model: &impl Model,
+    library: &str,
+    entry: &str,
+    path: impl AsRef<Path>,
+) -> Result<()> {
+    Proxy::of(model, library)?.entry(entry).write(path)
 }

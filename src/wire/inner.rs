@@ -28,7 +28,8 @@ use crate::message::{
     Chunk, Credit, FailedRows, Member, ModelId, ModelLabel, Outcome, Part, Ran, ReplyTo, RequestId,
     Serial, WorkerId,
 };
-use crate::metrics::Answered;
+use crate::metrics::history::Covered;
+use crate::metrics::{Answered, Histogram};
 use crate::tensor::{Batch, DataType, Tensor};
 use crate::wire::server::LatencyInfo;
 
@@ -130,6 +131,46 @@ pub(crate) struct SinkReport {
     pub undelivered: u64,
     /// From arrival to answer.
     pub latency: LatencyInfo,
+    /// What was answered in each window that ends now.
+    pub recent: Vec<AnsweredRecently>,
+}
+
+/// What the sink answered in a window.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AnsweredRecently {
+    pub covered: Covered,
+    /// By the label of their models.
+    pub answers: Vec<Answers>,
+}
+
+/// How many requests were answered, and how long the results took.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Answers {
+    pub results: u64,
+    pub rows: u64,
+    pub errors: u64,
+    pub total: Histogram,
+}
+
+impl Answers {
+    pub fn of(answered: &Answered) -> Answers {
+        Answers {
+            results: answered.results(),
+            rows: answered.rows(),
+            errors: answered.errors(),
+            total: answered.total.clone(),
+        }
+    }
+
+    /// Those that came since there were these.
+    pub fn since(&self, earlier: &Answers) -> Answers {
+        Answers {
+            results: self.results - earlier.results,
+            rows: self.rows - earlier.rows,
+            errors: self.errors - earlier.errors,
+            total: self.total.since(&earlier.total),
+        }
+    }
 }
 
 /// A tensor of a member: its name, datatype and every dimension; the first is the member's rows unless whole.

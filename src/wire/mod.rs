@@ -35,6 +35,7 @@ mod quoted;
 #[cfg(feature = "server")]
 pub(crate) mod rows;
 pub mod server;
+pub(crate) mod status;
 
 use std::collections::HashSet;
 use std::sync::Arc;

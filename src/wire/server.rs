@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{self, read_header};
+pub use super::status::{BrokenModel, ModelCounts, ModelRecent, RecentInfo, WorkerRecent};
 use super::{TensorHeader, VERSION, take_payload, write};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{FailedRows, RequestId, Stats};
@@ -45,7 +46,7 @@ pub struct ModelInfo {
 }
 
 /// A worker, seen from the ventilator.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerInfo {
     /// Its number.
     pub id: u32,
@@ -61,6 +62,12 @@ pub struct WorkerInfo {
     pub rows: u64,
     /// The share of the time since start that was spent inside models, 0 to 1.
     pub busy: f64,
+    /// One of `--num-parallel-workers`, which run plugin stages alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub extra: bool,
+    /// The last seconds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent: Vec<WorkerRecent>,
 }
 
 /// The queue.
@@ -122,8 +129,17 @@ pub struct Status {
     pub queue: QueueInfo,
     /// Totals since the start.
     pub totals: TotalsInfo,
-    /// Latency, from arrival to answer.
+    /// Latency, from arrival to answer, since the start.
     pub latency_us: LatencyInfo,
+    /// The last seconds: 1, 10 and 60.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent: Vec<RecentInfo>,
+    /// What was answered, by model: those that are served, and those of which something was counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_model: Vec<ModelCounts>,
+    /// Models that do not open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken: Vec<BrokenModel>,
 }
 
 /// How far a stop has come.
@@ -159,6 +175,14 @@ impl Outputs {
                 counts.fold(0, u64::saturating_add)
             }
         }
+    }
+
+    /// The bytes of their payload, and about those that failed rows take.
+    #[cfg(feature = "server")]
+    pub(crate) fn bytes(&self) -> u64 {
+        let payload = self.parts.iter().map(|part| part.payload_bytes() as u64);
+        let failed = self.failed.iter().map(FailedRows::bytes);
+        payload.sum::<u64>() + failed.sum::<u64>()
     }
 
     /// Checks that the failed rows are among those from `offset` on.

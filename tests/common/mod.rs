@@ -77,6 +77,8 @@ pub fn command(name: &str) -> Command {
             command.env_remove(name);
         }
     }
+    // A server that is started without --logger leaves its log here.
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
@@ -106,8 +108,11 @@ impl Server {
             .args(["-c", "ulimit -n \"$0\" && exec \"$@\""])
             .arg(descriptors.to_string())
             .arg(own.get_program());
-        for (name, _) in own.get_envs() {
-            limited.env_remove(name);
+        for (name, value) in own.get_envs() {
+            match value {
+                Some(value) => limited.env(name, value),
+                None => limited.env_remove(name),
+            };
         }
         Server::start_by(limited, dir, (0, 0), flags)
     }
@@ -259,6 +264,11 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub fn resident_bytes(pid: u32) -> u64 {
     bytes_of(pid, "VmRSS:")
+}
+
+/// The most resident memory that a process has had so far.
+pub fn peak_bytes(pid: u32) -> u64 {
+    bytes_of(pid, "VmHWM:")
 }
 
 fn bytes_of(pid: u32, name: &str) -> u64 {

@@ -2,6 +2,7 @@
 #![cfg(feature = "gateway")]
 
 mod announced;
+mod bad_rows;
 mod bench;
 mod beside;
 #[path = "../common/built.rs"]

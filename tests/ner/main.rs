@@ -136,10 +136,8 @@ fn a_sentence_has_the_same_entities_alone_and_among_others_in_any_order() {
         let mut answer = entities(&client, &turned, json!({})).unwrap();
         answer.reverse();
         assert_eq!(answer, together);
-        // JSON strings, and the table of characters that the proxy names.
-        let rows: Vec<Value> = sentences.iter().map(|text| json!(text)).collect();
-        let tensor = Tensor::from_json_rows("text", &rows).unwrap();
-        let answer = entities(&client, tensor, json!({"word2id_path": null})).unwrap();
+        // The table of characters that the proxy names.
+        let answer = entities(&client, &sentences, json!({"word2id_path": null})).unwrap();
         assert_eq!(answer, together);
     });
 }
@@ -195,16 +193,17 @@ fn a_row_that_is_not_text_is_named_by_its_number_in_the_request() {
             refused(refusal, ErrorCode::InvalidArgument, &[&named, "not UTF-8"]);
             assert_eq!(entities(&client, &["好"], json!({})).unwrap(), [[]]);
         }
-        let tensor = Tensor::from_json_rows("text", &[json!("好"), json!(["好"])]).unwrap();
-        let refusal = entities(&client, tensor, json!({}));
-        refused(
-            refusal,
-            ErrorCode::InvalidArgument,
-            &["row 1: ", "JSON string"],
-        );
-        let tensor = Tensor::from_strings("text", Some(vec![1, 2]), &["一", "二"]).unwrap();
-        let refusal = entities(&client, tensor, json!({}));
-        refused(refusal, ErrorCode::InvalidArgument, &["shape [N]"]);
+        // What does not fit the declared input is refused by the server, which names it.
+        let rows = Tensor::from_json_rows("text", &["好", "好"]).unwrap();
+        let table = Tensor::from_strings("text", Some(vec![1, 2]), &["一", "二"]).unwrap();
+        for (tensor, got) in [(rows, "expected BYTES, got JSON"), (table, "[1, 2]")] {
+            let refusal = entities(&client, tensor, json!({}));
+            refused(
+                refusal,
+                ErrorCode::InvalidArgument,
+                &["input \"text\"", got],
+            );
+        }
     });
 }
 
@@ -390,5 +389,21 @@ fn the_five_steps_of_the_readme_do_what_it_says() {
             }
         }
         assert!(server.unwrap().wait().success());
+    });
+}
+
+/// Who has the folder alone learns what to send: the inputs are declared.
+#[test]
+fn check_says_what_the_model_takes_and_gives() {
+    within(PATIENCE, || {
+        let dir = folder();
+        let output = common::command("mdm-model")
+            .arg("check")
+            .arg(dir.path().join("models/ner_model.proxy"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("  inputs: text BYTES [N]\n"), "{output:?}");
+        assert!(said.contains("  outputs: entities JSON [N]\n"), "{said}");
     });
 }

@@ -8,10 +8,12 @@ mod common;
 #[path = "../common/place.rs"]
 mod place;
 
+mod bad_rows;
 mod chains;
 mod commands;
 mod extra;
 mod faults;
+mod header;
 mod life;
 mod rust;
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use mdm::client::Call;
-use mdm::{ErrorCode, Tensor};
+use mdm::plugin::{Context, LoadContext, Model, dump, dump_entry};
+use mdm::{Batch, ErrorCode, Params, Result, Tensor};
 use serde_json::{Value, json};
 
 use crate::common::{PATIENCE, within};
@@ -167,7 +168,7 @@ fn what_is_wrong_with_a_plugin_is_told_to_who_asks_for_it() {
             (
                 "which",
                 ErrorCode::FailedPrecondition,
-                &["\"echo\", \"shout\", \"pause\", \"faulty\""],
+                &["\"echo\", \"shout\", \"pause\", \"faulty\"", "dump_entry"],
             ),
             ("text", ErrorCode::FailedPrecondition, &["text.so"]),
             ("gone", ErrorCode::NotFound, &["gone.so"]),
@@ -176,6 +177,43 @@ fn what_is_wrong_with_a_plugin_is_told_to_who_asks_for_it() {
             refused(client.infer(&["x"], model), code, words);
         }
         assert!(client.infer(&["x"], "echo").is_ok());
+    });
+}
+
+/// What a program of an author's has at hand where it makes a model.
+struct Loud;
+
+impl Model for Loud {
+    fn load(_state: &Value, _context: &LoadContext) -> Result<Self> {
+        Ok(Loud)
+    }
+
+    fn dump(&self) -> Result<Value> {
+        Ok(json!({"mark": "?"}))
+    }
+
+    fn inference(&mut self, batch: &Batch, _params: &Params, _context: &Context) -> Result<Batch> {
+        Ok(batch.clone())
+    }
+}
+
+#[test]
+fn a_proxy_of_one_of_several_entries_loads_if_it_was_dumped_with_its_entry() {
+    within(PATIENCE, || {
+        let dir = crate::folder(&[]);
+        let models = dir.path().join("models");
+        dump_entry(&Loud, "libecho.so", "shout", models.join("loud.proxy")).unwrap();
+        dump(&Loud, "libecho.so", models.join("which.proxy")).unwrap();
+        let server = crate::common::Server::start(dir, &[]);
+        let client = server.client();
+        let rows: Vec<Value> = client.infer(&["a"], "loud").unwrap().json_rows("").unwrap();
+        assert_eq!(rows[0]["loud"], "A?");
+        // The error says which function would have named the entry.
+        refused(
+            client.infer(&["a"], "which"),
+            ErrorCode::FailedPrecondition,
+            &["several entries", "\"shout\"", "dump_entry"],
+        );
     });
 }
 

@@ -342,9 +342,9 @@ static void unload(void *instance) {
 }
 
 static const mdm_entry entries[] = {
-    {{"model", 5}, describe, load, infer, unload},
+    {MDM_STR_INIT("model"), describe, load, infer, unload},
 #ifdef SAMPLE_TWO
-    {{"other", 5}, NULL, load, infer, unload},
+    {MDM_STR_INIT("other"), NULL, load, infer, unload},
 #endif
 };
 

@@ -42,7 +42,9 @@ fn status_shows_what_the_server_is_and_does() {
         client.infer(numbered(1, 1), "no_such").unwrap_err();
         settled(&client);
         let here = server.dir.path();
-        let (code, page, said) = run("mdm-server-status", &server, here, &[]);
+        let (_, page, _) = run("mdm-server-status", &server, here, &[]);
+        assert!(!page.contains("max_batch_size"), "{page}");
+        let (code, page, said) = run("mdm-server-status", &server, here, &["--settings"]);
         assert_eq!((code, said.as_str()), (Some(0), ""));
         for word in [
             env!("CARGO_PKG_VERSION"),

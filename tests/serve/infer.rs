@@ -287,6 +287,26 @@ fn infer_casts_float64_where_it_is_asked_to() {
     });
 }
 
+/// A model counts rows in what it is given; a user looks at lines.
+#[test]
+fn infer_names_the_line_that_a_model_blames() {
+    within(PATIENCE, || {
+        let dir = models(&[("words.onnx", onnx::echo(DataType::Bytes, &[]))]);
+        let server = Server::start(dir, &["--num-worker", "2"]);
+        let here = server.dir.path();
+        let mut text = b"good\n".repeat(1999);
+        text.extend(b"b\xffd\n");
+        text.extend(b"good\n".repeat(1000));
+        fs::write(here.join("in.txt"), text).unwrap();
+        let flags = ["--model=words", "--input=in.txt", "--output=out.jsonl"];
+        let (code, _, said) = run("mdm-infer", &server, here, &flags);
+        assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
+        let start = "mdm-infer: INVALID_ARGUMENT: in.txt: line 2000: ";
+        assert!(said.starts_with(start) && said.contains("UTF-8"), "{said}");
+        assert!(!here.join("out.jsonl").exists());
+    });
+}
+
 #[test]
 fn infer_does_not_overwrite_what_it_reads() {
     within(PATIENCE, || {

@@ -17,6 +17,7 @@ mod commands;
 mod curl;
 mod errors;
 mod exact;
+mod first_model;
 mod flight;
 mod infer;
 mod life;
@@ -27,6 +28,7 @@ mod policy;
 mod readme;
 mod repeated;
 mod start;
+mod status;
 mod stop;
 mod types;
 

@@ -8,10 +8,14 @@ use crate::common::{PATIENCE, command, models, wait, within};
 use crate::curl;
 
 /// Every page with commands. A page is run from its first to its last command, in a folder of its own.
-const PAGES: [(&str, &str); 13] = [
+const PAGES: [(&str, &str); 14] = [
     ("README.md", include_str!("../../README.md")),
     ("proxies.md", include_str!("../../src/guide/proxies.md")),
     ("life.md", include_str!("../../src/guide/life.md")),
+    (
+        "first_model.md",
+        include_str!("../../src/guide/first_model.md"),
+    ),
     ("plugins.md", include_str!("../../src/guide/plugins.md")),
     ("clients.md", include_str!("../../src/guide/clients.md")),
     ("python.md", include_str!("../../src/guide/python.md")),
@@ -33,19 +37,19 @@ const PAGES: [(&str, &str); 13] = [
     ),
 ];
 
-fn page(name: &str) -> &'static str {
+pub fn page(name: &str) -> &'static str {
     let found = PAGES.iter().find(|(own, _)| *own == name);
     found.expect("one of the pages").1
 }
 
 /// What is typed on a page, and the lines that it prints.
-struct Typed {
-    line: &'static str,
-    printed: Vec<&'static str>,
+pub struct Typed {
+    pub line: &'static str,
+    pub printed: Vec<&'static str>,
 }
 
 /// The commands of the console blocks.
-fn typed(page: &'static str) -> Vec<Typed> {
+pub fn typed(page: &'static str) -> Vec<Typed> {
     let mut all: Vec<Typed> = Vec::new();
     for block in page.split("```console\n").skip(1) {
         let (block, _) = block.split_once("```").expect("a closed block");
@@ -72,7 +76,7 @@ fn without_numbers(line: &str) -> String {
 }
 
 /// The server of a page, ended with the test however that ends.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -208,6 +212,7 @@ fn every_page_with_commands_is_run_by_a_test() {
         "README.md",
         "proxies.md",
         "life.md",
+        "first_model.md", // by `first_model.rs`
         "clients.md",
         "doors.md",
         "deployment.md",
@@ -235,7 +240,7 @@ fn the_flags_of_the_readme_and_the_guide_are_flags() {
             let output = command(name).arg("--help").output().expect("it runs");
             help += &String::from_utf8(output.stdout).expect("text");
         }
-        for order in ["check", "list", "load", "unload"] {
+        for order in ["new", "check", "list", "load", "unload"] {
             let output = command("mdm-model").args([order, "--help"]).output();
             help += &String::from_utf8(output.expect("it runs").stdout).expect("text");
         }

@@ -461,6 +461,7 @@ fn a_missing_library_is_told_with_the_places_that_were_searched() {
         let mut command = Command::new(&copy);
         command
             .args(["--port=0", "--port-out=0", "--run-script-dir=models"])
+            .env("XDG_STATE_HOME", dir.path())
             .current_dir(dir.path());
         for (name, _) in std::env::vars_os() {
             let steers = [

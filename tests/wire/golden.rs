@@ -431,6 +431,7 @@ fn status() {
             chunks: 1,
             rows: 2,
             busy: 0.5,
+            ..WorkerInfo::default()
         }],
         queue: QueueInfo {
             requests: 1,
@@ -450,6 +451,7 @@ fn status() {
             p90: 2,
             p99: 3,
         },
+        ..Status::default()
     };
     let header = format!(
         "de 00 0b 'v' 01 'type' 'status_ok' 'id' 09 'version' '1' 'uptime_s' 3c 'settings' 81 'host' 'h' \

@@ -29,7 +29,7 @@ def all_models():
     plugin = plugin_library()
     if plugin is not None:
         models["libecho_plugin.so"] = plugin.read_bytes()
-        for entry, state in (("echo", "null"), ("shout", '{"mark": "!"}')):
+        for entry, state in (("echo", "null"), ("shout", '{"mark": "!"}'), ("faulty", "null")):
             models[f"{entry}.proxy"] = f'{{"mdm": 1, "plugin": "libecho_plugin.so", "entry": "{entry}", "state": {state}}}'
     return models
 

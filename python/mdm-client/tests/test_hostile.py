@@ -131,9 +131,13 @@ def test_parts_that_do_not_fit_together():
     def part(offset, **more):
         return [{"v": 1, "type": "part", "outputs": [output(shape=(1, 2), **more)], "offset": offset}, bytes(8)]
 
+    def nothing(first, count):
+        return [{"v": 1, "type": "part", "outputs": [], "offset": first, "failed": [{"first": first, "count": count}]}]
+
     end = [{"v": 1, "type": "end", "rows": 2, "stats": None}]
     for parts in (
         [part(0), part(5), end], [part(0), part(0), end], [part(0), part(1, name="z"), end], [part(-1), end], [part("0"), end],
+        [part(0), nothing(2, 1), end], [part(0), nothing(1, -1), end], [part(0), nothing(1, 2**62), end], [part(0), [{**nothing(1, 1)[0], "failed": []}], end],
         [part(0), [{"v": 1, "type": "end", "rows": -2}]], [[{"v": 1, "type": "part", "outputs": [output(shape=())], "offset": 0}, b"123"]],
     ):
         def answer(asked, _, parts=parts):

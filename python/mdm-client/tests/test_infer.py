@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+import types
 
 import mdm
 import numpy as np
@@ -176,7 +178,7 @@ class Strange:
         (np.float32(1), "no dimension"), (np.array(1), "no dimension"), (np.zeros((0, 4), "f4"), "no rows"), ([], "no rows"), ((), "no rows"),
         ("text", "one str is no rows"), (b"text", "one bytes is no rows"), (None, "None"), ({}, "empty dict"), (3, "int is not taken"),
         ((x for x in "ab"), "generator is not taken"), (np.zeros((2, 2), "c8"), "complex64"), (np.zeros(2, "M8[s]"), "datetime64"),
-        (np.zeros(2, np.longdouble), "float"), (np.zeros(2, [("a", "i4")]), "no datatype"), (np.array(["a", None], object), "element 1 is NoneType"),
+        (np.zeros(2, np.longdouble), "float"), (np.zeros(2, [("a", "i4")]), "no datatype"), (np.array(["a", None], object), "element 1 is missing"),
         (["a\ud800"], "element 0 is no text"), ([object()], "row 0"), ([{1, 2}], "row 0"), ([1, 2**70], "row 1"), (Strange(), "another device"),
         ({1: [2]}, "name 1 is int"), (np.array([1, 2], object), "element 0 is int"),
     ],
@@ -312,6 +314,60 @@ def test_progress_gives_the_same_result(client):
     assert np.array_equal(client.infer(rows, "echo_FP32", progress=True)["y"], rows)
     tickets = [client.submit(rows[:5], "echo_FP32") for _ in range(3)]
     assert [r.rows for r in client.fetch_all(tickets, progress=True)] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("library", ["rich", "tqdm"])
+def test_a_bar_of_either_library_beside_another_and_left_early(client, library, monkeypatch):
+    pytest.importorskip(library)
+    if library == "tqdm":
+        for name in ("rich", "rich.errors", "rich.progress"):
+            monkeypatch.setitem(sys.modules, name, None)
+    rows = np.ones((5, 4), "f4")
+    submit = lambda model="echo_FP32": [client.submit(rows, model) for _ in range(3)]
+    both = zip(client.fetch_all(submit(), progress=True), client.fetch_all(submit(), progress=True))
+    assert [(a.rows, b.rows) for a, b in both] == [(5, 5)] * 3
+    left = client.fetch_all(submit(), progress=True)
+    assert next(left).rows == 5
+    left.close()
+    with pytest.raises(mdm.NotFound):
+        list(client.fetch_all(submit("nothing"), progress=True))
+    assert client.infer(rows, "echo_FP32", progress=True).rows == 5
+
+
+def test_where_rich_shows_something_else_there_is_no_bar(client, monkeypatch):
+    class LiveError(Exception):
+        pass
+
+    class Progress:
+        def __init__(self, *_):
+            pass
+
+        def start(self):
+            raise LiveError("Only one live display may be active at once")
+
+    columns = dict.fromkeys(("BarColumn", "MofNCompleteColumn", "TimeRemainingColumn"), lambda: None)
+    monkeypatch.setitem(sys.modules, "rich", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "rich.errors", types.SimpleNamespace(LiveError=LiveError))
+    monkeypatch.setitem(sys.modules, "rich.progress", types.SimpleNamespace(Progress=Progress, **columns))
+    assert client.infer(np.ones((5, 4), "f4"), "echo_FP32", progress=True).rows == 5
+
+
+def test_polars_columns(client):
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"n": [1, 2], "f": [0.5, 1.5], "t": ["a", "b"], "b": [True, False]})
+    assert np.array_equal(client.infer(frame[["f", "n"]], "echo_FP64")["y"], [[0.5, 1], [1.5, 2]])
+    assert np.array_equal(client.infer(frame[["n"]], "echo_INT64")["y"], [[1], [2]])
+    assert np.array_equal(client.infer(frame[["b"]], "echo_BOOL")["y"], [[True], [False]])
+    vectors = polars.Series([[1.0, 2.0], [3.0, 4.0]], dtype=polars.Array(polars.Float32, 2))
+    assert np.array_equal(client.infer(vectors, "echo_FP32")["y"], [[1, 2], [3, 4]])
+    for texts in (frame["t"], frame["t"].cast(polars.Categorical), polars.concat([frame["t"][:1], frame["t"][1:]], rechunk=False)):
+        assert client.infer(texts, "texts")["out"].tolist() == ["a", "b"]
+    for odd, why in (
+        (polars.Series(["a", None]), "element 1 is missing"), (polars.Series([True, None]), "element 1 is missing"),
+        (polars.Series([[1.0], [2.0]]), "numpy.stack"), (frame.lazy(), "LazyFrame is not taken"),
+    ):
+        with pytest.raises(mdm.InvalidArgument, match=why):
+            client.infer(odd, "texts")
 
 
 def test_the_version_is_the_crates():

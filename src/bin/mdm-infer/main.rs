@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use clap::{ArgAction, Parser};
 use mdm::client::{CONNECT_TIMEOUT, Client};
 use mdm::config::{switch, whole};
+use mdm::message::OnBadRow;
 
 use call::CallFlags;
 use cast::Cast;
@@ -37,6 +38,8 @@ use run::{Deadline, Job};
 use write::{Results, Target};
 
 const NAME: &str = "mdm-infer";
+/// All was done, but for rows that failed.
+const ROWS_FAILED: u8 = 4;
 
 const AFTER_HELP: &str = "\
 Input:  .npy   one input, whatever the model calls it
@@ -51,7 +54,7 @@ Output: .npy   one output
                infinities are null
 A large file is read and written as it goes, but for .npz, and for text in .npy.
 Errors begin with their code, and name the file's row (from 0) or line (from 1).
-Exit codes: 0 done, 1 failed, 2 wrong usage.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 4 done but for rows that failed (--on-bad-row report).
 Every flag is read from the environment too (MDM_MODEL=digits); what is typed wins, and an empty variable is not set.
 The older spelling works too: -model=digits -input=images.npy -port=5555";
 
@@ -87,6 +90,12 @@ struct Args {
     #[arg(hide_default_value = true, hide_possible_values = true, action = ArgAction::Set)]
     cast: bool,
 
+    /// What becomes of rows that fail: fail ends the work; report writes zeros, empty strings or nulls in their place, lists
+    /// them on standard error and ends with exit code 4. Only for models whose rows are independent
+    #[arg(long, value_name = "CHOICE", default_value = "fail", value_parser = on_bad_row)]
+    #[arg(hide_default_value = true)]
+    on_bad_row: OnBadRow,
+
     /// The longest that all of it may take, in milliseconds; 0 or not said: each request has the server's default
     #[arg(long, value_name = "MS")]
     #[arg(value_parser = whole::<u64>(0..=31_536_000_000))]
@@ -94,6 +103,10 @@ struct Args {
 
     #[command(flatten)]
     asked: CallFlags,
+}
+
+fn on_bad_row(text: &str) -> Result<OnBadRow, String> {
+    OnBadRow::parse(text).ok_or_else(|| "expected fail or report".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -116,7 +129,10 @@ fn infer(args: &Args) -> anyhow::Result<ExitCode> {
     // 0 leaves it to the server.
     let limit = args.timeout_ms.filter(|ms| *ms > 0);
     let deadline = Deadline::after(limit.map(Duration::from_millis));
-    let call = args.asked.call()?;
+    let call = match (args.asked.call()?, args.on_bad_row) {
+        (call, OnBadRow::Report) => call.report_bad_rows(),
+        (call, OnBadRow::Fail) => call,
+    };
     let target = args.output.as_deref();
     let target = target.map(|path| Target::new(path, args.output_format, &args.input));
     let target = target.transpose()?;
@@ -154,13 +170,17 @@ fn infer(args: &Args) -> anyhow::Result<ExitCode> {
             true => Cast::Numbers,
             false => Cast::Never,
         },
+        on_bad_row: args.on_bad_row,
         results: &mut results,
         times,
     };
     let mut done = job.run()?;
     let words = timed(&mut done.times.writing, || results.finish())?;
     writeln!(told, "{words}{}", done.totals(start.elapsed()))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(match done.failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(ROWS_FAILED),
+    })
 }
 
 #[cfg(test)]
@@ -175,6 +195,7 @@ mod tests {
             "input-format" => ("txt", Some("csv")),
             "output-format" => ("npz", Some("csv")),
             "cast" => ("true", Some("2")),
+            "on-bad-row" => ("report", Some("skip")),
             "timeout-ms" => ("70", Some("abc")),
             other => call::sample(other),
         };

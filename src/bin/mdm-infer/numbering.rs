@@ -95,11 +95,28 @@ impl Numbering {
     /// An error about a request of these rows, so many, as one about the file. The server numbers the rows in the request.
     pub fn in_file(&self, error: Error, rows: usize) -> Error {
         let message = error.message();
-        let (place, words) = match blamed(message) {
-            Some((first, count, words)) => (self.range(first, count), words),
-            None => (self.range(0, rows), message),
+        let place = match blamed(message) {
+            Some((first, count, _)) => self.range(first, count),
+            None => self.range(0, rows),
         };
+        let words = self.words(message);
         Error::new(error.code(), format!("{}: {place}: {words}", self.file))
+    }
+
+    /// What a server's message says, without the rows that it begins with. If all rows failed it names one of them, which
+    /// is named as the file does.
+    pub fn words(&self, message: &str) -> String {
+        if let Some((_, _, words)) = blamed(message) {
+            return words.to_owned();
+        }
+        let one_of_all = || {
+            let (all, one) = message.split_once(" rows failed; row ")?;
+            let (row, words) = one.split_once(": ")?;
+            let row = self.row(row.parse().ok()?);
+            all.starts_with("all ")
+                .then(|| format!("{all} rows failed; {row}: {words}"))
+        };
+        one_of_all().unwrap_or_else(|| message.to_owned())
     }
 }
 
@@ -131,6 +148,11 @@ mod tests {
             said("rows 3 to 4: no: 1"),
             "f.npy: rows 1023 to 1024: no: 1"
         );
+        assert_eq!(
+            said("all 30 rows failed; row 2: no"),
+            "f.npy: rows 1020 to 1049: all 30 rows failed; row 1022: no"
+        );
+        assert_eq!(rows.words("row 0: no"), "no");
         for other in ["no such thing", "row x: no", "rows 4 to 3: no"] {
             assert_eq!(said(other), format!("f.npy: rows 1020 to 1049: {other}"));
         }

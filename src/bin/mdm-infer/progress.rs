@@ -104,6 +104,13 @@ impl Bar {
     }
 }
 
+impl Bar {
+    /// Says something above the bar.
+    pub fn above<T>(&self, say: impl FnOnce() -> T) -> T {
+        self.bar.suspend(say)
+    }
+}
+
 /// The bar is gone at the end, however that comes.
 impl Drop for Bar {
     fn drop(&mut self) {

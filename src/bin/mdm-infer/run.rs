@@ -4,15 +4,18 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use mdm::client::{Call, Client, ModelInfo, Part, Ticket};
+use mdm::client::{Call, Client, FailedRows, ModelInfo, Part, Response, Ticket};
+use mdm::message::OnBadRow;
 use mdm::{Batch, Error, ErrorCode, Stats};
 
+use crate::NAME;
 use crate::cast::Cast;
 use crate::most::Sizes;
 use crate::numbering::Numbering;
 use crate::progress::{Bar, Times, rate, timed};
 use crate::read::{Contents, Format, Source};
 use crate::rows::Shapes;
+use crate::shared::complain;
 use crate::write::Results;
 
 /// When all of it has to be over.
@@ -66,6 +69,8 @@ pub struct Job<'a> {
     pub model: &'a ModelInfo,
     pub source: Source,
     pub cast: Cast,
+    /// What the call says about it.
+    pub on_bad_row: OnBadRow,
     pub results: &'a mut Results,
     pub times: Times,
 }
@@ -75,6 +80,8 @@ pub struct Done {
     stats: Stats,
     /// `None`: the model has no rows.
     rows: Option<u64>,
+    /// Rows that failed, and were listed.
+    pub failed: u64,
     pub times: Times,
 }
 
@@ -85,6 +92,10 @@ impl Done {
         let rows = match self.rows {
             None => format!("1 request in {seconds:.3} s"),
             Some(rows) => format!("{rows} rows in {seconds:.3} s: {}", rate(rows, elapsed)),
+        };
+        let rows = match self.failed {
+            0 => rows,
+            failed => format!("{failed} rows failed\n{rows}"),
         };
         format!(
             "{rows}, {} chunks, {:.3} s in the model\n{}",
@@ -131,6 +142,7 @@ impl Job<'_> {
             model,
             source,
             cast,
+            on_bad_row,
             results,
             mut times,
         } = self;
@@ -148,6 +160,9 @@ impl Job<'_> {
         let mut flying: VecDeque<Flying> = VecDeque::new();
         let mut stats = Stats::default();
         let mut rows_done = 0;
+        let mut failed = 0;
+        // Why the first row failed, while no row has a result.
+        let mut none_yet: Option<Error> = None;
         loop {
             while flying.len() < sizes.in_flight() {
                 let next = timed(&mut times.reading, || reader.next(&sizes))?;
@@ -173,17 +188,39 @@ impl Job<'_> {
             else {
                 break;
             };
-            let response = timed(&mut times.server, || client.fetch(ticket))
-                .map_err(|e| numbering.in_file(e, rows))?;
-            let of_request = response.stats();
-            stats.queue_us = stats.queue_us.max(of_request.queue_us);
-            stats.compute_us += of_request.compute_us;
-            stats.chunks += of_request.chunks;
+            let answer = timed(&mut times.server, || client.fetch(ticket));
+            rows_done += rows as u64;
+            let response = match answer {
+                Ok(response) => response,
+                // A request of which every row failed has an error for its answer; others may have results.
+                Err(error) if on_bad_row == OnBadRow::Report && error.rows() == Some(0..rows) => {
+                    failed += rows as u64;
+                    let all = FailedRows {
+                        first: 0,
+                        count: rows as u64,
+                        code: error.code(),
+                        message: numbering.words(error.message()),
+                    };
+                    bar.above(|| list(&[all], &numbering));
+                    if rows_done == failed {
+                        none_yet.get_or_insert(numbering.in_file(error, rows));
+                    }
+                    timed(&mut times.writing, || results.add_blank(rows))?;
+                    continue;
+                }
+                Err(error) => return Err(numbering.in_file(error, rows).into()),
+            };
+            none_yet = None;
+            add(&mut stats, response.stats());
             if response.rows() != Some(rows) {
                 bail!(Error::internal(format!(
                     "the server answered {rows} rows with {:?}",
                     response.rows()
                 )));
+            }
+            if !response.failed().is_empty() {
+                failed += count(response.failed());
+                bar.above(|| list(response.failed(), &numbering));
             }
             let bytes = response.parts().iter().map(Batch::payload_bytes).sum();
             sizes.learn(rows, bytes);
@@ -191,14 +228,17 @@ impl Job<'_> {
                 let mut parts = response.parts().iter().cloned();
                 parts.try_for_each(|part| results.add_rows(part))
             })?;
-            rows_done += rows as u64;
         }
         drop(bar);
-        Ok(Done {
-            stats,
-            rows: Some(rows_done),
-            times,
-        })
+        match none_yet {
+            Some(error) => bail!(error),
+            None => Ok(Done {
+                stats,
+                rows: Some(rows_done),
+                failed,
+                times,
+            }),
+        }
     }
 
     fn run_whole(self) -> Result<Done> {
@@ -216,16 +256,54 @@ impl Job<'_> {
             anyhow::Ok((parts, stream.rows(), stats))
         })?;
         let results = self.results;
-        timed(&mut times.writing, || match rows {
+        let mut failed = 0;
+        match rows {
             // This is the only part.
-            None => results.add_whole(parts.pop().map(|p| p.outputs.tensors).unwrap_or_default()),
+            None => timed(&mut times.writing, || {
+                results.add_whole(parts.pop().map(|p| p.outputs.tensors).unwrap_or_default())
+            })?,
             Some(_) => {
-                parts.sort_by_key(|part| part.offset);
-                let mut parts = parts.into_iter();
-                parts.try_for_each(|part| results.add_rows(part.outputs))
+                let response = Response::from_stream(parts, stats)?;
+                failed = count(response.failed());
+                list(response.failed(), &numbering);
+                timed(&mut times.writing, || {
+                    let mut parts = response.parts().iter().cloned();
+                    parts.try_for_each(|part| results.add_rows(part))
+                })?;
             }
-        })?;
-        Ok(Done { stats, rows, times })
+        }
+        Ok(Done {
+            stats,
+            rows,
+            failed,
+            times,
+        })
+    }
+}
+
+/// Adds what a request took.
+fn add(stats: &mut Stats, of_request: Stats) {
+    stats.queue_us = stats.queue_us.max(of_request.queue_us);
+    stats.compute_us += of_request.compute_us;
+    stats.chunks += of_request.chunks;
+}
+
+fn count(failed: &[FailedRows]) -> u64 {
+    failed.iter().map(|failed| failed.count).sum()
+}
+
+/// Says which rows failed, on standard error.
+fn list(failed: &[FailedRows], numbering: &Numbering) {
+    for rows in failed {
+        let place = numbering.range(rows.first as usize, rows.count as usize);
+        complain(
+            NAME,
+            format_args!(
+                "{place}: {}: {}",
+                rows.code,
+                rows.message.replace('\n', " ")
+            ),
+        );
     }
 }
 

@@ -1,8 +1,10 @@
-//! `mdm-model`: checks models before they are served, and loads and unloads them in a running server.
+//! `mdm-model`: begins plugins, checks models before they are served, and loads and unloads them in a running server.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 #[path = "../shared/mod.rs"]
 mod shared;
+
+mod new;
 
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
@@ -22,7 +24,7 @@ Exit codes: 0 done, 1 a model is broken or the server refused, 2 wrong usage.
 Every flag is read from the environment too (MDM_PORT=5555); what is typed wins, and an empty variable is not set.
 The older spelling works too: -port=5555 -run_script_dir=models";
 
-/// Looks at models before they are served, and loads and unloads them in a server that runs.
+/// Begins plugins, looks at models before they are served, and loads and unloads them in a server that runs.
 #[derive(Parser, Debug)]
 #[command(name = "mdm-model", version, after_help = AFTER_HELP)]
 struct CommandLine {
@@ -32,6 +34,8 @@ struct CommandLine {
 
 #[derive(Subcommand, Debug)]
 enum Action {
+    /// Writes the beginnings of a plugin: a crate or a C file that builds, tests itself and serves at once
+    New(new::NewFlags),
     /// Opens a proxy or an ONNX file as a worker would; shows inputs, outputs, kind of batch and stages
     Check {
         /// NAME.proxy, NAME.onnx, or a folder with VERSION/model.onnx or VERSION/model.proxy
@@ -86,6 +90,13 @@ fn main() -> ExitCode {
     mdm::model::without_telemetry();
     let typed: CommandLine = shared::parse(NAME);
     shared::run(NAME, || match typed.action {
+        Action::New(flags) => new::run(&flags, |folder| {
+            let place = Place {
+                allow_path: Vec::new(),
+                onnxruntime: flags.onnxruntime.clone(),
+            };
+            store(folder, place)
+        }),
         Action::Check {
             file,
             run_script_dir,
@@ -279,10 +290,14 @@ mod tests {
             "port" => ("7001", Some("x")),
             "ip" => ("10.0.0.1", None),
             "timeout" => ("70", Some("0")),
+            "plugin" => ("c", Some("python")),
+            "onnx" => ("my_models/a.onnx", None),
+            "mdm" => ("../mdm", None),
             other => panic!("no value for --{other}: add one"),
         };
         for start in [
-            &[NAME, "check", "a.onnx"][..],
+            &[NAME, "new", "shout", "--plugin", "rust"][..],
+            &[NAME, "check", "a.onnx"],
             &[NAME, "list"],
             &[NAME, "list", "some_dir"],
             &[NAME, "load", "digits"],

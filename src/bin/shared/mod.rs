@@ -92,14 +92,14 @@ impl AskFlags {
     }
 }
 
-/// Runs a command to its exit code. What went wrong is one line on standard error.
+/// Runs a command to its exit code. What went wrong is said on standard error.
 pub fn run(name: &str, command: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
     match command() {
         Ok(code) => code,
         // A closed standard output is not an error, as in `mdm-server-status | head -1`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(name, format_args!("error: {}", one_line(&error)));
+            complain(name, format_args!("error: {}", in_words(&error)));
             ExitCode::from(FAILED)
         }
     }
@@ -110,15 +110,18 @@ pub fn complain(name: &str, line: impl Display) {
     let _ = writeln!(io::stderr(), "{name}: {line}");
 }
 
-/// The causes of an error, outermost first. Our own errors' codes are left out: they are for programs.
-fn one_line(error: &anyhow::Error) -> String {
+/// The causes of an error, outermost first, in one line; a list that an error has, such as of places, stays one a line.
+/// Our own errors' codes are left out: they are for programs.
+fn in_words(error: &anyhow::Error) -> String {
     let said = error
         .chain()
         .map(|cause| match cause.downcast_ref::<mdm::Error>() {
             Some(error) => error.message().to_owned(),
             None => cause.to_string(),
         });
-    said.collect::<Vec<_>>().join(": ").replace('\n', " ")
+    let said = said.collect::<Vec<_>>().join(": ");
+    let lines = said.split("\n  ").map(|line| line.replace('\n', " "));
+    lines.collect::<Vec<_>>().join("\n  ")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -6,7 +6,7 @@ use super::fields::{Writer, put_varint};
 use super::lists::field_of;
 use crate::door::translate::Wanted;
 use crate::door::translate::strings::{document_text, lengths_in_front};
-use crate::door::translate::write::{Answered, Column, each_output, shown_datatype};
+use crate::door::translate::write::{Answered, Column, each_output, failed_json, shown_datatype};
 use crate::error::{Error, Result};
 use crate::tensor::{Data, DataType, Tensor};
 use crate::wire::server::Outputs;
@@ -36,12 +36,16 @@ fn begin(answered: Answered<'_>, parameters: &[(&str, Parameter)]) -> Writer {
                 put_varint(&mut value, number);
             }
         }
-        let mut entry = Vec::new();
-        put_bytes(&mut entry, 1, name.as_bytes());
-        put_bytes(&mut entry, 2, &value);
-        writer.listed_bytes(4, &entry);
+        put_parameter(&mut writer, name, &value);
     }
     writer
+}
+
+fn put_parameter(writer: &mut Writer, name: &str, value: &[u8]) {
+    let mut entry = Vec::new();
+    put_bytes(&mut entry, 1, name.as_bytes());
+    put_bytes(&mut entry, 2, value);
+    writer.listed_bytes(4, &entry);
 }
 
 /// Writes a result, or one part of it.
@@ -56,6 +60,12 @@ pub(super) fn write(
     wrapped_in: Option<u32>,
 ) -> Result<Vec<Bytes>> {
     let mut writer = begin(answered, parameters);
+    if !outputs.failed.is_empty() {
+        // A parameter holds no list.
+        let mut value = Vec::new();
+        put_bytes(&mut value, 3, &failed_json(&outputs.failed));
+        put_parameter(&mut writer, "failed", &value);
+    }
     let mut raw: Vec<Vec<Bytes>> = Vec::new();
     each_output(outputs, wanted, |column, of| {
         if of.is_some_and(|of| of.binary.is_some()) {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::strings::{document_text, lengths_in_front};
 use super::{Wanted, WantedOutput, classes};
 use crate::error::{Error, Result};
-use crate::message::Stats;
+use crate::message::{FailedRows, Stats};
 use crate::tensor::{Batch, Data, DataType, Tensor};
 use crate::wire::server::Outputs;
 
@@ -65,8 +65,38 @@ pub(crate) fn write(answered: Answered<'_>, outputs: &Outputs, wanted: &Wanted) 
     names(json, answered);
     json.extend_from_slice(b",\"outputs\":");
     write_outputs(&mut written, outputs, wanted)?;
+    write_failed(&mut written.json, &outputs.failed);
     written.json.push(b'}');
     Ok(written)
+}
+
+/// Adds the rows that failed as a parameter, if there are any.
+fn write_failed(json: &mut Vec<u8>, failed: &[FailedRows]) {
+    if failed.is_empty() {
+        return;
+    }
+    json.extend_from_slice(b",\"parameters\":{\"failed\":");
+    json.extend_from_slice(&failed_json(failed));
+    json.push(b'}');
+}
+
+/// The rows that failed as a list.
+pub(crate) fn failed_json(failed: &[FailedRows]) -> Vec<u8> {
+    let mut json = vec![b'['];
+    for (index, rows) in failed.iter().enumerate() {
+        separate(&mut json, index);
+        let numbers = format!(
+            "{{\"first\":{},\"count\":{},\"code\":",
+            rows.first, rows.count
+        );
+        json.extend_from_slice(numbers.as_bytes());
+        text(&mut json, rows.code.as_str());
+        json.extend_from_slice(b",\"message\":");
+        text(&mut json, &rows.message);
+        json.push(b'}');
+    }
+    json.push(b']');
+    json
 }
 
 /// How many bytes of outputs are not given back as they lie in memory: all that become JSON, and strings.
@@ -93,6 +123,7 @@ pub(crate) fn write_part(offset: u64, outputs: &Outputs, wanted: &Wanted) -> Res
         behind: Vec::new(),
     };
     write_outputs(&mut written, outputs, wanted)?;
+    write_failed(&mut written.json, &outputs.failed);
     written.json.push(b'}');
     Ok(written.json)
 }
@@ -156,6 +187,9 @@ pub(crate) fn each_output(
     let first = outputs.parts.first();
     let all = first.map_or(&[][..], |part: &Batch| &part.tensors);
     let missing = || Error::internal("the parts of a result differ in their outputs");
+    if all.is_empty() && !outputs.failed.is_empty() {
+        return Ok(()); // a part of which every row failed
+    }
     let Some(named) = &wanted.outputs else {
         for index in 0..all.len() {
             write(&Column::of(outputs, index).ok_or_else(missing)?, None)?;

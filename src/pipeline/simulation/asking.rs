@@ -2,6 +2,7 @@
 
 use super::Simulation;
 use super::ledger::Clients;
+use super::workers::bad_in;
 use crate::error::{Error, ErrorCode};
 use crate::message::{ModelLabel, OnBadRow, Priority, RequestId, Serial};
 use crate::model::BatchKind;
@@ -20,7 +21,7 @@ impl Simulation<'_> {
         if self.random.one_in(10) {
             // It never enters the queue.
             let error = Error::invalid("refused");
-            self.exit.ledger.asked(serial, reply, request, 0, false);
+            self.exit.ledger.asked(serial, reply, 0, false);
             self.exit
                 .ledger
                 .may_end_with(serial, ErrorCode::InvalidArgument);
@@ -44,9 +45,7 @@ impl Simulation<'_> {
         let stream = !whole && self.random.one_in(4);
         let deadline_us = (self.plan.deadlines && self.random.one_in(2))
             .then(|| self.now_us + self.random.below(150));
-        self.exit
-            .ledger
-            .asked(serial, reply, request, rows as u64, stream);
+        self.exit.ledger.asked(serial, reply, rows as u64, stream);
         if deadline_us.is_some() {
             self.exit
                 .ledger
@@ -57,7 +56,18 @@ impl Simulation<'_> {
                 .ledger
                 .may_end_with(serial, ErrorCode::ResourceExhausted);
         }
-        let values: Vec<u64> = (0..rows as u64).map(|row| serial.0 << 16 | row).collect();
+        let on_bad_row = match !whole && self.random.one_in(2) {
+            true => OnBadRow::Report,
+            false => OnBadRow::Fail,
+        };
+        let value = |row: u64| serial.0 << 16 | row;
+        if on_bad_row == OnBadRow::Report {
+            let legs = model.legs.len() as u32;
+            let bad = |row: &u64| bad_in(value(*row)).is_some_and(|leg| leg < legs);
+            let bad = (0..rows as u64).filter(bad).collect();
+            self.exit.ledger.reports(serial, bad);
+        }
+        let values: Vec<u64> = (0..rows as u64).map(value).collect();
         let held = Held {
             reply,
             request,
@@ -67,7 +77,7 @@ impl Simulation<'_> {
             params: bytes::Bytes::new(),
             rows,
             stream,
-            on_bad_row: OnBadRow::Fail,
+            on_bad_row,
             arrived_us: self.now_us,
             label: ModelLabel(model.id.0 as u32),
             model: model.clone(),

@@ -1,10 +1,12 @@
 //! What was asked, what was answered, and the clients who read it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 
 use super::Random;
+use super::workers::BAD;
 use crate::error::ErrorCode;
-use crate::message::{ReplyTo, RequestId, Serial};
+use crate::message::{FailedRows, ReplyTo, RequestId, Serial};
 use crate::tensor::Batch;
 use crate::wire::server::ServerMessage;
 
@@ -12,11 +14,23 @@ struct Asked {
     reply: ReplyTo,
     rows: u64,
     stream: bool,
+    /// It reports its bad rows, which are these.
+    bad: HashSet<u64>,
     /// Errors that it may end with, for something happened that explains them.
     codes: HashSet<ErrorCode>,
     /// Rows that a stream has sent.
     streamed: HashSet<u64>,
     answered: bool,
+}
+
+impl Asked {
+    /// Of these rows those that are bad were told, each once and in order.
+    fn check_failed(&self, rows: Range<u64>, failed: &[FailedRows]) {
+        assert!(failed.iter().all(|entry| entry.code == BAD));
+        let told = failed.iter().flat_map(FailedRows::rows);
+        let expected = rows.filter(|row| self.bad.contains(row));
+        assert!(told.eq(expected), "{failed:?}, of {:?}", self.bad);
+    }
 }
 
 /// Every request by its number, which is its serial too.
@@ -27,19 +41,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn asked(
-        &mut self,
-        serial: Serial,
-        reply: ReplyTo,
-        request: RequestId,
-        rows: u64,
-        stream: bool,
-    ) {
-        assert_eq!(serial.0, request.0);
+    pub(super) fn asked(&mut self, serial: Serial, reply: ReplyTo, rows: u64, stream: bool) {
         let asked = Asked {
             reply,
             rows,
             stream,
+            bad: HashSet::new(),
             codes: HashSet::new(),
             streamed: HashSet::new(),
             answered: false,
@@ -53,6 +60,13 @@ impl Ledger {
         }
     }
 
+    /// The request reports its bad rows, which are these.
+    pub(super) fn reports(&mut self, serial: Serial, bad: HashSet<u64>) {
+        if let Some(asked) = self.asked.get_mut(&serial.0) {
+            asked.bad = bad;
+        }
+    }
+
     /// The sink tells a client.
     pub(super) fn answered(&mut self, reply: ReplyTo, request: RequestId, message: &ServerMessage) {
         let deaths = self.deaths;
@@ -62,12 +76,26 @@ impl Ledger {
             .expect("an answer to what was asked");
         assert_eq!(reply, asked.reply);
         assert!(!asked.answered, "{request} was answered before {message:?}");
-        let expected = (0..asked.rows).map(|row| request.0 << 16 | row);
+        let expected = |row: u64| match asked.bad.contains(&row) {
+            true => 0,
+            false => request.0 << 16 | row,
+        };
+        let all_bad = !asked.bad.is_empty() && asked.bad.len() as u64 == asked.rows;
         match message {
             ServerMessage::Part(offset, outputs) => {
                 assert!(asked.stream);
-                for (row, value) in (*offset..).zip(values(&outputs.parts)) {
-                    assert_eq!(value, request.0 << 16 | row);
+                let rows = *offset..offset + outputs.rows();
+                if outputs.parts.is_empty() {
+                    assert!(rows.clone().all(|row| asked.bad.contains(&row)));
+                } else {
+                    let expected = rows.clone().map(expected);
+                    assert!(
+                        values(&outputs.parts).eq(expected),
+                        "wrong rows of {request}"
+                    );
+                }
+                asked.check_failed(rows.clone(), &outputs.failed);
+                for row in rows {
                     assert!(asked.streamed.insert(row), "row {row} of {request} twice");
                 }
                 return;
@@ -75,20 +103,24 @@ impl Ledger {
             ServerMessage::Result(outputs, _) => {
                 assert!(!asked.stream);
                 assert!(
-                    values(&outputs.parts).eq(expected),
+                    values(&outputs.parts).eq((0..asked.rows).map(expected)),
                     "wrong rows of {request}"
                 );
+                asked.check_failed(0..asked.rows, &outputs.failed);
+                assert!(!all_bad);
             }
             ServerMessage::End(rows, _) => {
                 assert_eq!(
                     (*rows, asked.streamed.len() as u64),
                     (asked.rows, asked.rows)
                 );
+                assert!(!all_bad);
             }
             ServerMessage::Error(error) => {
                 let code = error.code();
-                let explained =
-                    asked.codes.contains(&code) || code == ErrorCode::Unavailable && deaths > 2;
+                let explained = asked.codes.contains(&code)
+                    || code == ErrorCode::Unavailable && deaths > 2
+                    || code == BAD && all_bad;
                 assert!(explained, "{request} ends with {error} for no reason");
             }
             other => panic!("{other:?} is no answer"),
@@ -145,8 +177,7 @@ impl Clients {
         let client = &mut self.0[reply.0[0] as usize - 1];
         let (bytes, rows) = match message {
             ServerMessage::Result(outputs, _) | ServerMessage::Part(_, outputs) => {
-                let bytes = outputs.parts.iter().map(Batch::payload_bytes);
-                (bytes.sum::<usize>() as u64, true)
+                (outputs.bytes(), true)
             }
             _ => (10, false),
         };

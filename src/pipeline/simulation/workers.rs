@@ -4,8 +4,12 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::Random;
-use crate::error::Error;
-use crate::message::{Chunk, Credit, Handed, Member, Outcome, Part, Ran, Rows, Serial, WorkerId};
+use crate::error::{Error, ErrorCode};
+use crate::message::{
+    Chunk, Credit, FailedRows, Member, OnBadRow, Outcome, Part, Ran, Rows, Serial, WorkerId,
+};
+use crate::pipeline::worker::blank::{Fill, filled};
+use crate::pipeline::worker::run::{Computed, Done};
 use crate::schedule::Lane;
 use crate::tensor::Batch;
 use crate::wire::inner::{ToSink, ToVentilator, ToWorker};
@@ -195,7 +199,7 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
         sent.push_back(Sent::ToVentilator(ToVentilator::Credit(credit)));
         return (sent, Vec::new());
     }
-    let mut done: Vec<(Vec<Member>, Vec<Batch>)> = Vec::new();
+    let mut computed = Computed::default();
     let mut failed = Vec::new();
     let mut alone = &chunk.members[..];
     if let Rows::Joined(batch) = &chunk.rows
@@ -205,11 +209,22 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
         let some = 2 + random.below(alone.len() as u64 - 1) as usize;
         let (together, rest) = alone.split_at(some);
         let rows: u64 = together.iter().map(|member| member.rows).sum();
-        credit.rows += rows;
-        credit.compute_us += rows;
         let run = batch.slice_rows(0, rows as usize);
-        done.push((together.to_vec(), vec![run]));
-        alone = rest;
+        let reports = together
+            .iter()
+            .any(|member| member.on_bad_row == OnBadRow::Report);
+        // Of these nobody knows whose the bad rows are: all would run again.
+        if !reports || bad_rows(chunk, &run).is_empty() {
+            credit.rows += rows;
+            credit.compute_us += rows;
+            let done = Done {
+                members: together.to_vec(),
+                runs: vec![run],
+                failed: Vec::new(),
+            };
+            computed.add(chunk, done);
+            alone = rest;
+        }
     }
     let first = chunk.members.len() - alone.len();
     let rows = chunk.rows.of(&chunk.members, first..chunk.members.len());
@@ -223,30 +238,51 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
         }
         credit.rows += member.rows;
         credit.compute_us += member.rows;
-        if chunk.goes_on {
-            credit.handed.push(Handed {
-                serial: member.serial,
-                rows: member.rows,
-                batch: inputs,
-                failed: Vec::new(),
-            });
-        } else {
-            done.push((vec![member.clone()], runs_of(member, &inputs, random)));
+        let reports = member.on_bad_row == OnBadRow::Report;
+        if reports && cancelled(member) && random.one_in(2) {
+            computed.skipped.push(member.clone()); // while its rows ran again
+            continue;
         }
+        let bad = bad_rows(chunk, &inputs);
+        let done = if reports && !bad.is_empty() {
+            of_bad_rows(chunk, member, (&inputs, &bad))
+        } else {
+            let pieces = !chunk.goes_on && chunk.failed.is_empty();
+            Done {
+                members: vec![member.clone()],
+                runs: match pieces {
+                    true => runs_of(member, &inputs, random),
+                    false => vec![inputs],
+                },
+                failed: Vec::new(),
+            }
+        };
+        computed.add(chunk, done);
     }
+    if chunk.goes_on {
+        credit.handed = computed.hand_on();
+    }
+    assert!(computed.failed.is_empty(), "alike rows can be joined");
+    let mut done = match credit.handed.is_empty() {
+        true => computed.done,
+        false => Vec::new(),
+    };
     while !done.is_empty() {
         // Those that were done first may go ahead of the others.
         let some = 1 + random.below(done.len() as u64) as usize;
         let (mut members, mut all) = (Vec::new(), Vec::new());
-        for (of, runs) in done.drain(..some) {
+        for done in done.drain(..some) {
             all.push(Ran {
-                members: of.len(),
-                runs,
-                failed: Vec::new(),
+                members: done.members.len(),
+                runs: done.runs,
+                failed: done.failed,
             });
-            members.extend(of);
+            members.extend(done.members);
         }
         part(members, Outcome::Done(all));
+    }
+    if credit.handed.is_empty() && !computed.skipped.is_empty() {
+        part(computed.skipped, Outcome::Skipped);
     }
     let serials = failed.iter().map(|member| member.serial).collect();
     if !failed.is_empty() {
@@ -254,6 +290,48 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
     }
     sent.push_back(Sent::ToVentilator(ToVentilator::Credit(credit)));
     (sent, serials)
+}
+
+/// What rows end with that fail.
+pub(super) const BAD: ErrorCode = ErrorCode::FailedPrecondition;
+
+/// In which leg a row fails, if its request reports such rows and its model has that leg.
+pub(super) fn bad_in(value: u64) -> Option<u32> {
+    let random = Random::new(value).below(10);
+    (random < 3).then_some(random as u32)
+}
+
+/// Which rows of a chunk's fail in the legs that it runs.
+fn bad_rows(chunk: &Chunk, inputs: &Batch) -> Vec<u64> {
+    let values = inputs.tensors[0].to_vec::<u64>().unwrap();
+    let fails =
+        |value: u64| bad_in(value).is_some_and(|leg| (chunk.leg..chunk.until).contains(&leg));
+    let bad = (0..).zip(values).filter(|(_, value)| fails(*value));
+    bad.map(|(row, _)| row).collect()
+}
+
+/// What a member has got of whose rows some are bad.
+fn of_bad_rows(chunk: &Chunk, member: &Member, (inputs, bad): (&Batch, &[u64])) -> Done {
+    let (mut runs, mut failed) = (Vec::new(), Vec::new());
+    for row in 0..member.rows {
+        if !bad.contains(&row) {
+            runs.push(inputs.slice_rows(row as usize, 1));
+            continue;
+        }
+        let entry = FailedRows {
+            first: member.offset + row,
+            count: 1,
+            code: BAD,
+            message: "bad".to_owned(),
+        };
+        entry.push_to(&mut failed);
+    }
+    let run = filled(member, &runs, &failed, Fill::of(chunk)).unwrap();
+    Done {
+        members: vec![member.clone()],
+        runs: run.into_iter().collect(),
+        failed,
+    }
 }
 
 /// The rows of a member as they came, in one run or in two.

@@ -10,7 +10,9 @@
 //! chunks before it gives them to others, and what comes of them later is refused (`recent.rs`).
 
 mod answered;
+mod bad_rows;
 mod counts;
+mod ends;
 mod given;
 mod outlet;
 mod recent;
@@ -21,17 +23,18 @@ pub(crate) use self::outlet::{Action, Outlet};
 use foldhash::HashMap;
 
 use self::answered::{Answered, Span};
+use self::bad_rows::{BadRows, bytes_of};
 use self::counts::Counts;
+use self::ends::send_parts;
 use self::given::Given;
 use self::outlet::{Asker, Turn};
 use self::recent::{Recent, Standing};
 use crate::error::{Error, Result};
 use crate::message::{ChunkId, Member, ModelLabel, Outcome, Part, Ran, ReplyTo, Serial, Stats};
 use crate::split::Gather;
-use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::{Arrived, Close, LostWorker, ToSink, ToVentilator};
 use crate::wire::rows::ResultRows;
-use crate::wire::server::{Outputs, ServerMessage};
+use crate::wire::server::Outputs;
 
 /// What bounds the answers.
 #[derive(Clone, Debug)]
@@ -50,6 +53,8 @@ pub(crate) struct Bounds {
 struct Gathering {
     /// Rows that have come. Streams have sent their parts already: theirs are empty here.
     gather: Gather,
+    /// Of these rows those that failed.
+    bad: BadRows,
     /// Parts that have come, those that failed or were skipped too.
     parts: u64,
     /// Its bytes that are counted in [`Answers::gathered`].
@@ -117,6 +122,16 @@ impl Answers {
         })
     }
 
+    /// The sink is about to wait: what was counted is remembered from time to time.
+    pub(crate) fn note(&mut self, now_us: u64) {
+        self.counts.note(now_us);
+    }
+
+    /// When it has to wake for that.
+    pub(crate) fn note_due_us(&self) -> Option<u64> {
+        self.counts.due_us()
+    }
+
     /// Takes a message, and has done what comes of it.
     pub(crate) fn hear(&mut self, message: ToSink, now_us: u64, outlet: &mut impl Outlet) {
         let turn = &mut Turn { now_us, outlet };
@@ -139,7 +154,7 @@ impl Answers {
             ToSink::WorkerLost(lost) => self.lose_worker(&lost, turn),
             ToSink::Out(out) => self.answered.settle(&out),
             ToSink::Report(token) => {
-                let report = Box::new(self.counts.report());
+                let report = Box::new(self.counts.report(turn.now_us));
                 turn.tell_ventilator(ToVentilator::Report(token, report));
             }
             // What is gathered for it goes when the ventilator closes its requests.
@@ -179,7 +194,12 @@ impl Answers {
             return;
         };
         let mut rest = &part.members[..];
-        for Ran { members, runs, .. } in done {
+        for ran in done {
+            let Ran {
+                members,
+                runs,
+                failed,
+            } = ran;
             let Some((own, others)) = rest.split_at_checked(members) else {
                 return; // cannot happen: a worker counts its members
             };
@@ -191,7 +211,13 @@ impl Answers {
                 compute_us: part.compute_us,
             };
             match own {
-                [member] => self.take_piece(&piece(member), Given::Runs(runs), turn),
+                [member] => {
+                    let given = match failed.is_empty() {
+                        true => Given::Runs(runs),
+                        false => Given::Bad(runs.into_iter().next(), failed),
+                    };
+                    self.take_piece(&piece(member), given, turn);
+                }
                 own => {
                     let Some(run) = runs.first() else {
                         return; // cannot happen: what ran has outputs
@@ -247,18 +273,30 @@ impl Answers {
                     self.answer_rows(piece, ResultRows::new(outputs, rows, stats), turn);
                 }
                 None => {
-                    let outputs = Outputs {
-                        batched: !member.whole,
-                        parts: given.into_runs(),
-                        failed: Vec::new(),
-                    };
-                    self.answer_result(piece, outputs, stats, turn);
+                    let (parts, failed) = given.into_runs();
+                    let mut bad = BadRows::default();
+                    bad.add(failed);
+                    match bad.error_of_all(member.total) {
+                        Some(error) => self.answer_error(piece.asker(), error, turn),
+                        None => {
+                            let outputs = Outputs {
+                                batched: !member.whole,
+                                parts,
+                                failed: bad.into_entries(),
+                            };
+                            self.answer_result(piece, outputs, stats, turn);
+                        }
+                    }
                 }
             }
             return Some(Span::of(chunk));
         }
-        let runs = given.into_runs();
-        let bytes = runs.iter().map(|run| run.payload_bytes() as u64).sum();
+        let (runs, failed) = given.into_runs();
+        let bytes = runs
+            .iter()
+            .map(|run| run.payload_bytes() as u64)
+            .sum::<u64>();
+        let bytes = bytes + bytes_of(&failed);
         let fits = self.has_room(member.reply, bytes, turn);
         let (kept, sent) = if member.stream || !fits {
             (Vec::new(), runs)
@@ -285,8 +323,12 @@ impl Answers {
             return (missing == 0).then_some(span);
         }
         if member.stream {
-            send_parts(piece, sent, turn);
+            if !failed.is_empty() {
+                entry.bad.add_told(&failed);
+            }
+            send_parts(piece, (sent, failed), turn);
         } else {
+            entry.bad.add(failed);
             entry.counted += bytes;
             *self.gathered.entry(member.reply).or_default() += bytes;
         }
@@ -297,24 +339,6 @@ impl Answers {
             self.complete(piece, done, turn);
         }
         Some(span)
-    }
-
-    fn complete(&mut self, piece: &Piece<'_>, done: Gathering, turn: &mut Turn<'_, impl Outlet>) {
-        let member = piece.member;
-        if member.stream {
-            let asker = piece.asker();
-            self.counts
-                .result(&asker, member.total, &done.stats, turn.now_us);
-            turn.answer(asker, ServerMessage::End(member.total, done.stats));
-            return;
-        }
-        self.release(member.reply, done.counted);
-        let outputs = Outputs {
-            batched: true,
-            parts: done.gather.into_parts(),
-            failed: Vec::new(),
-        };
-        self.answer_result(piece, outputs, done.stats, turn);
     }
 
     // ---- bytes ---------------------------------------------------------------------------------------------------
@@ -454,75 +478,13 @@ impl Answers {
             chunks,
         }));
     }
-
-    // ---- answers -------------------------------------------------------------------------------------------------
-
-    fn answer_result(
-        &mut self,
-        piece: &Piece<'_>,
-        outputs: Outputs,
-        stats: Stats,
-        turn: &mut Turn<'_, impl Outlet>,
-    ) {
-        let asker = piece.asker();
-        if let Err(error) = check_alike(&outputs.parts) {
-            return self.answer_error(asker, error, turn);
-        }
-        let bytes = outputs.parts.iter().map(|p| p.payload_bytes() as u64).sum();
-        if self.count_result(piece, bytes, &stats, turn) {
-            turn.answer(asker, ServerMessage::Result(outputs, stats));
-        }
-    }
-
-    fn answer_rows(
-        &mut self,
-        piece: &Piece<'_>,
-        rows: ResultRows<'_>,
-        turn: &mut Turn<'_, impl Outlet>,
-    ) {
-        if self.count_result(piece, rows.payload_bytes(), &rows.stats(), turn) {
-            turn.outlet.perform(Action::Result {
-                reply: piece.member.reply,
-                request: piece.member.request,
-                rows,
-            });
-        }
-    }
-
-    /// Counts a result that is about to leave. False if there is no room for it: then its error has left.
-    fn count_result(
-        &mut self,
-        piece: &Piece<'_>,
-        bytes: u64,
-        stats: &Stats,
-        turn: &mut Turn<'_, impl Outlet>,
-    ) -> bool {
-        let asker = piece.asker();
-        if !self.has_room(asker.reply, bytes, turn) {
-            let error = Error::exhausted(format!(
-                "the result has {bytes} bytes, which passes what may be on its way to one client ({} bytes, \
-                 --max-client-bytes)",
-                self.max_client_bytes
-            ));
-            self.answer_error(asker, error, turn);
-            return false;
-        }
-        self.counts
-            .result(&asker, piece.member.total, stats, turn.now_us);
-        true
-    }
-
-    fn answer_error(&mut self, asker: Asker, error: Error, turn: &mut Turn<'_, impl Outlet>) {
-        self.counts.error(&asker, &error, turn.now_us);
-        turn.answer(asker, ServerMessage::Error(error));
-    }
 }
 
 #[cfg(test)]
 impl Answers {
     /// What was answered, by label.
     pub(crate) fn counted(&self) -> Vec<crate::metrics::Answered> {
-        self.counts.report().answered
+        self.counts.report(0).answered
     }
 
     /// Bytes gathered for a client.
@@ -541,36 +503,5 @@ impl Answers {
         let ended = self.ended.keys().map(|s| format!("{s} ended"));
         let bytes = self.gathered.values().map(|bytes| format!("{bytes} bytes"));
         gathering.chain(ended).chain(bytes).collect()
-    }
-}
-
-/// Sends the runs of a stream's member, one part each.
-fn send_parts(piece: &Piece<'_>, runs: Vec<Batch>, turn: &mut Turn<'_, impl Outlet>) {
-    let mut offset = piece.member.offset;
-    for run in runs {
-        let rows = run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
-        let outputs = Outputs {
-            parts: vec![run],
-            batched: true,
-            failed: Vec::new(),
-        };
-        turn.answer(piece.asker(), ServerMessage::Part(offset, outputs));
-        offset += rows;
-    }
-}
-
-/// Whether parts make one result, whose header says what each output is.
-fn check_alike(parts: &[Batch]) -> Result<()> {
-    let Some((first, rest)) = parts.split_first() else {
-        return Ok(());
-    };
-    match rest.iter().find(|part| !part.is_like(first)) {
-        None => Ok(()),
-        Some(other) => Err(Error::internal(format!(
-            "the model's outputs differ from chunk to chunk: {} here and {} there; ask for parts (stream), or serve the \
-             model with \"rows\":\"whole\"",
-            first.kinds(),
-            other.kinds()
-        ))),
     }
 }

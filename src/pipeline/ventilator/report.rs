@@ -1,23 +1,26 @@
 //! The ventilator's own counters, who waits for the sink's, and what status says of both. What metrics say of them is in
-//! `report/snapshot.rs`.
+//! `report/snapshot.rs`, and what status says of the last seconds in `report/recent.rs`.
 
+mod recent;
 mod snapshot;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::recent::Counted;
 use super::requests::LegOutputs;
 use super::{Models, ServerInfo};
 use crate::catalog::{Asker, Bounds};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Credit, ModelId, ModelLabel, ReplyTo, WorkerId};
+use crate::metrics::history::History;
 use crate::metrics::{Answered, ByDoor, DoorStats, ErrorCounts, Health, Labels, ROWS, Ran};
 use crate::model::Description;
 use crate::pipeline::doors::Question;
 use crate::schedule::Scheduler;
 use crate::shares::{Amount, Shares};
 use crate::wire::inner::SinkReport;
-use crate::wire::server::{ModelInfo, QueueInfo, Status, TotalsInfo, WorkerInfo};
+use crate::wire::server::{BrokenModel, ModelInfo, QueueInfo, Status, TotalsInfo, WorkerInfo};
 
 /// Status questions that wait for the sink's report.
 const QUESTIONS: Bounds = Bounds {
@@ -95,11 +98,14 @@ pub(super) struct Ledger {
     refused: ByDoor<ErrorCounts>,
     pub(super) dropped: u64,
     askers: Askers,
+    /// The workers' counters a while ago.
+    history: History<Vec<Counted>>,
 }
 
 impl Ledger {
     pub(super) fn new(workers: usize) -> Ledger {
         Ledger {
+            history: History::new(vec![Counted::default(); workers]),
             workers: vec![Worker::default(); workers],
             labels: Labels::new(),
             ran: Vec::new(),
@@ -177,6 +183,7 @@ impl Ledger {
             ..
         } = server;
         let up_us = server.up_us.max(1);
+        let windows = self.windows(up_us, scheduler);
         let worker = |(index, w): (usize, &Worker)| WorkerInfo {
             id: index as u32,
             device: info.devices.get(index).cloned().unwrap_or_default(),
@@ -194,6 +201,8 @@ impl Ledger {
             chunks: w.chunks,
             rows: w.rows,
             busy: w.compute_us as f64 / up_us as f64,
+            extra: index >= info.limits.workers,
+            recent: windows.iter().map(|window| window.worker(index)).collect(),
         };
         // Every code, so that a reader need not know which have happened.
         let none = ErrorCode::ALL.map(|code| (code.as_str().to_owned(), 0));
@@ -225,6 +234,9 @@ impl Ledger {
                 errors,
             },
             latency_us: sink.latency,
+            recent: recent::recent(&windows, sink),
+            by_model: self.by_model(catalog, sink),
+            broken: broken(catalog),
         }
     }
 }
@@ -263,6 +275,16 @@ pub(super) struct Reported<'a> {
     pub(super) health: Health,
     /// Without what was refused, which the ledger counts.
     pub(super) doors: ByDoor<DoorStats>,
+}
+
+/// Models that do not open.
+fn broken(catalog: &Models) -> Vec<BrokenModel> {
+    let broken = catalog.failures().map(|failure| BrokenModel {
+        name: failure.name.clone(),
+        code: failure.code.as_str().to_owned(),
+        message: failure.message.clone(),
+    });
+    broken.collect()
 }
 
 /// Every model that requests find.

@@ -4,9 +4,11 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::blank::{Fill, filled, repeated, with_earlier};
+use super::halves::{Before, Budget, Halves};
 use super::{Worker, faults};
 use crate::error::{Error, Result, panic_message};
-use crate::message::{Chunk, Member, ModelId, Rows};
+use crate::message::{Chunk, FailedRows, Handed, Member, ModelId, OnBadRow, Rows};
 use crate::model::{Model, Run};
 use crate::schedule::Lane;
 use crate::tensor::{Batch, Tensor};
@@ -16,36 +18,72 @@ const TOGETHER_US: u64 = 1_000;
 
 /// What came of a chunk.
 #[derive(Default)]
-pub(super) struct Computed {
+pub(in crate::pipeline) struct Computed {
     /// Rows whose results are on their way already.
     pub(super) sent: u64,
     /// Runs that went well.
     pub(super) runs: u64,
-    pub(super) done: Vec<Done>,
-    pub(super) failed: Vec<(Member, Error)>,
+    pub(in crate::pipeline) done: Vec<Done>,
+    pub(in crate::pipeline) failed: Vec<(Member, Error)>,
+    /// Cancelled between two runs, while others of the chunk were not.
+    pub(in crate::pipeline) skipped: Vec<Member>,
+    /// What is left of the bound on further runs.
+    budget: Budget,
 }
 
 /// Members in a row, and what the runs of their rows gave: several members have one run.
-pub(super) struct Done {
-    pub(super) members: Vec<Member>,
-    pub(super) runs: Vec<Batch>,
+#[derive(Default)]
+pub(in crate::pipeline) struct Done {
+    pub(in crate::pipeline) members: Vec<Member>,
+    /// None if all rows failed.
+    pub(in crate::pipeline) runs: Vec<Batch>,
+    /// The rows that failed, of one member that reports them and has its rows in one run.
+    pub(in crate::pipeline) failed: Vec<FailedRows>,
+}
+
+/// Rows of one member while they run.
+struct Running<'a> {
+    lane: Lane,
+    chunk: &'a Chunk,
+    member: &'a Member,
+    inputs: &'a Batch,
+    /// What those gave that did not fail, in their order.
+    runs: Vec<Batch>,
+    failed: Vec<FailedRows>,
+}
+
+/// Why a run gave nothing.
+enum RunError {
+    /// The model says so of its batch.
+    Batch(Error),
+    /// What it gave are no rows: which of them is bad cannot be told from that.
+    Outputs(Error),
+}
+
+/// What becomes of a member when a run of its rows has failed.
+enum Verdict {
+    /// The rows that failed are known, and all others have run.
+    GoesOn,
+    Cancelled,
+    Fails(Error),
 }
 
 impl Done {
-    /// What each member has got.
-    pub(super) fn into_each(self) -> impl Iterator<Item = (Member, Batch)> {
+    /// What each member has got; nothing if all of its rows failed.
+    pub(super) fn into_each(
+        self,
+    ) -> impl Iterator<Item = (Member, Option<Batch>, Vec<FailedRows>)> {
         let joined = self.members.len() > 1;
-        let (mut runs, mut start) = (self.runs, 0);
-        let last = runs.pop().unwrap_or_default();
+        let (mut runs, mut failed, mut start) = (self.runs, self.failed, 0);
+        let last = runs.pop();
         self.members.into_iter().map(move |member| {
             let rows = member.rows as usize;
             start += rows;
-            let batch = if joined {
-                last.slice_rows(start - rows, rows)
-            } else {
-                last.clone()
+            let batch = match &last {
+                Some(last) if joined => Some(last.slice_rows(start - rows, rows)),
+                last => last.clone(),
             };
-            (member, batch)
+            (member, batch, std::mem::take(&mut failed))
         })
     }
 }
@@ -58,6 +96,69 @@ impl Computed {
             ..Computed::default()
         }
     }
+
+    /// Takes what members have got. Rows that failed in an earlier leg count as failed.
+    pub(in crate::pipeline) fn add(&mut self, chunk: &Chunk, done: Done) {
+        if chunk.failed.is_empty() {
+            self.done.push(done);
+            return;
+        }
+        for (member, batch, failed) in done.into_each() {
+            match with_earlier(chunk, member.clone(), (batch, failed)) {
+                Ok(done) => self.done.push(done),
+                Err(error) => self.failed.push((member, error)),
+            }
+        }
+    }
+
+    /// What goes on to the next leg: something for each member that is done, or nothing if every row has failed; then what is
+    /// done is for the sink.
+    pub(in crate::pipeline) fn hand_on(&mut self) -> Vec<Handed> {
+        self.fill_in();
+        let mut handed = Vec::with_capacity(self.done.len());
+        if self.done.iter().any(|done| !done.runs.is_empty()) {
+            let each = self.done.drain(..).flat_map(Done::into_each);
+            handed.extend(each.filter_map(|(member, batch, failed)| {
+                Some(Handed {
+                    serial: member.serial,
+                    rows: member.rows,
+                    batch: batch?,
+                    failed,
+                })
+            }));
+        }
+        handed
+    }
+
+    /// Puts other rows in place of a member's that all failed, if there are any: a chunk goes on with all of its members or
+    /// with none.
+    fn fill_in(&mut self) {
+        if self.done.iter().all(|done| !done.runs.is_empty()) {
+            return;
+        }
+        let mut runs = self.done.iter().flat_map(|done| &done.runs);
+        let Some(like) = runs.next().cloned() else {
+            return;
+        };
+        for mut done in std::mem::take(&mut self.done) {
+            if done.runs.is_empty() {
+                match repeated(&like, rows_of(&done.members)) {
+                    Ok(rows) => done.runs.push(rows),
+                    Err(error) => {
+                        let members = done.members.into_iter();
+                        self.failed
+                            .extend(members.map(|member| (member, error.clone())));
+                        continue;
+                    }
+                }
+            }
+            self.done.push(done);
+        }
+    }
+}
+
+fn rows_of(members: &[Member]) -> u64 {
+    members.iter().map(|member| member.rows).sum()
 }
 
 impl Worker {
@@ -78,7 +179,7 @@ impl Worker {
                 computed.sent += self.send_done(chunk, &mut computed.done, now_us - started_us)?;
                 sent_us = now_us;
             }
-            self.compute_together(chunk, range, &mut computed);
+            self.compute_together(lane, chunk, (range, &mut computed))?;
         }
         Ok(Some(computed))
     }
@@ -94,89 +195,177 @@ impl Worker {
         let mut computed = Computed::default();
         let size = chunk.run.filter(|_| !member.whole);
         let size = size.unwrap_or(member.rows).max(1);
-        let mut runs = Vec::with_capacity(member.rows.div_ceil(size) as usize);
+        let mut running = Running {
+            lane,
+            chunk,
+            member,
+            inputs,
+            runs: Vec::with_capacity(member.rows.div_ceil(size) as usize),
+            failed: Vec::new(),
+        };
         let mut start = 0;
         while start < member.rows {
             let rows = size.min(member.rows - start);
-            let result = if rows == member.rows {
-                self.run(chunk, member, inputs)
-            } else {
-                if start > 0 {
-                    if lane == Lane::Bulk {
-                        self.step_aside()?;
-                    }
-                    if self.is_cancelled(&chunk.members) {
-                        return Ok(None);
-                    }
+            if start > 0 {
+                if lane == Lane::Bulk {
+                    self.step_aside()?;
                 }
-                let some = inputs.slice_rows(start as usize, rows as usize);
-                let piece = Member {
-                    offset: member.offset + start,
-                    rows,
-                    ..member.clone()
-                };
-                self.run(chunk, &piece, &some)
-            };
-            match result {
-                Ok(outputs) => runs.push(outputs),
-                Err(error) => {
+                if self.is_cancelled(&chunk.members) {
+                    return Ok(None);
+                }
+            }
+            let rows = start..start + rows;
+            match self.run_rows(&mut running, rows.clone(), &mut computed.budget)? {
+                Verdict::GoesOn => {}
+                Verdict::Cancelled => return Ok(None),
+                Verdict::Fails(error) => {
                     computed.failed.push((member.clone(), error));
                     return Ok(Some(computed));
                 }
             }
-            start += rows;
+            start = rows.end;
         }
-        computed.runs = runs.len() as u64;
-        if chunk.goes_on && runs.len() > 1 {
-            // The next leg's runs are of another size: it gets the rows in one piece, so they have to be copied.
-            match join(&runs) {
-                Ok(joined) => runs = vec![joined],
-                Err(error) => {
-                    computed.failed.push((member.clone(), error));
-                    return Ok(Some(computed));
-                }
-            }
+        computed.runs = running.runs.len() as u64;
+        match running.finish() {
+            Ok(done) => computed.add(chunk, done),
+            Err(error) => computed.failed.push((member.clone(), error)),
         }
-        computed.done.push(Done {
-            members: vec![member.clone()],
-            runs,
-        });
         Ok(Some(computed))
     }
 
+    /// Runs some rows of a member. If they fail and the member reports such rows, finds out which of them do.
+    ///
+    /// # Errors
+    /// If the other loops are gone.
+    fn run_rows(
+        &mut self,
+        running: &mut Running<'_>,
+        rows: Range<u64>,
+        budget: &mut Budget,
+    ) -> Result<Verdict> {
+        let (chunk, member) = (running.chunk, running.member);
+        let error = match self.run(running, &rows) {
+            Ok(outputs) => {
+                running.runs.push(outputs);
+                return Ok(Verdict::GoesOn);
+            }
+            Err(RunError::Outputs(error)) => return Ok(Verdict::Fails(error)),
+            Err(RunError::Batch(error)) => error,
+        };
+        if member.on_bad_row == OnBadRow::Fail || member.whole {
+            return Ok(Verdict::Fails(located(&running.piece(&rows), error)));
+        }
+        let mut halves = Halves::new(member.offset);
+        halves.ran_and_failed(rows, &error);
+        let mut before = self.how_it_is(chunk);
+        while let Some(rows) = halves.next() {
+            if running.lane == Lane::Bulk {
+                self.step_aside()?;
+            }
+            if self.is_cancelled(std::slice::from_ref(member)) {
+                return Ok(Verdict::Cancelled);
+            }
+            // A model that cannot be opened again says nothing of rows.
+            let mut legs = chunk.leg..chunk.until;
+            let may_run = budget
+                .take(before)
+                .and_then(|()| legs.try_for_each(|leg| self.open(chunk.model, leg).map(drop)));
+            if let Err(error) = may_run {
+                halves.give_up(rows, &error);
+                break;
+            }
+            before = Before::Intact;
+            match self.run(running, &rows) {
+                Ok(outputs) => running.runs.push(outputs),
+                Err(RunError::Outputs(error)) => return Ok(Verdict::Fails(error)),
+                Err(RunError::Batch(error)) => {
+                    halves.ran_and_failed(rows, &error);
+                    before = self.how_it_is(chunk);
+                }
+            }
+        }
+        for failed in halves.into_failed() {
+            failed.push_to(&mut running.failed);
+        }
+        Ok(Verdict::GoesOn)
+    }
+
+    /// Whether the model has to be opened anew after the run that failed.
+    fn how_it_is(&self, chunk: &Chunk) -> Before {
+        let mut legs = chunk.leg..chunk.until;
+        let is_intact = |leg| {
+            let model = self.models.get(&(chunk.model, leg));
+            model.is_some_and(|model| !model.is_broken())
+        };
+        match legs.all(is_intact) {
+            true => Before::Intact,
+            false => Before::Panicked,
+        }
+    }
+
     /// Runs members together; if that fails, each by itself, so that one member's bad rows are not another's error.
-    fn compute_together(&mut self, chunk: &Chunk, range: Range<usize>, computed: &mut Computed) {
+    ///
+    /// # Errors
+    /// If the other loops are gone.
+    fn compute_together(
+        &mut self,
+        lane: Lane,
+        chunk: &Chunk,
+        (range, computed): (Range<usize>, &mut Computed),
+    ) -> Result<()> {
         let members = &chunk.members[range.clone()];
         if members.len() > 1
             && let Ok(outputs) = self.run_together(chunk, range.clone())
         {
-            computed.done.push(Done {
+            computed.runs += 1;
+            let done = Done {
                 members: members.to_vec(),
                 runs: vec![outputs],
-            });
-            computed.runs += 1;
-            return;
+                failed: Vec::new(),
+            };
+            computed.add(chunk, done);
+            return Ok(());
         }
         let rows = chunk.rows.of(&chunk.members, range);
         for (member, inputs) in std::iter::zip(members, rows.into_each(members)) {
-            match self.run(chunk, member, &inputs) {
-                Ok(outputs) => {
-                    computed.runs += 1;
-                    computed.done.push(Done {
-                        members: vec![member.clone()],
-                        runs: vec![outputs],
-                    });
+            let mut running = Running {
+                lane,
+                chunk,
+                member,
+                inputs: &inputs,
+                runs: Vec::with_capacity(1),
+                failed: Vec::new(),
+            };
+            match self.run_rows(&mut running, 0..member.rows, &mut computed.budget)? {
+                Verdict::GoesOn => {
+                    computed.runs += running.runs.len() as u64;
+                    match running.finish() {
+                        Ok(done) => computed.add(chunk, done),
+                        Err(error) => computed.failed.push((member.clone(), error)),
+                    }
                 }
-                Err(error) => computed.failed.push((member.clone(), error)),
+                Verdict::Cancelled => computed.skipped.push(member.clone()),
+                Verdict::Fails(error) => computed.failed.push((member.clone(), error)),
             }
         }
+        Ok(())
     }
 
-    /// One run for one member.
-    fn run(&mut self, chunk: &Chunk, member: &Member, inputs: &Batch) -> Result<Batch> {
-        let outputs = self.infer(chunk, std::slice::from_ref(member), inputs);
-        let outputs = outputs.map_err(|error| located(member, error))?;
-        check_rows(member, &outputs)?;
+    /// One run for some rows of one member.
+    fn run(&mut self, running: &Running<'_>, rows: &Range<u64>) -> Result<Batch, RunError> {
+        let piece = running.piece(rows);
+        let some;
+        let inputs = if piece.rows == running.member.rows {
+            running.inputs
+        } else {
+            some = running
+                .inputs
+                .slice_rows(rows.start as usize, piece.rows as usize);
+            &some
+        };
+        let outputs = self.infer(running.chunk, std::slice::from_ref(&piece), inputs);
+        let outputs = outputs.map_err(RunError::Batch)?;
+        check_rows(&piece, &outputs).map_err(RunError::Outputs)?;
         Ok(outputs)
     }
 
@@ -253,6 +442,37 @@ impl Worker {
     }
 }
 
+impl Running<'_> {
+    /// Some of the rows, as a member of their own.
+    fn piece(&self, rows: &Range<u64>) -> Member {
+        Member {
+            offset: self.member.offset + rows.start,
+            rows: rows.end - rows.start,
+            ..self.member.clone()
+        }
+    }
+
+    /// What the member has got.
+    ///
+    /// # Errors
+    /// `INTERNAL` if its rows have to be in one piece, and the runs' outputs are not alike.
+    fn finish(self) -> Result<Done> {
+        let (mut runs, failed) = (self.runs, self.failed);
+        if !failed.is_empty() {
+            let filled = filled(self.member, &runs, &failed, Fill::of(self.chunk))?;
+            runs = filled.into_iter().collect();
+        } else if runs.len() > 1 && (self.chunk.goes_on || !self.chunk.failed.is_empty()) {
+            // The next leg's runs are of another size: it gets the rows in one piece, so they have to be copied.
+            runs = vec![join(&runs)?];
+        }
+        Ok(Done {
+            members: vec![self.member.clone()],
+            runs,
+            failed,
+        })
+    }
+}
+
 /// Members in a row whose rows run at once: no more than `run` rows where a member alone has not more.
 pub(super) fn together(members: &[Member], run: Option<u64>) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
@@ -270,12 +490,12 @@ pub(super) fn together(members: &[Member], run: Option<u64>) -> Vec<Range<usize>
     ranges
 }
 
-fn join(batches: &[Batch]) -> Result<Batch> {
+pub(super) fn join(batches: &[Batch]) -> Result<Batch> {
     let Some(first) = batches.first() else {
         return Ok(Batch::default());
     };
     if let Some(other) = batches.iter().find(|batch| !batch.is_like(first)) {
-        // An earlier leg gave them, each in a run of its own.
+        // A model gave them, each in a run of its own.
         return Err(Error::internal(format!(
             "rows of {} and of {} cannot run together",
             first.kinds(),

@@ -1,5 +1,6 @@
 //! A worker between hand-made neighbours: chunks go in, parts and credits come out.
 
+mod bad_rows;
 mod values;
 
 use std::sync::Arc;

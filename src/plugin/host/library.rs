@@ -266,8 +266,13 @@ impl Library {
                 None => "it has several entries, and the proxy's \"entry\" does not say which"
                     .to_owned(),
             };
+            // Who wrote the proxy by a program needs to hear of the function that names an entry.
+            let mends = match name {
+                Some(_) => "",
+                None => " (mdm::plugin::dump_entry writes a proxy that names one)",
+            };
             Error::precondition(format!(
-                "plugin {:?}: {asked}; expected one of {}",
+                "plugin {:?}: {asked}; expected one of {}{mends}",
                 self.name,
                 names.join(", ")
             ))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from functools import partial
 from typing import Any, Callable, List, Optional
 
 import zmq
 
-from .errors import again
+from .errors import Error, again
 from .pool import Pool
 from .process import current
-from .results import Result
+from .results import Result, result_of
 from .opening import Plan, T, opening
 from .session import Session
-from .tickets import GRACE, SharedSession, gave_up, result_of
+from .tickets import GRACE, SharedSession, gave_up
 from .wire import Request
 
 #: How often sockets are looked at where a loop cannot watch them, as asyncio's own on Windows.
@@ -108,6 +109,11 @@ class _LoopSession(SharedSession):
             watch.end()
 
 
+def _wake(answered: "asyncio.Future[None]") -> None:
+    if not answered.done():
+        answered.set_result(None)
+
+
 class Loops:
     """The sessions of one client's loops."""
 
@@ -121,32 +127,32 @@ class Loops:
         """Sends a request, and waits for its result on the loop."""
         shared = await self._session()
         until = None if limit is None else time.monotonic() + limit + GRACE
-        slot = shared.submit(request)
+        ticket = shared.submit(request, limit)
         # What was read while it was sent is told by no descriptor any more.
         shared.look()
         loop = asyncio.get_running_loop()
         try:
-            while not slot.done:
+            while ticket._outcome is None:
                 left = _CHECK_EVERY if until is None else min(_CHECK_EVERY, until - time.monotonic())
                 if left <= 0:
                     raise gave_up()
-                slot.future = loop.create_future()
-                if not slot.done:
-                    await asyncio.wait((slot.future,), timeout=left)
-                if not slot.done:
+                answered = loop.create_future()
+                ticket._wake = partial(_wake, answered)
+                if ticket._outcome is None:
+                    await asyncio.wait((answered,), timeout=left)
+                if ticket._outcome is None:
                     shared.look()
         except BaseException:
-            shared.drop(slot)
+            shared.drop(ticket)
             raise
-        if slot.error is not None:
-            raise again(slot.error)
-        assert slot.message is not None
-        return result_of(slot.message)
+        if isinstance(ticket._outcome, Error):
+            raise again(ticket._outcome)
+        return result_of(ticket._outcome)
 
     async def _session(self) -> _LoopSession:
         self._pool.check()
         loop = asyncio.get_running_loop()
-        if self._process is not current():
+        if not self._process.is_here:
             current().inherited.append(self._sessions)
             self._process, self._sessions = current(), []
         found = self._of(loop)
@@ -178,7 +184,7 @@ class Loops:
 
     def close(self) -> None:
         """Closes the sessions, and fails what is in flight on them."""
-        if self._process is current():
+        if self._process.is_here:
             for session in self._sessions:
                 session.close()
         self._sessions = []

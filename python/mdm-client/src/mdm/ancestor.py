@@ -8,15 +8,15 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Type, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from .client import Client
+from .closing import Closes
 from .errors import InvalidArgument
 from .results import Result
 
 
-class MessageClient:
+class MessageClient(Closes):
     """Sends rows with their parameters, and gives a list with what the model says of each row.
 
     ``timeout`` is in milliseconds, as the ancestor has it; -1 is none. What the ancestor's clients knew and this one has no
@@ -49,14 +49,6 @@ class MessageClient:
     def close(self) -> None:
         """Ends the client's connections."""
         self._client.close()
-
-    def __enter__(self) -> "MessageClient":
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
 
 
 def _by_row(result: Result) -> List[Any]:

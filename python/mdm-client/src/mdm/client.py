@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
 from . import progress as bars, results, wire
 from .address import Address
+from .closing import Closes
 from .errors import DeadlineExceeded, Error, FailedPrecondition, Internal, InvalidArgument, Unavailable
 from .notebook import Model, Models, Status
 from .pool import Pool
-from .results import Result
+from .results import Result, result_of
 from .opening import opening, run
-from .session import Settings
+from .session import WAITS, Settings
 from .stream import Parts
-from .tickets import GRACE, Ticket, gave_up, result_of
+from .tickets import GRACE, Ticket, gave_up
 from .values import Requests
 from .wire import Message, Request
 
@@ -33,7 +33,7 @@ _DEFAULT = _Default()
 _Timeout = Union[float, None, _Default]
 
 
-class Client:
+class Client(Closes):
     """A connection to a server, to be shared by any number of threads; see the package's page for what it does.
 
     ``address`` is ``HOST:PORT``, ``tcp://HOST:PORT`` or ``ipc://PATH`` (the server's ``mdm-PORT.in``). It is connected to
@@ -96,7 +96,7 @@ class Client:
         not be written to until the call ends. ``priority="high"`` goes ahead of other bulk requests. With
         ``on_bad_row="report"`` rows that the model cannot take are told in ``result.failed``, from servers that have it.
         """
-        limit = self._limit(timeout)
+        limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
         if progress:
             request = self._requests.write(data, True, model, params, limit, priority, on_bad_row, True)
             return self._infer_with_progress(request, limit, request_rows(data))
@@ -107,16 +107,15 @@ class Client:
         try:
             session.check_size(request)
             until = None if limit is None else time.monotonic() + limit + GRACE
-            with session.send_lock:
-                id = session.next_id()
-                session.send(request, id)
-            message = session.receive_soon(until)
+            # Without the lock for sending: nobody else has this session.
+            id = session.next_id()
+            session.send(request, id)
+            message = session.receive(WAITS)
             while message is None or message.id != id:
                 message = session.receive()
                 if message is None:
                     if not session.wait(until):
-                        with session.send_lock:
-                            session.send_plain(wire.plain_message("cancel", id))
+                        session.send_plain(wire.plain_message("cancel", id))
                         raise gave_up()
                     message = session.refused()
         except Error:
@@ -126,10 +125,8 @@ class Client:
             # Interrupted, as by Ctrl-C: without its session the server cancels the request.
             session.close()
             raise
-        try:
-            return result_of(message)
-        finally:
-            pool.give_back(session)
+        pool.give_back(session)
+        return result_of(message)
 
     def _infer_with_progress(self, request: Request, limit: Optional[float], total: Optional[int]) -> Result:
         stream = Parts(self._pool, request, limit)
@@ -171,16 +168,14 @@ class Client:
         on_bad_row: Optional[str] = None,
     ) -> Ticket:
         """Sends rows to a model, and leaves the result to the ticket. The data is copied, and may be written to at once."""
-        limit = self._limit(timeout)
+        limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
         request = self._requests.write(data, True, model, params, limit, priority, on_bad_row)
         # A session may be lost right after it was found or opened. Twice in a row is reported.
         shared = self._pool.tickets()
         try:
-            slot = shared.submit(request)
+            return shared.submit(request, limit)
         except Unavailable:
-            shared = self._pool.tickets()
-            slot = shared.submit(request)
-        return Ticket(shared, slot, limit)
+            return self._pool.tickets().submit(request, limit)
 
     def fetch_all(self, tickets: Iterable[Ticket], *, progress: bool = False) -> Iterator[Result]:
         """The tickets' results, in the tickets' order. An error is raised where its ticket's turn comes."""
@@ -315,14 +310,6 @@ class Client:
         self._pool.close()
         if self._loops is not None:
             self._loops.close()
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # Tickets keep their session for themselves.

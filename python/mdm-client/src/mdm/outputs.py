@@ -87,6 +87,21 @@ class Output(NamedTuple):
         return array
 
 
+def blank(like: Output, rows: int) -> Output:
+    """So many rows of zeros, empty texts or None that are else like an output's: they stand for rows that failed."""
+    shape = (rows, *like.shapes[0][1:])
+    count = math.prod(shape)
+    try:
+        if like.datatype.size:
+            group: Tuple[Any, ...] = (bytes(count * like.datatype.size),)
+        else:
+            step = 1 if like.datatype.name == "JSON" else 0
+            group = ((np.arange(count + 1, dtype="<u8") * step).astype("<u8").tobytes(), b"\xc0" * (count * step))
+    except (ValueError, OverflowError, MemoryError) as e:
+        raise like.wrong(f"{rows} rows that failed: {e}") from None
+    return Output(like.name, like.datatype, [shape], [group])
+
+
 def wrong(name: str, why: str) -> Internal:
     return Internal(f"the answer cannot be read: output {name!r}: {why}")
 
@@ -98,13 +113,15 @@ class Layout(NamedTuple):
     parts: Any
     #: Name, datatype, the shape of each part, and for each part its elements.
     outputs: Sequence[Tuple[str, DataType, Sequence[Tuple[int, ...]], Sequence[int]]]
+    #: None where the answer has no parts, which only a model without a batch dimension's has not.
     rows: Optional[int]
     frames: int
     #: How many bytes each frame has; None where that depends on what is in it.
-    lengths: Sequence[Optional[int]]
+    lengths: List[Optional[int]]
     #: Whether nothing but the lengths has to be checked.
     is_plain: bool
-    #: The one part of outputs of numbers: where its frame is, its datatype in numpy, its shape.
+    #: Of small outputs of numbers in one part: where its frame is, its datatype in numpy, its shape. An array is made of it
+    #: by the shortest way: the shape cannot be one that numpy does not take, and what is made of bytes is read-only.
     arrays: Dict[str, Tuple[int, Any, Tuple[int, ...]]]
 
 
@@ -165,7 +182,8 @@ def _read(headers: Any, parts: Any) -> Layout:
         counts = [math.prod(shape) for shape in shapes]
         outputs.append((name, datatype, shapes, counts))
         if datatype.size:
-            if len(shapes) == 1 and datatype.name != "BF16" and len(dims) <= 32:  # the most of all versions of numpy
+            is_small = len(shapes) == 1 and 0 < counts[0] * datatype.size < _VIEW_BYTES
+            if is_small and datatype.name != "BF16" and len(dims) <= 32:  # the most of all versions of numpy
                 arrays[name] = (len(lengths), datatype.numpy, shapes[0])
             lengths.extend(elements * datatype.size for elements in counts)
             is_plain = is_plain and datatype.name != "BOOL"
@@ -182,13 +200,14 @@ def _are_sizes(numbers: List[Any]) -> bool:
 
 def check(layout: Layout, frames: List[Any]) -> None:
     """Raises what is wrong with the frames. Those of numbers need no more than the right length."""
+    lengths = list(map(len, frames))
+    if layout.is_plain and lengths == layout.lengths:
+        return
     if len(frames) != layout.frames:
         raise Internal(f"the answer cannot be read: {len(frames)} payload frames for outputs that take {layout.frames}")
-    for length, frame in zip(layout.lengths, frames):
-        if length is not None and len(frame) != length:
-            raise Internal(f"the answer cannot be read: {len(frame)} bytes for an output whose shape takes {length}")
-    if layout.is_plain:
-        return
+    for length, got in zip(layout.lengths, lengths):
+        if length is not None and got != length:
+            raise Internal(f"the answer cannot be read: {got} bytes for an output whose shape takes {length}")
     at = 0
     for name, datatype, _, counts in layout.outputs:
         for elements in counts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Dict, List, Optional
 
 from .errors import Unavailable
@@ -33,7 +32,7 @@ class Pool:
 
     def check(self) -> None:
         """Raises where the client was closed; leaves a parent's sessions alone."""
-        if self._process is not current():
+        if not self._process.is_here:
             current().inherited.append((self._idle, self._tickets))
             self._begin()
         if self._closed:
@@ -41,7 +40,8 @@ class Pool:
 
     def take(self, infer: bool) -> Session:
         """A session for one call: an idle one that is still alive, or a new one."""
-        self.check()
+        if self._closed or not self._process.is_here:
+            self.check()
         idle = self._idle[infer]
         while True:
             try:
@@ -55,8 +55,7 @@ class Pool:
     def give_back(self, session: Session) -> None:
         """Keeps a session for the next call, if it can be used."""
         idle = self._idle[session.is_for_infer]
-        if session.lost is None and not session.was_interrupted and not self._closed and len(idle) < _MOST_IDLE:
-            session.used_at = time.monotonic()
+        if not self._closed and len(idle) < _MOST_IDLE and session.can_be_kept():
             idle.append(session)
             if not self._closed:
                 return
@@ -69,10 +68,10 @@ class Pool:
 
     def tickets(self) -> SharedSession:
         """The session that tickets share."""
-        self.check()
         shared = self._tickets
         if shared is not None and shared.is_alive():
             return shared
+        self.check()
         with self._opening:
             shared = self._tickets
             if shared is not None and shared.is_alive():
@@ -84,7 +83,7 @@ class Pool:
     def close(self) -> None:
         """Closes what is idle, and fails what is in flight with tickets."""
         self._closed = True
-        if self._process is not current():
+        if not self._process.is_here:
             current().inherited.append((self._idle, self._tickets))
             self._begin()
             return
@@ -97,7 +96,7 @@ class Pool:
 
     def drop_idle(self) -> None:
         """What a client leaves that nobody holds any more. Tickets keep the session that they share."""
-        if self._process is current():
+        if self._process.is_here:
             for idle in self._idle.values():
                 while idle:
                     idle.pop().close()

@@ -16,6 +16,8 @@ class Process:
     """Compared by identity: what was made in another process belongs to that."""
 
     def __init__(self) -> None:
+        #: False in a forked child for what is its parent's.
+        self.is_here = True
         self._lock = threading.Lock()
         self._context: "zmq.Context[Any] | None" = None
         self._monitors = 0
@@ -48,6 +50,7 @@ def current() -> Process:
 def _after_fork() -> None:
     global _current
     parent = _current
+    parent.is_here = False
     _current = Process()
     # Ending its parent's context or sockets is not a child's to do: they are kept for as long as it lives.
     _current.inherited.append(parent)

@@ -12,13 +12,25 @@ T = TypeVar("T")
 def bar(total: Optional[int], unit: str) -> Iterator[Callable[[int], None]]:
     """Shows a bar, and gives the function that advances it."""
     try:
+        from rich.errors import LiveError
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
     except ImportError:
         pass
     else:
-        with Progress(BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn()) as rich:
+        rich = Progress(BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
+        try:
+            rich.start()
+        except LiveError:
+            # Before its version 14.1 it shows one thing at a time, as a bar of the program's own or another of these.
+            rich = None
+        if rich is None:
+            yield lambda n: None
+            return
+        try:
             task = rich.add_task(unit, total=total)
             yield lambda n: rich.advance(task, n)
+        finally:
+            rich.stop()
         return
     try:
         from tqdm.auto import tqdm

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
 from . import notebook
 from .errors import Internal, InvalidArgument
-from .outputs import Layout, Output, check, layout_of, take
-from .wire import Message, count
+from .headers import learn, stats_in
+from .outputs import Layout, Output, blank, check, layout_of, take
+from .wire import Message, count, error_of
 
-
-#: An array of so few bytes is made by the shortest way: its shape cannot be one that numpy does not take, and what is made
-#: of bytes is read-only.
-_AT_ONCE = 65_536
 
 
 class Stats(NamedTuple):
@@ -40,14 +37,14 @@ class Result(Mapping[str, Any]):
     ``str``, or of ``bytes`` if one of them is no UTF-8; rows of anything (JSON) a list.
     """
 
-    __slots__ = ("_layout", "_frames", "_made", "_values", "rows", "stats", "failed", "__weakref__")
+    __slots__ = ("_layout", "_frames", "_made", "_values", "rows", "_stats", "_failed", "__weakref__")
 
     def __init__(
         self,
         layout: Optional[Layout],
         frames: List[Any],
         rows: Optional[int],
-        stats: Stats,
+        stats: Union[Stats, bytes],
         failed: Sequence[Failed],
         made: Optional[Dict[str, Output]] = None,
     ) -> None:
@@ -57,9 +54,26 @@ class Result(Mapping[str, Any]):
         self._values: Dict[str, Any] = {}
         #: The number of rows; None for a model without a batch dimension.
         self.rows = rows
-        self.stats = stats
-        #: Rows without a result, where the call said ``on_bad_row="report"``.
-        self.failed = list(failed)
+        self._stats = stats
+        self._failed = failed
+
+    @property
+    def stats(self) -> Stats:
+        """How long the request took at the server, and in how many chunks it ran."""
+        stats = self._stats
+        if isinstance(stats, bytes):
+            # The header, of which nothing but this is new: most programs never ask.
+            try:
+                said = stats_in(stats)
+            except Exception as e:  # what msgpack raises is of a dozen kinds
+                raise Internal(f"the answer cannot be read: its stats: {type(e).__name__}: {e}") from None
+            stats = self._stats = _stats(said)
+        return stats
+
+    @property
+    def failed(self) -> List[Failed]:
+        """Rows without a result, where the call said ``on_bad_row="report"``."""
+        return list(self._failed)
 
     @property
     def _outputs(self) -> Dict[str, Output]:
@@ -73,15 +87,13 @@ class Result(Mapping[str, Any]):
         values = self._values
         if name in values:
             return values[name]
-        if self._made is None and self._layout is not None:
-            array = self._layout.arrays.get(name)
+        layout = self._layout
+        if layout is not None:
+            array = layout.arrays.get(name)
             if array is not None:
                 at, dtype, shape = array
-                frame = self._frames[at]
-                if 0 < len(frame) < _AT_ONCE:
-                    value = np.frombuffer(frame.bytes, dtype).reshape(shape)
-                    values[name] = value
-                    return value
+                value = values[name] = np.ndarray(shape, dtype, self._frames[at].bytes)
+                return value
         output = self._outputs.get(name)
         if output is None:
             raise KeyError(f"the answer has no output {name!r}; it has {list(self._outputs)}")
@@ -142,23 +154,43 @@ class Part(Result):
     offset: int
 
 
+def result_of(message: Message) -> Result:
+    """What a final answer to an infer says: a result, or the error that is raised."""
+    layout = message.layout
+    if layout is not None:
+        # Checked where it was received.
+        return Result(layout, message.frames, layout.rows, message.packed, ())
+    if message.kind == "result":
+        return of_message(message)
+    if message.kind == "error":
+        raise error_of(message.header)
+    raise Internal(f"the server answered an infer with {message.kind[:40]!r}, which is no result")
+
+
 def of_message(message: Message) -> Result:
     """The result that a message of type result is.
 
     Raises Internal for what does not fit together.
     """
-    header = message.header
+    header, frames = message.header, message.frames
     parts = header.get("parts")
     layout = layout_of(header.get("outputs"), parts)
-    check(layout, message.frames)
-    return Result(layout, message.frames, layout.rows if parts is not None else None, _stats(header), _failed(header))
+    check(layout, frames)
+    stats, failed = stats_of(message), _failed(header)
+    learn(message, layout)
+    return Result(layout, frames, layout.rows if parts is not None else None, stats, failed)
 
 
 def part_of_message(message: Message) -> Part:
-    """The part of a stream that a message of type part is."""
+    """The part of a stream that a message of type part is. One of which every row failed has no outputs."""
+    failed = _failed(message.header)
+    if failed and not message.header.get("outputs"):
+        part = Part(None, [], sum(len(group.rows) for group in failed), Stats(), failed, {})
+        part.offset = count(message.header, "offset")
+        return part
     layout = layout_of(message.header.get("outputs"), None)
     check(layout, message.frames)
-    part = Part(layout, message.frames, layout.rows, Stats(), _failed(message.header))
+    part = Part(layout, message.frames, layout.rows, Stats(), failed)
     part.offset = count(message.header, "offset")
     return part
 
@@ -175,10 +207,12 @@ def of_parts(parts: Sequence[Part], stats: Stats) -> Result:
     if len(parts) == 1 and parts[0].rows is None:
         return Result(None, [], None, stats, parts[0].failed, parts[0]._outputs)
     ordered = sorted(parts, key=lambda part: part.offset)
-    first = ordered[0]._outputs if ordered else {}
+    first = next((part._outputs for part in ordered if part._outputs), {})
     rows = 0
     failed: List[Failed] = []
     for part in ordered:
+        if part.offset == rows and not part._outputs and part.failed:
+            part._made = {name: blank(output, part.rows or 0) for name, output in first.items()}
         if part.offset != rows or list(first) != list(part._outputs):
             raise Internal("the answer cannot be read: the parts of the stream do not fit together")
         rows += part.rows or 0
@@ -194,8 +228,7 @@ def of_parts(parts: Sequence[Part], stats: Stats) -> Result:
     return Result(None, [], rows, stats, failed, outputs)
 
 
-def _stats(header: Dict[str, Any]) -> Stats:
-    stats = header.get("stats")
+def _stats(stats: Any) -> Stats:
     if stats is None:
         return Stats()
     if not isinstance(stats, dict):
@@ -208,7 +241,7 @@ def _stats(header: Dict[str, Any]) -> Stats:
 
 def stats_of(message: Message) -> Stats:
     """The stats of a message that has them."""
-    return _stats(message.header)
+    return _stats(message.header.get("stats"))
 
 
 def _failed(header: Dict[str, Any]) -> Sequence[Failed]:

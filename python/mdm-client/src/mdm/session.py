@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import zmq
 
-from . import wire
 from .address import Address
-from .connection import SOON, Connection
-from .errors import Error, ResourceExhausted, Unavailable, again
+from .connection import Connection
+from .errors import Error, Internal, ResourceExhausted, Unavailable, again
+from .headers import FIRST_ID, layout_of, message
 from .process import current
-from .wire import Message, Request
+from .wire import Message, Request, read
 
 #: The longest wait without a look at signals: a Ctrl-C may have been delivered to another thread than the one that waits.
 SLICE = 0.05
@@ -26,7 +26,7 @@ _READ_AFTER_LOSS = 0.1
 #: A session that was used so recently is not looked at before it is used again.
 _RECENTLY = 0.005
 # As plain numbers: they are used for each frame.
-_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+WAITS, _NOBLOCK, _SNDMORE = 0, int(zmq.NOBLOCK), int(zmq.SNDMORE)
 #: libzmq tells of a loss a moment before it hands over the last of what it has read.
 _LAST_LOOK = 0.005
 
@@ -58,14 +58,16 @@ class Session:
         self.process = current()
         self.welcome: "dict[str, Any]" = {}
         self.max_request_bytes = 0
-        #: When it was last given back.
-        self.used_at = 0.0
+        self._used_at = 0.0
         self.lost: Optional[Error] = None
         self.send_lock = threading.Lock()
+        #: Whether results can reach it.
+        self.is_for_infer = False
         self._settings = settings
         self._connections: List[Connection] = []
         self._routing_id = _routing_id()
-        self._last_id = 0
+        #: Ids ascend within a session. Under the lock for sending.
+        self.last_id = FIRST_ID
         self._read_until = 0.0
         self._sending = self._receiving = False
         self._items: List[Tuple["zmq.Socket[Any]", int]] = []
@@ -79,9 +81,13 @@ class Session:
     def connect(self, endpoint: str) -> Connection:
         """Opens one more connection under the session's routing id. What comes on the newest one is read."""
         newest = Connection(self.process, endpoint, self._routing_id, self._settings.heartbeat)
+        self.is_for_infer = bool(self._connections)
         self._connections.append(newest)
         self._port = self._connections[0].socket
         self._source = newest.socket
+        # pyzmq's own `send` is a function in Python around this one, for options that nobody uses here.
+        self._send: Callable[..., Any] = super(zmq.Socket, self._port).send  # type: ignore[misc]
+        self._recv = self._source.recv
         self._items = [(newest.socket, zmq.POLLIN), *((c.monitor, zmq.POLLIN) for c in self._connections)]
         return newest
 
@@ -89,11 +95,6 @@ class Session:
     def newest(self) -> Connection:
         """The connection that was opened last."""
         return self._connections[-1]
-
-    @property
-    def is_for_infer(self) -> bool:
-        """Whether results can reach it."""
-        return len(self._connections) > 1
 
     @property
     def was_interrupted(self) -> bool:
@@ -110,9 +111,9 @@ class Session:
         return [socket for socket, _ in self._items]
 
     def next_id(self) -> int:
-        """Ids ascend within a session. Under the lock for sending."""
-        self._last_id += 1
-        return self._last_id
+        """The id of one more message, under the lock for sending."""
+        self.last_id += 1
+        return self.last_id
 
     def check_size(self, request: Request) -> None:
         """The server closes a connection that sends more, without an error."""
@@ -130,11 +131,12 @@ class Session:
         if self._sending or self.lost is not None:
             self._refuse_to_send()
         self._sending = True
-        send = self._port.send
-        send(wire.with_id(request, id), _SNDMORE)
-        frames = request.frames
-        for frame in frames[:-1]:
-            send(frame, _SNDMORE, False)
+        send = self._send
+        head, rest, frames, _ = request
+        send(head + id.to_bytes(8, "big") + rest, _SNDMORE)
+        if len(frames) != 1:
+            for frame in frames[:-1]:
+                send(frame, _SNDMORE, False)
         send(frames[-1], 0, False)
         self._sending = False
 
@@ -143,7 +145,7 @@ class Session:
         if self._sending or self.lost is not None:
             self._refuse_to_send()
         self._sending = True
-        self._port.send(message)
+        self._send(message)
         self._sending = False
 
     def _refuse_to_send(self) -> None:
@@ -152,43 +154,60 @@ class Session:
             self.lose(self.interrupted("sent"))
         raise again(self.lost or Unavailable(self.peer))
 
-    def receive(self) -> Optional[Message]:
-        """The next message that has arrived.
+    def receive(self, flags: int = _NOBLOCK, recv: Optional[Callable[..., Any]] = None) -> Optional[Message]:
+        """The next message that has arrived; one that comes within a moment, where the flags say WAITS.
 
         Raises what is wrong with it, and then the session is over: it is not known which request it was for.
         """
         if self._receiving:
             self.lose(self.interrupted("read"))
             raise again(self.lost or Unavailable(self.peer))
-        return self._receive(self._source, _NOBLOCK)
-
-    def receive_soon(self, until: Optional[float]) -> Optional[Message]:
-        """The next message, if it comes within a moment."""
-        if self.was_interrupted or self.lost is not None or (until is not None and until - time.monotonic() < SOON):
-            return None
-        return self._receive(self._source, 0)
-
-    def _receive(self, socket: "zmq.Socket[Any]", flags: int) -> Optional[Message]:
+        if recv is None:
+            recv = self._recv
         # Still set where a signal has ended this in the middle of a message.
         self._receiving = True
         try:
-            first = socket.recv(flags, False)
+            packed: bytes = recv(flags)
         except zmq.Again:
             self._receiving = False
             return None
+        layout = layout_of(packed)
+        if layout is None:
+            return self._receive_any(packed, recv)
+        # To ask whether a frame follows takes longer than to receive it: here that is known.
+        frames = []
+        try:
+            for length in layout.lengths:
+                frame = recv(_NOBLOCK, False)
+                if len(frame) != length:
+                    break
+                frames.append(frame)
+            else:
+                if not frame.more:
+                    self._receiving = False
+                    return message(packed, frames, layout)
+        except zmq.Again:
+            pass
+        self._receiving = False
+        raise self._unreadable(Internal("the answer cannot be read: its frames are not those that its outputs take"))
+
+    def _receive_any(self, packed: bytes, recv: Callable[..., Any]) -> Message:
         frames: List[Any] = []
-        more = first.more
+        more = (self._port if recv is not self._recv else self._source).getsockopt(zmq.RCVMORE)
         while more:
-            frame = socket.recv(_NOBLOCK, False)
+            frame = recv(_NOBLOCK, False)
             frames.append(frame)
             more = frame.more
         self._receiving = False
         try:
-            return wire.read(first.bytes, frames)
+            return read(packed, frames)
         except Error as e:
-            error = type(e)(f"{self.peer}: {e.message}")
-            self.lose(error)
-            raise error from None
+            raise self._unreadable(e) from None
+
+    def _unreadable(self, error: Error) -> Error:
+        error = type(error)(f"{self.peer}: {error.message}")
+        self.lose(error)
+        return error
 
     def wait(self, until: Optional[float]) -> bool:
         """Waits until there may be something to receive, for at most a slice. False when the time is over.
@@ -225,11 +244,11 @@ class Session:
     def refused(self) -> Optional[Message]:
         """What the server refused on ``port`` in a session whose answers come elsewhere; looked at now and then only."""
         now = time.monotonic()
-        if len(self._connections) < 2 or now < self._looked_at_port:
+        if not self.is_for_infer or now < self._looked_at_port:
             return None
         self._looked_at_port = now + 1.0
         with self.send_lock:
-            return self._receive(self._port, _NOBLOCK)
+            return self.receive(_NOBLOCK, self._port.recv)
 
     def lose(self, error: Error) -> None:
         """Ends the session because of what came or of what became of it."""
@@ -237,11 +256,16 @@ class Session:
             self.lost = error
             self._read_until = 0.0
 
-    def is_alive(self) -> bool:
-        """Whether a session that was idle can be used."""
-        if self.was_interrupted or self.process is not current():
+    def can_be_kept(self) -> bool:
+        """Whether a session that was used can wait for the next call."""
+        if self.lost is not None or self._sending or self._receiving:
             return False
-        if time.monotonic() - self.used_at > _RECENTLY:
+        self._used_at = time.monotonic()
+        return True
+
+    def is_alive(self) -> bool:
+        """Whether a session that was kept can be used."""
+        if time.monotonic() - self._used_at > _RECENTLY:
             self.look_for_losses()
         return self.lost is None
 
@@ -254,7 +278,7 @@ class Session:
         """Closes both connections, upon which the server cancels what is open."""
         connections, self._connections = self._connections, []
         self.lose(Unavailable("the session was closed"))
-        if self.process is not current():
+        if not self.process.is_here:
             current().inherited.extend(connections)
             return
         for connection in connections:

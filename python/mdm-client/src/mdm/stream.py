@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Iterator, Optional, Type
+from typing import Iterator, Optional
 
 from . import results, wire
+from .closing import Closes
 from .errors import Error, Internal
 from .pool import Pool
 from .results import Part, Stats
@@ -15,7 +15,7 @@ from .tickets import GRACE, gave_up
 from .wire import Request
 
 
-class Parts(Iterator[Part]):
+class Parts(Iterator[Part], Closes):
     """The parts of one answer, in the order in which they finish. Dropping or closing it early takes the request back.
 
     A model without a batch dimension gives its outputs whole: one part.
@@ -72,7 +72,7 @@ class Parts(Iterator[Part]):
                 self.stats = results.stats_of(message)
                 return None
             if message.kind == "result":
-                whole = results.of_message(message)
+                whole = results.result_of(message)
                 self.rows, self.stats = whole.rows, whole.stats
                 self._finish()
                 return results.whole_as_part(whole)
@@ -97,14 +97,6 @@ class Parts(Iterator[Part]):
         except Error:
             pass  # the session is lost, and the request with it
         self._finish()
-
-    def __enter__(self) -> "Parts":
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # Never begun, if the request was refused.

@@ -1,20 +1,21 @@
 """Several requests in flight on one session, of any threads, fetched in any order.
 
-One of the waiting threads reads the session for all: it keeps what others wait for in their slots, and when it has its own
+One of the waiting threads reads the session for all: it keeps what others wait for in their tickets, and when it has its own
 answer another waiting thread goes on. A thread that only submits sends, and now and then looks whether the session is lost.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from typing import Any, Deque, Dict, Optional, Set
+from functools import partial
+from time import monotonic
+from typing import Callable, Deque, Dict, Optional, Set, Union
+from weakref import ref
 
-from . import results, wire
-from .errors import Cancelled, DeadlineExceeded, Error, Internal, Unavailable, again
-from .process import current
-from .results import Result
+from . import wire
+from .errors import Cancelled, DeadlineExceeded, Error, Unavailable, again
+from .results import Result, result_of
 from .session import SLICE, Session
 from .wire import Message, Request
 
@@ -31,46 +32,6 @@ def gave_up() -> DeadlineExceeded:
     return DeadlineExceeded("the server did not answer within the request's time; the request was cancelled")
 
 
-def result_of(message: Message) -> Result:
-    """What a final answer to an infer says: a result, or the error that is raised."""
-    if message.kind == "result":
-        return results.of_message(message)
-    if message.kind == "error":
-        raise wire.error_of(message.header)
-    raise Internal(f"the server answered an infer with {message.kind[:40]!r}, which is no result")
-
-
-class Slot:
-    """A request in flight, and what became of it."""
-
-    __slots__ = ("id", "message", "error", "waker", "future")
-
-    def __init__(self, id: int) -> None:
-        self.id = id
-        self.message: Optional[Message] = None
-        self.error: Optional[Error] = None
-        #: Held by the thread that waits, and released to wake it.
-        self.waker: Optional[threading.Lock] = None
-        #: Where a coroutine waits.
-        self.future: Any = None
-
-    @property
-    def done(self) -> bool:
-        return self.message is not None or self.error is not None
-
-    def wake(self) -> None:
-        """Wakes the thread that waits for it, if one does."""
-        waker = self.waker
-        if waker is not None:
-            try:
-                waker.release()
-            except RuntimeError:
-                pass  # it is awake
-        future = self.future
-        if future is not None and not future.done():
-            future.set_result(None)
-
-
 class SharedSession:
     """A session that many requests share."""
 
@@ -78,36 +39,39 @@ class SharedSession:
         self.session = session
         self.process = session.process
         self._read_lock = threading.Lock()
-        self._pending: Dict[int, Slot] = {}
-        self._waiting: Set[Slot] = set()
+        #: What is in flight. A ticket that its program drops is not held here, so that it is noticed.
+        self._pending: Dict[int, "ref[Ticket]"] = {}
+        self._waiting: Set[Ticket] = set()
         #: Requests to be cancelled: their tickets were dropped where no lock could be taken.
         self._dropped: Deque[int] = deque()
-        self._looked = 0.0
+        self._look_at = 0.0
         self._closed = False
 
     def is_alive(self) -> bool:
         """Whether further requests can be sent."""
-        return not self._closed and self.session.lost is None and self.process is current()
+        return self.session.lost is None and self.process.is_here
 
-    def submit(self, request: Request) -> Slot:
-        """Sends a request."""
+    def submit(self, request: Request, timeout: Optional[float]) -> Ticket:
+        """Sends a request that may take so many seconds."""
         session = self.session
-        session.check_size(request)
-        now = time.monotonic()
-        if now - self._looked > _LOOK_EVERY:
-            self._looked = now
+        if request.nbytes > session.max_request_bytes:
+            session.check_size(request)
+        now = monotonic()
+        if now > self._look_at:
+            self._look_at = now + _LOOK_EVERY
             self.look()
-        slot = Slot(0)
+        id = 0
         try:
             with session.send_lock:
                 if self._dropped:
                     self._send_cancels()
-                slot.id = session.next_id()
-                self._pending[slot.id] = slot
-                session.send(request, slot.id)
-            return slot
+                id = session.last_id = session.last_id + 1
+                ticket = Ticket(self, id, None if timeout is None else now + timeout + GRACE)
+                self._pending[id] = ref(ticket)
+                session.send(request, id)
+            return ticket
         except BaseException:
-            self._pending.pop(slot.id, None)
+            self._pending.pop(id, None)
             if session.was_interrupted:
                 # Half a message was sent. Where no other thread reads, the session ends here.
                 session.lose(session.interrupted("sent"))
@@ -137,61 +101,67 @@ class SharedSession:
             self._deliver(message)
 
     def _deliver(self, message: Message) -> None:
-        slot = self._pending.pop(message.id, None)
-        if slot is not None:
-            slot.message = message
-            if slot.waker is not None or slot.future is not None:
-                slot.wake()
+        found = self._pending.pop(message.id, None)
+        ticket = found() if found is not None else None
+        if ticket is not None:
+            ticket._outcome = message
+            wake = ticket._wake
+            if wake is not None:
+                wake()
 
     def lose(self, error: Error) -> None:
         """Fails what is in flight."""
         self.session.lose(error)
         for id in list(self._pending):
-            slot = self._pending.pop(id, None)
-            if slot is not None:
-                slot.error = error
-                slot.wake()
+            found = self._pending.pop(id, None)
+            ticket = found() if found is not None else None
+            if ticket is not None:
+                ticket._outcome = error
+                wake = ticket._wake
+                if wake is not None:
+                    wake()
 
-    def wait(self, slot: Slot, until: Optional[float]) -> bool:
+    def wait(self, ticket: Ticket, until: Optional[float]) -> bool:
         """Waits for the answer; False when the time is over."""
-        while not slot.done:
+        while ticket._outcome is None:
             if self._read_lock.acquire(False):
                 try:
-                    return self._read_for(slot, until)
+                    return self._read_for(ticket, until)
                 finally:
                     self._end_reading()
-            left = SLICE if until is None else min(SLICE, until - time.monotonic())
+            left = SLICE if until is None else min(SLICE, until - monotonic())
             if left <= 0:
                 return False
-            waker = threading.Lock()
-            waker.acquire()
-            slot.waker = waker
-            self._waiting.add(slot)
+            awake = threading.Lock()
+            awake.acquire()
+            ticket._wake = partial(_release, awake)
+            self._waiting.add(ticket)
             try:
-                if not slot.done:
-                    waker.acquire(timeout=left)
+                # Whoever has ended reading meanwhile saw nobody to wake.
+                if ticket._outcome is None and self._read_lock.locked():
+                    awake.acquire(timeout=left)
             finally:
-                self._waiting.discard(slot)
-                slot.waker = None
+                self._waiting.discard(ticket)
+                ticket._wake = None
         return True
 
-    def _read_for(self, slot: Slot, until: Optional[float]) -> bool:
+    def _read_for(self, ticket: Ticket, until: Optional[float]) -> bool:
         session = self.session
         try:
-            while not slot.done:
+            while ticket._outcome is None:
                 if self._closed:
                     self.lose(session.lost or _closed())
-                    slot.error = slot.error or session.lost
+                    ticket._outcome = ticket._outcome or session.lost
                     return True
                 message = session.receive()
                 if message is not None:
                     self._deliver(message)
-                    if slot.done and len(self._pending) > _MANY:
+                    if ticket._outcome is not None and len(self._pending) > _MANY:
                         # With many in flight others have come too. To take them in now leaves fewer changes between
                         # sending and receiving, each of which wakes a thread of libzmq's.
                         self._take_in()
                 elif not session.wait(until):
-                    return slot.done
+                    return ticket._outcome is not None
                 else:
                     refused = session.refused()
                     if refused is not None:
@@ -207,24 +177,26 @@ class SharedSession:
         if self.session.lost is not None:
             # All that came was taken in. The server hears of it now, and not when the last ticket is gone.
             self.close()
-        for slot in list(self._waiting):
-            if slot.waker is not None:
-                slot.wake()
-                return
+        if self._waiting:
+            for ticket in list(self._waiting):
+                wake = ticket._wake
+                if wake is not None:
+                    wake()
+                    return
 
-    def cancel(self, slot: Slot) -> None:
+    def cancel(self, ticket: Ticket) -> None:
         """Takes a request back: it ends with CANCELLED, or with its result if that was faster."""
-        if slot.done:
+        if ticket._outcome is not None:
             return
         with self.session.send_lock:
-            self._dropped.append(slot.id)
+            self._dropped.append(ticket._id)
             self._send_cancels()
 
-    def drop(self, slot: Slot) -> None:
+    def drop(self, ticket: Ticket) -> None:
         """As cancel, and nobody waits for what becomes of it. Takes no lock: a collector of garbage may call it anywhere."""
-        if self._pending.pop(slot.id, None) is None or self.process is not current():
+        if self._pending.pop(ticket._id, None) is None or not self.process.is_here:
             return
-        self._dropped.append(slot.id)
+        self._dropped.append(ticket._id)
         self._try_cancels()
 
     def _try_cancels(self) -> None:
@@ -247,7 +219,7 @@ class SharedSession:
         """Closes the session, or leaves that to the thread that reads it."""
         self._closed = True
         self.session.lose(_closed())
-        if self.process is not current():
+        if not self.process.is_here:
             self.session.close()
         elif self._read_lock.acquire(False):
             try:
@@ -258,6 +230,13 @@ class SharedSession:
                 self._read_lock.release()
 
 
+def _release(lock: threading.Lock) -> None:
+    try:
+        lock.release()
+    except RuntimeError:
+        pass  # its thread is awake
+
+
 def _closed() -> Unavailable:
     return Unavailable("the client was closed")
 
@@ -265,13 +244,17 @@ def _closed() -> Unavailable:
 class Ticket:
     """A request in flight. Dropping it takes the request back."""
 
-    __slots__ = ("_shared", "_slot", "_until", "_result", "__weakref__")
+    __slots__ = ("_id", "_outcome", "_wake", "_shared", "_until", "_result", "__weakref__")
 
-    def __init__(self, shared: SharedSession, slot: Slot, timeout: Optional[float]) -> None:
+    def __init__(self, shared: SharedSession, id: int, until: Optional[float]) -> None:
         self._shared = shared
-        self._slot = slot
-        self._until = None if timeout is None else time.monotonic() + timeout + GRACE
+        self._id = id
+        self._until = until
+        #: Wakes the thread or the coroutine that waits for it, if one does.
+        self._wake: Optional[Callable[[], None]] = None
         self._result: Optional[Result] = None
+        #: Its answer, or why there is none; None while it is in flight.
+        self._outcome: Union[Message, Error, None] = None
 
     def result(self, timeout: Optional[float] = None) -> Result:
         """Waits for the result, for at most so many seconds; then the request goes on, and may be asked for again.
@@ -280,51 +263,51 @@ class Ticket:
         """
         if self._result is not None:
             return self._result
-        slot, until = self._slot, self._until
-        if timeout is not None:
-            end = time.monotonic() + timeout
-            until = end if until is None else min(until, end)
-        if not slot.done:
-            self._wait(until, timeout)
-        if slot.error is not None:
-            raise again(slot.error)
-        assert slot.message is not None
+        if self._outcome is None:
+            self._wait(timeout)
+        outcome = self._outcome
+        if outcome is None or isinstance(outcome, Error):
+            raise again(outcome or gave_up())
         try:
-            result = self._result = result_of(slot.message)
+            result = self._result = result_of(outcome)
         except Error as e:
-            slot.error = e
+            self._outcome = e
             raise again(e) from None
         return result
 
-    def _wait(self, until: Optional[float], timeout: Optional[float]) -> None:
-        if self._shared.process is not current():
+    def _wait(self, timeout: Optional[float]) -> None:
+        if not self._shared.process.is_here:
             raise Unavailable("the ticket belongs to the process that submitted it")
+        until = self._until
+        if timeout is not None:
+            end = monotonic() + timeout
+            until = end if until is None else min(until, end)
         try:
-            in_time = self._shared.wait(self._slot, until)
+            in_time = self._shared.wait(self, until)
         except BaseException:
-            self._shared.drop(self._slot)
-            self._slot.error = Cancelled("the wait for the result was interrupted")
+            self._shared.drop(self)
+            self._outcome = Cancelled("the wait for the result was interrupted")
             raise
         if in_time:
             return
-        if self._until is not None and time.monotonic() >= self._until:
-            self._shared.drop(self._slot)
-            self._slot.error = gave_up()
+        if self._until is not None and monotonic() >= self._until:
+            self._shared.drop(self)
+            self._outcome = gave_up()
             raise gave_up()
         raise DeadlineExceeded(f"no result within {timeout:g} s; the request goes on")
 
     def done(self) -> bool:
         """Whether the result, or an error, is there."""
-        if not self._slot.done:
+        if self._outcome is None:
             self._shared.look()
-        return self._slot.done
+        return self._outcome is not None
 
     def cancel(self) -> None:
         """Takes the request back: it ends with :class:`Cancelled`, or with its result if that was faster."""
-        self._shared.cancel(self._slot)
+        self._shared.cancel(self)
 
     def __del__(self) -> None:
-        slot = getattr(self, "_slot", None)
-        if slot is not None and not slot.done:
-            self._shared.drop(slot)
+        # It has none if it was interrupted while it was made.
+        if getattr(self, "_outcome", self) is None:
+            self._shared.drop(self)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import datatypes
 from .errors import InvalidArgument
-from .wire import Column, Request, infer, pack
+from .wire import Column, Request, infer, made, pack
 
 #: The input's name where a model has one input and the caller gives none.
 ONLY = ""
@@ -32,7 +32,8 @@ class Requests:
     """Writes requests. The headers of arrays are kept: a program sends many of the same datatype and shape."""
 
     def __init__(self) -> None:
-        self._kept: Dict[Any, Tuple[bytes, bytes]] = {}
+        #: Both parts of the header and the request's size, by what they follow from.
+        self._kept: Dict[Any, Tuple[bytes, bytes, int]] = {}
 
     def write(
         self,
@@ -46,23 +47,25 @@ class Requests:
         stream: bool = False,
     ) -> Request:
         """The infer of that data, as :func:`columns` and :func:`wire.infer` have it."""
-        if params is not None or type(data) is not np.ndarray or data.nbytes >= _COPY_BYTES or not data.flags.c_contiguous:
+        if params is not None or type(data) is not np.ndarray:
             return infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
         try:
             key = (data.dtype, data.shape, model, timeout, priority, on_bad_row, stream)
-            head, rest = self._kept[key]
+            head, rest, nbytes = self._kept[key]
         except KeyError:
             request = infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
-            # What is converted, or has other frames than its bytes, is not kept.
-            if len(request.frames) == 1 and data.dtype.isnative and datatypes.of_numpy(data.dtype) and data.size:
+            # What is large, is converted, or has other frames than its bytes, is not kept.
+            small = len(request.frames) == 1 and 0 < data.nbytes < _COPY_BYTES
+            if small and data.dtype.isnative and datatypes.of_numpy(data.dtype):
                 if len(self._kept) >= _MOST_KEPT:
                     self._kept.clear()
-                self._kept[key] = (request.head, request.rest)
+                self._kept[key] = (request.head, request.rest, request.nbytes)
             return request
         except TypeError:
             # No key, as a model's name that is a list: the error says so.
             return infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
-        return Request(head, rest, [data.tobytes()], len(rest) + 12 + data.nbytes)
+        # In C's order, whatever the array's is.
+        return made(Request, (head, rest, [data.tobytes()], nbytes))
 
 
 def columns(data: Any, own: bool) -> List[Column]:
@@ -174,10 +177,13 @@ def _texts(name: str, elements: Sequence[Any], shape: Tuple[int, ...], what: str
         elif isinstance(element, bytes):
             encoded.append(element)
         else:
+            missing = next((i for i, e in enumerate(elements) if e is None or type(e).__name__ == "NAType"), None)
+            if missing is not None:
+                raise _wrong(name, f"element {missing} is missing ({elements[missing]}): fill it, or leave its row out")
             raise _wrong(
                 name,
                 f"element {index} is {type(element).__name__}; {what} of texts holds str or bytes only"
-                " (rows of other kinds: give a list of them)",
+                " (rows of other kinds: give a list of them; rows of equally many numbers: numpy.stack)",
             )
     return _variable(name, "BYTES", encoded, shape)
 

@@ -6,12 +6,15 @@ The protocol's page in the server's documentation has the whole grammar.
 from __future__ import annotations
 
 import threading
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import msgpack
 import numpy as np
 
 from .errors import Error, FailedPrecondition, Internal, InvalidArgument, from_code
+
+if TYPE_CHECKING:
+    from .outputs import Layout
 
 #: The protocol's version.
 VERSION = 1
@@ -26,6 +29,9 @@ _MAX_PATH_BYTES = 4_096
 _MAX_TENSOR_NAME_BYTES = 1_024
 #: A map that is one entry longer has the next head byte; only up to here.
 _MOST_FIXMAP = 0x8F
+_unpack = msgpack.unpackb
+#: Makes a NamedTuple of a tuple, without the function in Python that its class is called by.
+made = tuple.__new__
 
 
 class Column(NamedTuple):
@@ -56,6 +62,10 @@ class Message(NamedTuple):
     id: int
     header: Dict[str, Any]
     frames: List[Any]
+    #: The header as it came.
+    packed: bytes
+    #: Of a result, if another with the same outputs was read before.
+    layout: Optional[Layout] = None
 
 
 class _Packers(threading.local):
@@ -225,15 +235,15 @@ def read(frame: bytes, frames: List[Any]) -> Message:
     Raises Internal, or FailedPrecondition for another version of the protocol.
     """
     try:
-        header = msgpack.unpackb(frame, raw=False)
+        header = _unpack(frame)
         id, kind, version = header["id"], header["type"], header["v"]
     except Exception as e:  # what it raises is of a dozen kinds
         raise Internal(f"the answer is not of this protocol: {type(e).__name__}: {e}") from None
     if type(header) is not dict or type(id) is not int or id < 0 or type(kind) is not str:
         raise Internal(f"the answer is not of this protocol: its id is {_shown(id)} and its type {_shown(kind)}")
-    if type(version) is not int or version != VERSION:
+    if version != VERSION or type(version) is not int:
         raise FailedPrecondition(f"the server speaks protocol version {_shown(version)}, this client speaks {VERSION}")
-    return Message(kind, id, header, frames)
+    return made(Message, (kind, id, header, frames, frame, None))
 
 
 def error_of(header: Mapping[str, Any]) -> Error:

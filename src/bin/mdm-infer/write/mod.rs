@@ -53,6 +53,11 @@ impl Target {
             );
         }
         ensure!(
+            !path.is_dir(),
+            "{}: it is a folder, expected a file",
+            path.display()
+        );
+        ensure!(
             !destination::is_same_file(path, input),
             "--output {} is the file that --input reads, which would be overwritten; give another name",
             path.display()
@@ -87,7 +92,15 @@ impl Target {
 }
 
 /// What is made of the results.
-pub enum Results {
+pub struct Results {
+    to: To,
+    /// An output of no rows, like which rows that failed are blank.
+    like: Option<Batch>,
+    /// Rows that failed before anything was known of their outputs.
+    missing: usize,
+}
+
+enum To {
     /// They are written.
     File(Box<Written>),
     /// They are counted, and the first are shown.
@@ -97,44 +110,65 @@ pub enum Results {
 impl Results {
     /// Makes the file, or leaves the results at a look. The number of rows may be known.
     pub fn begin(target: Option<Target>, rows: Option<u64>) -> Result<Results> {
-        let Some(target) = target else {
-            return Ok(Results::Look(Look::default()));
+        let to = match target {
+            Some(target) => To::File(Box::new(Written::begin(target, rows)?)),
+            None => To::Look(Look::default()),
         };
-        let to = Destination::create(&target.path)?;
-        let form = match target.format {
-            Format::Npy if rows.is_some() || to.can_seek() => Form::Npy(NpyRows::new(rows)),
-            Format::Npy | Format::Npz => Form::Kept(Vec::new()),
-            Format::Jsonl | Format::Txt => Form::Jsonl,
-        };
-        Ok(Results::File(Box::new(Written {
-            target,
+        Ok(Results {
             to,
-            form,
-            look: Look::default(),
-        })))
+            like: None,
+            missing: 0,
+        })
     }
 
     /// Takes the next rows.
     pub fn add_rows(&mut self, outputs: Batch) -> Result<()> {
-        match self {
-            Results::File(written) => written.add_rows(outputs),
-            Results::Look(look) => look.add_rows(&outputs),
+        if self.like.is_none() {
+            self.like = Some(outputs.blank_rows(0)?);
+            let missing = std::mem::take(&mut self.missing);
+            self.add_blank(missing)?;
         }
+        self.to.add_rows(outputs)
+    }
+
+    /// Takes rows of which none has a result: zeros, empty strings, JSON nulls.
+    pub fn add_blank(&mut self, rows: usize) -> Result<()> {
+        /// Few enough for any rows' size.
+        const AT_ONCE: usize = 64;
+
+        let Some(like) = &self.like else {
+            self.missing += rows;
+            return Ok(());
+        };
+        for start in (0..rows).step_by(AT_ONCE) {
+            let blank = like.blank_rows(AT_ONCE.min(rows - start))?;
+            self.to.add_rows(blank)?;
+        }
+        Ok(())
     }
 
     /// Takes the outputs of a model that has no rows.
     pub fn add_whole(&mut self, outputs: Vec<Tensor>) -> Result<()> {
-        match self {
-            Results::File(written) => written.add_whole(&outputs),
-            Results::Look(look) => look.add_whole(&outputs),
+        match &mut self.to {
+            To::File(written) => written.add_whole(&outputs),
+            To::Look(look) => look.add_whole(&outputs),
         }
     }
 
     /// Ends the work; returns what a person is told of it.
     pub fn finish(self) -> Result<String> {
+        match self.to {
+            To::File(written) => written.finish(),
+            To::Look(look) => Ok(look.shown()),
+        }
+    }
+}
+
+impl To {
+    fn add_rows(&mut self, outputs: Batch) -> Result<()> {
         match self {
-            Results::File(written) => written.finish(),
-            Results::Look(look) => Ok(look.shown()),
+            To::File(written) => written.add_rows(outputs),
+            To::Look(look) => look.add_rows(&outputs),
         }
     }
 }
@@ -159,6 +193,21 @@ enum Form {
 }
 
 impl Written {
+    fn begin(target: Target, rows: Option<u64>) -> Result<Written> {
+        let to = Destination::create(&target.path)?;
+        let form = match target.format {
+            Format::Npy if rows.is_some() || to.can_seek() => Form::Npy(NpyRows::new(rows)),
+            Format::Npy | Format::Npz => Form::Kept(Vec::new()),
+            Format::Jsonl | Format::Txt => Form::Jsonl,
+        };
+        Ok(Written {
+            target,
+            to,
+            form,
+            look: Look::default(),
+        })
+    }
+
     fn add_rows(&mut self, outputs: Batch) -> Result<()> {
         self.target
             .check_names(outputs.tensors.iter().map(Tensor::name).collect())?;
@@ -288,6 +337,25 @@ mod tests {
             "{e}"
         );
         assert_eq!(arrays(&path).len(), 1);
+    }
+
+    #[test]
+    fn rows_that_failed_are_blank_wherever_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        let y = Tensor::from_slice("y", vec![1, 2], &[1.5f32, 2.5]).unwrap();
+        let s = Tensor::from_strings("s", None, &["a"]).unwrap();
+        let target = Target::new(&path, None, Path::new("-")).unwrap();
+        let mut results = Results::begin(Some(target), None).unwrap();
+        results.add_blank(1).unwrap();
+        results.add_rows(vec![y, s].into()).unwrap();
+        results.add_blank(100).unwrap();
+        let told = results.finish().unwrap();
+        assert!(told.contains("y FP32 [102, 2], s BYTES [102]"), "{told}");
+        let text = fs::read_to_string(path).unwrap();
+        let blank = "{\"y\":[0.0,0.0],\"s\":\"\"}\n";
+        let row = "{\"y\":[1.5,2.5],\"s\":\"a\"}\n";
+        assert_eq!(text, format!("{blank}{row}{}", blank.repeat(100)));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use hdrhistogram::Histogram;
 use super::outlet::Asker;
 use crate::error::{Error, Result};
 use crate::message::{ModelLabel, Stats};
+use crate::metrics::history::History;
 use crate::metrics::{Answered, DURATIONS_US};
-use crate::wire::inner::SinkReport;
+use crate::wire::inner::{AnsweredRecently, Answers, SinkReport};
 use crate::wire::server::LatencyInfo;
 
 /// The counters, and how long answers took.
@@ -15,6 +16,8 @@ pub(super) struct Counts {
     latency: Histogram<u64>,
     /// By the label of the models.
     answered: Vec<Answered>,
+    /// The same a while ago.
+    history: History<Vec<Answers>>,
 }
 
 impl Counts {
@@ -24,7 +27,36 @@ impl Counts {
         Ok(Counts {
             latency,
             answered: Vec::new(),
+            history: History::new(Vec::new()),
         })
+    }
+
+    /// The sink is about to wait.
+    pub(super) fn note(&mut self, now_us: u64) {
+        let answered = &self.answered;
+        self.history
+            .note(now_us, || answered.iter().map(Answers::of).collect());
+    }
+
+    /// When it has to wake for that.
+    pub(super) fn due_us(&self) -> Option<u64> {
+        self.history.due_us()
+    }
+
+    fn recent(&self, now_us: u64) -> Vec<AnsweredRecently> {
+        let now: Vec<Answers> = self.answered.iter().map(Answers::of).collect();
+        let windows = self.history.windows(now_us);
+        let windows = windows.map(|(covered, mut copies)| {
+            let (_, before) = copies.next().unzip();
+            let none = Answers::default();
+            let before = |place| before.and_then(|of: &Vec<Answers>| of.get(place));
+            let since = |(place, now): (usize, &Answers)| now.since(before(place).unwrap_or(&none));
+            AnsweredRecently {
+                covered,
+                answers: now.iter().enumerate().map(since).collect(),
+            }
+        });
+        windows.collect()
     }
 
     /// What is counted under a label: the ventilator gives so many and no more.
@@ -58,7 +90,7 @@ impl Counts {
         of.failed_us += now_us.saturating_sub(asker.arrived_us);
     }
 
-    pub(super) fn report(&self) -> SinkReport {
+    pub(super) fn report(&self, now_us: u64) -> SinkReport {
         let at = |q| self.latency.value_at_quantile(q);
         let latency = match self.latency.is_empty() {
             true => LatencyInfo::default(),
@@ -72,6 +104,7 @@ impl Counts {
             answered: self.answered.clone(),
             undelivered: 0,
             latency,
+            recent: self.recent(now_us),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::message::Member;
+use crate::message::{FailedRows, Member};
 use crate::tensor::Batch;
 
 /// What a member's rows gave.
@@ -11,6 +11,8 @@ pub(super) enum Given<'a> {
     Runs(Vec<Batch>),
     /// In a run together with other members: the run, and which of its rows.
     Some(&'a Batch, Range<usize>),
+    /// In one run of this member alone, of which these rows failed; in none if all did.
+    Bad(Option<Batch>, Vec<FailedRows>),
 }
 
 impl Given<'_> {
@@ -22,14 +24,20 @@ impl Given<'_> {
                 _ => None,
             },
             Given::Some(run, rows) => Some((run, rows.clone())),
+            Given::Bad(..) => None,
         }
     }
 
-    pub(super) fn into_runs(self) -> Vec<Batch> {
+    /// What the rows gave, and those of them that failed.
+    pub(super) fn into_runs(self) -> (Vec<Batch>, Vec<FailedRows>) {
         match self {
-            Given::Runs(runs) => runs,
+            Given::Runs(runs) => (runs, Vec::new()),
             // Copied: otherwise a client that does not read its answer would keep the memory of the whole run.
-            Given::Some(run, rows) => vec![run.slice_rows(rows.start, rows.len()).detached()],
+            Given::Some(run, rows) => {
+                let own = run.slice_rows(rows.start, rows.len()).detached();
+                (vec![own], Vec::new())
+            }
+            Given::Bad(run, failed) => (run.into_iter().collect(), failed),
         }
     }
 }

@@ -1,12 +1,16 @@
 //! The answers by themselves: what they are told, in every order, and what the client hears.
 
+mod bad_rows;
+
 use std::collections::VecDeque;
 
 use super::*;
 use crate::error::ErrorCode;
-use crate::message::{RequestId, WorkerId};
+use crate::message::{FailedRows, RequestId, WorkerId};
 use crate::pipeline::sink::messages::*;
+use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::Out;
+use crate::wire::server::ServerMessage;
 
 /// What clients and the ventilator are told.
 #[derive(Default)]

@@ -1,0 +1,109 @@
+//! The JSON of `--json`: the status with the number of its form. The guide's page about status says what each key is.
+
+use mdm::client::Status;
+use serde_json::Value;
+
+/// The number of the document's form. Keys are added under the same number; it grows when one is taken away or means
+/// something else.
+const FORMAT: u32 = 1;
+
+/// One line. Every key is there, whatever the server has left out.
+pub fn document(status: &Status) -> serde_json::Result<String> {
+    let mut document = serde_json::to_value(status)?;
+    let fill = |of: &mut Value, key: &str, value: Value| {
+        if let Some(of) = of.as_object_mut() {
+            of.entry(key).or_insert(value);
+        }
+    };
+    fill(&mut document, "format", FORMAT.into());
+    for key in ["recent", "by_model", "broken"] {
+        fill(&mut document, key, Value::Array(Vec::new()));
+    }
+    if let Some(workers) = document.get_mut("workers").and_then(Value::as_array_mut) {
+        for worker in workers {
+            fill(worker, "extra", false.into());
+            fill(worker, "recent", Value::Array(Vec::new()));
+        }
+    }
+    serde_json::to_string(&document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mdm::wire::server::{
+        BrokenModel, ModelCounts, ModelInfo, ModelRecent, RecentInfo, WorkerInfo, WorkerRecent,
+    };
+
+    /// Every key of a value, however deep, but for names that users give.
+    fn keys(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    found.push(key.clone());
+                    if !["settings", "errors"].contains(&key.as_str()) {
+                        keys(value, found);
+                    }
+                }
+            }
+            Value::Array(values) => values.iter().for_each(|value| keys(value, found)),
+            _ => {}
+        }
+    }
+
+    fn of(status: &Status) -> Vec<String> {
+        let document = document(status).unwrap();
+        let mut found = Vec::new();
+        keys(&serde_json::from_str(&document).unwrap(), &mut found);
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    #[test]
+    fn every_key_is_in_the_guide() {
+        let full = Status {
+            models: vec![ModelInfo {
+                name: "m".to_owned(),
+                version: "1".to_owned(),
+                kind: "batched".to_owned(),
+                inputs: Vec::new(),
+                outputs: Vec::new(),
+            }],
+            workers: vec![WorkerInfo {
+                extra: true,
+                recent: vec![WorkerRecent::default()],
+                ..WorkerInfo::default()
+            }],
+            recent: vec![RecentInfo::default()],
+            by_model: vec![ModelCounts {
+                recent: vec![ModelRecent::default()],
+                ..ModelCounts::default()
+            }],
+            broken: vec![BrokenModel::default()],
+            ..Status::default()
+        };
+        let guide = include_str!("../../guide/status.md");
+        let (_, table) = guide.split_once("## Status as JSON").expect("its section");
+        let table = table.split("\n## ").next().unwrap_or_default();
+        for key in of(&full) {
+            assert!(
+                table.contains(&format!("`{key}`")),
+                "{key} is not in the guide"
+            );
+        }
+        assert!(table.contains(&format!("`format` is {FORMAT}")));
+    }
+
+    /// An older server leaves out what it does not know.
+    #[test]
+    fn the_document_has_every_list_whatever_the_server_says() {
+        let keys = of(&Status {
+            workers: vec![WorkerInfo::default()],
+            ..Status::default()
+        });
+        for key in ["format", "recent", "by_model", "broken", "extra"] {
+            assert!(keys.iter().any(|k| k == key), "{key}");
+        }
+    }
+}
