@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{self, read_header};
+pub use super::load::LoadOutcome;
 pub use super::status::{BrokenModel, ModelCounts, ModelRecent, RecentInfo, WorkerRecent};
 use super::{TensorHeader, VERSION, take_payload, write};
 use crate::error::{Error, ErrorCode, Result};
