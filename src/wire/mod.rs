@@ -27,6 +27,7 @@ mod header;
 pub(crate) mod id;
 #[cfg(feature = "server")]
 pub(crate) mod inner;
+mod load;
 mod msgpack;
 pub(crate) mod params;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{self, read_header};
+pub use super::load::LoadOutcome;
 pub use super::status::{BrokenModel, ModelCounts, ModelRecent, RecentInfo, WorkerRecent};
 use super::{TensorHeader, VERSION, take_payload, write};
 use crate::error::{Error, ErrorCode, Result};
@@ -206,40 +207,6 @@ impl Outputs {
                 next.saturating_sub(1)
             ))),
         }
-    }
-}
-
-/// What an order to load a model has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoadOutcome {
-    /// It was not loaded before.
-    Loaded,
-    /// It takes the place of what was loaded: its files had changed, or a newer version is there.
-    LoadedAnew,
-    /// It was loaded from these files already: nothing.
-    Unchanged,
-}
-
-impl LoadOutcome {
-    const ALL: [LoadOutcome; 3] = [
-        LoadOutcome::Loaded,
-        LoadOutcome::LoadedAnew,
-        LoadOutcome::Unchanged,
-    ];
-
-    /// What the wire and people call it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LoadOutcome::Loaded => "loaded",
-            LoadOutcome::LoadedAnew => "loaded anew",
-            LoadOutcome::Unchanged => "unchanged",
-        }
-    }
-
-    fn parse(text: &str) -> Option<LoadOutcome> {
-        LoadOutcome::ALL
-            .into_iter()
-            .find(|outcome| outcome.as_str() == text)
     }
 }
 
