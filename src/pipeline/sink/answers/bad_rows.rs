@@ -23,14 +23,12 @@ impl BadRows {
     /// Takes those of a part that a stream was told.
     pub(super) fn add_told(&mut self, failed: &[FailedRows]) {
         self.rows += count(failed);
-        if let Some(first) = failed.first() {
-            if self
-                .entries
-                .first()
-                .is_none_or(|known| first.first < known.first)
-            {
+        let known = self.entries.first().map(|known| known.first);
+        match failed.first() {
+            Some(first) if known.is_none_or(|known| first.first < known) => {
                 self.entries = vec![first.clone()];
             }
+            _ => {}
         }
     }
 
