@@ -86,7 +86,10 @@ pub fn check_variables(
         if is_service(name) {
             continue;
         }
-        if let Some((_, flag)) = known.iter().find(|(own, _)| is_near(own, name)) {
+        let near = known
+            .iter()
+            .filter_map(|(own, flag)| Some((nearness(own, name)?, flag)));
+        if let Some((_, flag)) = near.min() {
             return Err(Error::invalid(format!(
                 "{name} in the environment is read by no command: did you mean {}, which is --{flag}?",
                 variable_of(flag)
@@ -151,10 +154,11 @@ fn known() -> Vec<(String, String)> {
     known
 }
 
-/// Whether one name could be a typing error of the other; a name of two letters is not every other one of them.
-fn is_near(flag: &str, name: &str) -> bool {
+/// How far one name is from the other, if it could be a typing error; a name of two letters is not every other one of them.
+fn nearness(flag: &str, name: &str) -> Option<usize> {
     let letters = flag.len() - "MDM_".len();
-    distance(flag.as_bytes(), name.as_bytes()) <= NEAR.min(letters.saturating_sub(1))
+    let apart = distance(flag.as_bytes(), name.as_bytes());
+    (apart <= NEAR.min(letters.saturating_sub(1))).then_some(apart)
 }
 
 /// The least number of letters to change, add or leave out (Levenshtein's distance).
