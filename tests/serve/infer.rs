@@ -304,6 +304,20 @@ fn infer_names_the_line_that_a_model_blames() {
         let start = "mdm-infer: INVALID_ARGUMENT: in.txt: line 2000: ";
         assert!(said.starts_with(start) && said.contains("UTF-8"), "{said}");
         assert!(!here.join("out.jsonl").exists());
+        // All others are written where that is asked for.
+        let flags = [&flags[..], &["--on-bad-row=report"]].concat();
+        let (code, out, said) = run("mdm-infer", &server, here, &flags);
+        assert_eq!((code, said.lines().count()), (Some(4), 1), "{said}");
+        let start = "mdm-infer: line 2000: INVALID_ARGUMENT: ";
+        assert!(said.starts_with(start), "{said}");
+        assert!(out.contains("1 row failed\n3000 rows in "), "{out}");
+        let lines = fs::read_to_string(here.join("out.jsonl")).unwrap();
+        let lines: Vec<&str> = lines.lines().collect();
+        assert_eq!(lines.len(), 3000);
+        assert_eq!(
+            lines[1998..2001].concat(),
+            "{\"y\":\"good\"}{\"y\":\"\"}{\"y\":\"good\"}"
+        );
     });
 }
 

@@ -18,6 +18,8 @@ mod csv;
 mod generator;
 mod inputs;
 mod open;
+#[path = "../shared/pieces.rs"]
+mod pieces;
 mod plan;
 mod plot;
 #[path = "../shared/read.rs"]

@@ -12,6 +12,8 @@ mod cast;
 mod failure;
 mod most;
 mod numbering;
+#[path = "../shared/pieces.rs"]
+mod pieces;
 mod progress;
 #[path = "../shared/read.rs"]
 mod read;

@@ -6,7 +6,7 @@ use mdm::wire::server::DimInfo;
 use mdm::{Batch, DataType};
 
 use crate::numbering::Numbering;
-use crate::read::Most;
+use crate::pieces::Most;
 
 /// Requests that are on their way at once: while one is read or written, the others keep the workers busy.
 pub const IN_FLIGHT: usize = 4;

@@ -95,6 +95,7 @@ impl Done {
         };
         let rows = match self.failed {
             0 => rows,
+            1 => format!("1 row failed\n{rows}"),
             failed => format!("{failed} rows failed\n{rows}"),
         };
         format!(
