@@ -1,13 +1,14 @@
 //! The messages of servers: on `port` the answers to questions, on `port_out` results, parts and errors.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{self, read_header};
 pub use super::load::LoadOutcome;
-pub use super::status::{BrokenModel, ModelCounts, ModelRecent, RecentInfo, WorkerRecent};
+pub use super::status::{
+    BrokenModel, LatencyInfo, ModelCounts, ModelRecent, QueueInfo, RecentInfo, Status, TotalsInfo,
+    WorkerInfo, WorkerRecent,
+};
 use super::{TensorHeader, VERSION, take_payload, write};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{FailedRows, RequestId, Stats};
@@ -44,103 +45,6 @@ pub struct ModelInfo {
     pub inputs: Vec<PortInfo>,
     /// What it gives.
     pub outputs: Vec<PortInfo>,
-}
-
-/// A worker, seen from the ventilator.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct WorkerInfo {
-    /// Its number.
-    pub id: u32,
-    /// `cpu` or `cuda:N`.
-    pub device: String,
-    /// `idle`, `busy`, `starting` or `lost`.
-    pub state: String,
-    /// The model that it ran last.
-    pub model: Option<String>,
-    /// Chunks that ended here.
-    pub chunks: u64,
-    /// Rows that ran here.
-    pub rows: u64,
-    /// The share of the time since start that was spent inside models, 0 to 1.
-    pub busy: f64,
-    /// One of `--num-parallel-workers`, which run plugin stages alone.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub extra: bool,
-    /// The last seconds.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub recent: Vec<WorkerRecent>,
-}
-
-/// The queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct QueueInfo {
-    /// Requests that were accepted and are not finished.
-    pub requests: u64,
-    /// Their rows that no worker has yet.
-    pub rows: u64,
-    /// The bytes of payload held for them.
-    pub bytes: u64,
-}
-
-/// Totals since the start.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct TotalsInfo {
-    /// Requests that were answered, errors included.
-    pub requests: u64,
-    /// Rows that were answered.
-    pub rows: u64,
-    /// Chunks that ran.
-    #[serde(default)]
-    pub chunks: u64,
-    /// Small requests that shared a chunk with others.
-    #[serde(default)]
-    pub coalesced: u64,
-    /// Messages that could not be answered and were dropped.
-    #[serde(default)]
-    pub dropped: u64,
-    /// Errors by code.
-    pub errors: BTreeMap<String, u64>,
-}
-
-/// From arrival to answer, over all requests, in microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct LatencyInfo {
-    /// The median.
-    pub p50: u64,
-    /// Nine of ten were faster.
-    pub p90: u64,
-    /// 99 of 100 were faster.
-    pub p99: u64,
-}
-
-/// A server's status.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-pub struct Status {
-    /// The server's version.
-    pub version: String,
-    /// Seconds since it was ready.
-    pub uptime_s: u64,
-    /// The settings in force.
-    pub settings: BTreeMap<String, String>,
-    /// The loaded models.
-    pub models: Vec<ModelInfo>,
-    /// The workers.
-    pub workers: Vec<WorkerInfo>,
-    /// The queue.
-    pub queue: QueueInfo,
-    /// Totals since the start.
-    pub totals: TotalsInfo,
-    /// Latency, from arrival to answer, since the start.
-    pub latency_us: LatencyInfo,
-    /// The last seconds: 1, 10 and 60.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub recent: Vec<RecentInfo>,
-    /// What was answered, by model: those that are served, and those of which something was counted.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub by_model: Vec<ModelCounts>,
-    /// Models that do not open.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub broken: Vec<BrokenModel>,
 }
 
 /// How far a stop has come.
