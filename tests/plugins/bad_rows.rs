@@ -98,7 +98,7 @@ fn bad_rows_that_a_model_blames_are_told_and_all_others_are_answered() {
         bytes[150] = b"\xff";
         let tensor = Tensor::from_strings("text", None, &bytes).unwrap();
         let response = client.infer(tensor, shout()).unwrap();
-        assert_eq!(rows_of(response.failed()), [150..151]);
+        assert_eq!(rows_of(response.failed()), vec![150..151]);
         // Nothing is left to answer.
         let all: Vec<usize> = (0..200).collect();
         let told = [
@@ -173,7 +173,7 @@ fn a_model_that_panics_at_a_row_answers_the_others_and_is_not_opened_for_ever() 
         let response = client
             .infer(numbers(100, &[41]), faulty("panic below 0"))
             .unwrap();
-        assert_eq!(rows_of(response.failed()), [41..42]);
+        assert_eq!(rows_of(response.failed()), vec![41..42]);
         assert!(response.failed()[0].message.contains("a number is below 0"));
         let runs = response.array::<i64>("runs").unwrap();
         let blank: Vec<usize> = (0..100).filter(|row| runs[[*row]] == 0).collect();

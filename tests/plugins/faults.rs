@@ -86,7 +86,7 @@ fn an_internal_error_is_in_the_log() {
             let lines = fields(&server.log(), "a model failed");
             lines
                 .first()
-                .is_some_and(|line| line["model"] == "table" && line["request_id"] != "")
+                .is_some_and(|line| line["model"] == "table" && !line["request_id"].is_empty())
         });
         // What a client did wrong is not the server's to log.
         refused(

@@ -36,8 +36,8 @@ def all_models():
 
 def plugin_library():
     """The plugin of examples/plugin/echo.rs, if it is built."""
-    if "MDM_ECHO_PLUGIN" in os.environ:
-        return Path(os.environ["MDM_ECHO_PLUGIN"])
+    if "TESTED_ECHO_PLUGIN" in os.environ:
+        return Path(os.environ["TESTED_ECHO_PLUGIN"])
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     built = [target / profile / "examples" / "libecho_plugin.so" for profile in ("release", "debug")]
     return next((path for path in built if path.exists()), None)

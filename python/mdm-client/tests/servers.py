@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def command(name):
-    """A built command: of MDM_BIN, or of target/release or target/debug, whichever is newer."""
-    if "MDM_BIN" in os.environ:
-        return Path(os.environ["MDM_BIN"]) / name
+    """A built command: of TESTED_MDM_BIN, or of target/release or target/debug, whichever is newer."""
+    if "TESTED_MDM_BIN" in os.environ:
+        return Path(os.environ["TESTED_MDM_BIN"]) / name
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     built = [target / profile / name for profile in ("release", "debug")]
     built = [path for path in built if path.exists()]

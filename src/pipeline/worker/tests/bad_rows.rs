@@ -11,8 +11,11 @@ fn reporting(bench: &mut Bench, model: ModelId, rows: &[f32], run: u64) -> Chunk
     chunk
 }
 
-/// What each of the members got that are done: the numbers, and which rows failed, with the code.
-fn done(part: Part) -> Vec<(Vec<f32>, Vec<(std::ops::Range<u64>, ErrorCode)>)> {
+/// What a member got: the numbers, and which rows failed, with the code.
+type Got = (Vec<f32>, Vec<(std::ops::Range<u64>, ErrorCode)>);
+
+/// What each of the members got that are done.
+fn done(part: Part) -> Vec<Got> {
     let Outcome::Done(done) = part.outcome else {
         panic!("{:?}", part.outcome)
     };
