@@ -2,7 +2,7 @@
 //! and the requests that they were answers to. One line stands for many.
 //!
 //! Each thread that runs or reads models has a table of its own: the first fault of a model is a line at once; those of the
-//! next [`WINDOW`] are counted, and are one line when it is over.
+//! next 10 s are counted, and are one line when it is over.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
