@@ -96,6 +96,8 @@ pub(crate) struct Router {
     /// One of the owner's descriptors could be read.
     inner_readable: bool,
     unfinished_bytes: u64,
+    /// Bytes that waited on connections which have ended.
+    unwritten_bytes: u64,
     accept_again: Option<Instant>,
     last_tick: Instant,
     /// Connections that were rejected since this was last logged.
@@ -121,6 +123,7 @@ impl Router {
             scratch: Vec::with_capacity(READ_BYTES),
             inner_readable: true,
             unfinished_bytes: 0,
+            unwritten_bytes: 0,
             accept_again: None,
             last_tick: Instant::now(),
             rejected: 0,
@@ -388,6 +391,7 @@ impl Router {
         if let Some(peer) = self.peers.remove(token) {
             self.poller.remove(token);
             self.unfinished_bytes -= peer.connection.unfinished_bytes();
+            self.note_unwritten(&peer.connection);
             if let Some(reply) = peer.reply {
                 self.inbox.push_back(Incoming::Closed(reply));
             }

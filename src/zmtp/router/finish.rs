@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::SILENCE;
+use super::super::connection::Connection as Ended;
 use super::super::poller::{Interest, Poller};
 use super::Router;
 use crate::error::Result;
@@ -53,6 +54,7 @@ impl Router {
     pub(crate) fn begin_closing(&mut self, now: Instant) -> Closing {
         self.listeners.clear();
         self.accept_again = None;
+        self.unwritten_bytes = 0;
         let tokens = self.peers.tokens().into_iter();
         Closing {
             connections: tokens
@@ -88,6 +90,8 @@ impl Router {
             }
             false
         });
+        // Of connections that ended from the other side, or by the system, before all was written.
+        *lost += std::mem::take(&mut self.unwritten_bytes);
         closing.connections.is_empty().then_some(*lost)
     }
 
@@ -163,8 +167,7 @@ impl Router {
             return Step::Closed;
         }
         if now.saturating_duration_since(closing.progress) >= stall_limit {
-            self.drop_peer(token);
-            return Step::GivenUp(left);
+            return self.give_up(token, left);
         }
         if waiting == 0 && !closing.ended {
             closing.ended = true;
@@ -175,10 +178,24 @@ impl Router {
                 .poller
                 .change(&peer.connection, token, Interest::Nothing);
             if changed.is_err() {
-                self.drop_peer(token);
-                return Step::GivenUp(left);
+                return self.give_up(token, left);
             }
         }
         Step::Open
+    }
+
+    /// This connection ends.
+    pub(super) fn note_unwritten(&mut self, connection: &Ended) {
+        if connection.is_ready() {
+            self.unwritten_bytes += connection.waiting_bytes();
+        }
+    }
+
+    /// Closes a connection, of which so many bytes have not arrived: those that were not written are among them.
+    fn give_up(&mut self, token: u64, left: u64) -> Step {
+        let before = self.unwritten_bytes;
+        self.drop_peer(token);
+        self.unwritten_bytes = before;
+        Step::GivenUp(left)
     }
 }
