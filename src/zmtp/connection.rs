@@ -93,6 +93,8 @@ pub(crate) struct Connection {
     ping_waits: bool,
     /// A PONG waits to be written, and no second one is needed.
     pong_waits: bool,
+    /// The peer was told that nothing more follows.
+    writing_ended: bool,
     reading: Reading,
     lent: LentMessage,
 }
@@ -130,6 +132,7 @@ impl Connection {
             answers_pings: false,
             ping_waits: false,
             pong_waits: false,
+            writing_ended: false,
             reading: Reading::On,
             lent: LentMessage::None,
         }
@@ -230,7 +233,7 @@ impl Connection {
             Event::Ping { ttl, context } => {
                 // A time to live of 0 asks for nothing but the answer.
                 self.answers_pings |= ttl > 0;
-                if !std::mem::replace(&mut self.pong_waits, true) {
+                if !self.writing_ended && !std::mem::replace(&mut self.pong_waits, true) {
                     self.outgoing
                         .push_small(|piece| codec::push_pong(piece, &context));
                 }
@@ -343,7 +346,7 @@ impl Connection {
     pub(crate) fn is_silent(&mut self, now: Instant) -> bool {
         let quiet = now.saturating_duration_since(self.alive);
         let nothing_new = quiet < HEARTBEAT && self.checked_written == self.written;
-        if nothing_new || self.is_paused() || !self.is_ready() {
+        if nothing_new || self.is_paused() || self.writing_ended || !self.is_ready() {
             return false;
         }
         let unsent = unsent(&self.stream);
@@ -370,6 +373,7 @@ impl Connection {
     /// Drops what waits and closes this direction: the peer sees the end of the stream.
     pub(crate) fn end_writing(&mut self) {
         self.outgoing.clear();
+        self.writing_ended = true;
         // It fails only if the connection is over already.
         let _ = self.stream.end_writing();
     }

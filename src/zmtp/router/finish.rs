@@ -153,11 +153,7 @@ impl Router {
         let Some(peer) = self.peers.get_mut(token) else {
             return Step::Closed;
         };
-        // After the end of the stream nothing is written any more, not even a PONG.
-        let waiting = match closing.ended {
-            true => 0,
-            false => peer.connection.waiting_bytes(),
-        };
+        let waiting = peer.connection.waiting_bytes();
         let left = waiting + peer.connection.unsent_bytes();
         if left < closing.left {
             (closing.left, closing.progress) = (left, now);
