@@ -456,17 +456,20 @@ impl Tensor {
     pub fn json_rows<T: serde::de::DeserializeOwned>(&self) -> Result<Vec<T>> {
         if self.datatype != DataType::Json {
             return Err(Error::invalid(format!(
-                "tensor {:?} is {}, asked for as rows",
+                "tensor {:?} is {}, asked for as JSON rows",
                 self.name, self.datatype
             )));
         }
-        self.byte_strings()
-            .enumerate()
-            .map(|(i, bytes)| {
-                from_document(bytes)
-                    .map_err(|e| e.context(format_args!("tensor {:?}, row {i}", self.name)))
+        let per_row = self.row_elements().max(1);
+        let elements = self.byte_strings().enumerate();
+        let read = elements.map(|(i, bytes)| {
+            from_document(bytes).map_err(|e| {
+                let row = i / per_row;
+                e.context(format_args!("tensor {:?}: element {i}", self.name))
+                    .at_rows(row..row + 1)
             })
-            .collect()
+        });
+        read.collect()
     }
 }
 

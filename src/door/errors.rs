@@ -27,6 +27,14 @@ pub(crate) fn retry_after(code: ErrorCode) -> Option<u32> {
     for_now.then_some(RETRY_SECONDS)
 }
 
+/// The first row of those that an error is about, and how many they are.
+pub(crate) type RowNumbers = [usize; 2];
+
+/// The rows that are to blame for an error, where that is known.
+pub(crate) fn row_numbers(error: &Error) -> Option<RowNumbers> {
+    error.rows().map(|rows| [rows.start, rows.len()])
+}
+
 /// An unknown model's message starts as other servers' do, which clients look for.
 pub(crate) fn told(error: Error) -> Error {
     // So begin the messages of the lookup; those about a file that a parameter names begin with its key.

@@ -94,6 +94,12 @@ fn rest_answers_with_the_rows_that_failed() {
             assert_eq!(answer.status, 400, "{answer:?}");
             let told = answer.json()["error"].as_str().unwrap().to_owned();
             assert!(told.contains(words), "{told}");
+            // The rows of the run that failed, of which the model blamed none.
+            let rows = &answer.json()["rows"];
+            match words {
+                "rows 0 to " => assert!(rows[0] == 0 && rows[1].as_u64() > Some(3), "{rows}"),
+                _ => assert!(rows.is_null(), "{rows}"),
+            }
         }
         let answer = http.post("/v2/models/whole/infer", &request(2, &[], report()));
         assert_eq!(answer.status, 400, "{answer:?}");

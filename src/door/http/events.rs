@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::super::connections::Open;
-use super::super::errors::told;
+use super::super::errors::{row_numbers, told};
 use super::super::incoming::HERE_BYTES;
 use super::super::models::ModelName;
 use super::super::ordered::Ordered;
@@ -94,7 +94,10 @@ impl Events {
             if let Err(error) = ready!(self.poll_more(cx)) {
                 self.ended = true;
                 let error = told(error);
-                let told = json!({"error": error.message(), "code": error.code().as_str()});
+                let mut told = json!({"error": error.message(), "code": error.code().as_str()});
+                if let Some(rows) = row_numbers(&error) {
+                    told["rows"] = json!(rows);
+                }
                 let event = event("error", told.to_string().as_bytes());
                 self.ready.push_back((event, None));
             }

@@ -15,7 +15,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::super::counted::count_until_written;
-use super::super::errors::{http_status, retry_after, told};
+use super::super::errors::{RowNumbers, http_status, retry_after, row_numbers, told};
 use super::super::pipeline::Held;
 use super::events::{EVENTS, Events};
 use crate::error::Error;
@@ -149,6 +149,7 @@ pub(super) fn of_events(events: Events) -> Reply {
 pub(super) struct Refusal {
     status: StatusCode,
     message: String,
+    rows: Option<RowNumbers>,
     retry_after: Option<u32>,
     allow: Option<&'static str>,
 }
@@ -158,6 +159,7 @@ impl Refusal {
         Refusal {
             status,
             message: message.into(),
+            rows: None,
             retry_after: None,
             allow: None,
         }
@@ -178,6 +180,7 @@ impl From<Error> for Refusal {
         let error = told(error);
         let status = StatusCode::from_u16(http_status(error.code()));
         Refusal {
+            rows: row_numbers(&error),
             retry_after: retry_after(error.code()),
             ..Refusal::new(
                 status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
@@ -192,10 +195,13 @@ impl From<Refusal> for Reply {
         #[derive(Serialize)]
         struct Text<'a> {
             error: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            rows: Option<RowNumbers>,
         }
         let text = Text {
             // It may repeat what the client has sent.
             error: &refusal.message[..refusal.message.floor_char_boundary(MAX_MESSAGE_BYTES)],
+            rows: refusal.rows,
         };
         let mut reply = json(refusal.status, &text);
         if let Some(seconds) = refusal.retry_after {
