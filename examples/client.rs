@@ -25,7 +25,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tickets = halves.map(|half| client.submit(half, "digits"));
     for ticket in tickets {
         let response = client.fetch(ticket?)?;
-        println!("{:?} rows, {:?}", response.rows(), response.stats());
+        println!(
+            "{} rows, {:?}",
+            response.rows().unwrap_or(0),
+            response.stats()
+        );
     }
 
     // Parts as they finish; `Call` says more than the model's name.
@@ -44,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         joined.map(|answer| answer.expect("no panic")).collect()
     });
     for answer in answers {
-        println!("{:?} rows in a thread", answer?.rows());
+        println!("{} rows in a thread", answer?.rows().unwrap_or(0));
     }
     println!("{} rows so far", client.status()?.totals.rows);
     Ok(())

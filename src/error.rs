@@ -87,12 +87,23 @@ impl<'de> Deserialize<'de> for ErrorCode {
 }
 
 /// What went wrong: a code and a message that names the thing, what was expected and what came.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Error {
     code: ErrorCode,
     message: String,
     rows: Option<Range<usize>>,
+}
+
+/// As [`fmt::Display`], with the rows: a `main` that returns an error prints it so.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)?;
+        match &self.rows {
+            Some(rows) => write!(f, " (rows {rows:?})"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Between two loops: the code's name, the message and the rows.
@@ -224,6 +235,16 @@ mod tests {
             assert_eq!(ErrorCode::parse(code.as_str()), code);
         }
         assert_eq!(ErrorCode::parse("SOMETHING_NEW"), ErrorCode::Internal);
+    }
+
+    #[test]
+    fn a_main_that_returns_an_error_prints_it_for_people() {
+        let error = Error::invalid("no date").at_rows(7..9);
+        assert_eq!(
+            format!("{error:?}"),
+            "INVALID_ARGUMENT: no date (rows 7..9)"
+        );
+        assert_eq!(format!("{:?}", Error::not_found("x")), "NOT_FOUND: x");
     }
 
     #[test]

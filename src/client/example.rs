@@ -5,6 +5,7 @@ use mdm::ndarray::{Array1, Array2};
 fn labels(server: &str, images: &Array2<f32>) -> mdm::Result<Array1<i64>> {
     let client = Client::connect(server)?; // "tcp://localhost:5555"
     let response = client.infer(images, "digits")?;
-    println!("{:?} rows in {} chunks", response.rows(), response.stats().chunks);
+    let rows = response.rows().unwrap_or(0);
+    println!("{rows} rows in {} chunks", response.stats().chunks);
     response.array1("label")
 }

@@ -5,7 +5,7 @@
 //! a flag of any command, MDM_LOG              read, or meant for another command
 //! MDM_SERVICE_*, MDM_PORT_*_TCP* and others   Kubernetes' own, of a service whose name begins with "mdm"
 //! MDM_PORT=tcp://…, MDM_HTTP_PORT=tcp://…     Kubernetes' too, under a flag's name: a warning, and not read
-//! up to two letters off                       an error
+//! up to two letters off, one of a short name    an error
 //! anything else                               one warning
 //! ```
 
@@ -53,8 +53,10 @@ const OTHER_FLAGS: [&str; 31] = [
 ];
 /// What is no flag.
 const OTHER_VARIABLES: [&str; 1] = ["MDM_LOG"];
-/// So many letters that are wrong, missing or too many are a typing error.
+/// So many letters that are wrong, missing, too many or swapped are a typing error.
 const NEAR: usize = 2;
+/// Of a name of so few letters it is one.
+const SHORT: usize = 4;
 
 /// Looks at the names and values of an environment; gives a warning for what is not read, if there is any.
 ///
@@ -86,13 +88,18 @@ pub fn check_variables(
         if is_service(name) {
             continue;
         }
-        let near = known
-            .iter()
-            .filter_map(|(own, flag)| Some((nearness(own, name)?, flag)));
-        if let Some((_, flag)) = near.min() {
+        let flags = known.iter().map(|(own, flag)| {
+            let meant = format!("{}, which is --{flag}", variable_of(flag));
+            (nearness(own, name), meant)
+        });
+        let others = OTHER_VARIABLES.map(|own| (nearness(own, name), own.to_owned()));
+        // Of those that are as near the server's own, which come first.
+        let near = flags
+            .chain(others)
+            .filter_map(|(near, own)| Some((near?, own)));
+        if let Some((_, meant)) = near.min_by_key(|(near, _)| *near) {
             return Err(Error::invalid(format!(
-                "{name} in the environment is read by no command: did you mean {}, which is --{flag}?",
-                variable_of(flag)
+                "{name} in the environment is read by no command: did you mean {meant}?"
             )));
         }
         unknown.push(name.to_owned());
@@ -154,26 +161,12 @@ fn known() -> Vec<(String, String)> {
     known
 }
 
-/// How far one name is from the other, if it could be a typing error; a name of two letters is not every other one of them.
-fn nearness(flag: &str, name: &str) -> Option<usize> {
-    let letters = flag.len() - "MDM_".len();
-    let apart = distance(flag.as_bytes(), name.as_bytes());
-    (apart <= NEAR.min(letters.saturating_sub(1))).then_some(apart)
-}
-
-/// The least number of letters to change, add or leave out (Levenshtein's distance).
-fn distance(one: &[u8], other: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.iter().enumerate() {
-        let mut before = row[0];
-        row[0] = i + 1;
-        for (j, b) in other.iter().enumerate() {
-            let changed = before + usize::from(a != b);
-            before = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[other.len()]
+/// How far one name is from the other, if it could be a typing error: a short name is not every other one of them.
+fn nearness(own: &str, name: &str) -> Option<usize> {
+    let letters = own.len() - "MDM_".len();
+    let near = if letters > SHORT { NEAR } else { 1 };
+    let apart = strsim::osa_distance(own, name);
+    (apart <= near.min(letters.saturating_sub(1))).then_some(apart)
 }
 
 #[cfg(test)]
@@ -191,6 +184,8 @@ mod tests {
             ("MDM_NUM_WORKERS", "MDM_NUM_WORKER, which is --num-worker"),
             ("MDM_NUMWORKER", "MDM_NUM_WORKER"),
             ("MDM_PORTS", "MDM_PORT"),
+            ("MDM_PROT", "MDM_PORT, which is --port"),
+            ("MDM_LOGS", "MDM_LOG?"),
             ("MDM_TIMEOUT_S", "MDM_TIMEOUT_MS"),
             ("MDM_MODELS", "MDM_MODEL"),
             ("MDM_num_worker", ""),
@@ -215,11 +210,13 @@ mod tests {
             ("MDM_WEATHER", "1"),
             ("MDM_ANYTHING_ELSE", "2"),
             ("MDM_EMPTY_ONE", ""),
+            // Two letters from MDM_DOOR, which has no more.
+            ("MDM_FOO", "3"),
         ];
         let warning = check(&names).unwrap().unwrap();
         assert_eq!(
             warning,
-            "MDM_ANYTHING_ELSE, MDM_WEATHER in the environment: read by no command"
+            "MDM_ANYTHING_ELSE, MDM_FOO, MDM_WEATHER in the environment: read by no command"
         );
     }
 
@@ -262,17 +259,5 @@ mod tests {
                 .unwrap()
                 .is_some()
         );
-    }
-
-    #[test]
-    fn distances() {
-        for (one, other, apart) in [
-            ("", "ab", 2),
-            ("abc", "abc", 0),
-            ("abc", "acb", 2),
-            ("kitten", "sitting", 3),
-        ] {
-            assert_eq!(distance(one.as_bytes(), other.as_bytes()), apart);
-        }
     }
 }

@@ -263,8 +263,9 @@ fn mismatch(description: &Description, port: &Port, tensor: &Tensor) -> Error {
         .collect();
     let hint = match description.unproven_rows {
         Some(rows) if tensor.shape().first() != Some(&rows) => format!(
-            "; nothing says that its first dimension is rows, so it gets exactly {rows}: with \"options\": \
-             {{\"batch\": {rows}}} in its proxy or stage, or in a plugin's session, it takes any number"
+            "; nothing says that its first dimension is rows, so it gets exactly {rows}: where no row depends on \
+             another, \"options\": {{\"batch\": {rows}}} in its proxy or stage, or in a plugin's session, has it take \
+             any number"
         ),
         _ => String::new(),
     };

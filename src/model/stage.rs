@@ -95,7 +95,7 @@ impl StageSource {
         let file = file_name(source.path());
         Some(format!(
             "dimension 0 of every input and output of {file} is {rows}, which may be rows or not: it gets requests \
-             whole, of exactly {rows}; a proxy has it run any number of rows, {rows} at a time: \
+             whole, of exactly {rows}; where no row depends on another, a proxy has it run any number, {rows} at a time: \
              {{\"mdm\":1,\"onnx\":{file},\"options\":{{\"batch\":{rows}}}}}"
         ))
     }

@@ -5,8 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::json;
 use tempfile::TempDir;
 
+use crate::built;
 use crate::common::within::LIMIT;
 use crate::common::{PATIENCE, command, wait, within};
 use crate::readme::{Running, Typed, page, typed};
@@ -163,6 +165,7 @@ fn a_first_model_in_rust_serves_after_six_commands_with_and_without_an_onnx_file
         assert!(tested.status.success(), "{tested:?}");
 
         the_readmes_plugin_builds();
+        the_pages_session_knows_the_digits();
     });
 }
 
@@ -205,6 +208,55 @@ fn what_is_changed_is_served(model: &Path) {
     );
 }
 
+/// The page's plugin around the net of `examples/digits`, with pictures of that example as it wants them: bytes.
+fn the_pages_session_knows_the_digits() {
+    let dir = empty();
+    let (_, section) = page("first_model.md")
+        .split_once("## A session, and errors about rows")
+        .expect("the section");
+    let (_, block) = section.split_once("```rust\n").expect("a block");
+    let (code, _) = block.split_once("\n# fn main").expect("a test behind it");
+    let manifest = format!(
+        "[package]\nname = \"pages_digits\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n\
+         [dependencies]\nserde_json = \"1\"\n\
+         mdm = {{ path = {ROOT:?}, default-features = false, features = [\"plugin\"] }}\n"
+    );
+    fs::write(dir.path().join("Cargo.toml"), manifest).unwrap();
+    fs::create_dir(dir.path().join("src")).unwrap();
+    let code = format!("{code}\nmdm::export_model!(Digits);\n");
+    fs::write(dir.path().join("src/lib.rs"), code).unwrap();
+    let output = cargo(dir.path(), &["build"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    let examples = Path::new(ROOT).join("examples/digits");
+    let models = dir.path().join("models");
+    fs::create_dir(&models).unwrap();
+    let library = "libpages_digits.so";
+    fs::copy(built::profile().join(library), models.join(library)).unwrap();
+    fs::copy(examples.join("digits.onnx"), models.join("digits.onnx")).unwrap();
+    let proxy = json!({"mdm": 1, "plugin": library, "state": {"least": 0.5}});
+    fs::write(models.join("reader.proxy"), proxy.to_string()).unwrap();
+    let mut start = command("mdm-server-start");
+    start
+        .args(["--run-script-dir", "models"])
+        .current_dir(dir.path());
+    let (_server, port) = serve(start);
+
+    let read = |name| npyz::NpyFile::new(fs::File::open(examples.join(name)).unwrap()).unwrap();
+    let images: Vec<f32> = read("images.npy").into_vec().unwrap();
+    let labels: Vec<i64> = read("labels.npy").into_vec().unwrap();
+    let pixels: Vec<u8> = images
+        .iter()
+        .map(|&x| (x * 255.0 / 16.0).round() as u8)
+        .collect();
+    let pixels = mdm::ndarray::Array2::from_shape_vec((labels.len(), 64), pixels).unwrap();
+    let client = mdm::Client::connect(&format!("tcp://localhost:{port}")).unwrap();
+    let response = client.infer(&pixels, "reader").unwrap();
+    let read = response.array1::<i64>("label").unwrap();
+    let right = read.iter().zip(&labels).filter(|(a, b)| a == b).count();
+    assert!(right * 10 > labels.len() * 9, "{right} of {}", labels.len());
+}
+
 /// The crate that the README has in its blocks, as somebody who types it has it.
 fn the_readmes_plugin_builds() {
     let dir = empty();
@@ -224,19 +276,19 @@ fn the_readmes_plugin_builds() {
     )
     .unwrap();
     fs::create_dir_all(dir.path().join("src/bin")).unwrap();
-    fs::write(
-        dir.path().join("src/lib.rs"),
-        block("rust").replace("struct", "pub struct"),
-    )
-    .unwrap();
-    // A program of its own uses the model that is in the library.
-    let program = "fn main() { println!(\"{}\", std::any::type_name::<by_hand::Shout>()); }";
+    fs::write(dir.path().join("src/lib.rs"), block("rust")).unwrap();
+    // A program of its own makes the model that is in the library, and dumps it.
+    let program = r#"fn main() -> mdm::Result<()> {
+        let shout = by_hand::Shout { mark: "?".to_owned() };
+        mdm::plugin::dump(&shout, "libby_hand.so", "by_hand.proxy").map(|_| ())
+    }"#;
     fs::write(dir.path().join("src/bin/by_hand_dump.rs"), program).unwrap();
     let output = cargo(dir.path(), &["run"]).output().unwrap();
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "by_hand::Shout\n",
-        "{output:?}"
+    assert!(output.status.success(), "{output:?}");
+    let proxy = fs::read_to_string(dir.path().join("by_hand.proxy")).unwrap();
+    assert!(
+        proxy.contains(r#""mark": "?""#) && proxy.contains("libby_hand.so"),
+        "{proxy}"
     );
 }
 

@@ -1,13 +1,18 @@
 //! `mdm-infer` against a real server: lines of JSON, models that are served whole, bounds, and what it leaves alone.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use mdm::DataType;
 use serde_json::{Value, json};
 
 use crate::commands::{npy, run};
-use crate::common::{PATIENCE, Server, models, onnx, within};
+use crate::common::{PATIENCE, Server, command, models, onnx, within};
 use crate::numbered;
 
 /// The inputs and outputs are whole tensors, one of them a scalar.
@@ -393,4 +398,56 @@ fn replace(path: &Path, bytes: &[u8]) {
     let new = path.with_extension("new");
     fs::write(&new, bytes).unwrap();
     fs::rename(&new, path).unwrap();
+}
+
+/// A person who ends it in the middle finds no half of a file.
+#[test]
+fn infer_that_is_ended_by_a_signal_leaves_no_file() {
+    within(PATIENCE, || {
+        let server = Server::start(
+            models(&[("echo.onnx", onnx::echo(DataType::Fp32, &[256]))]),
+            &[],
+        );
+        let here = server.dir.path().join("work");
+        fs::create_dir(&here).unwrap();
+        let mut infer = command("mdm-infer");
+        infer.args(["--model", "echo", "--server", &server.address()]);
+        infer.args([
+            "--input",
+            "-",
+            "--input-format",
+            "jsonl",
+            "--output",
+            "out.jsonl",
+        ]);
+        let mut child = infer
+            .current_dir(&here)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        // Rows without end, until it is gone.
+        let mut rows = child.stdin.take().expect("standard input");
+        let line = json!(vec![1.0; 256]).to_string() + "\n";
+        let writer = thread::spawn(move || while rows.write_all(line.as_bytes()).is_ok() {});
+        let names = || {
+            fs::read_dir(&here)
+                .unwrap()
+                .flatten()
+                .map(|file| file.file_name())
+        };
+        while names().next().is_none() {
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "it has ended by itself"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+        let pid = child.id().to_string();
+        let signal = Command::new("kill").args(["-INT", &pid]).status();
+        assert!(signal.expect("kill runs").success());
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(2), "{status:?}");
+        writer.join().unwrap();
+        assert_eq!(names().collect::<Vec<_>>(), [""; 0]);
+    });
 }

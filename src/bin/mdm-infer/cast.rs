@@ -150,7 +150,7 @@ fn exact<T: Element>(tensor: &Tensor, number: impl Fn(T) -> (f64, u64)) -> mdm::
     numbers.collect()
 }
 
-/// The bytes of the converted numbers, or the index of the first that has no equal.
+/// The bytes of the converted numbers, or the index of the first that does not fit.
 fn made<T: Element>(numbers: &[f64], to: impl Fn(f64) -> Option<T>) -> Result<Vec<u8>, usize> {
     let mut bytes = Vec::with_capacity(size_of_val(numbers) / size_of::<f64>() * size_of::<T>());
     for (index, number) in numbers.iter().enumerate() {

@@ -91,20 +91,28 @@ impl Done {
         let seconds = elapsed.as_secs_f64();
         let rows = match self.rows {
             None => format!("1 request in {seconds:.3} s"),
-            Some(rows) => format!("{rows} rows in {seconds:.3} s: {}", rate(rows, elapsed)),
+            Some(rows) => {
+                let row = counted(rows, "row");
+                format!("{row} in {seconds:.3} s: {}", rate(rows, elapsed))
+            }
         };
         let rows = match self.failed {
             0 => rows,
-            1 => format!("1 row failed\n{rows}"),
-            failed => format!("{failed} rows failed\n{rows}"),
+            failed => format!("{} failed\n{rows}", counted(failed, "row")),
         };
         format!(
-            "{rows}, {} chunks, {:.3} s in the model\n{}",
-            self.stats.chunks,
+            "{rows}, {}, {:.3} s in the model\n{}",
+            counted(self.stats.chunks, "chunk"),
             self.stats.compute_us as f64 / 1e6,
             self.times.shown()
         )
     }
+}
+
+/// `1 row`, `2 rows`.
+fn counted(number: u64, thing: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{ending}")
 }
 
 /// A request on its way.

@@ -5,8 +5,11 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Stdout, Write, stdin, stdout};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::read::is_standard;
 
@@ -49,6 +52,7 @@ impl Destination {
         partial.push(format!(".{}.partial", std::process::id()));
         let partial = PathBuf::from(partial);
         let file = File::create_new(&partial).with_context(place)?;
+        remove_at_signal(partial.clone());
         Ok(Destination::File(Partial {
             file: BufWriter::with_capacity(BUFFER, file),
             partial,
@@ -113,6 +117,20 @@ impl Drop for Partial {
             let _ = fs::remove_file(&self.partial);
         }
     }
+}
+
+/// A signal that ends the program takes the file with it, as long as it has this name.
+fn remove_at_signal(partial: PathBuf) {
+    // Without it the file stays where it is, under a name that says what it is.
+    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else {
+        return;
+    };
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let _ = fs::remove_file(&partial);
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
 }
 
 /// Whether output and input are one file, whatever they are called; `-` is standard output and input.

@@ -114,8 +114,10 @@ impl Look {
                 text += &format!("  {row}: {line}\n");
             }
             let more = output.rows.unwrap_or(1) - output.shown.len() as u64;
-            if more > 0 {
-                text += &format!("  … {more} rows more\n");
+            match more {
+                0 => {}
+                1 => text += "  … 1 row more\n",
+                more => text += &format!("  … {more} rows more\n"),
             }
         }
         text

@@ -76,6 +76,8 @@ fn name(text: &str) -> Result<String, String> {
 struct Onnx {
     file: String,
     ports: Ports,
+    /// What its author may want to know: a way of being served that was perhaps not meant.
+    notes: Vec<String>,
 }
 
 /// Writes the folder, or nothing: what goes wrong on the way takes it away again. `open` looks at models in a folder.
@@ -214,12 +216,14 @@ fn write(
             put("rows.jsonl", &lines)?;
             "rows.jsonl"
         }
-        // Rows too large to be written as text.
-        Some(None) => "rows.npy",
+        // Too large to be written as text.
+        Some(None) => "FILE    # of your own: .npy or .npz",
     };
+    let notes = onnx.iter().flat_map(|onnx| &onnx.notes);
+    let notes: String = notes.map(|note| format!("note: {note}\n")).collect();
     Ok(format!(
         "{name} is written; from here:\n  cd {name}\n  {build}\n  mdm-server-start --run-script-dir models\n  \
-         mdm-infer --model {name} --input {rows}\n"
+         mdm-infer --model {name} --input {rows}\n{notes}"
     ))
 }
 
@@ -256,6 +260,7 @@ fn copy_onnx(
     Ok(Onnx {
         file: file.to_owned(),
         ports: Ports::of(inspection.model)?,
+        notes: inspection.notes,
     })
 }
 
@@ -263,6 +268,11 @@ fn copy_onnx(
 fn source_of_mdm(typed: Option<&str>) -> anyhow::Result<String> {
     if let Some(address) = typed.filter(|typed| typed.contains("://")) {
         return Ok(format!("git = {}", toml::Value::from(address)));
+    }
+    if let Some((host, path)) = typed.and_then(|typed| typed.split_once(':'))
+        && host.contains('@')
+    {
+        bail!("--mdm: cargo writes that address as ssh://{host}/{path}");
     }
     let checkout = match typed {
         Some(typed) => {
