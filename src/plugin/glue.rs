@@ -3,17 +3,16 @@
 //! One of the files in which `unsafe` is allowed.
 #![allow(unsafe_code)] // the interface is C: pointers in, pointers out
 
-use std::cell::Cell;
 use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::ptr;
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Context, LoadContext, Model, Params, Port, Signature, abi};
+use super::{Context, LoadContext, Model, Params, Port, Signature, abi, panics};
 use crate::error::{Error, Result, panic_message};
 use crate::tensor::{Batch, Data, Tensor};
 
@@ -453,26 +452,9 @@ unsafe extern "C" fn release_data(owner: *mut c_void) {
     });
 }
 
-thread_local! {
-    /// Where this thread's last panic was.
-    static PANICKED_AT: Cell<Option<String>> = const { Cell::new(None) };
-}
-
-/// Has panics leave their places, which they do not carry. A plugin has a standard library of its own, and so its own hook.
-fn note_places() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = take_hook();
-        set_hook(Box::new(move |panic| {
-            PANICKED_AT.set(panic.location().map(ToString::to_string));
-            before(panic);
-        }));
-    });
-}
-
 /// Runs the author's code. An error or a panic is reported to the host.
 fn caught(context: HostContext, body: impl FnOnce() -> Result<()>) -> i32 {
-    note_places();
+    panics::note_places();
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => abi::OK,
         Ok(Err(error)) => {
@@ -481,7 +463,7 @@ fn caught(context: HostContext, body: impl FnOnce() -> Result<()>) -> i32 {
         }
         Err(panic) => {
             let why = panic_message(&*panic);
-            if let Some(place) = PANICKED_AT.take() {
+            if let Some(place) = panics::take_place() {
                 log(Level::Error, &format!("{}{place}", abi::PANICKED_AT));
             }
             context.fail(&Error::internal(format!("the model panicked: {why}")));

@@ -68,6 +68,7 @@ mod context;
 pub mod glue;
 #[cfg(feature = "server")]
 pub(crate) mod host;
+mod panics;
 mod proxy;
 
 pub use context::{Context, EngineSession, LoadContext};

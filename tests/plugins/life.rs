@@ -3,11 +3,12 @@
 use std::fs;
 use std::io::Write;
 
+use mdm::client::Call;
 use mdm::message::WorkerId;
 use mdm::model::{Description, ModelSource};
 use mdm::{DataType, ErrorCode, Params, Tensor};
 
-use crate::common::{PATIENCE, onnx, within};
+use crate::common::{PATIENCE, eventually, onnx, within};
 use crate::place::Place;
 use crate::{build_sample, echo_plugin, refused, serve};
 
@@ -237,5 +238,29 @@ fn a_plugin_that_fails_on_its_sample_is_an_error_at_the_load() {
             .collect();
         assert_eq!(names, ["good"]);
         assert!(client.infer(("text", &["a"]), "good").is_ok());
+    });
+}
+
+/// The bug: a panic left a value for the thread's end, and so the library in memory, once for each load.
+#[test]
+fn a_plugin_that_has_panicked_leaves_memory_when_its_model_is_unloaded() {
+    within(PATIENCE, || {
+        let proxy = r#"{"mdm":1,"plugin":"libecho.so","entry":"faulty"}"#;
+        let server = serve(&[("faulty.proxy", proxy)], &[]);
+        let client = server.client();
+        let call = || Call::model("faulty").param("do", "panic");
+        let copies = || {
+            let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.pid())).unwrap();
+            let code = maps.lines().filter(|line| line.contains(" r-xp "));
+            code.filter(|line| line.contains("libecho.so")).count()
+        };
+        for _ in 0..4 {
+            let why = client.infer(&["a"], call()).unwrap_err();
+            assert!(why.message().contains("told to panic"), "{why}");
+            assert!(client.infer(&["a"], "faulty").is_ok());
+            client.unload("faulty").unwrap();
+        }
+        // The worker lets go of it a moment after the answer.
+        eventually("no library left", || copies() == 0);
     });
 }

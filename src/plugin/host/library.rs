@@ -4,6 +4,9 @@
 //! changes under code that is running, and one that is replaced would still be the old one when it is opened again.
 //! Therefore a private copy of the file is opened, in memory: whatever happens to the file, who uses it goes on, and
 //! who opens it again gets the new one. A plugin's own dependencies are found as any program's, but not by `$ORIGIN`.
+//!
+//! Some libraries cannot be unloaded, such as one that has thread-local values to drop in a thread that lives. They are
+//! kept, and used again where the same state of the file is opened: otherwise each load would take their memory once more.
 #![allow(unsafe_code)] // opening a library runs its code, and its table is C
 
 use std::fs::File;
@@ -30,38 +33,42 @@ pub(crate) struct Library {
     /// The file's name, for messages.
     pub(super) name: String,
     entries: Vec<(String, abi::Entry)>,
-    /// Last: what is above refers into it.
-    _open: Open,
+    state: State,
+    /// Until it is closed. Last: what is above refers into it.
+    open: Option<Open>,
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            end(self.state.clone(), open);
+        }
+    }
 }
 
 /// What the system's loader opened. The loader knows it by its path, which must not name another file meanwhile.
 struct Open {
-    handle: Option<Handle>,
+    handle: Handle,
     copy: PrivateCopy,
 }
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        drop(self.handle.take());
-        // SAFETY: with NOLOAD no code is run; the handle only takes back the count that it added.
-        let resident = unsafe {
-            Handle::open(
-                Some(self.copy.path.as_os_str()),
-                libc::RTLD_NOLOAD | RTLD_NOW,
-            )
-            .is_ok()
-        };
-        if resident {
-            // Some libraries cannot be unloaded: this path must never name another copy.
-            std::mem::forget(self.copy._file.take());
-        }
+/// Closes what was opened, and keeps it if the system's loader does all the same: its path must never name another copy.
+fn end(state: State, open: Open) {
+    let Open { handle, copy } = open;
+    drop(handle);
+    // SAFETY: with NOLOAD no code is run; the handle only takes back the count that it added.
+    let resident =
+        unsafe { Handle::open(Some(copy.path.as_os_str()), libc::RTLD_NOLOAD | RTLD_NOW) };
+    if let Ok(handle) = resident {
+        let mut kept = RESIDENT.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push((state, Open { handle, copy }));
     }
 }
 
 /// A copy of a file that nobody else can change.
 struct PrivateCopy {
     path: PathBuf,
-    _file: Option<File>,
+    _file: File,
 }
 
 impl PrivateCopy {
@@ -80,7 +87,7 @@ impl PrivateCopy {
         io::copy(file, &mut copy)?;
         Ok(PrivateCopy {
             path: format!("/proc/self/fd/{}", copy.as_raw_fd()).into(),
-            _file: Some(copy),
+            _file: copy,
         })
     }
 
@@ -95,10 +102,7 @@ impl PrivateCopy {
         let path = std::env::temp_dir().join(format!("mdm-{process}-{number}-{name}"));
         let mut copy = File::create_new(&path)?;
         io::copy(file, &mut copy)?;
-        Ok(PrivateCopy {
-            path,
-            _file: Some(copy),
-        })
+        Ok(PrivateCopy { path, _file: copy })
     }
 }
 
@@ -120,6 +124,9 @@ struct State {
 /// What this process has opened, as long as it is in use.
 static OPENED: Mutex<Vec<(State, Weak<Library>)>> = Mutex::new(Vec::new());
 
+/// What nobody uses and the system's loader keeps.
+static RESIDENT: Mutex<Vec<(State, Open)>> = Mutex::new(Vec::new());
+
 impl Library {
     /// Opens a plugin's file, which runs its constructors and `mdm_plugin_entry`. A file that is open, and has not
     /// changed since, is shared.
@@ -139,112 +146,25 @@ impl Library {
         if let Some(library) = known.filter_map(|(_, library)| library.upgrade()).next() {
             return Ok(library);
         }
-        let copy = PrivateCopy::of(&mut file, &name).map_err(unreadable)?;
-        // The copy's own path would mean nothing to a reader of the error.
-        let shown = copy.path.to_string_lossy().into_owned();
-        let named = |why: &str| why.replace(&shown, &format!("{name:?}"));
-        crate::elf::check_whole(&copy.path).map_err(|e| failed(named(e.message())))?;
-        // SAFETY: whoever may write into the server's directories may run code in it, the guide says (`guide/plugins.md`).
-        let handle = unsafe { Handle::open(Some(copy.path.as_os_str()), RTLD_NOW | RTLD_LOCAL) };
-        #[cfg(not(target_os = "linux"))]
-        let _ = std::fs::remove_file(&copy.path); // it is open, or will not be
-        let handle = handle
-            .map_err(|e| failed(format!("the system cannot open it: {}", named(&causes(&e)))))?;
-        let open = Open {
-            handle: Some(handle),
-            copy,
+        let open = match resident(&state) {
+            Some(open) => open,
+            None => load(&mut file, &name)?,
         };
-        let library = Arc::new(Library::read(name, open)?);
-        opened.push((state, Arc::downgrade(&library)));
-        Ok(library)
-    }
-
-    fn read(name: String, open: Open) -> Result<Library> {
-        let failed = |why: String| Error::precondition(format!("plugin {name:?}: {why}"));
-        let Some(handle) = &open.handle else {
-            return Err(failed("the server has closed it already".to_owned()));
+        let entries = match entries(&name, &open.handle) {
+            Ok(entries) => entries,
+            Err(e) => {
+                end(state, open);
+                return Err(e);
+            }
         };
-        // SAFETY: a library that exports this name means this function by it; the pointer is used while it is open.
-        let entry_point = unsafe { handle.get::<abi::EntryPoint>(abi::SYMBOL) }.map_err(|_| {
-            failed(format!(
-                "it does not export {}: it is not a plugin of this server (a Rust plugin says mdm::export_model!, a C \
-                 plugin defines that function, as mdm_model.h says)",
-                abi::SYMBOL
-            ))
-        })?;
-        // SAFETY: as above; our table lives as long as the process.
-        let plugin = unsafe { entry_point(&raw const table::HOST) };
-        if plugin.is_null() || !plugin.is_aligned() {
-            return Err(failed(format!(
-                "{} returned {}: it was built for another version of the interface than {}",
-                abi::SYMBOL,
-                if plugin.is_null() { "NULL" } else { "no table" },
-                abi::ABI_VERSION
-            )));
-        }
-        // SAFETY: every version's table begins with these two numbers.
-        let (version, size) = unsafe { ((*plugin).abi_version, (*plugin).size as usize) };
-        if version != abi::ABI_VERSION {
-            return Err(failed(format!(
-                "its table is of version {version} of the interface, expected {}; build it again against this \
-                 server's version",
-                abi::ABI_VERSION
-            )));
-        }
-        let expected = size_of::<abi::Plugin>();
-        if size < expected {
-            return Err(failed(format!(
-                "its table is truncated: it has {size} bytes, expected at least {expected}"
-            )));
-        }
-        // SAFETY: the table says that it is as long.
-        let plugin = unsafe { *plugin };
-        let stride = plugin.entry_size as usize;
-        let least = size_of::<abi::Entry>();
-        if stride < least || !stride.is_multiple_of(align_of::<abi::Entry>()) {
-            return Err(failed(format!(
-                "the entries of its table are truncated: they have {stride} bytes each, expected at least {least}"
-            )));
-        }
-        if plugin.entry_count == 0 || plugin.entry_count > MOST_ENTRIES {
-            return Err(failed(format!(
-                "its table has {} entries, expected 1 to {MOST_ENTRIES}",
-                plugin.entry_count
-            )));
-        }
-        if plugin.entries.is_null() || !plugin.entries.is_aligned() {
-            return Err(failed("its table's entries are NULL".to_owned()));
-        }
-        let mut entries: Vec<(String, abi::Entry)> = Vec::new();
-        for index in 0..plugin.entry_count as usize {
-            // SAFETY: the table says that so many entries of this size are there.
-            let entry = unsafe { *plugin.entries.byte_add(index * stride) };
-            // SAFETY: a plugin's texts are as long as they say.
-            let entry_name = unsafe { read_text(entry.name, MOST_NAME_BYTES) }
-                .map_err(|why| failed(format!("the name of entry {index} {why}")))?;
-            if entry_name.is_empty() {
-                return Err(failed(format!("the name of entry {index} is empty")));
-            }
-            for (function, missing) in [
-                ("load", entry.load.is_none()),
-                ("infer", entry.infer.is_none()),
-            ] {
-                if missing {
-                    return Err(failed(format!(
-                        "entry {entry_name:?}: `{function}` is NULL"
-                    )));
-                }
-            }
-            if entries.iter().any(|(other, _)| *other == entry_name) {
-                return Err(failed(format!("it has two entries {entry_name:?}")));
-            }
-            entries.push((entry_name, entry));
-        }
-        Ok(Library {
+        let library = Arc::new(Library {
             name,
             entries,
-            _open: open,
-        })
+            state: state.clone(),
+            open: Some(open),
+        });
+        opened.push((state, Arc::downgrade(&library)));
+        Ok(library)
     }
 
     /// The entry of that name; without one the only entry, or "model".
@@ -278,6 +198,112 @@ impl Library {
             ))
         })
     }
+}
+
+/// Has the system's loader open a copy of the file.
+fn load(file: &mut File, name: &str) -> Result<Open> {
+    let failed = |why: String| Error::precondition(format!("plugin {name:?}: {why}"));
+    let copy = PrivateCopy::of(file, name).map_err(|e| failed(e.to_string()))?;
+    // The copy's own path would mean nothing to a reader of the error.
+    let shown = copy.path.to_string_lossy().into_owned();
+    let named = |why: &str| why.replace(&shown, &format!("{name:?}"));
+    crate::elf::check_whole(&copy.path).map_err(|e| failed(named(e.message())))?;
+    // SAFETY: whoever may write into the server's directories may run code in it, the guide says (`guide/plugins.md`).
+    let handle = unsafe { Handle::open(Some(copy.path.as_os_str()), RTLD_NOW | RTLD_LOCAL) };
+    #[cfg(not(target_os = "linux"))]
+    let _ = std::fs::remove_file(&copy.path); // it is open, or will not be
+    let handle =
+        handle.map_err(|e| failed(format!("the system cannot open it: {}", named(&causes(&e)))))?;
+    Ok(Open { handle, copy })
+}
+
+/// The entries of a plugin's table.
+fn entries(name: &str, handle: &Handle) -> Result<Vec<(String, abi::Entry)>> {
+    let failed = |why: String| Error::precondition(format!("plugin {name:?}: {why}"));
+    // SAFETY: a library that exports this name means this function by it; the pointer is used while it is open.
+    let entry_point = unsafe { handle.get::<abi::EntryPoint>(abi::SYMBOL) }.map_err(|_| {
+        failed(format!(
+            "it does not export {}: it is not a plugin of this server (a Rust plugin says mdm::export_model!, a C \
+             plugin defines that function, as mdm_model.h says)",
+            abi::SYMBOL
+        ))
+    })?;
+    // SAFETY: as above; our table lives as long as the process.
+    let plugin = unsafe { entry_point(&raw const table::HOST) };
+    if plugin.is_null() || !plugin.is_aligned() {
+        return Err(failed(format!(
+            "{} returned {}: it was built for another version of the interface than {}",
+            abi::SYMBOL,
+            if plugin.is_null() { "NULL" } else { "no table" },
+            abi::ABI_VERSION
+        )));
+    }
+    // SAFETY: every version's table begins with these two numbers.
+    let (version, size) = unsafe { ((*plugin).abi_version, (*plugin).size as usize) };
+    if version != abi::ABI_VERSION {
+        return Err(failed(format!(
+            "its table is of version {version} of the interface, expected {}; build it again against this \
+             server's version",
+            abi::ABI_VERSION
+        )));
+    }
+    let expected = size_of::<abi::Plugin>();
+    if size < expected {
+        return Err(failed(format!(
+            "its table is truncated: it has {size} bytes, expected at least {expected}"
+        )));
+    }
+    // SAFETY: the table says that it is as long.
+    let plugin = unsafe { *plugin };
+    let stride = plugin.entry_size as usize;
+    let least = size_of::<abi::Entry>();
+    if stride < least || !stride.is_multiple_of(align_of::<abi::Entry>()) {
+        return Err(failed(format!(
+            "the entries of its table are truncated: they have {stride} bytes each, expected at least {least}"
+        )));
+    }
+    if plugin.entry_count == 0 || plugin.entry_count > MOST_ENTRIES {
+        return Err(failed(format!(
+            "its table has {} entries, expected 1 to {MOST_ENTRIES}",
+            plugin.entry_count
+        )));
+    }
+    if plugin.entries.is_null() || !plugin.entries.is_aligned() {
+        return Err(failed("its table's entries are NULL".to_owned()));
+    }
+    let mut entries: Vec<(String, abi::Entry)> = Vec::new();
+    for index in 0..plugin.entry_count as usize {
+        // SAFETY: the table says that so many entries of this size are there.
+        let entry = unsafe { *plugin.entries.byte_add(index * stride) };
+        // SAFETY: a plugin's texts are as long as they say.
+        let entry_name = unsafe { read_text(entry.name, MOST_NAME_BYTES) }
+            .map_err(|why| failed(format!("the name of entry {index} {why}")))?;
+        if entry_name.is_empty() {
+            return Err(failed(format!("the name of entry {index} is empty")));
+        }
+        for (function, missing) in [
+            ("load", entry.load.is_none()),
+            ("infer", entry.infer.is_none()),
+        ] {
+            if missing {
+                return Err(failed(format!(
+                    "entry {entry_name:?}: `{function}` is NULL"
+                )));
+            }
+        }
+        if entries.iter().any(|(other, _)| *other == entry_name) {
+            return Err(failed(format!("it has two entries {entry_name:?}")));
+        }
+        entries.push((entry_name, entry));
+    }
+    Ok(entries)
+}
+
+/// A library of that state of a file, which could not be unloaded.
+fn resident(state: &State) -> Option<Open> {
+    let mut kept = RESIDENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let index = kept.iter().position(|(known, _)| known == state)?;
+    Some(kept.swap_remove(index).1)
 }
 
 impl State {

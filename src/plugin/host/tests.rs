@@ -571,3 +571,29 @@ fn a_file_that_changes_is_another_library_and_whoever_uses_the_old_one_goes_on()
     assert!(!Arc::ptr_eq(&second, &third));
     assert_eq!(doubled(), [8]);
 }
+
+/// The bug: each load of such a file took the memory of one more copy.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_library_that_cannot_be_unloaded_is_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("libresident.so");
+    build(&file, &["-Wl,-z,nodelete"]);
+    let copies = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let code = maps.lines().filter(|line| line.contains(" r-xp "));
+        code.filter(|line| line.contains("libresident.so")).count()
+    };
+    for _ in 0..3 {
+        let library = Library::open(&file).unwrap();
+        assert!(library.entry(None).is_ok());
+        assert_eq!(copies(), 1);
+        drop(library);
+        assert_eq!(copies(), 1, "the system keeps it");
+    }
+    // Another state of the file is another library.
+    build(&file, &["-Wl,-z,nodelete", "-DSAMPLE_TWO"]);
+    let library = Library::open(&file).unwrap();
+    assert!(library.entry(Some("other")).is_ok());
+    assert_eq!(copies(), 2);
+}
