@@ -17,7 +17,7 @@ impl Answers {
         turn: &mut Turn<'_, impl Outlet>,
     ) {
         let member = piece.member;
-        if !done.bad.is_empty() {
+        if done.bad.rows() > 0 {
             return self.complete_bad(piece, done, turn);
         }
         if member.stream {
