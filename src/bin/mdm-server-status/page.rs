@@ -92,6 +92,9 @@ fn totals(page: &mut String, status: &Status) -> fmt::Result {
         "totals   {} requests, {} rows, {} chunks, {} coalesced, {} dropped, {errors} errors",
         totals.requests, totals.rows, totals.chunks, totals.coalesced, totals.dropped
     )?;
+    if totals.failed_rows > 0 {
+        writeln!(page, "         {} rows failed", totals.failed_rows)?;
+    }
     for (code, count) in totals.errors.iter().filter(|(_, count)| **count > 0) {
         writeln!(page, "         {count} {code}")?;
     }
@@ -143,6 +146,9 @@ fn models(page: &mut String, status: &Status) -> fmt::Result {
     }
     writeln!(page, "\nmodels")?;
     table(page, &rows)?;
+    for of in status.by_model.iter().filter(|of| of.failed_rows > 0) {
+        writeln!(page, "  {}: {} rows failed", of.name, of.failed_rows)?;
+    }
     for broken in &status.broken {
         let message = broken.message.replace('\n', " ");
         let on = match seen.contains(&*broken.name) {
@@ -241,6 +247,7 @@ mod tests {
             name: name.to_owned(),
             requests: 3,
             rows,
+            failed_rows: rows / 10,
             errors: [("INTERNAL".to_owned(), 1)].into(),
             latency_us: LatencyInfo {
                 p50: 500,
@@ -318,6 +325,8 @@ mod tests {
             "{page}"
         );
         assert_eq!(line(&page, "gone")[1], "not served");
+        assert!(page.contains("  m: 7 rows failed\n"), "{page}");
+        assert!(!page.contains(" 0 rows failed"), "{page}");
         let broken = "! bad does not open: FAILED_PRECONDITION: no model";
         assert!(page.contains(broken), "{page}");
         assert_eq!(line(&page, "2  extra")[..2], ["2", "extra"]);
