@@ -235,8 +235,8 @@ fn rows_that_were_not_run_again_are_not_said_to_have_failed() {
             .infer_stream(sent(), faulty("panic below 0"))
             .unwrap();
         let part = stream.next().unwrap().unwrap();
-        let [failed, left] = &part.outputs.failed[..] else {
-            panic!("{:?}", part.outputs.failed)
+        let [failed, left] = &part.failed[..] else {
+            panic!("{:?}", part.failed)
         };
         assert_eq!((failed.first, failed.code), (0, ErrorCode::Internal));
         assert_eq!(
