@@ -7,7 +7,7 @@ use mdm::client::{Call, Client, FailedRows, Part, Response};
 use mdm::{ErrorCode, Tensor};
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, Server, eventually, onnx, within};
+use crate::common::{PATIENCE, Server, command, eventually, onnx, within};
 use crate::{build_sample, folder, refused, serve};
 
 const SHOUT: &str = r#"{"mdm":1,"plugin":"libecho.so","entry":"shout","state":{"mark":"!"}}"#;
@@ -251,6 +251,43 @@ fn rows_that_were_not_run_again_are_not_said_to_have_failed() {
                 failed.count, left.count
             )],
         );
+    });
+}
+
+/// A file of these numbers.
+fn npy(numbers: &[f32]) -> Vec<u8> {
+    let shape = numbers.len();
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape},), }}");
+    let header = format!("{header:<117}\n");
+    let data = numbers.iter().flat_map(|number| number.to_le_bytes());
+    let begin = b"\x93NUMPY\x01\x00\x76\x00".iter().copied();
+    begin.chain(header.into_bytes()).chain(data).collect()
+}
+
+#[test]
+fn infer_says_of_rows_that_were_left_that_they_may_be_good() {
+    within(PATIENCE, || {
+        let server = serve(&[("faulty.proxy", FAULTY)], &["--num-worker", "1"]);
+        let path = |name: &str| server.dir.path().join(name).display().to_string();
+        // Requests have 256 rows at first: no row of the first one has a result.
+        let all: Vec<usize> = (0..256).collect();
+        std::fs::write(path("in.npy"), npy(&numbers(300, &all))).unwrap();
+        let output = command("mdm-infer")
+            .args(["--model", "faulty", "--port", &server.port.to_string()])
+            .args([
+                "--params",
+                r#"{"do":"panic below 0"}"#,
+                "--on-bad-row=report",
+            ])
+            .args(["--input", &path("in.npy"), "--output", &path("out.npz")])
+            .output()
+            .unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{err}");
+        let said =
+            "rows 0 to 255: RESOURCE_EXHAUSTED: none of 256 rows has a result; row 0: INTERNAL: ";
+        assert!(err.contains(said), "{err}");
+        assert!(err.contains(" may be good: not run again"), "{err}");
     });
 }
 
