@@ -275,6 +275,22 @@ mod tests {
     }
 
     #[test]
+    fn two_rows_that_panic_of_a_thousand_cost_no_other_row() {
+        for (one, other) in [
+            (0, 1),
+            (0, 1023),
+            (1, 5),
+            (300, 310),
+            (511, 512),
+            (700, 1000),
+        ] {
+            let (answered, failed, _) = run(1024, &BTreeSet::from([one, other]), Says::Panics);
+            let told: Vec<u64> = failed.iter().flat_map(FailedRows::rows).collect();
+            assert_eq!((answered.len(), told), (1022, vec![one + 100, other + 100]));
+        }
+    }
+
+    #[test]
     fn where_more_rows_panic_the_first_ones_are_told_and_the_rest_is_one_entry() {
         let bad = BTreeSet::from_iter(0..1024);
         let (answered, failed, _) = run(1024, &bad, Says::Panics);
