@@ -93,7 +93,8 @@ fn totals(page: &mut String, status: &Status) -> fmt::Result {
         totals.requests, totals.rows, totals.chunks, totals.coalesced, totals.dropped
     )?;
     if totals.failed_rows > 0 {
-        writeln!(page, "         {} rows failed", totals.failed_rows)?;
+        let (failed, rows) = (totals.failed_rows, totals.rows);
+        writeln!(page, "         {failed} of {rows} rows failed")?;
     }
     for (code, count) in totals.errors.iter().filter(|(_, count)| **count > 0) {
         writeln!(page, "         {count} {code}")?;
@@ -147,7 +148,8 @@ fn models(page: &mut String, status: &Status) -> fmt::Result {
     writeln!(page, "\nmodels")?;
     table(page, &rows)?;
     for of in status.by_model.iter().filter(|of| of.failed_rows > 0) {
-        writeln!(page, "  {}: {} rows failed", of.name, of.failed_rows)?;
+        let (name, failed, rows) = (&of.name, of.failed_rows, of.rows);
+        writeln!(page, "  {name}: {failed} of {rows} rows failed")?;
     }
     for broken in &status.broken {
         let message = broken.message.replace('\n', " ");
@@ -325,8 +327,8 @@ mod tests {
             "{page}"
         );
         assert_eq!(line(&page, "gone")[1], "not served");
-        assert!(page.contains("  m: 7 rows failed\n"), "{page}");
-        assert!(!page.contains(" 0 rows failed"), "{page}");
+        assert!(page.contains("  m: 7 of 77 rows failed\n"), "{page}");
+        assert_eq!(page.matches("rows failed").count(), 1, "{page}");
         let broken = "! bad does not open: FAILED_PRECONDITION: no model";
         assert!(page.contains(broken), "{page}");
         assert_eq!(line(&page, "2  extra")[..2], ["2", "extra"]);
