@@ -92,7 +92,18 @@ impl<'de> Deserialize<'de> for ErrorCode {
 pub struct Error {
     code: ErrorCode,
     message: String,
-    rows: Option<Range<usize>>,
+    concerns: Concerns,
+}
+
+/// What an error is about, of the rows that a model was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Concerns {
+    /// Nothing that is known.
+    Unknown,
+    Rows(Range<usize>),
+    /// An output has another number of rows: whose results they are cannot be told, so no row of it is good.
+    #[cfg(feature = "server")]
+    RowCount,
 }
 
 /// As [`fmt::Display`], with the rows: a `main` that returns an error prints it so.
@@ -109,17 +120,18 @@ impl fmt::Debug for Error {
 /// Between two loops: the code's name, the message and the rows.
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        (self.code, &self.message, &self.rows).serialize(serializer)
+        (self.code, &self.message, self.rows()).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Error {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
-        let (code, message, rows) = Deserialize::deserialize(deserializer)?;
+        let (code, message, rows): (_, _, Option<Range<usize>>) =
+            Deserialize::deserialize(deserializer)?;
         Ok(Error {
             code,
             message,
-            rows,
+            concerns: rows.map_or(Concerns::Unknown, Concerns::Rows),
         })
     }
 }
@@ -133,7 +145,7 @@ impl Error {
         Error {
             code,
             message: message.into(),
-            rows: None,
+            concerns: Concerns::Unknown,
         }
     }
 
@@ -196,15 +208,35 @@ impl Error {
     #[must_use]
     pub fn at_rows(self, rows: Range<usize>) -> Error {
         Error {
-            rows: Some(rows),
+            concerns: Concerns::Rows(rows),
             ..self
         }
+    }
+
+    /// The same error, which says that an output has another number of rows than the inputs. Inside one loop: it is not
+    /// kept between two.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub(crate) fn about_row_count(self) -> Error {
+        Error {
+            concerns: Concerns::RowCount,
+            ..self
+        }
+    }
+
+    /// Whether it says that.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_about_row_count(&self) -> bool {
+        self.concerns == Concerns::RowCount
     }
 
     /// The rows that are to blame, where that is known. For a client they are counted in its request, from 0; for a model
     /// in the batch that it was given.
     pub fn rows(&self) -> Option<Range<usize>> {
-        self.rows.clone()
+        match &self.concerns {
+            Concerns::Rows(rows) => Some(rows.clone()),
+            _ => None,
+        }
     }
 }
 

@@ -1,13 +1,14 @@
 //! What went wrong inside, in the log: panics with their places, and `INTERNAL` errors of models with the model, its version
 //! and the requests that they were answers to. One line stands for many.
 //!
-//! Each thread that runs or reads models has a table of its own: the first fault of a model is a line at once; those of the
-//! next 10 s are counted, and are one line when it is over.
+//! The threads that run and read models have one table: the first fault of a model is a line at once; those of the next 10 s
+//! are counted, on whichever thread they are, and are one line when it is over.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::PanicHookInfo;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorCode};
@@ -21,8 +22,11 @@ const BETWEEN_PANICS: Duration = Duration::from_secs(1);
 /// Requests that a line names.
 const MOST_REQUESTS: usize = 8;
 
+static TABLE: LazyLock<Mutex<Table>> = LazyLock::new(Mutex::default);
+/// Whether it has faults that no line says yet. Threads look here before each wait, and take the lock only then.
+static COUNTED: AtomicBool = AtomicBool::new(false);
+
 thread_local! {
-    static TABLE: RefCell<Table> = RefCell::default();
     /// Where this thread panicked last.
     static PLACE: Cell<Option<String>> = const { Cell::new(None) };
 }
@@ -92,28 +96,50 @@ pub(crate) struct Fault<'a> {
 
 /// Notes an error that is a model's or our own fault, and nobody's who sent a request: `INTERNAL`.
 pub(crate) fn note(fault: &Fault<'_>) {
-    if fault.error.code() == ErrorCode::Internal {
-        let place = take_place();
-        TABLE.with_borrow_mut(|table| {
-            if let Some(line) = table.note(Line::of(fault, place), Instant::now()) {
-                line.write();
-            }
-        });
+    if fault.error.code() == ErrorCode::Internal
+        && let Some(line) = counted(fault)
+    {
+        line.write();
     }
 }
 
-/// When this thread is to call [`flush`], if it has counted faults that no line says yet.
+/// The line to be written now, if the fault is not counted.
+fn counted(fault: &Fault<'_>) -> Option<Line> {
+    let line = Line::of(fault, take_place());
+    with_table(|table| table.note(line, Instant::now()))
+}
+
+/// No line is written under the lock: the log may wait for a disk.
+fn with_table<T>(change: impl FnOnce(&mut Table) -> T) -> T {
+    let mut table = locked();
+    let changed = change(&mut table);
+    let counts = table.0.values().any(|window| window.last.is_some());
+    COUNTED.store(counts, Ordering::Relaxed);
+    changed
+}
+
+fn locked() -> MutexGuard<'static, Table> {
+    // A panic between two statements leaves nothing that a later fault could not go on with.
+    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When a thread that waits is to call [`flush`], if faults were counted that no line says yet.
 pub(crate) fn due() -> Option<Duration> {
-    TABLE.with_borrow(|table| {
-        let until = table.0.values().filter(|window| window.last.is_some());
-        let first = until.map(|window| window.until).min()?;
-        Some(first.saturating_duration_since(Instant::now()))
-    })
+    if !COUNTED.load(Ordering::Relaxed) {
+        return None;
+    }
+    let table = locked();
+    let until = table.0.values().filter(|window| window.last.is_some());
+    let first = until.map(|window| window.until).min()?;
+    Some(first.saturating_duration_since(Instant::now()))
 }
 
 /// Writes the lines whose time has come; all of them at the end.
 pub(crate) fn flush(all: All) {
-    let lines = TABLE.with_borrow_mut(|table| table.flush(all, Instant::now()));
+    if !COUNTED.load(Ordering::Relaxed) {
+        return;
+    }
+    let lines = with_table(|table| table.flush(all, Instant::now()));
     lines.iter().for_each(Line::write);
 }
 
@@ -284,6 +310,27 @@ mod tests {
             (7_999, &[RequestId(8_000)][..])
         );
         assert!(table.flush(All::AtTheEnd, later).is_empty());
+    }
+
+    /// With a table for each of them, eight workers wrote eight lines of the same fault.
+    #[test]
+    fn the_first_fault_of_a_model_is_one_line_whichever_threads_have_it() {
+        let error = Error::internal("it failed");
+        let fault = Fault {
+            model: "of several threads",
+            version: "1",
+            by: "worker",
+            requests: &[],
+            error: &error,
+        };
+        let said = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| counted(&fault))).collect();
+            let said = threads
+                .into_iter()
+                .filter_map(|thread| thread.join().unwrap());
+            said.count()
+        });
+        assert_eq!(said, 1);
     }
 
     #[test]

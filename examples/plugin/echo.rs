@@ -153,6 +153,9 @@ impl Model for Faulty {
                 std::thread::sleep(Duration::from_millis(20));
                 Err(Error::invalid("somewhere a number is below 0"))
             }
+            Some("blame a row that is not there") => {
+                Err(context.bad_row(99_999, "it is not there"))
+            }
             Some("panic") => panic!("told to panic in run {}", self.runs),
             Some("lose a row") => {
                 let runs = vec![self.runs; rows - 1];

@@ -80,6 +80,8 @@ pub struct Requests {
     pub results: u64,
     /// The rows of those.
     pub rows: u64,
+    /// Those of them that failed, and were told.
+    pub failed_rows: u64,
     /// Those that ended with an error.
     pub errors: ErrorCounts,
 }
@@ -111,6 +113,11 @@ impl Answered {
     /// Their rows.
     pub fn rows(&self) -> u64 {
         self.sum(|requests| requests.rows)
+    }
+
+    /// Those of them that failed.
+    pub fn failed_rows(&self) -> u64 {
+        self.sum(|requests| requests.failed_rows)
     }
 
     /// Requests that ended with an error.

@@ -95,6 +95,7 @@ impl Page {
     fn requests(&mut self, snapshot: &Snapshot) {
         let mut all = Vec::new();
         let mut rows = Vec::new();
+        let mut failed_rows = Vec::new();
         let mut errors = Vec::new();
         for model in &snapshot.models {
             for (kind, requests) in model.answered.requests.each() {
@@ -105,6 +106,7 @@ impl Page {
                 let labels = [("model", &*model.name), ("door", kind.as_str())];
                 all.push(sample(&labels, count as f64));
                 rows.push(sample(&labels, requests.rows as f64));
+                failed_rows.push(sample(&labels, requests.failed_rows as f64));
                 errors.extend(errors_of(&labels, requests));
             }
         }
@@ -117,6 +119,11 @@ impl Page {
             "mdm_rows_total",
             "Rows of requests that ended with a result.",
             rows,
+        );
+        self.counter(
+            "mdm_failed_rows_total",
+            "Of these rows those that failed: their requests have their bad rows reported.",
+            failed_rows,
         );
         self.counter(
             "mdm_request_errors_total",

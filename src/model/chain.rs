@@ -120,7 +120,8 @@ fn check_rows(outputs: &Batch, rows: usize) -> Result<()> {
             "output {:?} has shape {:?} for {rows} rows: expected a row for each",
             tensor.name(),
             tensor.shape()
-        ))),
+        ))
+        .about_row_count()),
     }
 }
 

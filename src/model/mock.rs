@@ -2,6 +2,7 @@
 //! panics.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -21,6 +22,8 @@ pub(crate) enum Behaviour {
     GatedFail(Arc<Gate>),
     /// Fails with this message if a number is below 0.
     Fail(String),
+    /// Blames these rows if a number is below 0.
+    Blame(Range<usize>),
     /// Panics with this message if a number is below 0.
     Panic(String),
     /// Adds to every number.
@@ -188,6 +191,9 @@ impl Model for MockModel {
             Behaviour::Fail(message) if has_negative(inputs) => {
                 Err(Error::internal(message.as_str()))
             }
+            Behaviour::Blame(rows) if has_negative(inputs) => {
+                Err(Error::invalid("no").at_rows(rows.clone()))
+            }
             Behaviour::Add(number) => {
                 let x = &inputs.tensors[0];
                 let sums = x.to_vec::<f32>()?.iter().map(|v| v + number).collect();
@@ -196,7 +202,7 @@ impl Model for MockModel {
                 })
             }
             Behaviour::Panic(message) if has_negative(inputs) => panic!("{message}"),
-            Behaviour::Fail(_) | Behaviour::Panic(_) => Ok(inputs.clone()),
+            Behaviour::Blame(_) | Behaviour::Fail(_) | Behaviour::Panic(_) => Ok(inputs.clone()),
         }
     }
 }

@@ -221,7 +221,9 @@ impl Model for PluginModel {
                 }
                 Err(match (broken.error.rows(), rows) {
                     // An error without rows concerns all of them.
-                    (None, Some(rows)) => broken.error.at_rows(0..rows),
+                    (None, Some(rows)) if !broken.error.is_about_row_count() => {
+                        broken.error.at_rows(0..rows)
+                    }
                     _ => broken.error,
                 })
             }

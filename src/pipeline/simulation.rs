@@ -424,8 +424,8 @@ impl Simulation<'_> {
             cancelled: &self.cancelled,
         };
         let failed = self.workers[index].work(&place, &mut self.random);
-        for serial in failed {
-            self.exit.ledger.may_end_with(serial, ErrorCode::Internal);
+        for (serial, code) in failed {
+            self.exit.ledger.may_end_with(serial, code);
         }
     }
 

@@ -50,6 +50,9 @@ pub struct TotalsInfo {
     pub requests: u64,
     /// Rows that were answered.
     pub rows: u64,
+    /// Those of them that failed, of requests that have their bad rows reported.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed_rows: u64,
     /// Chunks that ran.
     #[serde(default)]
     pub chunks: u64,
@@ -61,6 +64,11 @@ pub struct TotalsInfo {
     pub dropped: u64,
     /// Errors by code.
     pub errors: BTreeMap<String, u64>,
+}
+
+/// What is left out: it is said where there is something to say.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// From arrival to answer, over all requests, in microseconds.
@@ -148,6 +156,9 @@ pub struct ModelCounts {
     pub requests: u64,
     /// Rows that were answered.
     pub rows: u64,
+    /// Those of them that failed, of requests that have their bad rows reported.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed_rows: u64,
     /// Errors by code: those that there were.
     pub errors: BTreeMap<String, u64>,
     /// From arrival to answer, as far as the bounds of the metrics' histograms tell.

@@ -293,6 +293,21 @@ pub fn wrong_rows() -> Vec<u8> {
     )
 }
 
+/// "x" FP32 [N] -> those of them that are as large as the largest, declared as if it were all: right for one row.
+pub fn largest_only() -> Vec<u8> {
+    let shape = [D::Sym("N")];
+    graph(
+        vec![
+            node("ReduceMax", &["x"], &["m"], vec![int("keepdims", 1)]),
+            node("Equal", &["x", "m"], &["e"], vec![]),
+            node("Compress", &["x", "e"], &["y"], vec![int("axis", 0)]),
+        ],
+        vec![value("x", ElementType::Float, &shape)],
+        vec![value("y", ElementType::Float, &shape)],
+        vec![],
+    )
+}
+
 /// "x" FP32 [?,4] -> "y" FP32 [?,4]: dynamic without a name.
 pub fn dynamic_unnamed() -> Vec<u8> {
     graph(

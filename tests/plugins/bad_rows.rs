@@ -7,8 +7,8 @@ use mdm::client::{Call, Client, FailedRows, Part, Response};
 use mdm::{ErrorCode, Tensor};
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, Server, eventually, onnx, within};
-use crate::{folder, refused, serve};
+use crate::common::{PATIENCE, Server, command, eventually, onnx, within};
+use crate::{build_sample, folder, refused, serve};
 
 const SHOUT: &str = r#"{"mdm":1,"plugin":"libecho.so","entry":"shout","state":{"mark":"!"}}"#;
 const FAULTY: &str = r#"{"mdm":1,"plugin":"libecho.so","entry":"faulty"}"#;
@@ -190,6 +190,189 @@ fn a_model_that_panics_at_a_row_answers_the_others_and_is_not_opened_for_ever() 
         );
         assert!(last.message.contains("8 further runs"), "{last}");
         assert!(client.infer(numbers(3, &[]), "faulty").is_ok());
+    });
+}
+
+#[test]
+fn one_row_that_panics_costs_no_other_row_of_hundreds() {
+    within(PATIENCE, || {
+        let flags = ["--num-worker", "1", "--max-chunk-ms", "0"];
+        let server = serve(&[("faulty.proxy", FAULTY)], &flags);
+        let client = server.client();
+        for (count, bad) in [(256, 0), (256, 255), (1024, 0), (1024, 1), (1024, 341)] {
+            let sent = numbers(count, &[bad]);
+            let response = client.infer(sent, faulty("panic below 0")).unwrap();
+            let bad = bad as u64;
+            assert_eq!(rows_of(response.failed()), vec![bad..bad + 1], "of {count}");
+            let runs = response.array::<i64>("runs").unwrap();
+            assert_eq!(runs.iter().filter(|runs| **runs > 0).count(), count - 1);
+        }
+    });
+}
+
+#[test]
+fn rows_that_were_not_run_again_are_not_said_to_have_failed() {
+    within(PATIENCE, || {
+        let flags = ["--num-worker", "1", "--max-chunk-ms", "0"];
+        let server = serve(&[("faulty.proxy", FAULTY)], &flags);
+        let client = server.client();
+        let all: Vec<usize> = (0..256).collect();
+        let sent = || numbers(256, &all);
+        let error = client.infer(sent(), faulty("panic below 0")).unwrap_err();
+        assert_eq!(error.rows(), Some(0..256), "{error}");
+        refused::<()>(
+            Err(error),
+            ErrorCode::ResourceExhausted,
+            &[
+                "none of 256 rows has a result; row 0: INTERNAL: ",
+                "a number is below 0; ",
+                " may be good: not run again",
+                "8 further runs",
+            ],
+        );
+        // A stream says which they are.
+        let mut stream = client
+            .infer_stream(sent(), faulty("panic below 0"))
+            .unwrap();
+        let part = stream.next().unwrap().unwrap();
+        let [failed, left] = &part.failed[..] else {
+            panic!("{:?}", part.failed)
+        };
+        assert_eq!((failed.first, failed.code), (0, ErrorCode::Internal));
+        assert_eq!(
+            (left.rows(), left.code),
+            (failed.count..256, ErrorCode::ResourceExhausted)
+        );
+        refused(
+            stream.next().unwrap(),
+            ErrorCode::ResourceExhausted,
+            &[&format!(
+                "{} failed and {} may be good",
+                failed.count, left.count
+            )],
+        );
+    });
+}
+
+/// A file of these numbers.
+fn npy(numbers: &[f32]) -> Vec<u8> {
+    let shape = numbers.len();
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape},), }}");
+    let header = format!("{header:<117}\n");
+    let data = numbers.iter().flat_map(|number| number.to_le_bytes());
+    let begin = b"\x93NUMPY\x01\x00\x76\x00".iter().copied();
+    begin.chain(header.into_bytes()).chain(data).collect()
+}
+
+#[test]
+fn infer_says_of_rows_that_were_left_that_they_may_be_good() {
+    within(PATIENCE, || {
+        let server = serve(&[("faulty.proxy", FAULTY)], &["--num-worker", "1"]);
+        let path = |name: &str| server.dir.path().join(name).display().to_string();
+        // Requests have 256 rows at first: no row of the first one has a result.
+        let all: Vec<usize> = (0..256).collect();
+        std::fs::write(path("in.npy"), npy(&numbers(300, &all))).unwrap();
+        let output = command("mdm-infer")
+            .args(["--model", "faulty", "--port", &server.port.to_string()])
+            .args([
+                "--params",
+                r#"{"do":"panic below 0"}"#,
+                "--on-bad-row=report",
+            ])
+            .args(["--input", &path("in.npy"), "--output", &path("out.npz")])
+            .output()
+            .unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{err}");
+        let said =
+            "rows 0 to 255: RESOURCE_EXHAUSTED: none of 256 rows has a result; row 0: INTERNAL: ";
+        assert!(err.contains(said), "{err}");
+        assert!(err.contains(" may be good: not run again"), "{err}");
+    });
+}
+
+/// Cut into single rows each would have had its row, and the nonsense would have been a result.
+#[test]
+fn an_output_with_another_number_of_rows_ends_the_request_in_any_case() {
+    within(PATIENCE, || {
+        let faulty_stage = r#"{"plugin":"libecho.so","entry":"faulty"}"#;
+        let echo_stage = r#"{"plugin":"libecho.so","entry":"echo"}"#;
+        let largest_stage = r#"{"onnx":"largest.onnx"}"#;
+        let chain = |stages: [&str; 2]| {
+            format!(r#"{{"mdm":1,"stages":[{}]}}"#, stages.join(",")).into_bytes()
+        };
+        let inside =
+            r#"{"mdm":1,"plugin":"libsample.so","state":{"do":"session","onnx":"largest.onnx"}}"#;
+        for extra in ["0", "1"] {
+            let dir = folder(&[
+                ("largest.onnx", onnx::largest_only()),
+                ("faulty.proxy", FAULTY.into()),
+                ("net-chain.proxy", chain([echo_stage, largest_stage])),
+                ("plugin-chain.proxy", chain([faulty_stage, echo_stage])),
+                ("inside.proxy", inside.into()),
+            ]);
+            build_sample(&dir.path().join("models/libsample.so"));
+            let flags = ["--num-worker", "1", "--num-parallel-workers", extra];
+            let server = Server::start(dir, &flags);
+            let client = server.client();
+            for model in ["largest", "faulty", "net-chain", "plugin-chain", "inside"] {
+                let call = || Call::model(model).param("do", "lose a row");
+                let sent = [1f32, 2., 6., 3., 4., 5.];
+                for call in [call(), call().report_bad_rows()] {
+                    let error = client.infer(&sent, call).unwrap_err();
+                    assert_eq!(error.rows(), None, "{model}: {error}");
+                    refused::<()>(Err(error), ErrorCode::Internal, &["for 6 rows"]);
+                }
+            }
+            let one = client.infer(&[7f32], Call::model("largest").report_bad_rows());
+            assert_eq!(one.unwrap().only().unwrap().to_vec::<f32>().unwrap(), [7.]);
+        }
+    });
+}
+
+/// A client was told a line that its file does not have.
+#[test]
+fn a_row_that_is_not_there_is_the_fault_of_the_plugin_that_blames_it() {
+    within(PATIENCE, || {
+        let server = serve(&[("faulty.proxy", FAULTY)], &["--num-worker", "1"]);
+        let client = server.client();
+        let what = "blame a row that is not there";
+        let call = Call::model("faulty").param("do", what);
+        let error = client.infer(&[1f32, 2.], call).unwrap_err();
+        assert_eq!(error.rows(), None, "{error}");
+        refused::<()>(
+            Err(error),
+            ErrorCode::Internal,
+            &["blames row 99999 of a batch of 2 rows", "it is not there"],
+        );
+        let error = client.infer(&[1f32, 2.], faulty(what)).unwrap_err();
+        refused::<()>(Err(error), ErrorCode::Internal, &["all 2 rows failed"]);
+        eventually("the log says so", || {
+            let log = server.log();
+            let mut lines = log.lines().filter(|line| line.contains("a model failed"));
+            lines.any(|line| line.contains("row 99999 of a batch of 2 rows"))
+        });
+    });
+}
+
+#[test]
+fn rows_that_failed_are_counted() {
+    within(PATIENCE, || {
+        let server = serve(&[("shout.proxy", SHOUT)], &["--num-worker", "1"]);
+        let client = server.client();
+        let call = || Call::model("shout").report_bad_rows();
+        let sent = |bad: &[usize]| texts(10, bad);
+        client.infer(("text", &sent(&[])), call()).unwrap();
+        client.infer(("text", &sent(&[2, 3, 9])), call()).unwrap();
+        stream(&client, &sent(&[0])).unwrap();
+        // No request of these has a result.
+        let all: Vec<usize> = (0..10).collect();
+        assert!(client.infer(("text", &sent(&all)), call()).is_err());
+        assert!(client.infer(("text", &sent(&[5])), "shout").is_err());
+        let status = client.status().unwrap();
+        assert_eq!((status.totals.rows, status.totals.failed_rows), (30, 4));
+        let of = &status.by_model[0];
+        assert_eq!((&*of.name, of.rows, of.failed_rows), ("shout", 30, 4));
     });
 }
 

@@ -441,6 +441,7 @@ fn status() {
         totals: TotalsInfo {
             requests: 1,
             rows: 2,
+            failed_rows: 0,
             chunks: 3,
             coalesced: 4,
             dropped: 5,

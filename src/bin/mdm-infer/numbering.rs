@@ -103,20 +103,23 @@ impl Numbering {
         Error::new(error.code(), format!("{}: {place}: {words}", self.file))
     }
 
-    /// What a server's message says, without the rows that it begins with. If all rows failed it names one of them, which
+    /// What a server's message says, without the rows that it begins with. If no row has a result it names one of them, which
     /// is named as the file does.
     pub fn words(&self, message: &str) -> String {
         if let Some((_, _, words)) = blamed(message) {
             return words.to_owned();
         }
-        let one_of_all = || {
-            let (all, one) = message.split_once(" rows failed; row ")?;
-            let (row, words) = one.split_once(": ")?;
+        let one_of_all = |(begin, words): (&str, &str)| {
+            let (all, one) = message.split_once(&format!(" {words}; row "))?;
+            let (row, what) = one.split_once(": ")?;
             let row = self.row(row.parse().ok()?);
-            all.starts_with("all ")
-                .then(|| format!("{all} rows failed; {row}: {words}"))
+            all.starts_with(begin)
+                .then(|| format!("{all} {words}; {row}: {what}"))
         };
-        one_of_all().unwrap_or_else(|| message.to_owned())
+        [("all ", "rows failed"), ("none of ", "rows has a result")]
+            .into_iter()
+            .find_map(one_of_all)
+            .unwrap_or_else(|| message.to_owned())
     }
 }
 
@@ -151,6 +154,10 @@ mod tests {
         assert_eq!(
             said("all 30 rows failed; row 2: no"),
             "f.npy: rows 1020 to 1049: all 30 rows failed; row 1022: no"
+        );
+        assert_eq!(
+            rows.words("none of 30 rows has a result; row 2: INTERNAL: no; 1 failed and 29 may be good: left"),
+            "none of 30 rows has a result; row 1022: INTERNAL: no; 1 failed and 29 may be good: left"
         );
         assert_eq!(rows.words("row 0: no"), "no");
         for other in ["no such thing", "row x: no", "rows 4 to 3: no"] {

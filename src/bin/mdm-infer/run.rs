@@ -201,7 +201,8 @@ impl Job<'_> {
             rows_done += rows as u64;
             let response = match answer {
                 Ok(response) => response,
-                // A request of which every row failed has an error for its answer; others may have results.
+                // A request of which no row has a result has an error for its answer, which says how many of its rows may
+                // be good; others may have results.
                 Err(error) if on_bad_row == OnBadRow::Report && error.rows() == Some(0..rows) => {
                     failed += rows as u64;
                     let all = FailedRows {

@@ -19,6 +19,13 @@ pub fn document(status: &Status) -> serde_json::Result<String> {
     for key in ["recent", "by_model", "broken"] {
         fill(&mut document, key, Value::Array(Vec::new()));
     }
+    if let Some(totals) = document.get_mut("totals") {
+        fill(totals, "failed_rows", 0.into());
+    }
+    let by_model = document.get_mut("by_model").and_then(Value::as_array_mut);
+    for model in by_model.into_iter().flatten() {
+        fill(model, "failed_rows", 0.into());
+    }
     if let Some(workers) = document.get_mut("workers").and_then(Value::as_array_mut) {
         for worker in workers {
             fill(worker, "extra", false.into());
@@ -102,7 +109,14 @@ mod tests {
             workers: vec![WorkerInfo::default()],
             ..Status::default()
         });
-        for key in ["format", "recent", "by_model", "broken", "extra"] {
+        for key in [
+            "format",
+            "recent",
+            "by_model",
+            "broken",
+            "extra",
+            "failed_rows",
+        ] {
             assert!(keys.iter().any(|k| k == key), "{key}");
         }
     }

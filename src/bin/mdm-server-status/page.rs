@@ -92,6 +92,10 @@ fn totals(page: &mut String, status: &Status) -> fmt::Result {
         "totals   {} requests, {} rows, {} chunks, {} coalesced, {} dropped, {errors} errors",
         totals.requests, totals.rows, totals.chunks, totals.coalesced, totals.dropped
     )?;
+    if totals.failed_rows > 0 {
+        let (failed, rows) = (totals.failed_rows, totals.rows);
+        writeln!(page, "         {failed} of {rows} rows failed")?;
+    }
     for (code, count) in totals.errors.iter().filter(|(_, count)| **count > 0) {
         writeln!(page, "         {count} {code}")?;
     }
@@ -143,6 +147,10 @@ fn models(page: &mut String, status: &Status) -> fmt::Result {
     }
     writeln!(page, "\nmodels")?;
     table(page, &rows)?;
+    for of in status.by_model.iter().filter(|of| of.failed_rows > 0) {
+        let (name, failed, rows) = (&of.name, of.failed_rows, of.rows);
+        writeln!(page, "  {name}: {failed} of {rows} rows failed")?;
+    }
     for broken in &status.broken {
         let message = broken.message.replace('\n', " ");
         let on = match seen.contains(&*broken.name) {
@@ -241,6 +249,7 @@ mod tests {
             name: name.to_owned(),
             requests: 3,
             rows,
+            failed_rows: rows / 10,
             errors: [("INTERNAL".to_owned(), 1)].into(),
             latency_us: LatencyInfo {
                 p50: 500,
@@ -318,6 +327,8 @@ mod tests {
             "{page}"
         );
         assert_eq!(line(&page, "gone")[1], "not served");
+        assert!(page.contains("  m: 7 of 77 rows failed\n"), "{page}");
+        assert_eq!(page.matches("rows failed").count(), 1, "{page}");
         let broken = "! bad does not open: FAILED_PRECONDITION: no model";
         assert!(page.contains(broken), "{page}");
         assert_eq!(line(&page, "2  extra")[..2], ["2", "extra"]);

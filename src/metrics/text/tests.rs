@@ -48,7 +48,7 @@ fn snapshot() -> Snapshot {
         ..ModelStats::default()
     };
     let requests = model.answered.requests.of_mut(DoorKind::Zmq);
-    (requests.results, requests.rows) = (3, 30);
+    (requests.results, requests.rows, requests.failed_rows) = (3, 30, 4);
     requests.errors.add(ErrorCode::Internal);
     for (us, histogram) in [(40, 0), (1_000_000, 1), (u64::from(u32::MAX), 2)] {
         let of = &mut model.answered;
@@ -109,6 +109,7 @@ fn what_was_counted_is_what_is_written() {
     let (model, zmq) = (("model", name), ("door", "zmq"));
     assert_eq!(of("mdm_requests_total", &[model, zmq]), 4.0);
     assert_eq!(of("mdm_rows_total", &[model, zmq]), 30.0);
+    assert_eq!(of("mdm_failed_rows_total", &[model, zmq]), 4.0);
     let too_large = [("door", "http"), ("status", "413")];
     assert_eq!(of("mdm_responses_total", &too_large), 5.0);
     let errors = |code| of("mdm_request_errors_total", &[model, zmq, ("code", code)]);

@@ -202,7 +202,8 @@ fn check_rows(outputs: &Batch, expected: usize) -> Result<()> {
             "output {:?} has shape {:?} for {expected} rows: expected a row for each",
             tensor.name(),
             tensor.shape()
-        ))),
+        ))
+        .about_row_count()),
     }
 }
 

@@ -86,8 +86,12 @@ impl SimWorker {
         }
     }
 
-    /// Does the next thing. Returns the members that failed.
-    pub(super) fn work(&mut self, place: &Place<'_>, random: &mut Random) -> Vec<Serial> {
+    /// Does the next thing. Returns the members that failed, and those of which rows were left, with what they may end with.
+    pub(super) fn work(
+        &mut self,
+        place: &Place<'_>,
+        random: &mut Random,
+    ) -> Vec<(Serial, ErrorCode)> {
         match self.state {
             State::Starting => {
                 self.to_ventilator.push_back(ToVentilator::Up(place.id));
@@ -116,7 +120,7 @@ impl SimWorker {
         self.state = State::Ended;
     }
 
-    fn go_on(&mut self, place: &Place<'_>, random: &mut Random) -> Vec<Serial> {
+    fn go_on(&mut self, place: &Place<'_>, random: &mut Random) -> Vec<(Serial, ErrorCode)> {
         let deep = self.tasks.len();
         let Some(task) = self.tasks.last_mut() else {
             self.take_up(place, random);
@@ -167,8 +171,12 @@ impl SimWorker {
     }
 }
 
-/// What a worker says of a chunk, in its order, and which members failed.
-fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<Sent>, Vec<Serial>) {
+/// What a worker says of a chunk, in its order, and which members failed or had rows left.
+fn compute(
+    chunk: &Chunk,
+    place: &Place<'_>,
+    random: &mut Random,
+) -> (VecDeque<Sent>, Vec<(Serial, ErrorCode)>) {
     let mut sent = VecDeque::new();
     let mut part = |members: Vec<Member>, outcome: Outcome| {
         sent.push_back(Sent::ToSink(ToSink::Part(Box::new(Part {
@@ -200,7 +208,7 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
         return (sent, Vec::new());
     }
     let mut computed = Computed::default();
-    let mut failed = Vec::new();
+    let (mut failed, mut codes) = (Vec::new(), Vec::new());
     let mut alone = &chunk.members[..];
     if let Rows::Joined(batch) = &chunk.rows
         && random.one_in(2)
@@ -234,6 +242,7 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
                 .failed
                 .push((member.serial, Error::internal("it failed")));
             failed.push(member.clone());
+            codes.push((member.serial, ErrorCode::Internal));
             continue;
         }
         credit.rows += member.rows;
@@ -245,7 +254,16 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
         }
         let bad = bad_rows(chunk, &inputs);
         let done = if reports && !bad.is_empty() {
-            of_bad_rows(chunk, member, (&inputs, &bad))
+            // The bound on further runs may be reached behind any row that is bad.
+            let behind = bad[0] + 1;
+            let left = match random.one_in(3) {
+                true => behind + random.below(member.rows - bad[0]),
+                false => member.rows,
+            };
+            if left < member.rows {
+                codes.push((member.serial, LEFT));
+            }
+            of_bad_rows(chunk, member, (&inputs, &bad, left))
         } else {
             let pieces = !chunk.goes_on && chunk.failed.is_empty();
             Done {
@@ -284,16 +302,18 @@ fn compute(chunk: &Chunk, place: &Place<'_>, random: &mut Random) -> (VecDeque<S
     if credit.handed.is_empty() && !computed.skipped.is_empty() {
         part(computed.skipped, Outcome::Skipped);
     }
-    let serials = failed.iter().map(|member| member.serial).collect();
     if !failed.is_empty() {
         part(failed, Outcome::Failed);
     }
     sent.push_back(Sent::ToVentilator(ToVentilator::Credit(credit)));
-    (sent, serials)
+    (sent, codes)
 }
 
 /// What rows end with that fail.
 pub(super) const BAD: ErrorCode = ErrorCode::FailedPrecondition;
+
+/// And rows that were not run again.
+pub(super) const LEFT: ErrorCode = ErrorCode::ResourceExhausted;
 
 /// In which leg a row fails, if its request reports such rows and its model has that leg.
 pub(super) fn bad_in(value: u64) -> Option<u32> {
@@ -310,18 +330,18 @@ fn bad_rows(chunk: &Chunk, inputs: &Batch) -> Vec<u64> {
     bad.map(|(row, _)| row).collect()
 }
 
-/// What a member has got of whose rows some are bad.
-fn of_bad_rows(chunk: &Chunk, member: &Member, (inputs, bad): (&Batch, &[u64])) -> Done {
+/// What a member has got of whose rows some are bad, and those from `left` on were not run again.
+fn of_bad_rows(chunk: &Chunk, member: &Member, (inputs, bad, left): (&Batch, &[u64], u64)) -> Done {
     let (mut runs, mut failed) = (Vec::new(), Vec::new());
     for row in 0..member.rows {
-        if !bad.contains(&row) {
+        if row < left && !bad.contains(&row) {
             runs.push(inputs.slice_rows(row as usize, 1));
             continue;
         }
         let entry = FailedRows {
             first: member.offset + row,
             count: 1,
-            code: BAD,
+            code: if row < left { BAD } else { LEFT },
             message: "bad".to_owned(),
         };
         entry.push_to(&mut failed);

@@ -228,6 +228,7 @@ impl Ledger {
             totals: TotalsInfo {
                 requests: (sink.answered.iter().map(|of| of.results() + of.errors())).sum(),
                 rows: sink.answered.iter().map(Answered::rows).sum(),
+                failed_rows: sink.answered.iter().map(Answered::failed_rows).sum(),
                 chunks: self.workers.iter().map(|w| w.chunks).sum(),
                 coalesced: scheduler.coalesced(),
                 dropped: self.dropped + sink.undelivered,

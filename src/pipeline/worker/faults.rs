@@ -61,3 +61,26 @@ pub(super) fn noted(error: Error) -> Error {
     });
     error
 }
+
+/// The same error, if the rows that it blames are among those that the model was given. To blame others is the model's own
+/// fault, and nobody's who sent a row.
+pub(super) fn of_its_rows(error: Error, members: &[Member]) -> Error {
+    let Some(blamed) = error.rows() else {
+        return error;
+    };
+    // What is run whole counts its rows itself.
+    if members.iter().any(|member| member.whole) {
+        return error;
+    }
+    let rows: u64 = members.iter().map(|member| member.rows).sum();
+    if (blamed.start as u64) < rows && blamed.end as u64 <= rows {
+        return error;
+    }
+    let told = match blamed.len() {
+        0 | 1 => format!("row {}", blamed.start),
+        _ => format!("rows {} to {}", blamed.start, blamed.end - 1),
+    };
+    Error::internal(format!(
+        "the model blames {told} of a batch of {rows} rows, which are counted from 0; it says {error}"
+    ))
+}

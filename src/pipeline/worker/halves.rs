@@ -2,7 +2,9 @@
 //! A pure state machine: what is to be run next, and what is known of the rows.
 //!
 //! Rows that the model blames are not run again, and what lies before and behind them is. Where it blames none, the rows are
-//! run again in halves. The first rows come first, so that those that are left when the bounds are reached are the last.
+//! run again in halves; behind a panic in sixteenths, since each part of them that panics costs one of the few times that
+//! the model is opened anew, and a run that goes well costs little. The first rows come first, so that those that are left
+//! when the bounds are reached are the last.
 
 use std::ops::Range;
 
@@ -13,6 +15,10 @@ use crate::message::FailedRows;
 const FURTHER_RUNS: u32 = 256;
 /// Most of them for which the model has to be opened anew, since the run before panicked.
 const AFTER_PANICS: u32 = 8;
+/// Into so many parts the rows of a run are cut that failed.
+const HALVES: u64 = 2;
+/// And of one that panicked. One row of 256 is found behind three panics then, one of 4,096 behind four.
+const PARTS_AFTER_PANIC: u64 = 16;
 
 /// The further runs that a chunk has left.
 #[derive(Debug)]
@@ -88,28 +94,37 @@ impl Halves {
         self.todo.pop()
     }
 
-    /// These rows ran and failed. The error's rows are counted among them.
-    pub(super) fn ran_and_failed(&mut self, rows: Range<u64>, error: &Error) {
+    /// These rows ran and failed, and have left the model so. The error's rows are counted among them.
+    pub(super) fn ran_and_failed(&mut self, rows: Range<u64>, error: &Error, model: Before) {
         let count = rows.end - rows.start;
         let blamed = error.rows().map(|blamed| {
             let within = |row: usize| rows.start + (row as u64).min(count);
             within(blamed.start)..within(blamed.end)
         });
-        let again = match blamed {
+        match blamed {
             // To blame all of several rows says nothing: it is what an error without rows looks like.
             Some(blamed) if !blamed.is_empty() && blamed != rows => {
                 self.fail(blamed.clone(), error);
-                [rows.start..blamed.start, blamed.end..rows.end]
+                self.run_again([rows.start..blamed.start, blamed.end..rows.end]);
             }
-            _ if count <= 1 => return self.fail(rows, error),
+            _ if count <= 1 => self.fail(rows, error),
             _ => {
-                let middle = rows.start + count / 2;
-                [rows.start..middle, middle..rows.end]
+                let parts = match model {
+                    Before::Intact => HALVES,
+                    Before::Panicked => PARTS_AFTER_PANIC.min(count),
+                };
+                let end = |part: u64| rows.start + part * (count / parts) + part.min(count % parts);
+                self.run_again((0..parts).map(|part| end(part)..end(part + 1)));
             }
-        };
-        let [first, second] = again;
+        }
+    }
+
+    /// These parts are run next, in their order.
+    fn run_again(&mut self, parts: impl IntoIterator<Item = Range<u64>>) {
+        let known = self.todo.len();
         self.todo
-            .extend([second, first].into_iter().filter(|rows| !rows.is_empty()));
+            .extend(parts.into_iter().filter(|rows| !rows.is_empty()));
+        self.todo[known..].reverse();
     }
 
     /// These rows and all that are left are not run again: they are one entry.
@@ -157,6 +172,7 @@ mod tests {
         Nothing,
         First,
         All,
+        Panics,
     }
 
     /// Runs rows from row 100 of a request on, of which these are bad. Gives those that were answered, what failed, and the
@@ -171,27 +187,36 @@ mod tests {
                 let at = (first - rows.start) as usize;
                 let error = Error::invalid("bad");
                 Err(match says {
-                    Says::Nothing => error,
+                    Says::Nothing | Says::Panics => error,
                     Says::First => error.at_rows(at..at + 1),
                     Says::All => error.at_rows(0..(rows.end - rows.start) as usize),
                 })
             }
         };
         let mut runs = 0;
+        let behind_bad = match says {
+            Says::Panics => Before::Panicked,
+            _ => Before::Intact,
+        };
+        let mut before = behind_bad;
         if let Err(error) = attempt(&(0..count)) {
-            halves.ran_and_failed(0..count, &error);
+            halves.ran_and_failed(0..count, &error, before);
         } else {
             answered.extend(0..count);
         }
         while let Some(rows) = halves.next() {
-            if let Err(error) = budget.take(Before::Intact) {
+            if let Err(error) = budget.take(before) {
                 halves.give_up(rows, &error);
                 break;
             }
             runs += 1;
+            before = Before::Intact;
             match attempt(&rows) {
                 Ok(()) => answered.extend(rows),
-                Err(error) => halves.ran_and_failed(rows, &error),
+                Err(error) => {
+                    before = behind_bad;
+                    halves.ran_and_failed(rows, &error, before);
+                }
             }
         }
         (answered, halves.into_failed(), runs)
@@ -202,7 +227,7 @@ mod tests {
         fn every_row_is_answered_or_failed_and_only_bad_ones_fail_within_the_bounds(
             count in 1u64..1500,
             bad in prop::collection::btree_set(0u64..1500, 0..200),
-            says in prop::sample::select(vec![Says::Nothing, Says::First, Says::All]),
+            says in prop::sample::select(vec![Says::Nothing, Says::First, Says::All, Says::Panics]),
         ) {
             let bad: BTreeSet<u64> = bad.into_iter().filter(|row| *row < count).collect();
             let (answered, failed, runs) = run(count, &bad, says);
@@ -211,7 +236,7 @@ mod tests {
             for (place, entry) in failed.iter().enumerate() {
                 match entry.code {
                     ErrorCode::ResourceExhausted => {
-                        prop_assert_eq!(runs, FURTHER_RUNS);
+                        prop_assert!(runs == FURTHER_RUNS || matches!(says, Says::Panics));
                         prop_assert_eq!(place, failed.len() - 1);
                     }
                     _ => prop_assert!(entry.rows().all(|row| bad.contains(&(row - 100)))),
@@ -234,6 +259,56 @@ mod tests {
         assert!(runs <= 20, "{runs}");
         let (answered, _, runs) = run(1000, &bad, Says::First);
         assert_eq!((answered.len(), runs), (999, 2));
+    }
+
+    #[test]
+    fn one_row_that_panics_costs_no_other_row_wherever_it_is() {
+        for (count, most_runs) in [(2, 2), (64, 24), (256, 32), (1024, 40), (4096, 48)] {
+            let rows = (0..count).step_by(if count > 1024 { 7 } else { 1 });
+            for row in rows {
+                let (answered, failed, runs) = run(count, &BTreeSet::from([row]), Says::Panics);
+                assert_eq!(answered.len() as u64, count - 1, "row {row} of {count}");
+                assert_eq!((failed.len(), failed[0].rows().start), (1, row + 100));
+                assert!(runs <= most_runs, "row {row} of {count}: {runs} runs");
+            }
+        }
+    }
+
+    #[test]
+    fn two_rows_that_panic_of_a_thousand_cost_no_other_row() {
+        for (one, other) in [
+            (0, 1),
+            (0, 1023),
+            (1, 5),
+            (300, 310),
+            (511, 512),
+            (700, 1000),
+        ] {
+            let (answered, failed, _) = run(1024, &BTreeSet::from([one, other]), Says::Panics);
+            let told: Vec<u64> = failed.iter().flat_map(FailedRows::rows).collect();
+            assert_eq!((answered.len(), told), (1022, vec![one + 100, other + 100]));
+        }
+    }
+
+    #[test]
+    fn where_more_rows_panic_the_first_ones_are_told_and_the_rest_is_one_entry() {
+        let bad = BTreeSet::from_iter(0..1024);
+        let (answered, failed, _) = run(1024, &bad, Says::Panics);
+        assert!(answered.is_empty());
+        let told: Vec<_> = failed
+            .iter()
+            .map(|entry| (entry.rows(), entry.code))
+            .collect();
+        let (left, code) = &told[1];
+        assert_eq!(
+            (told.len(), left.end, *code),
+            (2, 1124, ErrorCode::ResourceExhausted)
+        );
+        assert_eq!(told[0].0, 100..left.start);
+        assert!(
+            left.start - 100 >= 4,
+            "{left:?}: sent again they come to an end"
+        );
     }
 
     #[test]

@@ -60,6 +60,15 @@ enum RunError {
     Outputs(Error),
 }
 
+impl From<Error> for RunError {
+    fn from(error: Error) -> RunError {
+        match error.is_about_row_count() {
+            true => RunError::Outputs(error),
+            false => RunError::Batch(error),
+        }
+    }
+}
+
 /// What becomes of a member when a run of its rows has failed.
 enum Verdict {
     /// The rows that failed are known, and all others have run.
@@ -256,8 +265,8 @@ impl Worker {
             return Ok(Verdict::Fails(located(&running.piece(&rows), error)));
         }
         let mut halves = Halves::new(member.offset);
-        halves.ran_and_failed(rows, &error);
         let mut before = self.how_it_is(chunk);
+        halves.ran_and_failed(rows, &error, before);
         while let Some(rows) = halves.next() {
             if running.lane == Lane::Bulk {
                 self.step_aside()?;
@@ -279,8 +288,8 @@ impl Worker {
                 Ok(outputs) => running.runs.push(outputs),
                 Err(RunError::Outputs(error)) => return Ok(Verdict::Fails(error)),
                 Err(RunError::Batch(error)) => {
-                    halves.ran_and_failed(rows, &error);
                     before = self.how_it_is(chunk);
+                    halves.ran_and_failed(rows, &error, before);
                 }
             }
         }
@@ -363,9 +372,8 @@ impl Worker {
                 .slice_rows(rows.start as usize, piece.rows as usize);
             &some
         };
-        let outputs = self.infer(running.chunk, std::slice::from_ref(&piece), inputs);
-        let outputs = outputs.map_err(RunError::Batch)?;
-        check_rows(&piece, &outputs).map_err(RunError::Outputs)?;
+        let outputs = self.infer(running.chunk, std::slice::from_ref(&piece), inputs)?;
+        check_rows(&piece, &outputs)?;
         Ok(outputs)
     }
 
@@ -411,7 +419,7 @@ impl Worker {
         let model = self.open(chunk.model, leg)?;
         faults::running(chunk.model, leg, members);
         match catch_unwind(AssertUnwindSafe(|| model.infer_with(batch, &run))) {
-            Ok(result) => result.map_err(faults::noted),
+            Ok(result) => result.map_err(|e| faults::noted(faults::of_its_rows(e, members))),
             Err(panic) => {
                 // Whatever state the panic left behind must not serve the next request.
                 self.models.remove(&(chunk.model, leg));
@@ -518,16 +526,14 @@ fn located(member: &Member, error: Error) -> Error {
     let Some(rows) = error.rows() else {
         return error;
     };
-    let first = member.offset as usize;
-    let (start, end) = if member.whole {
-        (rows.start, rows.end)
-    } else {
-        let last = member.rows as usize;
-        (first + rows.start.min(last), first + rows.end.min(last))
+    let first = match member.whole {
+        true => 0,
+        false => member.offset as usize,
     };
-    let end = end.max(start + 1);
+    let start = first.saturating_add(rows.start);
+    let end = first.saturating_add(rows.end).max(start.saturating_add(1));
     let error = error.at_rows(start..end);
-    if end == start + 1 {
+    if end - start <= 1 {
         error.context(format_args!("row {start}"))
     } else {
         error.context(format_args!("rows {start} to {}", end - 1))
@@ -548,9 +554,12 @@ fn check_output_rows(tensor: &Tensor, rows: u64) -> Result<()> {
     if tensor.rows() == Some(rows as usize) {
         return Ok(());
     }
-    Err(faults::noted(Error::internal(format!(
-        "output {:?} has shape {:?} for {rows} rows: the model does not keep its rows apart",
-        tensor.name(),
-        tensor.shape()
-    ))))
+    Err(faults::noted(
+        Error::internal(format!(
+            "output {:?} has shape {:?} for {rows} rows: the model does not keep its rows apart",
+            tensor.name(),
+            tensor.shape()
+        ))
+        .about_row_count(),
+    ))
 }

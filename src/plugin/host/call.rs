@@ -182,7 +182,10 @@ impl Plugin {
         if status == abi::OK && context.failure.is_none() {
             return Ok(());
         }
-        let failure = context.failure.take().or_else(|| LAST_ERROR.take());
+        let last = LAST_ERROR.take();
+        // A plugin hands on what the host had said as an error of its own: across the interface go code, text and rows.
+        let is_about_row_count = last.as_ref().is_some_and(Error::is_about_row_count);
+        let failure = context.failure.take().or(last);
         let failure = failure.unwrap_or_else(|| {
             let why = format!("it returned status {status} and did not say why");
             match context.kind {
@@ -190,6 +193,10 @@ impl Plugin {
                 CallKind::Describe | CallKind::Load => Error::precondition(why),
             }
         });
+        let failure = match is_about_row_count && failure.rows().is_none() {
+            true => failure.about_row_count(),
+            false => failure,
+        };
         Err(failure.context(&self.label))
     }
 }

@@ -311,7 +311,8 @@ impl<'a> Outputs<'a> {
         {
             return Err(Error::internal(format!(
                 "shape {shape:?} for {rows} rows: expected a row for each (or \"rows\": \"whole\")"
-            )));
+            ))
+            .about_row_count());
         }
         let Some(ports) = self.ports else {
             return Ok(());

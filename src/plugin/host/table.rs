@@ -152,9 +152,10 @@ unsafe extern "C" fn fail(
         };
         let error = Error::new(abi::code_of(code), message);
         let (first, count) = (first as usize, count as usize);
-        context.failure = Some(match first.checked_add(count) {
-            Some(end) if count > 0 => error.at_rows(first..end),
-            _ => error,
+        context.failure = Some(match count {
+            0 => error,
+            // Rows that cannot be there are refused by whoever knows how many there are.
+            _ => error.at_rows(first..first.saturating_add(count)),
         });
         Ok(())
     });

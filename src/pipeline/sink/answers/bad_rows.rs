@@ -1,6 +1,6 @@
 //! Requests of which rows failed, and that report them: what is known of these rows until all have come, and the answer.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::message::FailedRows;
 use crate::split::Gather;
 use crate::tensor::{Batch, Tensor};
@@ -8,51 +8,80 @@ use crate::tensor::{Batch, Tensor};
 /// The rows of a request that have failed so far.
 #[derive(Default)]
 pub(super) struct BadRows {
-    /// As they came; of a stream, which has told them already, the first alone.
+    /// As they came; none of a stream, which has told them already.
     entries: Vec<FailedRows>,
+    /// Rows that may be good: they were left, or there was too much of something.
+    left: Counted,
+    /// All others.
+    bad: Counted,
+}
+
+/// Some of the rows that failed.
+#[derive(Default)]
+struct Counted {
     rows: u64,
+    first: Option<FailedRows>,
+}
+
+impl Counted {
+    fn add(&mut self, failed: &FailedRows) {
+        self.rows += failed.count;
+        let is_first = |known: &FailedRows| failed.first < known.first;
+        if self.first.as_ref().is_none_or(is_first) {
+            self.first = Some(failed.clone());
+        }
+    }
 }
 
 impl BadRows {
     /// Takes those of a part.
     pub(super) fn add(&mut self, failed: Vec<FailedRows>) {
-        self.rows += count(&failed);
+        self.add_told(&failed);
         self.entries.extend(failed);
     }
 
     /// Takes those of a part that a stream was told.
     pub(super) fn add_told(&mut self, failed: &[FailedRows]) {
-        self.rows += count(failed);
-        let known = self.entries.first().map(|known| known.first);
-        match failed.first() {
-            Some(first) if known.is_none_or(|known| first.first < known) => {
-                self.entries = vec![first.clone()];
+        for failed in failed {
+            match failed.code {
+                ErrorCode::ResourceExhausted => self.left.add(failed),
+                _ => self.bad.add(failed),
             }
-            _ => {}
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.rows == 0
+    /// How many they are.
+    pub(super) fn rows(&self) -> u64 {
+        self.left.rows + self.bad.rows
     }
 
-    /// What a request of so many rows ends with, if all of them failed.
+    /// What a request of so many rows ends with, if none of them has a result.
     pub(super) fn error_of_all(&self, total: u64) -> Option<Error> {
-        if self.rows < total {
+        if self.rows() < total {
             return None;
         }
-        let first = self.entries.iter().min_by_key(|failed| failed.first)?;
-        let message = match total {
-            1 => format!("row 0: {}", first.message),
-            _ => format!(
-                "all {total} rows failed; row {}: {}",
-                first.first, first.message
+        let first = [&self.bad.first, &self.left.first];
+        let first = first.into_iter().find_map(Option::as_ref)?;
+        let (row, said) = (first.first, &first.message);
+        let (code, message) = match &self.left.first {
+            _ if total == 1 => (first.code, format!("row 0: {said}")),
+            None => (
+                first.code,
+                format!("all {total} rows failed; row {row}: {said}"),
             ),
+            // Sent again, in smaller requests, they may be answered.
+            Some(left) => {
+                let message = match self.bad.rows {
+                    0 => format!("none of {total} rows has a result; row {row}: {said}"),
+                    bad => format!(
+                        "none of {total} rows has a result; row {row}: {}: {said}; {bad} failed and {} may be good: {}",
+                        first.code, self.left.rows, left.message
+                    ),
+                };
+                (left.code, message)
+            }
         };
-        Some(
-            Error::new(first.code, message)
-                .at_rows(0..usize::try_from(total).unwrap_or(usize::MAX)),
-        )
+        Some(Error::new(code, message).at_rows(0..usize::try_from(total).unwrap_or(usize::MAX)))
     }
 
     /// In row order; neighbours of different parts that say the same are one entry.
@@ -65,10 +94,6 @@ impl BadRows {
         }
         merged
     }
-}
-
-fn count(failed: &[FailedRows]) -> u64 {
-    failed.iter().map(|failed| failed.count).sum()
 }
 
 /// The bytes that are held for entries.

@@ -82,6 +82,12 @@ impl Counts {
         of.last_us = now_us;
     }
 
+    /// Of the rows of a result so many have failed.
+    pub(super) fn failed_rows(&mut self, asker: &Asker, rows: u64) {
+        let of = self.of(asker.label);
+        of.requests.of_mut(asker.reply.door_kind()).failed_rows += rows;
+    }
+
     /// An error leaves.
     pub(super) fn error(&mut self, asker: &Asker, error: &Error, now_us: u64) {
         let of = self.of(asker.label);

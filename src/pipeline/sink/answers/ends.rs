@@ -17,7 +17,7 @@ impl Answers {
         turn: &mut Turn<'_, impl Outlet>,
     ) {
         let member = piece.member;
-        if !done.bad.is_empty() {
+        if done.bad.rows() > 0 {
             return self.complete_bad(piece, done, turn);
         }
         if member.stream {
@@ -51,6 +51,7 @@ impl Answers {
         if member.stream {
             self.counts
                 .result(&asker, member.total, &stats, turn.now_us);
+            self.counts.failed_rows(&asker, done.bad.rows());
             return turn.answer(asker, ServerMessage::End(member.total, stats));
         }
         let filled = Filled::of(done.gather, member.total);
@@ -83,6 +84,8 @@ impl Answers {
             return self.answer_error(asker, error, turn);
         }
         if self.count_result(piece, outputs.bytes(), &stats, turn) {
+            let failed = outputs.failed.iter().map(|failed| failed.count).sum();
+            self.counts.failed_rows(&asker, failed);
             turn.answer(asker, ServerMessage::Result(outputs, stats));
         }
     }

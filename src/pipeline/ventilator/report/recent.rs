@@ -92,6 +92,7 @@ impl Ledger {
                 name: name.clone(),
                 requests,
                 rows: answered.rows(),
+                failed_rows: answered.failed_rows(),
                 errors: errors(answered),
                 latency_us: latency(&answered.total),
                 recent: of_model(place, sink),

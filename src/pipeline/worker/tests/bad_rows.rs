@@ -130,6 +130,31 @@ fn a_model_that_panics_is_opened_anew_so_often_and_the_rest_is_one_entry() {
 }
 
 #[test]
+fn rows_that_a_model_was_not_given_are_not_told_as_a_client_s() {
+    let source = Arc::new(MockSource::default());
+    let model = |rows: std::ops::Range<usize>| {
+        let name = format!("{rows:?}");
+        source.add(&name, Behaviour::Blame(rows)).id
+    };
+    let (within, last) = (model(1..2), usize::MAX);
+    let beyond = [model(1..3), model(2..3), model(9..9), model(last..last)];
+    let mut bench = bench(source.clone());
+    let mut told = |model| {
+        let chunk = bulk(&mut bench, model, &[1., -1.], 8);
+        bench.give(Lane::Bulk, &chunk);
+        bench.part();
+        bench.credit().failed.remove(0).1
+    };
+    assert_eq!(told(within), Error::invalid("row 11: no").at_rows(11..12));
+    for model in beyond {
+        let error = told(model);
+        assert_eq!((error.code(), error.rows()), (ErrorCode::Internal, None));
+        assert!(error.message().contains("of a batch of 2 rows"), "{error}");
+    }
+    bench.stop();
+}
+
+#[test]
 fn between_further_runs_a_cancel_counts() {
     let source = Arc::new(MockSource::default());
     let gate = Arc::new(Gate::default());

@@ -127,6 +127,55 @@ fn where_every_row_failed_the_answer_is_an_error() {
     bench.remembers_nothing();
 }
 
+#[test]
+fn rows_that_may_be_good_are_told_from_those_that_failed() {
+    let mut bench = bench(1 << 20);
+    let left = |first: u64, count: u64| FailedRows {
+        code: ErrorCode::ResourceExhausted,
+        message: "left".to_owned(),
+        ..failed(first, count)
+    };
+    let told = |bench: &mut Bench| match bench.hear().1 {
+        ServerMessage::Error(error) => {
+            assert_eq!(error.code(), ErrorCode::ResourceExhausted);
+            assert_eq!(error.rows(), Some(0..6));
+            error.message().to_owned()
+        }
+        other => panic!("{other:?}"),
+    };
+    for stream in [false, true] {
+        let mut serial = 10 * u64::from(stream);
+        // Each part: what failed of it, what was left.
+        for (parts, message) in [
+            (
+                [[failed(0, 1), left(1, 2)], [failed(3, 1), left(4, 2)]],
+                "none of 6 rows has a result; row 0: INVALID_ARGUMENT: bad; 2 failed and 4 may be good: left",
+            ),
+            (
+                [[left(0, 1), left(1, 2)], [failed(3, 1), left(4, 2)]],
+                "none of 6 rows has a result; row 3: INVALID_ARGUMENT: bad; 1 failed and 5 may be good: left",
+            ),
+            (
+                [[left(0, 1), left(1, 2)], [left(3, 1), left(4, 2)]],
+                "none of 6 rows has a result; row 0: left",
+            ),
+        ] {
+            serial += 1;
+            for (offset, part) in [3, 0].into_iter().zip(parts.iter().rev()) {
+                let mut member = member(serial, offset, 3, 6);
+                member.stream = stream;
+                bench.part(&member, part);
+                if stream {
+                    assert!(matches!(bench.hear().1, ServerMessage::Part(..)));
+                }
+            }
+            assert_eq!(told(&mut bench), message);
+        }
+    }
+    bench.hears_nothing();
+    bench.remembers_nothing();
+}
+
 /// Blank rows and messages count against what may be held for a client, as rows do.
 #[test]
 fn what_is_held_for_bad_rows_is_bounded() {
