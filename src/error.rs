@@ -110,7 +110,7 @@ enum Concerns {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)?;
-        match &self.rows {
+        match self.rows() {
             Some(rows) => write!(f, " (rows {rows:?})"),
             None => Ok(()),
         }
