@@ -19,8 +19,12 @@ fn a_drain_answers_what_runs_refuses_what_comes_and_waits_for_no_idle_connection
         assert!(begun.send(b"GET /v2 HTT"));
         let mut busy = Http::to(&server);
         ask_slowly(&mut busy, 8000, &[]);
-        eventually("it runs", || other.get("/v2/health/ready").status == 200);
-        std::thread::sleep(Duration::from_millis(200));
+        let client = server.client();
+        eventually("it runs", || {
+            client
+                .status()
+                .is_ok_and(|status| status.queue.requests == 1)
+        });
         server.signal("TERM");
         eventually("it is not ready", || {
             let ready = other.get("/v2/health/ready");
