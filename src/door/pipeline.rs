@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::message::{Params, Request, RequestId, Stats};
 use crate::metrics::{Health, Snapshot};
 use crate::server::{Door, DoorAnswer};
-use crate::wire::server::{ModelInfo, Outputs, ServerMessage};
+use crate::wire::server::{ModelInfo, Outputs, ServerMessage, Status};
 
 /// The pipeline of a door thread is woken once for what all tasks that could run have asked.
 #[derive(Default)]
@@ -205,6 +205,18 @@ impl Pipeline {
         let mut answers = self.ask(caller, Door::models)?;
         match answers.next().await? {
             (ServerMessage::ModelsOk(models), _) => Ok(models),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// The server's status.
+    ///
+    /// # Errors
+    /// As [`Pipeline::health`].
+    pub(crate) async fn status(&self, caller: &Caller) -> Result<Status> {
+        let mut answers = self.ask(caller, Door::status)?;
+        match answers.next().await? {
+            (ServerMessage::StatusOk(status), _) => Ok(*status),
             (other, _) => Err(unexpected(&other)),
         }
     }

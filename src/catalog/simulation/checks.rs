@@ -24,6 +24,18 @@ pub(super) fn after_each(sim: &Simulation) {
         "{served:?}"
     );
 
+    // Of each thing that was asked for at most one error, and what is served in its place is served.
+    let mut asked = Vec::new();
+    for (failure, served_on) in sim.catalog.failures() {
+        assert!(!asked.contains(&&failure.asked), "two marks of one name");
+        asked.push(&failure.asked);
+        if let Some(model) = served_on {
+            assert_ne!(Some(model.id), failure.model, "what does not open");
+            let standing = sim.catalog.models.known.standing(model.id);
+            assert_eq!(standing, Some(Standing::Served), "what is served on");
+        }
+    }
+
     // What is held is known, and what is known is held.
     let known: BTreeSet<ModelId> = sim.catalog.models.known.all().map(|(id, _)| id).collect();
     let held: BTreeSet<ModelId> = sim.folder.held.keys().copied().collect();
