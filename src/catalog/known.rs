@@ -173,7 +173,8 @@ impl Known {
         let by_files = || {
             let mut entries = self.entries.values();
             let found = entries.find(|entry| {
-                entry.standing == Standing::Served && key.is_some_and(|key| entry.key.is_state_of(key))
+                entry.standing == Standing::Served
+                    && key.is_some_and(|key| entry.key.is_state_of(key))
             });
             found.map(|entry| entry.description.clone())
         };

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mdm::DataType;
+use mdm::{DataType, ErrorCode};
 use serde_json::Value;
 
 use crate::commands::run;
@@ -113,18 +113,28 @@ fn models_that_do_not_open_and_extra_workers_are_marked() {
             ("good.onnx", onnx::echo(DataType::Int64, &[2])),
             ("broken.onnx", b"this is no model".to_vec()),
             ("odd.proxy", b"{\"mdm\": 1,".to_vec()),
+            (
+                "no_onnx.proxy",
+                b"{\"mdm\":1,\"onnx\":\"gone.onnx\"}".to_vec(),
+            ),
+            (
+                "no_plugin.proxy",
+                b"{\"mdm\":1,\"plugin\":\"libgone.so\"}".to_vec(),
+            ),
         ]);
         let server = Server::start(dir, &["--num-worker=1", "--num-parallel-workers=1"]);
         let client = server.client();
         client.infer(numbered(1, 3), "good").unwrap();
-        for name in ["broken", "odd"] {
-            client.infer(numbered(1, 3), name).unwrap_err();
+        for name in ["broken", "odd", "no_onnx", "no_plugin"] {
+            let error = client.infer(numbered(1, 3), name).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::FailedPrecondition, "{error}");
         }
         client.infer(numbered(1, 3), "no_such").unwrap_err();
         let told = status(&server);
         let broken = told["broken"].as_array().expect("a list");
         let names: Vec<&Value> = broken.iter().map(|of| &of["name"]).collect();
-        assert_eq!(names, ["broken", "odd"], "{told}");
+        let all = ["broken", "odd", "no_onnx", "no_plugin"];
+        assert_eq!(names, all, "{told}");
         assert_eq!(broken[0]["code"], "FAILED_PRECONDITION");
         let extra: Vec<&Value> = told["workers"]
             .as_array()
@@ -139,6 +149,7 @@ fn models_that_do_not_open_and_extra_workers_are_marked() {
         for words in [
             "! broken does not open: FAILED_PRECONDITION: ",
             "! odd does not open: ",
+            "; has it been built?",
             " extra ",
         ] {
             assert!(page.contains(words), "{words:?} is not in: {page}");
@@ -156,16 +167,119 @@ fn models_that_do_not_open_and_extra_workers_are_marked() {
     });
 }
 
+/// Name, version and what is served on, of each model that does not open.
+fn marks(server: &Server) -> Vec<(String, Option<String>, Option<String>)> {
+    let told = status(server);
+    let text = |of: &Value| of.as_str().map(str::to_owned);
+    let broken = told["broken"].as_array().expect("a list").iter();
+    let marks = broken.map(|of| {
+        let name = text(&of["name"]).expect("a name");
+        (name, text(&of["version"]), text(&of["served_on"]))
+    });
+    marks.collect()
+}
+
+fn mark(
+    name: &str,
+    version: &str,
+    on: Option<&str>,
+) -> Vec<(String, Option<String>, Option<String>)> {
+    vec![(
+        name.to_owned(),
+        Some(version.to_owned()),
+        on.map(str::to_owned),
+    )]
+}
+
+/// What is known of one version says nothing of another, and what is not there is not broken.
+#[test]
+fn a_mark_is_of_a_version_and_goes_when_the_name_leads_elsewhere() {
+    within(PATIENCE, || {
+        let echo = || onnx::echo(DataType::Int64, &[2]);
+        let junk = || b"this is no model".to_vec();
+        let dir = models(&[
+            ("vv/1/model.onnx", echo()),
+            ("vv/2/model.onnx", junk()),
+            ("ver/2/model.onnx", echo()),
+            ("ver/10/model.onnx", echo()),
+            ("bb.onnx", junk()),
+            ("cc.onnx", junk()),
+        ]);
+        let server = Server::start(dir, &[]);
+        let client = server.client();
+        let path = |name: &str| server.models().join(name);
+        let code = |name: &str| {
+            client
+                .infer(numbered(1, 3), name)
+                .map_err(|e| e.code())
+                .err()
+        };
+        let page = || run("mdm-server-status", &server, server.dir.path(), &[]).1;
+        let broken = Some(ErrorCode::FailedPrecondition);
+
+        assert_eq!(code("vv"), broken);
+        assert_eq!(code("vv/1"), None);
+        assert_eq!(code("vv"), broken);
+        assert_eq!(marks(&server), mark("vv", "2", None));
+        let (told, is_there) = (page(), "! vv, version 2, does not open: ");
+        assert!(told.contains(is_there), "{told}");
+        std::fs::remove_dir_all(path("vv/2")).unwrap();
+        assert_eq!(code("vv"), None);
+        assert_eq!(marks(&server), [], "vv leads to its version 1");
+
+        // Two versions are served, and another comes, which does not open.
+        assert_eq!((code("ver"), code("ver/2")), (None, None));
+        std::fs::create_dir(path("ver/11")).unwrap();
+        std::fs::write(path("ver/11/model.onnx"), junk()).unwrap();
+        client.load("ver").unwrap_err();
+        assert_eq!(code("ver"), None);
+        assert_eq!(marks(&server), mark("ver", "11", Some("10")));
+        let (told, on) = (
+            page(),
+            "! ver, version 11, does not open (version 10 is served on): ",
+        );
+        assert!(told.contains(on), "{told}");
+        client.unload("ver").unwrap();
+        assert_eq!(marks(&server), [], "it is wanted no more");
+        assert_eq!(code("ver"), broken);
+        assert_eq!(code("ver/10"), None);
+        assert_eq!(marks(&server), mark("ver", "11", None));
+        let told = page();
+        assert!(!told.contains("served on"), "{told}");
+        std::fs::remove_dir_all(path("ver/11")).unwrap();
+        assert_eq!(code("ver"), None);
+        assert_eq!(marks(&server), [], "ver leads to its version 10");
+
+        // What was removed, or is wanted no more.
+        assert_eq!((code("bb"), code("cc")), (broken, broken));
+        assert_eq!(marks(&server).len(), 2);
+        std::fs::remove_file(path("bb.onnx")).unwrap();
+        assert_eq!(code("bb"), Some(ErrorCode::NotFound));
+        let refused = client.unload("cc").unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::NotFound, "{refused}");
+        assert_eq!(marks(&server), []);
+    });
+}
+
 /// On a terminal, which Python makes.
 #[cfg(unix)]
 #[test]
 fn watching_redraws_one_screen() {
     within(PATIENCE, || {
-        let server = Server::start(models(&[]), &[]);
+        let echo = onnx::echo(DataType::Int64, &[2]);
+        let names: Vec<String> = (1..=5).map(|number| format!("echo{number}")).collect();
+        let files: Vec<String> = names.iter().map(|name| format!("{name}.onnx")).collect();
+        let files: Vec<_> = files.iter().map(|file| (&**file, echo.clone())).collect();
+        let server = Server::start(models(&files), &["--num-worker=2"]);
+        let client = server.client();
+        for name in &names {
+            client.infer(numbered(1, 3), name.as_str()).unwrap();
+        }
         let status = command("mdm-server-status");
         let spawn = "import pty, sys; pty.spawn(sys.argv[1:])";
+        let small = "stty rows 20 cols 120; exec \"$@\"";
         let mut child = Command::new("python3")
-            .args(["-c", spawn])
+            .args(["-c", spawn, "sh", "-c", small, "sh"])
             .arg(status.get_program())
             .args(["--port", &server.port.to_string(), "--watch=0.1"])
             .stdin(Stdio::null())
@@ -189,12 +303,12 @@ fn watching_redraws_one_screen() {
         );
         let screens: Vec<&str> = shown.split("\x1b[H").skip(1).take(3).collect();
         for screen in screens {
+            // A small terminal has models and workers, not only counters and errors.
+            for words in ["up ", "echo", " main ", "rows/s 10 s", "in the last"] {
+                assert!(screen.contains(words), "{words:?} is not in {screen}");
+            }
             assert!(
-                screen.contains("in the last") && screen.contains("workers busy"),
-                "{screen}"
-            );
-            assert!(
-                screen.matches('\n').count() < 24,
+                screen.matches('\n').count() < 20,
                 "it would scroll: {screen}"
             );
         }

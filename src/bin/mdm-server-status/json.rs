@@ -59,7 +59,8 @@ fn unmeasured(of: &mut Value) {
 mod tests {
     use super::*;
     use mdm::wire::server::{
-        BrokenModel, LatencyInfo, ModelCounts, ModelInfo, ModelRecent, RecentInfo, WorkerInfo, WorkerRecent,
+        BrokenModel, LatencyInfo, ModelCounts, ModelInfo, ModelRecent, RecentInfo, WorkerInfo,
+        WorkerRecent,
     };
 
     /// Every key of a value, however deep, but for names that users give.

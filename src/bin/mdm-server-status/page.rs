@@ -399,7 +399,11 @@ mod tests {
         );
         assert_eq!(line(&page, "rows/s")[1], "12.3 k");
         let model = line(&page, "m ");
-        assert_eq!(model[..6], ["m", "1, 2, 10", "batched", "3", "77", "1"], "{page}");
+        assert_eq!(
+            model[..6],
+            ["m", "1, 2, 10", "batched", "3", "77", "1"],
+            "{page}"
+        );
         assert_eq!(
             model[6..],
             ["1.0 k", "10.0 k", "60.0 k", "500 us", "1.5 ms"],
@@ -410,6 +414,46 @@ mod tests {
         assert!(page.contains(broken), "{page}");
         assert_eq!(line(&page, "2  extra")[..2], ["2", "extra"]);
         assert!(!page.contains("host"), "settings: {page}");
+    }
+
+    #[test]
+    fn a_small_screen_has_the_busiest_models_and_the_workers() {
+        let mut status = status();
+        let of = |status: &Status| (status.models[0].clone(), status.by_model[0].clone());
+        let (model, counts) = of(&status);
+        for number in 1..=30 {
+            let name = format!("m{number:02}");
+            let mut counts = counts.clone();
+            let ten = counts.recent.iter_mut().find(|of| of.seconds == 10);
+            ten.expect("a window").rows_per_s = f64::from(number);
+            counts.name = name.clone();
+            status.by_model.push(counts);
+            status.models.push(ModelInfo {
+                name,
+                ..model.clone()
+            });
+        }
+        status.workers = vec![status.workers[0].clone(); 16];
+        status.broken = vec![status.broken[0].clone(); 9];
+        let parts = [Part::Models, Part::Workers, Part::Recent, Part::Totals];
+        for lines in [1, 10, 16, 20, 24, 50] {
+            let page = page(&status, "a", &parts, Some(lines));
+            let screen: Vec<&str> = page.lines().take(lines.saturating_sub(1)).collect();
+            if lines < 16 {
+                continue; // as much as there is
+            }
+            let at = |begin: &str| {
+                let begins = |line: &&str| line.trim_start().starts_with(begin);
+                screen.iter().position(|line| begins(&line))
+            };
+            assert!(at("2  extra").is_some(), "no worker: {page}");
+            assert!(at("! bad").is_some(), "none that does not open: {page}");
+            let (first, second) = (at("m "), at("m30 "));
+            assert!(first.is_some() && (lines < 24 || first < second), "{page}");
+            assert!(at("m01 ").is_none(), "{page}");
+        }
+        let all = page(&status, "a", &parts, None);
+        assert!(all.contains("m01 ") && !all.contains("more"), "{all}");
     }
 
     #[test]

@@ -485,8 +485,7 @@ impl Roots {
                     .target_beside(folder, "onnx", file)
                     .map_err(incomplete)?;
                 let (path, version) = if target.kind.is_dir() {
-                    let version =
-                        versions::choose(file, &target.path, None).map_err(incomplete)?;
+                    let version = versions::choose(file, &target.path, None).map_err(incomplete)?;
                     let target = self.version_file(file, &version.file).map_err(incomplete)?;
                     if is_proxy(&target) {
                         return Err(Error::precondition(format!(
@@ -500,14 +499,14 @@ impl Roots {
                 Ok((stage(path), version))
             }
             StageRuns::Plugin { .. } => {
-                let target = self
-                    .target_beside(folder, "plugin", file)
-                    .map_err(|e| match e.code() {
-                        ErrorCode::NotFound => {
-                            Error::precondition(format!("{}; has it been built?", e.message()))
-                        }
-                        _ => e,
-                    })?;
+                let target =
+                    self.target_beside(folder, "plugin", file)
+                        .map_err(|e| match e.code() {
+                            ErrorCode::NotFound => {
+                                Error::precondition(format!("{}; has it been built?", e.message()))
+                            }
+                            _ => e,
+                        })?;
                 if target.kind.is_dir() {
                     return Err(Error::precondition(format!(
                         "plugin {file:?} is a directory, expected a shared library"
