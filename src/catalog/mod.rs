@@ -366,8 +366,10 @@ impl<P> Catalog<P> {
                 for key in models.iter().filter_map(|id| self.models.known.key(*id)) {
                     self.failures.forget_model(key);
                 }
+                let known = |id: &ModelId| self.models.known.get(*id).cloned();
+                let unloaded = models.iter().filter_map(known).collect();
                 self.models.leave_all(&models);
-                Answer::Unloaded
+                Answer::Unloaded(unloaded)
             }
         }
     }

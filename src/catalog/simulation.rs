@@ -542,7 +542,7 @@ impl Simulation {
                 let is_served = standing == Some(Standing::Served);
                 assert!(!is_served || self.headers.values().any(|id| *id == model.id));
             }
-            Answer::Unloaded => assert!(is_order),
+            Answer::Unloaded(models) => assert!(is_order && !models.is_empty()),
             Answer::Refused(_) => {}
         }
     }

@@ -260,7 +260,7 @@ impl Pipeline {
     pub(crate) async fn unload(&self, caller: &Caller, model: &str) -> Result<()> {
         let mut answers = self.ask(caller, |door, caller| door.unload(caller, model))?;
         match answers.next().await? {
-            (ServerMessage::UnloadOk, _) => Ok(()),
+            (ServerMessage::UnloadOk(_), _) => Ok(()),
             (other, _) => Err(unexpected(&other)),
         }
     }

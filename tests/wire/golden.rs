@@ -335,7 +335,7 @@ fn errors_and_small_answers() {
     );
     server_says(
         9,
-        &ServerMessage::UnloadOk,
+        &ServerMessage::UnloadOk(Vec::new()),
         "83 'v' 01 'type' 'unload_ok' 'id' 09",
         &[],
     );
