@@ -1,15 +1,18 @@
 //! `mdm-server-status` as an instrument: rates of the last seconds, models that do not open, extra workers, one screen.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mdm::client::{Client, StopMode};
 use mdm::{DataType, ErrorCode};
 use serde_json::Value;
 
 use crate::commands::run;
 use crate::common::{PATIENCE, Server, command, models, onnx, within};
 use crate::models::{BUSY_ROWS, busy, busy_rows};
+use crate::start::Started;
 use crate::{numbered, settled};
 
 fn status(server: &Server) -> Value {
@@ -311,6 +314,39 @@ fn watching_redraws_one_screen() {
                 screen.matches('\n').count() < 20,
                 "it would scroll: {screen}"
             );
+        }
+    });
+}
+
+/// Without `--logger` nobody has named the file, and with rotation none has the name that was said.
+#[test]
+fn the_default_log_is_in_status_and_is_said_by_the_name_of_a_file_that_is_there() {
+    within(PATIENCE, || {
+        for rotation in ["never", "daily"] {
+            let dir = models(&[]);
+            let state = dir.path().join("state");
+            let started = Started::new(
+                command("mdm-server-start")
+                    .current_dir(dir.path())
+                    .args(["--port=0", "--port-out=0", "--run-script-dir=models"])
+                    .args(["--logger-rotation", rotation])
+                    .env("XDG_STATE_HOME", &state),
+            );
+            let port = started.numbers()[0];
+            let client = Client::connect(&format!("tcp://127.0.0.1:{port}")).unwrap();
+            let settings = client.status().unwrap().settings;
+            let log = state.join(format!("mdm/mdm-{port}.log"));
+            assert_eq!(settings["logger"], log.display().to_string());
+            let stopped = client.terminate(StopMode::Drain, PATIENCE, |_| {});
+            stopped.expect("it stops");
+            let (_, said) = started.end();
+            let mut lines = said.lines();
+            let line = lines.find_map(|line| line.strip_prefix("# the log is "));
+            let line = line.unwrap_or_else(|| panic!("no log: {said}"));
+            let (file, more) = line.split_once(", and").unwrap_or((line, ""));
+            assert!(Path::new(file).is_file(), "{file} is not there");
+            let daily = rotation == "daily";
+            assert_eq!(more, if daily { " a new file each day" } else { "" });
         }
     });
 }
