@@ -18,13 +18,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use self::world::{Folder, SimLoader, SimWorker, Word, lookup};
-use super::failures::Asked;
 use super::known::Standing;
 use super::loads::LoadRequest;
 use super::{Action, Answer, Arrival, Asker, Catalog, Change, MostModels, Named, Parked};
-use crate::error::{Error, ErrorCode};
+use crate::error::Error;
 use crate::message::{ModelId, ReplyTo, RequestId, Serial, WorkerId};
-use crate::model::loader::{self, Job};
+use crate::model::loader::Job;
 use crate::model::{Lookup, Name};
 use crate::random::Random;
 
@@ -395,32 +394,15 @@ impl Simulation {
             return;
         }
         let is_wanted = self.is_wanted(ticket);
-        let mark = self.mark_after(ticket, &answer).filter(|_| is_wanted);
+        let mark = checks::mark_after(self, ticket, &answer).filter(|_| is_wanted);
         let served = self.served();
         self.catalog.sized(self.folder.sizes());
         self.catalog.answered(ticket, answer).unwrap();
         let left = served.difference(&self.served()).count();
         assert!(is_wanted || left == 0, "a model leaves for nobody");
-        if let Some((asked, is_broken)) = mark {
-            let mut broken = self.catalog.failures.all();
-            let is_marked = broken.any(|failure| failure.asked == asked);
-            assert_eq!(is_marked, is_broken, "the mark of {asked:?}");
-        }
+        checks::mark(self, mark);
         self.act();
         assert_ne!(self.loader.kept, Some(ticket), "nobody says how it goes on");
-    }
-
-    /// What an answer says of what was asked: whether it does not open, where that is settled.
-    fn mark_after(&mut self, ticket: u64, answer: &loader::Answer) -> Option<(Asked, bool)> {
-        let request = &self.catalog.loads.get_mut(ticket)?.request;
-        let is_broken = match answer {
-            loader::Answer::Found(Err(e)) if e.code() == ErrorCode::NotFound => false,
-            loader::Answer::Read(Err(_)) => true,
-            // One that is loaded is to be opened by the workers yet.
-            loader::Answer::Read(Ok(_)) if matches!(request, LoadRequest::Describe(_)) => false,
-            _ => return None,
-        };
-        Some((Asked::of(request.named()), is_broken))
     }
 
     fn served(&self) -> BTreeSet<ModelId> {
