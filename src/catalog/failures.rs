@@ -114,13 +114,7 @@ impl Failures {
     }
 
     /// A worker cannot open what was read.
-    pub(super) fn unopened(
-        &mut self,
-        asked: Asked,
-        model: &Description,
-        key: Option<&Key>,
-        error: &Error,
-    ) {
+    pub(super) fn unopened(&mut self, asked: Asked, model: &Description, key: &Key, error: &Error) {
         if says_nothing(error) {
             return;
         }
@@ -132,7 +126,7 @@ impl Failures {
             code: error.code(),
             message: shortened(error.message()),
             asked,
-            key: key.cloned(),
+            key: Some(key.clone()),
             model: Some(model.id),
         });
     }

@@ -518,12 +518,12 @@ impl<P> Catalog<P> {
         let key = self.models.known.key(model).cloned();
         for wanted in opening.wanted {
             match (&opening.error, &key) {
-                (Some(error), key) => {
+                (Some(error), Some(key)) => {
                     let (asked, of) = (Asked::of(wanted.named()), &opening.description);
-                    self.failures.unopened(asked, of, key.as_ref(), error);
+                    self.failures.unopened(asked, of, key, error);
                 }
                 (None, Some(key)) => self.failures.opens(wanted.named(), key),
-                (None, None) => {}
+                (_, None) => {} // it was unloaded meanwhile
             }
             let served = match &opening.error {
                 Some(error) => Err(error.clone()),

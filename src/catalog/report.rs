@@ -16,13 +16,17 @@ impl<P> Catalog<P> {
 
     /// A worker has run a model; or it could not open it, and why.
     pub(crate) fn ran(&mut self, model: ModelId, failed: Option<&Error>) {
-        match (failed, self.models.known.get(model)) {
-            (Some(error), Some(known)) => {
+        let known = self
+            .models
+            .known
+            .get(model)
+            .zip(self.models.known.key(model));
+        match (failed, known) {
+            (Some(error), Some((known, key))) => {
                 let asked = match self.models.known.name_of(model) {
                     Some(name) => Asked::Name(name.clone()),
                     None => Asked::Text(known.name.clone(), Some(known.version.clone())),
                 };
-                let key = self.models.known.key(model);
                 self.failures.unopened(asked, known, key, error);
             }
             (None, _) if !self.failures.is_empty() => self.failures.ran(model),
