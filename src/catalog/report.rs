@@ -16,21 +16,19 @@ impl<P> Catalog<P> {
 
     /// A worker has run a model; or it could not open it, and why.
     pub(crate) fn ran(&mut self, model: ModelId, failed: Option<&Error>) {
-        let known = self
-            .models
-            .known
-            .get(model)
-            .zip(self.models.known.key(model));
-        match (failed, known) {
-            (Some(error), Some((known, key))) => {
-                let asked = match self.models.known.name_of(model) {
-                    Some(name) => Asked::Name(name.clone()),
-                    None => Asked::Text(known.name.clone(), Some(known.version.clone())),
-                };
-                self.failures.unopened(asked, known, key, error);
+        let known = &self.models.known;
+        match failed {
+            None if self.failures.is_empty() => {} // nearly always
+            None => self.failures.ran(model),
+            Some(error) => {
+                if let (Some(of), Some(key)) = (known.get(model), known.key(model)) {
+                    let asked = match known.name_of(model) {
+                        Some(name) => Asked::Name(name.clone()),
+                        None => Asked::Text(of.name.clone(), Some(of.version.clone())),
+                    };
+                    self.failures.unopened(asked, of, key, error);
+                }
             }
-            (None, _) if !self.failures.is_empty() => self.failures.ran(model),
-            _ => {}
         }
     }
 
