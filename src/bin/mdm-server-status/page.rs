@@ -444,7 +444,7 @@ mod tests {
             }
             let at = |begin: &str| {
                 let begins = |line: &&str| line.trim_start().starts_with(begin);
-                screen.iter().position(|line| begins(line))
+                screen.iter().position(begins)
             };
             assert!(at("2  extra").is_some(), "no worker: {page}");
             assert!(at("! bad").is_some(), "none that does not open: {page}");
