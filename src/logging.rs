@@ -78,6 +78,17 @@ impl Log {
         }
     }
 
+    /// What to say of a log's file: with rotation its name is followed by the date.
+    pub fn written(&self, path: &Path) -> String {
+        let every = match self.rotation {
+            Rotation::Never => return path.display().to_string(),
+            Rotation::Hourly => "hour",
+            Rotation::Daily => "day",
+        };
+        let now = dated(path).unwrap_or_else(|| with_date(path, "DATE"));
+        format!("{}, and a new file each {every}", now.display())
+    }
+
     /// Ends the log and removes what was made by opening it: for a server that could not start.
     pub fn discard(self) {
         drop(self.guards);
@@ -238,6 +249,25 @@ fn open(path: &Path, rotation: Rotation) -> Result<(RollingFileAppender, Vec<Pat
         .map(|file| dir.join(file))
         .collect();
     Ok((appender, made))
+}
+
+/// The newest of a log's files whose names have a date at their end.
+fn dated(path: &Path) -> Option<PathBuf> {
+    let (dir, name) = (path.parent()?, path.file_name()?.to_str()?);
+    let files = named(dir, name).into_iter();
+    let dates = files.filter_map(|file| {
+        let date = file.to_str()?.strip_prefix(name)?.strip_prefix('.')?;
+        let is_date = |date: &str| date.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+        is_date(date).then(|| date.to_owned())
+    });
+    Some(with_date(path, &dates.max()?))
+}
+
+fn with_date(path: &Path, date: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(".");
+    path.push(date);
+    path.into()
 }
 
 /// The files in a folder whose names begin so. A folder that cannot be listed has none: then nothing is removed.

@@ -12,6 +12,7 @@ mod local;
 mod offers;
 mod ports;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -170,7 +171,19 @@ impl Server {
     /// # Errors
     /// What is missing: the engine's library, a device, a free port, a folder that can be written. Nothing is left
     /// behind then.
-    pub fn begin(mut config: Config) -> Result<Starting> {
+    pub fn begin(config: Config) -> Result<Starting> {
+        Server::begin_with(config, |_| None)
+    }
+
+    /// As [`Server::begin`]. `log_of` is called with the port once it is bound; it says which file the log is where no
+    /// setting does, for status.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin_with(
+        mut config: Config,
+        log_of: impl FnOnce(u16) -> Option<PathBuf>,
+    ) -> Result<Starting> {
         let engine = Engine::load(
             config.onnxruntime.as_deref(),
             if config.verbose {
@@ -191,9 +204,13 @@ impl Server {
         let ports = BoundPorts::open(&config)?;
         let (port, port_out) = (ports.port, ports.port_out);
         let files = ports.files.clone();
+        let log = log_of(port);
         let shared = Shared {
             context: context.clone(),
-            config: Arc::new(config.clone()),
+            config: Arc::new(Config {
+                logger: log.or_else(|| config.logger.clone()),
+                ..config.clone()
+            }),
             store,
             board: CancelBoard::new(),
             doors: Arc::new(Doors::new()?),

@@ -151,8 +151,11 @@ fn start(config: &Config) -> Result<Started, Error> {
             ?settings,
             "starting"
         );
-        let starting = Server::begin(config.clone())?;
-        let own_log = log.port_bound(starting.port());
+        let mut own_log = None;
+        let starting = Server::begin_with(config.clone(), |port| {
+            own_log = log.port_bound(port);
+            own_log.clone()
+        })?;
         signals.serve(starting.stopper());
         #[cfg(feature = "gateway")]
         let doors = match Doors::start(starting.server(), starting.config()) {
@@ -169,7 +172,7 @@ fn start(config: &Config) -> Result<Started, Error> {
         // Not `say`: these lines are made to be copied into a settings file.
         let mut settings = with_ports(starting.config().clone(), &doors).to_toml();
         if let Some(file) = own_log {
-            settings += &format!("# the log is {}\n", file.display());
+            settings += &format!("# the log is {}\n", log.written(&file));
         }
         let _ = io::stderr().write_all(settings.as_bytes());
         let server = starting.ready()?;

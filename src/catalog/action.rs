@@ -44,6 +44,7 @@ pub(crate) enum Answer {
     Described(Arc<Description>),
     /// It is loaded, and open on every worker.
     Loaded(Arc<Description>, LoadOutcome),
-    Unloaded,
+    /// No request finds these any more.
+    Unloaded(Vec<Arc<Description>>),
     Refused(Error),
 }

@@ -154,6 +154,33 @@ impl Known {
         self.entries.get(&id).map(|entry| entry.standing)
     }
 
+    /// A name that a model is found by: the plainest that is known.
+    pub(super) fn name_of(&self, id: ModelId) -> Option<&Name> {
+        self.entries.get(&id)?.names.first()
+    }
+
+    /// The files of a model.
+    pub(super) fn key(&self, id: ModelId) -> Option<&Key> {
+        self.entries.get(&id).map(|entry| &entry.key)
+    }
+
+    /// What a request finds by that name, or would find where its name leads to these files. It becomes known by no name.
+    pub(super) fn served_for(
+        &self,
+        name: Option<&Name>,
+        key: Option<&Key>,
+    ) -> Option<Arc<Description>> {
+        let by_files = || {
+            let mut entries = self.entries.values();
+            let found = entries.find(|entry| {
+                entry.standing == Standing::Served
+                    && key.is_some_and(|key| entry.key.is_state_of(key))
+            });
+            found.map(|entry| entry.description.clone())
+        };
+        self.by_name(name).or_else(by_files)
+    }
+
     /// The models that a name or a file stands for.
     pub(super) fn named(&self, name: Option<&Name>, origin: Option<&Path>) -> Vec<ModelId> {
         let named = |entry: &Entry| {

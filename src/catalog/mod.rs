@@ -24,6 +24,7 @@ mod loads;
 mod models;
 mod names;
 mod openings;
+mod report;
 mod room;
 #[cfg(test)]
 mod simulation;
@@ -33,8 +34,7 @@ use std::sync::Arc;
 
 pub(crate) use self::action::{Action, Answer};
 pub(crate) use self::bounds::Bounds;
-pub(crate) use self::failures::Failure;
-use self::failures::Failures;
+use self::failures::{Asked, Failures};
 use self::known::Standing;
 use self::loads::{LoadRequest, Loads, Wanted};
 pub(crate) use self::loads::{Named, load_bytes};
@@ -44,7 +44,7 @@ use self::openings::{Opening, Openings};
 pub(crate) use self::room::MostModels;
 use self::waiting::Waiting;
 pub(crate) use self::waiting::{Arrival, Asker, Parked, QUESTION_BYTES};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::message::{ModelId, ReplyTo, Serial, WorkerId};
 use crate::model::loader::{self, Job, Reading};
 use crate::model::{Description, FoundModel, Lookup, Read};
@@ -301,6 +301,10 @@ impl<P> Catalog<P> {
             self.stop_waiting(&named.lookup);
             return None;
         }
+        match &found {
+            Ok(found) => self.failures.found(request.named(), found.key()),
+            Err(error) => self.failures.not_found(request.named(), error),
+        }
         let next = match (&request, found) {
             (LoadRequest::Describe(named), found) => self.next_of_lookup(named, found),
             (LoadRequest::Load(_), Ok(found)) => {
@@ -324,13 +328,6 @@ impl<P> Catalog<P> {
             }
             Next::Settled(result) => result,
         };
-        // Without a file there is no model to speak of: anybody can name what is not there.
-        if let Err(error) = &result
-            && error.code() == ErrorCode::FailedPrecondition
-        {
-            self.failures
-                .note(request.named().lookup.name(), None, error);
-        }
         let client = self.loads.finish(ticket)?.client;
         match (request, result) {
             (LoadRequest::Load(wanted), Err(error)) => self.load_failed(&wanted, error),
@@ -355,6 +352,7 @@ impl<P> Catalog<P> {
 
     /// From now on no request finds what is named.
     fn take_unload(&mut self, named: &Named, found: Result<Arc<FoundModel>>) -> Answer {
+        self.failures.forget(named);
         // The file may be gone, or another version be the highest; the name is still known.
         let origin = found.as_ref().ok().map(|found| found.key().origin());
         let models = self.models.known.named(named.name.as_ref(), origin);
@@ -365,11 +363,13 @@ impl<P> Catalog<P> {
                 found.shown()
             ))),
             (false, _) => {
-                for model in models.iter().filter_map(|id| self.models.known.get(*id)) {
-                    self.failures.clear(&model.name);
+                for key in models.iter().filter_map(|id| self.models.known.key(*id)) {
+                    self.failures.forget_model(key);
                 }
+                let known = |id: &ModelId| self.models.known.get(*id).cloned();
+                let unloaded = models.iter().filter_map(known).collect();
                 self.models.leave_all(&models);
-                Answer::Unloaded
+                Answer::Unloaded(unloaded)
             }
         }
     }
@@ -402,11 +402,13 @@ impl<P> Catalog<P> {
         let Some(found) = asked.reading else {
             return Err(not_asked());
         };
+        let named = asked.request.named();
         match &read {
-            Err(error) => self.failures.note(found.name(), None, error),
+            Err(error) => self.failures.unreadable(named, &found, error),
             Ok(Read::New(_)) if matches!(asked.request, LoadRequest::Describe(_)) => {
-                self.failures.clear(found.name());
+                self.failures.opens(named, found.key());
             }
+            // Not before the workers have opened it.
             Ok(_) => {}
         }
         match (asked.request, read) {
@@ -513,11 +515,16 @@ impl<P> Catalog<P> {
 
     fn finish_opening(&mut self, opening: Opening) {
         let model = opening.description.id;
-        match &opening.error {
-            Some(error) => self.failures.note(&opening.description.name, None, error),
-            None => self.failures.clear(&opening.description.name),
-        }
+        let key = self.models.known.key(model).cloned();
         for wanted in opening.wanted {
+            match (&opening.error, &key) {
+                (Some(error), Some(key)) => {
+                    let (asked, of) = (Asked::of(wanted.named()), &opening.description);
+                    self.failures.unopened(asked, of, key, error);
+                }
+                (None, Some(key)) => self.failures.opens(wanted.named(), key),
+                (_, None) => {} // it was unloaded meanwhile
+            }
             let served = match &opening.error {
                 Some(error) => Err(error.clone()),
                 None => {
@@ -553,32 +560,6 @@ impl<P> Catalog<P> {
                 Action::Started(Err(error.context(format_args!("--preload {name}"))))
             }
         });
-    }
-
-    // ---- what is said of models ----------------------------------------------------------------------------------
-
-    /// Every model that requests find, in the order in which they were read.
-    pub(crate) fn served(&self) -> impl Iterator<Item = &Arc<Description>> {
-        self.models.known.served()
-    }
-
-    /// A worker has run a model; or it could not open it, and why.
-    pub(crate) fn ran(&mut self, model: ModelId, failed: Option<&Error>) {
-        match (failed, self.models.known.get(model)) {
-            (Some(error), Some(known)) => self.failures.note(&known.name, Some(model), error),
-            (None, _) if !self.failures.is_empty() => self.failures.ran(model),
-            _ => {}
-        }
-    }
-
-    /// Models that do not open, the last one last.
-    pub(crate) fn failures(&self) -> impl Iterator<Item = &Failure> {
-        self.failures.all()
-    }
-
-    /// What is known of a model by its number.
-    pub(crate) fn describe(&self, model: ModelId) -> Option<&Arc<Description>> {
-        self.models.known.get(model)
     }
 }
 

@@ -21,6 +21,7 @@ use self::world::{Folder, SimLoader, SimWorker, Word, lookup};
 use super::known::Standing;
 use super::loads::LoadRequest;
 use super::{Action, Answer, Arrival, Asker, Catalog, Change, MostModels, Named, Parked};
+use crate::error::Error;
 use crate::message::{ModelId, ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::loader::Job;
 use crate::model::{Lookup, Name};
@@ -325,6 +326,12 @@ impl Simulation {
 
     fn end(&mut self, serial: Serial) {
         if let Some(model) = self.running.remove(&serial) {
+            let error = Error::precondition("no memory");
+            let failed = self.random.one_in(4).then_some(&error);
+            self.catalog.ran(model, failed);
+            let marked: Vec<_> = self.catalog.failures.all().map(|of| of.model).collect();
+            let is_marked = marked.contains(&Some(model));
+            assert_eq!(is_marked, failed.is_some(), "the mark of {model:?}");
             self.catalog.release(model);
         }
     }
@@ -387,11 +394,13 @@ impl Simulation {
             return;
         }
         let is_wanted = self.is_wanted(ticket);
+        let mark = checks::mark_after(self, ticket, &answer).filter(|_| is_wanted);
         let served = self.served();
         self.catalog.sized(self.folder.sizes());
         self.catalog.answered(ticket, answer).unwrap();
         let left = served.difference(&self.served()).count();
         assert!(is_wanted || left == 0, "a model leaves for nobody");
+        checks::mark(self, mark);
         self.act();
         assert_ne!(self.loader.kept, Some(ticket), "nobody says how it goes on");
     }
@@ -515,7 +524,7 @@ impl Simulation {
                 let is_served = standing == Some(Standing::Served);
                 assert!(!is_served || self.headers.values().any(|id| *id == model.id));
             }
-            Answer::Unloaded => assert!(is_order),
+            Answer::Unloaded(models) => assert!(is_order && !models.is_empty()),
             Answer::Refused(_) => {}
         }
     }

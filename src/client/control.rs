@@ -102,9 +102,18 @@ impl Client {
     /// # Errors
     /// The server's, naming the model.
     pub fn unload(&self, model: &str) -> Result<()> {
+        self.unload_versions(model).map(|_| ())
+    }
+
+    /// As [`Client::unload`], with the models that went: the version that the name stood for, or all methods of a file.
+    /// Empty from a server that does not say it, an older one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unload_versions(&self, model: &str) -> Result<Vec<ModelInfo>> {
         let question = |id| ClientMessage::Unload(id, model.to_owned());
         match self.ask(question, self.timeout)? {
-            ServerMessage::UnloadOk => Ok(()),
+            ServerMessage::UnloadOk(models) => Ok(models),
             other => Err(unexpected("unload", &other)),
         }
     }

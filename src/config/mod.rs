@@ -301,9 +301,14 @@ impl Config {
             Ok(()) => Ok(made),
             Err(e) => {
                 made.remove();
+                let full = std::path::absolute(&self.sock_tmp_dir);
+                let full = full.unwrap_or_else(|_| self.sock_tmp_dir.clone());
                 Err(Error::invalid(format!(
-                    "--zeromq-sock-tmp-dir {:?} cannot be made: {e}",
-                    self.sock_tmp_dir
+                    "--zeromq-sock-tmp-dir {:?}, the folder for the server's local sockets, cannot be made as {}: {e}; \
+                     name one that can be, such as --zeromq-sock-tmp-dir {:?}",
+                    self.sock_tmp_dir,
+                    full.display(),
+                    std::env::temp_dir().join("mdm")
                 )))
             }
         }

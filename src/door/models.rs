@@ -1,6 +1,6 @@
 //! What there is to know of models, and loading and unloading them: what both doors do, each of which only renders it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::HeaderMap;
@@ -14,7 +14,7 @@ use super::translate::Infer;
 use super::translate::statistics::{self, ModelStatistics};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{MODEL_VERSION, Params};
-use crate::wire::server::ModelInfo;
+use crate::wire::server::{BrokenModel, ModelInfo, Status};
 
 /// A model, and the version that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,16 +68,17 @@ pub(crate) struct Indexed {
     pub(crate) name: String,
     /// Of one that is loaded.
     pub(crate) version: Option<String>,
-    /// A request would load it, if it is not loaded.
     pub(crate) is_ready: bool,
+    /// Why it is not.
+    pub(crate) reason: String,
 }
 
 impl Indexed {
-    /// Its state, in the protocol's words, and why it is that.
-    pub(crate) fn state(&self) -> (&'static str, &'static str) {
+    /// Its state, in the protocol's words.
+    pub(crate) fn state(&self) -> &'static str {
         match self.is_ready {
-            true => ("READY", ""),
-            false => ("UNAVAILABLE", "unloaded"),
+            true => "READY",
+            false => "UNAVAILABLE",
         }
     }
 }
@@ -158,28 +159,43 @@ impl<'a> Models<'a> {
     /// # Errors
     /// What asking the server and reading the folder gives.
     pub(crate) async fn index(self, only_ready: bool) -> Result<Vec<Indexed>> {
-        let loaded = self.local.pipeline.models(self.caller).await?;
+        let Status {
+            models: loaded,
+            broken,
+            ..
+        } = self.local.pipeline.status(self.caller).await?;
         self.note_loaded(&loaded).await?;
         let unloaded = self.local.shared.unloaded().clone();
         let (offers, served) = (self.local.offers(), loaded.clone());
-        let look = move || -> Result<BTreeMap<String, bool>> {
-            let served = served.into_iter().map(|model| model.name);
-            let names = offers.names()?.into_iter().chain(served);
-            let is_unloaded =
-                |name: &str| !unloaded.is_empty() && unloaded.contains(&offers.model_of(name));
-            Ok(names
-                .map(|name| {
-                    let is_unloaded = is_unloaded(&name);
-                    (name, is_unloaded)
-                })
-                .collect())
+        // By name, why it is not ready.
+        let look = move || -> Result<BTreeMap<String, Option<String>>> {
+            let is_served: BTreeSet<&str> = served.iter().map(|model| &*model.name).collect();
+            let why_not = |name: &str| {
+                if !unloaded.is_empty() && unloaded.contains(&offers.model_of(name)) {
+                    return Some("unloaded".to_owned());
+                }
+                let its = |of: &&BrokenModel| of.name == name && of.served_on.is_none();
+                let mut its = broken.iter().filter(its).peekable();
+                if is_served.contains(name) || its.peek().is_none() {
+                    return None;
+                }
+                // Of several versions it is the one that matters that the name leads to.
+                let leads_to = offers.version(name, &Params::new()).ok();
+                let leads_to = leads_to.map(|(_, version)| version);
+                its.find(|of| of.version.is_none() || leads_to.is_none() || of.version == leads_to)
+                    .map(|of| format!("{}: {}", of.code, of.message))
+            };
+            let names = offers.names()?.into_iter();
+            let names = names.chain(is_served.iter().map(|name| (*name).to_owned()));
+            Ok(names.map(|name| (name.clone(), why_not(&name))).collect())
         };
         let names = self.local.beside(true, look).await??;
-        let lines = names.into_iter().map(|(name, is_unloaded)| {
+        let lines = names.into_iter().map(|(name, why_not)| {
             let served = statistics::newest(&loaded, &name);
             Indexed {
                 version: served.map(|model| model.version.clone()),
-                is_ready: !is_unloaded,
+                is_ready: why_not.is_none(),
+                reason: why_not.unwrap_or_default(),
                 name,
             }
         });

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::message::{Params, Request, RequestId, Stats};
 use crate::metrics::{Health, Snapshot};
 use crate::server::{Door, DoorAnswer};
-use crate::wire::server::{ModelInfo, Outputs, ServerMessage};
+use crate::wire::server::{ModelInfo, Outputs, ServerMessage, Status};
 
 /// The pipeline of a door thread is woken once for what all tasks that could run have asked.
 #[derive(Default)]
@@ -209,6 +209,18 @@ impl Pipeline {
         }
     }
 
+    /// The server's status.
+    ///
+    /// # Errors
+    /// As [`Pipeline::health`].
+    pub(crate) async fn status(&self, caller: &Caller) -> Result<Status> {
+        let mut answers = self.ask(caller, Door::status)?;
+        match answers.next().await? {
+            (ServerMessage::StatusOk(status), _) => Ok(*status),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
     /// The model that a request with this name and these parameters would get; it is read if nobody has asked for it yet.
     ///
     /// # Errors
@@ -248,7 +260,7 @@ impl Pipeline {
     pub(crate) async fn unload(&self, caller: &Caller, model: &str) -> Result<()> {
         let mut answers = self.ask(caller, |door, caller| door.unload(caller, model))?;
         match answers.next().await? {
-            (ServerMessage::UnloadOk, _) => Ok(()),
+            (ServerMessage::UnloadOk(_), _) => Ok(()),
             (other, _) => Err(unexpected(&other)),
         }
     }

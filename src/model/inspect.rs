@@ -118,6 +118,47 @@ impl Store {
         Ok(names.into_iter().collect())
     }
 
+    /// The folders that are named as versions are, in order, and have no model: they are no versions, and are served by
+    /// no name.
+    pub fn empty_versions(&self) -> Vec<String> {
+        let mut empty = BTreeSet::new();
+        self.gather_empty(self.run_script_dir(), "", MOST_LEVELS, &mut empty);
+        empty.into_iter().collect()
+    }
+
+    fn gather_empty(
+        &self,
+        folder: &Path,
+        prefix: &str,
+        levels: usize,
+        empty: &mut BTreeSet<String>,
+    ) {
+        let Ok(entries) = folder.read_dir() else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let (path, file) = (entry.path(), entry.file_name());
+            let Some(file) = file.to_str().filter(|name| !name.starts_with('.')) else {
+                continue;
+            };
+            if !path.is_dir() || versions::direct(&path).is_some() {
+                continue;
+            }
+            let name = format!("{prefix}{file}");
+            // A folder of other models may have a number for a name.
+            let offers_nothing = || {
+                let mut names = BTreeSet::new();
+                let gathered = self.gather(&path, "", levels, &mut names);
+                gathered.is_ok() && names.is_empty()
+            };
+            if !prefix.is_empty() && versions::number_of(&path).is_some() && offers_nothing() {
+                empty.insert(name);
+            } else if levels > 1 {
+                self.gather_empty(&path, &format!("{name}/"), levels - 1, empty);
+            }
+        }
+    }
+
     fn gather(
         &self,
         folder: &Path,

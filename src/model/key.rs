@@ -45,6 +45,11 @@ impl Key {
         self.origin == other.origin && self.method == other.method && self.rows == other.rows
     }
 
+    /// "1" where there are no versions.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
     /// The file that says what is served.
     pub(crate) fn origin(&self) -> &Path {
         &self.origin
@@ -62,6 +67,11 @@ impl FoundModel {
     /// Its version; "1" where there are none.
     pub(crate) fn version(&self) -> String {
         self.found.version_text()
+    }
+
+    /// Its version, if it has versions.
+    pub(crate) fn own_version(&self) -> Option<String> {
+        self.found.version.map(|version| version.to_string())
     }
 }
 

@@ -129,8 +129,8 @@ pub enum ServerMessage {
     TerminateOk(StopState),
     /// On `port`: the model is loaded, and what that has changed; older servers do not say it.
     LoadOk(Box<ModelInfo>, Option<LoadOutcome>),
-    /// On `port`: the model is forgotten.
-    UnloadOk,
+    /// On `port`: these models are forgotten; older servers do not say which.
+    UnloadOk(Vec<ModelInfo>),
     /// The final answer, all rows.
     Result(Outputs, Stats),
     /// Rows `offset..` of a stream.
@@ -159,6 +159,12 @@ struct Message<T> {
 
 #[derive(Deserialize)]
 struct ModelsBody {
+    models: Vec<ModelInfo>,
+}
+
+#[derive(Deserialize)]
+struct UnloadBody {
+    #[serde(default)]
     models: Vec<ModelInfo>,
 }
 
@@ -203,7 +209,7 @@ pub fn read(frames: Vec<Bytes>) -> Result<(RequestId, ServerMessage)> {
             Box::new(body::<ModelBody>(&first)?.model),
             header.state.and_then(LoadOutcome::parse),
         ),
-        "unload_ok" => ServerMessage::UnloadOk,
+        "unload_ok" => ServerMessage::UnloadOk(body::<UnloadBody>(&first)?.models),
         "result" => {
             let headers = header.outputs.unwrap_or_default();
             let mut outputs = read_outputs(&headers, header.parts.as_deref(), frames)?;
@@ -470,8 +476,9 @@ pub fn write_message(id: RequestId, message: &ServerMessage) -> Vec<Bytes> {
             model: Some(model),
             ..plain
         },
-        ServerMessage::UnloadOk => PlainHeader {
+        ServerMessage::UnloadOk(models) => PlainHeader {
             kind: "unload_ok",
+            models: Some(models.as_slice()).filter(|models| !models.is_empty()),
             ..plain
         },
         ServerMessage::End(rows, stats) => PlainHeader {

@@ -71,7 +71,7 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// From arrival to answer, over all requests, in microseconds.
+/// From arrival to answer, over all requests, in microseconds. 0 says that nothing was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LatencyInfo {
     /// The median.
@@ -183,14 +183,20 @@ pub struct ModelRecent {
     pub latency_us: LatencyInfo,
 }
 
-/// A model that could not be loaded or opened the last time that somebody wanted it. One of that name may be served all
-/// the same: it was loaded before its files changed.
+/// A model that could not be loaded or opened the last time that somebody wanted it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BrokenModel {
     /// The name that requests give.
     pub name: String,
+    /// The version that does not open, of a model that has versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// The error's code.
     pub code: String,
     /// What is wrong.
     pub message: String,
+    /// The version by which requests that ask for the same are answered nevertheless: it was loaded before the files
+    /// changed. `None` if they get the error; a server that is older does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_on: Option<String>,
 }

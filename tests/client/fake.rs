@@ -230,7 +230,7 @@ impl Run {
                 let e = mdm::Error::not_found(format!("no model {model:?}"));
                 ServerMessage::Error(e)
             }
-            ClientMessage::Unload(..) => ServerMessage::UnloadOk,
+            ClientMessage::Unload(..) => ServerMessage::UnloadOk(Vec::new()),
             said @ ClientMessage::Cancel(_) => {
                 // The test may be over.
                 let _ = self.said.send(said);

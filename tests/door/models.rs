@@ -219,6 +219,51 @@ fn the_methods_of_a_model_are_ready_as_the_model_is() {
     });
 }
 
+/// What lacks a file is no unknown model, and what does not open is not ready.
+#[test]
+fn a_model_that_does_not_open_is_unavailable_in_the_index_with_the_reason() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut http = Http::to(&server);
+        let path = |name: &str| server.models().join(name);
+        let lacks = br#"{"mdm":1,"onnx":"nowhere.onnx"}"#;
+        std::fs::write(path("lacks.proxy"), lacks).unwrap();
+        std::fs::write(path("junk.onnx"), "no model").unwrap();
+        std::fs::create_dir_all(path("old/4")).unwrap();
+        std::fs::write(path("old/4/model.onnx"), "no model").unwrap();
+        let line = |http: &mut Http, name: &str| {
+            let index = http.post("/v2/repository/index", &json!({})).json();
+            let all = index.as_array().expect("a list").clone();
+            let mut own = all.iter().filter(|line| line["name"] == name);
+            own.next().expect("it is in the folder").clone()
+        };
+        let infer = |http: &mut Http, name: &str| {
+            http.post(&format!("/v2/models/{name}/infer"), &echo_request(1))
+        };
+        for (name, why) in [
+            ("lacks", "nowhere.onnx"),
+            ("junk", "junk.onnx"),
+            ("old", "version 4"),
+        ] {
+            assert_eq!(line(&mut http, name)["state"], "READY", "nobody knows yet");
+            let answer = infer(&mut http, name);
+            assert_eq!(answer.status, 422, "{answer:?}");
+            assert!(!answer.error().contains("unknown model"), "{answer:?}");
+            let line = line(&mut http, name);
+            assert_eq!(line["state"], "UNAVAILABLE", "{line}");
+            let reason = line["reason"].as_str().expect("why");
+            assert!(reason.starts_with("FAILED_PRECONDITION: "), "{reason}");
+            assert!(reason.contains(why), "{reason}");
+        }
+        // A version of it that opens, and a file that is mended.
+        assert_eq!(infer(&mut http, "old/versions/3").status, 200);
+        assert_eq!(line(&mut http, "old")["state"], "READY");
+        std::fs::copy(path("echo.onnx"), path("junk.onnx")).unwrap();
+        assert_eq!(infer(&mut http, "junk").status, 200);
+        assert_eq!(line(&mut http, "junk")["state"], "READY");
+    });
+}
+
 #[test]
 fn over_grpc_the_methods_of_a_model_are_ready_as_the_model_is() {
     with_server(&["--door-model-control"], async |server| {

@@ -356,7 +356,7 @@ fn questions_are_answered_at_a_door_as_on_port() {
         door.unload(1, "wide").expect("a question");
         let answer = next(&mut door);
         assert!(
-            matches!(answer.message, ServerMessage::UnloadOk),
+            matches!(&answer.message, ServerMessage::UnloadOk(models) if models[0].name == "wide"),
             "{answer:?}"
         );
         // What is wrong with a request is its answer.

@@ -335,7 +335,7 @@ fn a_proxy_cannot_lead_out_either() {
         for (name, code) in [
             ("absolute", PermissionDenied),
             ("up", PermissionDenied),
-            ("gone", NotFound),
+            ("gone", FailedPrecondition),
         ] {
             let e = place.find(name).unwrap_err();
             assert_eq!(e.code(), code, "{name}: {e}");

@@ -83,6 +83,11 @@ fn a_file_is_checked_and_shown() {
         ] {
             assert!(out.contains(line), "{line:?} is not in {out}");
         }
+        // A folder of models is none.
+        let (code, _, err) = check("");
+        assert_eq!(code, Some(1));
+        let list = format!("mdm-model list {}", dir.path().join("models").display());
+        assert!(err.contains(&list), "{list:?} is not in {err}");
         for (file, why) in [
             ("broken.proxy", "\"onx\" is unknown here, expected \"mdm\""),
             ("pickle.proxy", "Python pickle"),
@@ -103,6 +108,9 @@ fn a_folder_is_listed_with_what_is_broken_in_it() {
     within(PATIENCE, || {
         let dir = folder(&files());
         let models = dir.path().join("models");
+        for empty in ["emptyv/3", "deep/versions/11", "2024/empty"] {
+            std::fs::create_dir_all(models.join(empty)).unwrap();
+        }
         let output = command("mdm-model").arg("list").arg(models).output();
         let (code, out, err) = said(&output.unwrap());
         assert_eq!(code, Some(1), "{err}");
@@ -119,8 +127,14 @@ fn a_folder_is_listed_with_what_is_broken_in_it() {
                 "mlp",
                 "pickle",
                 "several.predict",
-                "several.shout"
+                "several.shout",
+                "deep/versions/11",
+                "emptyv/3"
             ]
+        );
+        assert!(
+            lines[8].contains("broken: this version's folder has no model"),
+            "{out}"
         );
         assert!(lines[0].contains("broken: broken: "), "{out}");
         assert_eq!(lines[1], "chain: batched (plugin \"echo\" -> onnx)");
@@ -151,8 +165,16 @@ fn a_server_loads_and_unloads_by_name() {
             "{err}"
         );
         assert_eq!(server.client().models().unwrap()[0].name, "several.shout");
-        assert_eq!(order("unload", "several.shout").0, Some(0));
+        let unloaded = order("unload", "several.shout").1;
+        assert_eq!(unloaded, "unloaded several.shout, version 1\n");
         assert!(server.client().models().unwrap().is_empty());
+        for name in ["deep/versions/1", "deep/versions"] {
+            assert_eq!(order("load", name).0, Some(0));
+        }
+        // The name is that of the highest version, and of no other.
+        let unloaded = order("unload", "deep/versions").1;
+        assert_eq!(unloaded, "unloaded deep/versions, version 10\n");
+        assert_eq!(server.client().models().unwrap()[0].version, "1");
         let (code, _, err) = order("load", "broken");
         assert_eq!(code, Some(1));
         assert!(err.contains("\"onx\" is unknown"), "{err}");

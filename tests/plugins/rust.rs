@@ -171,7 +171,11 @@ fn what_is_wrong_with_a_plugin_is_told_to_who_asks_for_it() {
                 &["\"echo\", \"shout\", \"pause\", \"faulty\"", "dump_entry"],
             ),
             ("text", ErrorCode::FailedPrecondition, &["text.so"]),
-            ("gone", ErrorCode::NotFound, &["gone.so"]),
+            (
+                "gone",
+                ErrorCode::FailedPrecondition,
+                &["gone.so", "has it been built?"],
+            ),
             ("out", ErrorCode::PermissionDenied, &["libc.so"]),
         ] {
             refused(client.infer(&["x"], model), code, words);

@@ -74,7 +74,11 @@ fn a_file_that_is_no_model_is_said_to_be_none() {
                 &["pickled.proxy", "pickle", "never loaded", "export"],
             ),
             ("no_json", FailedPrecondition, &["no_json.proxy", "JSON"]),
-            ("no_onnx", NotFound, &["no_onnx.proxy", "gone.onnx"]),
+            (
+                "no_onnx",
+                FailedPrecondition,
+                &["no_onnx.proxy", "gone.onnx"],
+            ),
             (
                 "leaves",
                 PermissionDenied,

@@ -18,13 +18,13 @@ fn echo() -> Vec<u8> {
 }
 
 /// A server that was started with other flags than [`Server`] gives.
-struct Started {
+pub struct Started {
     child: Child,
     ready: String,
 }
 
 impl Started {
-    fn new(command: &mut Command) -> Started {
+    pub fn new(command: &mut Command) -> Started {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -47,7 +47,7 @@ impl Started {
     }
 
     /// The numbers of the ready line, in its order.
-    fn numbers(&self) -> Vec<u32> {
+    pub fn numbers(&self) -> Vec<u32> {
         let words: Vec<&str> = self.ready.trim_end().split(' ').collect();
         let names = ["port=", "port_out=", "workers=", "pid="];
         assert_eq!((words[0], words.len()), ("ready", 5), "{:?}", self.ready);
@@ -57,7 +57,7 @@ impl Started {
     }
 
     /// Its exit code, and what it said on standard error.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(mut self) -> (Option<i32>, String) {
         let status = wait(&mut self.child);
         let mut said = String::new();
         let stderr = self.child.stderr.as_mut().expect("stderr");

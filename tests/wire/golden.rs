@@ -335,8 +335,22 @@ fn errors_and_small_answers() {
     );
     server_says(
         9,
-        &ServerMessage::UnloadOk,
+        &ServerMessage::UnloadOk(Vec::new()),
         "83 'v' 01 'type' 'unload_ok' 'id' 09",
+        &[],
+    );
+    let unloaded = ModelInfo {
+        name: "m".to_owned(),
+        version: "2".to_owned(),
+        kind: "whole".to_owned(),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+    };
+    server_says(
+        9,
+        &ServerMessage::UnloadOk(vec![unloaded]),
+        "84 'v' 01 'type' 'unload_ok' 'id' 09 'models' 91 \
+         85 'name' a1 6d 'version' a1 32 'kind' 'whole' 'inputs' 90 'outputs' 90",
         &[],
     );
     let draining = ServerMessage::TerminateOk(StopState::Draining(3));

@@ -253,6 +253,9 @@ def test_the_other_calls(client, server):
     assert "mlp" not in [m["name"] for m in client.models()]
     status = client.status()
     assert status["workers"][0]["device"] == "cpu" and client.hello()["port_out"] == server.port_out
+    for latency in (status["latency_us"], *(window["latency_us"] for window in status["recent"])):
+        assert set(latency) == {"p50", "p90", "p99"}
+        assert None in latency.values() or all(latency.values()), "nothing measured is None, not 0"
     for shown in (status, client.models(), client.describe("mlp"), client.infer(["<b>"], "texts")):
         table = shown._repr_html_()
         assert "<table>" in table and "<b>" not in table.replace("<b>MDM", "")

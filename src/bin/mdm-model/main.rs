@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use mdm::ErrorCode;
 use mdm::client::Client;
 use mdm::model::{Device, Engine, EngineLog, Inspection, Store, StoreConfig};
 use mdm::wire::server::{LoadOutcome, ModelInfo, PortInfo};
@@ -124,8 +125,14 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Action::Unload(remote) => {
-            client(&remote)?.unload(&remote.name)?;
-            writeln!(stdout(), "unloaded {}", remote.name)?;
+            let unloaded = client(&remote)?.unload_versions(&remote.name)?;
+            let mut out = stdout().lock();
+            if unloaded.is_empty() {
+                writeln!(out, "unloaded {}", remote.name)?; // an older server
+            }
+            for ModelInfo { name, version, .. } in unloaded {
+                writeln!(out, "unloaded {name}, version {version}")?;
+            }
             Ok(ExitCode::SUCCESS)
         }
     })
@@ -171,7 +178,10 @@ fn check(file: &Path, dir: Option<PathBuf>, place: Place) -> anyhow::Result<Exit
         match store.inspect(&name) {
             Ok(inspection) => show(&shown, &inspection)?,
             Err(e) => {
-                let why = e.message().replace(&name, &shown);
+                let mut why = e.message().replace(&name, &shown);
+                if full.is_dir() && e.code() == ErrorCode::NotFound {
+                    why += &format!("; mdm-model list {shown} shows a folder of models");
+                }
                 shared::complain(NAME, format_args!("error: {why}"));
                 code = ExitCode::from(shared::FAILED);
             }
@@ -237,8 +247,8 @@ fn ports(out: &mut impl Write, indent: &str, model: &ModelInfo) -> anyhow::Resul
 fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
     let shown = dir.display().to_string();
     let store = store(dir, place)?;
-    let names = store.names()?;
-    if names.is_empty() {
+    let (names, empty) = (store.names()?, store.empty_versions());
+    if names.is_empty() && empty.is_empty() {
         writeln!(
             stdout(),
             "{shown} has no NAME.proxy, NAME.onnx, NAME/VERSION/model.onnx or NAME/VERSION/model.proxy"
@@ -273,6 +283,13 @@ fn list(dir: PathBuf, place: Place) -> anyhow::Result<ExitCode> {
                 code = ExitCode::from(shared::FAILED);
             }
         }
+    }
+    for folder in empty {
+        writeln!(
+            stdout(),
+            "{folder}: broken: this version's folder has no model.proxy and no model.onnx"
+        )?;
+        code = ExitCode::from(shared::FAILED);
     }
     Ok(code)
 }

@@ -32,14 +32,42 @@ pub fn document(status: &Status) -> serde_json::Result<String> {
             fill(worker, "recent", Value::Array(Vec::new()));
         }
     }
+    if let Some(broken) = document.get_mut("broken").and_then(Value::as_array_mut) {
+        for of in broken {
+            fill(of, "version", Value::Null);
+            fill(of, "served_on", Value::Null);
+        }
+    }
+    unmeasured(&mut document);
     serde_json::to_string(&document)
+}
+
+/// A latency of nothing is null: on the wire it is 0, which no answer takes.
+fn unmeasured(of: &mut Value) {
+    match of {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match value.as_object_mut() {
+                    Some(latency) if key == "latency_us" => {
+                        if latency.values().all(|us| us.as_u64() == Some(0)) {
+                            latency.values_mut().for_each(|us| *us = Value::Null);
+                        }
+                    }
+                    _ => unmeasured(value),
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(unmeasured),
+        _ => {}
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use mdm::wire::server::{
-        BrokenModel, ModelCounts, ModelInfo, ModelRecent, RecentInfo, WorkerInfo, WorkerRecent,
+        BrokenModel, LatencyInfo, ModelCounts, ModelInfo, ModelRecent, RecentInfo, WorkerInfo,
+        WorkerRecent,
     };
 
     /// Every key of a value, however deep, but for names that users give.
@@ -87,7 +115,11 @@ mod tests {
                 recent: vec![ModelRecent::default()],
                 ..ModelCounts::default()
             }],
-            broken: vec![BrokenModel::default()],
+            broken: vec![BrokenModel {
+                version: Some("2".to_owned()),
+                served_on: Some("1".to_owned()),
+                ..BrokenModel::default()
+            }],
             ..Status::default()
         };
         let guide = include_str!("../../guide/status.md");
@@ -102,11 +134,40 @@ mod tests {
         assert!(table.contains(&format!("`format` is {FORMAT}")));
     }
 
+    #[test]
+    fn a_latency_of_nothing_is_null_and_not_the_fastest_there_is() {
+        let status = Status {
+            latency_us: LatencyInfo {
+                p99: 7,
+                ..LatencyInfo::default()
+            },
+            recent: vec![RecentInfo::default()],
+            by_model: vec![ModelCounts {
+                recent: vec![ModelRecent::default()],
+                ..ModelCounts::default()
+            }],
+            ..Status::default()
+        };
+        let document: Value = serde_json::from_str(&document(&status).unwrap()).unwrap();
+        assert_eq!(document["latency_us"]["p99"], 7);
+        assert_eq!(document["latency_us"]["p50"], 0, "it was measured");
+        let model = &document["by_model"][0];
+        for latency in [
+            &document["recent"][0]["latency_us"],
+            &model["latency_us"],
+            &model["recent"][0]["latency_us"],
+        ] {
+            let nothing = serde_json::json!({"p50": null, "p90": null, "p99": null});
+            assert_eq!(*latency, nothing, "{document}");
+        }
+    }
+
     /// An older server leaves out what it does not know.
     #[test]
     fn the_document_has_every_list_whatever_the_server_says() {
         let keys = of(&Status {
             workers: vec![WorkerInfo::default()],
+            broken: vec![BrokenModel::default()],
             ..Status::default()
         });
         for key in [
@@ -116,6 +177,8 @@ mod tests {
             "broken",
             "extra",
             "failed_rows",
+            "version",
+            "served_on",
         ] {
             assert!(keys.iter().any(|k| k == key), "{key}");
         }

@@ -88,7 +88,10 @@ fn status(args: &Args) -> anyhow::Result<ExitCode> {
     let mut answer = Ok(status);
     loop {
         match (&answer, &mut screen) {
-            (Ok(status), Some(screen)) => screen.draw(&page(status, &address, args))?,
+            (Ok(status), Some(screen)) => {
+                let lines = Some(screen::size().0);
+                screen.draw(&page(status, &address, args, lines))?;
+            }
             (Ok(status), None) => show(status, &address, args)?,
             // The server may come back: the next question opens a new session.
             (Err(error), Some(screen)) => screen.complain(error)?,
@@ -104,20 +107,20 @@ fn show(status: &Status, address: &str, args: &Args) -> anyhow::Result<()> {
     if args.json {
         writeln!(out, "{}", json::document(status)?)?;
     } else {
-        out.write_all(page(status, address, args).as_bytes())?;
+        out.write_all(page(status, address, args, None).as_bytes())?;
     }
     Ok(out.flush()?)
 }
 
-fn page(status: &Status, address: &str, args: &Args) -> String {
-    let mut parts = vec![Part::Recent, Part::Totals, Part::Models, Part::Workers];
+fn page(status: &Status, address: &str, args: &Args, lines: Option<usize>) -> String {
+    let mut parts = vec![Part::Models, Part::Workers, Part::Recent, Part::Totals];
     if args.watch.is_none() {
         parts.push(Part::Signatures); // they do not change, and would fill the screen
     }
     if args.settings {
         parts.push(Part::Settings);
     }
-    page::page(status, address, &parts)
+    page::page(status, address, &parts, lines)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The page that people read.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use mdm::client::Status;
-use mdm::wire::server::{LatencyInfo, ModelCounts, PortInfo, WorkerInfo};
+use mdm::wire::server::{LatencyInfo, ModelCounts, ModelInfo, PortInfo, WorkerInfo};
 
 use crate::table::{percent, rate, row, table, time, uptime};
 
@@ -22,7 +22,46 @@ pub enum Part {
     Settings,
 }
 
-pub fn page(status: &Status, address: &str, parts: &[Part]) -> String {
+/// How many lines models and workers have, so that both are seen on a screen.
+#[derive(Clone, Copy, Debug)]
+struct Most {
+    models: usize,
+    broken: usize,
+    workers: usize,
+}
+
+impl Most {
+    /// All, unless they are to fit into so many lines with their headings.
+    fn of(status: &Status, lines: Option<usize>) -> Most {
+        let (models, broken, workers) = (
+            status.models.len() + status.by_model.len(), // at most
+            status.broken.len(),
+            status.workers.len(),
+        );
+        let Some(lines) = lines else {
+            return Most {
+                models,
+                broken,
+                workers,
+            };
+        };
+        // The first line, two headings of three lines, three lines that say what is left out, and the screen's own.
+        let room = lines.saturating_sub(11).max(3);
+        let of_workers = workers.min((room / 3).max(1));
+        let of_broken = broken.min(((room - of_workers) / 3).max(1));
+        let of_models = models.min((room - of_workers).saturating_sub(of_broken).max(1));
+        Most {
+            models: of_models,
+            broken: of_broken,
+            // What the others leave.
+            workers: workers.min(room.saturating_sub(of_models + of_broken).max(of_workers)),
+        }
+    }
+}
+
+/// `lines` is how many a screen has that shows the page's beginning.
+pub fn page(status: &Status, address: &str, parts: &[Part], lines: Option<usize>) -> String {
+    let most = Most::of(status, lines);
     let mut page = format!(
         "mdm {} at {address}, up {}\n",
         status.version,
@@ -30,17 +69,17 @@ pub fn page(status: &Status, address: &str, parts: &[Part]) -> String {
     );
     for part in parts {
         // Writing to a string cannot fail.
-        let _ = write_part(&mut page, status, *part);
+        let _ = write_part(&mut page, status, *part, most);
     }
     page
 }
 
-fn write_part(page: &mut String, status: &Status, part: Part) -> fmt::Result {
+fn write_part(page: &mut String, status: &Status, part: Part, most: Most) -> fmt::Result {
     match part {
         Part::Recent => recent(page, status),
         Part::Totals => totals(page, status),
-        Part::Models => models(page, status),
-        Part::Workers => workers(page, status),
+        Part::Models => models(page, status, most),
+        Part::Workers => workers(page, status, most),
         Part::Signatures => signatures(page, status),
         Part::Settings => settings(page, status),
     }
@@ -100,6 +139,9 @@ fn totals(page: &mut String, status: &Status) -> fmt::Result {
         writeln!(page, "         {count} {code}")?;
     }
     let LatencyInfo { p50, p90, p99 } = status.latency_us;
+    if p99 == 0 {
+        return Ok(()); // nothing was answered
+    }
     let ms = |us: u64| us as f64 / 1000.0;
     writeln!(
         page,
@@ -110,7 +152,37 @@ fn totals(page: &mut String, status: &Status) -> fmt::Result {
     )
 }
 
-fn models(page: &mut String, status: &Status) -> fmt::Result {
+/// Lines of a part, and what is said of those that are left out.
+fn shortened(page: &mut String, left_out: usize, what: &str) -> fmt::Result {
+    match left_out {
+        0 => Ok(()),
+        _ => writeln!(page, "  … and {left_out} more {what}"),
+    }
+}
+
+/// Rows a second in the last 10 s, which say how busy a model is.
+fn rows_per_s(of: Option<&ModelCounts>) -> f64 {
+    let mut windows = of.into_iter().flat_map(|of| &of.recent);
+    let ten = windows.find(|window| window.seconds == 10);
+    ten.map_or(0.0, |window| window.rows_per_s)
+}
+
+/// The loaded versions of a model, which are counted together, and their kinds.
+fn versions(models: &[&ModelInfo]) -> [String; 2] {
+    let mut versions: Vec<&str> = models.iter().map(|model| &*model.version).collect();
+    // 10 comes behind 2.
+    versions.sort_by_key(|version| (version.len(), *version));
+    let mut kinds: Vec<&str> = Vec::new();
+    for model in models {
+        if !kinds.contains(&&*model.kind) {
+            kinds.push(&model.kind);
+        }
+    }
+    [versions.join(", "), kinds.join(", ")]
+}
+
+/// A line for each name, the busiest first.
+fn models(page: &mut String, status: &Status, most: Most) -> fmt::Result {
     let windows = status
         .recent
         .iter()
@@ -128,42 +200,56 @@ fn models(page: &mut String, status: &Status) -> fmt::Result {
         }
         None => vec![String::new(); 3 + windows.len() + 2],
     };
-    let by_name = |name: &str| status.by_model.iter().find(|of| of.name == name);
-    let mut rows = vec![heading];
-    let mut seen = HashSet::new();
+    let mut served: BTreeMap<&str, Vec<&ModelInfo>> = BTreeMap::new();
     for model in &status.models {
-        // What was counted is of all versions together: it stands beside the first.
-        let own = by_name(&model.name).filter(|_| seen.insert(&*model.name));
-        let cells = [&model.name, &model.version, &model.kind].map(String::clone);
-        rows.push([cells.to_vec(), counts(own)].concat());
+        served.entry(&model.name).or_default().push(model);
     }
-    for of in status
-        .by_model
-        .iter()
-        .filter(|of| !seen.contains(&*of.name))
-    {
-        let cells = row([&of.name, "", "not served"]);
-        rows.push([cells, counts(Some(of))].concat());
-    }
+    let by_name = |name: &str| status.by_model.iter().find(|of| of.name == name);
+    let lines = served.iter().map(|(name, models)| {
+        let [versions, kinds] = versions(models);
+        (by_name(name), vec![(*name).to_owned(), versions, kinds])
+    });
+    let gone = status.by_model.iter();
+    let gone = gone.filter(|of| !served.contains_key(&*of.name));
+    let gone = gone.map(|of| (Some(of), row([&*of.name, "", "not served"])));
+    let mut lines: Vec<_> = lines.chain(gone).collect();
+    let busy = |of: Option<&ModelCounts>| (rows_per_s(of), of.map_or(0, |of| of.rows));
+    lines.sort_by(|(one, _), (other, _)| {
+        let ((one, before), (other, after)) = (busy(*one), busy(*other));
+        other.total_cmp(&one).then(after.cmp(&before))
+    });
+    let left_out = lines.len().saturating_sub(most.models);
+    lines.truncate(most.models);
+    let lines = lines
+        .into_iter()
+        .map(|(of, cells)| [cells, counts(of)].concat());
+    let rows: Vec<Vec<String>> = [heading].into_iter().chain(lines).collect();
     writeln!(page, "\nmodels")?;
     table(page, &rows)?;
-    for of in status.by_model.iter().filter(|of| of.failed_rows > 0) {
+    shortened(page, left_out, "models")?;
+    let failed = status.by_model.iter().filter(|of| of.failed_rows > 0);
+    for of in failed.take(most.models) {
         let (name, failed, rows) = (&of.name, of.failed_rows, of.rows);
         writeln!(page, "  {name}: {failed} of {rows} rows failed")?;
     }
-    for broken in &status.broken {
+    // The last one is the newest.
+    for broken in status.broken.iter().rev().take(most.broken) {
         let message = broken.message.replace('\n', " ");
-        let on = match seen.contains(&*broken.name) {
-            true => " (what was loaded before it is served on)",
-            false => "",
+        let version = broken.version.as_ref();
+        let of = version.map_or_else(String::new, |of| format!(", version {of},"));
+        let on = match (version, &broken.served_on) {
+            (_, None) => String::new(),
+            (Some(version), Some(on)) if on != version => format!(" (version {on} is served on)"),
+            _ => " (what was loaded before it is served on)".to_owned(),
         };
         let (name, code) = (&broken.name, &broken.code);
-        writeln!(page, "  ! {name} does not open{on}: {code}: {message}")?;
+        writeln!(page, "  ! {name}{of} does not open{on}: {code}: {message}")?;
     }
-    Ok(())
+    let left_out = status.broken.len().saturating_sub(most.broken);
+    shortened(page, left_out, "that do not open")
 }
 
-fn workers(page: &mut String, status: &Status) -> fmt::Result {
+fn workers(page: &mut String, status: &Status, most: Most) -> fmt::Result {
     // An older server tells of the time since its start alone.
     let windows = status
         .workers
@@ -197,9 +283,11 @@ fn workers(page: &mut String, status: &Status) -> fmt::Result {
         cells
     };
     let mut rows = vec![heading];
-    rows.extend(status.workers.iter().map(line));
+    rows.extend(status.workers.iter().take(most.workers).map(line));
     writeln!(page, "\nworkers")?;
-    table(page, &rows)
+    table(page, &rows)?;
+    let left_out = status.workers.len().saturating_sub(most.workers);
+    shortened(page, left_out, "workers")
 }
 
 fn signatures(page: &mut String, status: &Status) -> fmt::Result {
@@ -266,12 +354,13 @@ mod tests {
         };
         Status {
             uptime_s: 12,
-            models: vec![model("m", "1"), model("m", "2")],
+            models: vec![model("m", "1"), model("m", "10"), model("m", "2")],
             by_model: vec![counts("m", 77), counts("gone", 5)],
             broken: vec![BrokenModel {
                 name: "bad".to_owned(),
                 code: "FAILED_PRECONDITION".to_owned(),
                 message: "no\nmodel".to_owned(),
+                ..BrokenModel::default()
             }],
             workers: vec![WorkerInfo {
                 id: 2,
@@ -313,14 +402,18 @@ mod tests {
     #[test]
     fn a_page_has_rates_models_that_do_not_open_and_extra_workers() {
         let parts = [Part::Recent, Part::Totals, Part::Models, Part::Workers];
-        let page = page(&status(), "a", &parts);
+        let page = page(&status(), "a", &parts, None);
         assert_eq!(
             line(&page, "in the last"),
             ["in the last", "1 s", "10 s", "12 s of 60 s"]
         );
         assert_eq!(line(&page, "rows/s")[1], "12.3 k");
         let model = line(&page, "m ");
-        assert_eq!(model[..6], ["m", "1", "batched", "3", "77", "1"], "{page}");
+        assert_eq!(
+            model[..6],
+            ["m", "1, 2, 10", "batched", "3", "77", "1"],
+            "{page}"
+        );
         assert_eq!(
             model[6..],
             ["1.0 k", "10.0 k", "60.0 k", "500 us", "1.5 ms"],
@@ -333,6 +426,46 @@ mod tests {
         assert!(page.contains(broken), "{page}");
         assert_eq!(line(&page, "2  extra")[..2], ["2", "extra"]);
         assert!(!page.contains("host"), "settings: {page}");
+    }
+
+    #[test]
+    fn a_small_screen_has_the_busiest_models_and_the_workers() {
+        let mut status = status();
+        let of = |status: &Status| (status.models[0].clone(), status.by_model[0].clone());
+        let (model, counts) = of(&status);
+        for number in 1..=30 {
+            let name = format!("m{number:02}");
+            let mut counts = counts.clone();
+            let ten = counts.recent.iter_mut().find(|of| of.seconds == 10);
+            ten.expect("a window").rows_per_s = f64::from(number);
+            counts.name = name.clone();
+            status.by_model.push(counts);
+            status.models.push(ModelInfo {
+                name,
+                ..model.clone()
+            });
+        }
+        status.workers = vec![status.workers[0].clone(); 16];
+        status.broken = vec![status.broken[0].clone(); 9];
+        let parts = [Part::Models, Part::Workers, Part::Recent, Part::Totals];
+        for lines in [1, 10, 16, 20, 24, 50] {
+            let page = page(&status, "a", &parts, Some(lines));
+            let screen: Vec<&str> = page.lines().take(lines.saturating_sub(1)).collect();
+            if lines < 16 {
+                continue; // as much as there is
+            }
+            let at = |begin: &str| {
+                let begins = |line: &&str| line.trim_start().starts_with(begin);
+                screen.iter().position(begins)
+            };
+            assert!(at("2  extra").is_some(), "no worker: {page}");
+            assert!(at("! bad").is_some(), "none that does not open: {page}");
+            let (first, second) = (at("m "), at("m30 "));
+            assert!(first.is_some() && (lines < 24 || first < second), "{page}");
+            assert!(at("m01 ").is_none(), "{page}");
+        }
+        let all = page(&status, "a", &parts, None);
+        assert!(all.contains("m01 ") && !all.contains("more"), "{all}");
     }
 
     #[test]
@@ -351,7 +484,7 @@ mod tests {
             Part::Workers,
             Part::Settings,
         ];
-        let page = page(&old, "a", &all);
+        let page = page(&old, "a", &all, None);
         assert!(
             page.contains("50 %") && !page.contains("in the last"),
             "{page}"

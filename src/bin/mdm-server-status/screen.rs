@@ -46,7 +46,7 @@ impl Screen {
 }
 
 /// Rows and columns of the terminal; 24 and 80 if it does not say.
-fn size() -> (usize, usize) {
+pub fn size() -> (usize, usize) {
     #[cfg(unix)]
     if let Ok(size) = rustix::termios::tcgetwinsize(stdout())
         && size.ws_row > 0

@@ -5,8 +5,13 @@ use std::collections::BTreeSet;
 use super::Simulation;
 use super::world::bytes_of;
 use crate::catalog::Amount;
+use crate::catalog::failures::Asked;
 use crate::catalog::known::Standing;
+use crate::catalog::loads::LoadRequest;
+use crate::error::ErrorCode;
 use crate::message::{ModelId, Serial};
+use crate::model::Key;
+use crate::model::loader::Answer;
 
 /// What holds after each event.
 pub(super) fn after_each(sim: &Simulation) {
@@ -23,6 +28,18 @@ pub(super) fn after_each(sim: &Simulation) {
         sim.most.bytes.is_none_or(|most| bytes <= most),
         "{served:?}"
     );
+
+    // Of each thing that was asked for at most one error, and what is served in its place is served.
+    let mut asked = Vec::new();
+    for (failure, served_on) in sim.catalog.failures() {
+        assert!(!asked.contains(&&failure.asked), "two marks of one name");
+        asked.push(&failure.asked);
+        if let Some(model) = served_on {
+            assert_ne!(Some(model.id), failure.model, "what does not open");
+            let standing = sim.catalog.models.known.standing(model.id);
+            assert_eq!(standing, Some(Standing::Served), "what is served on");
+        }
+    }
 
     // What is held is known, and what is known is held.
     let known: BTreeSet<ModelId> = sim.catalog.models.known.all().map(|(id, _)| id).collect();
@@ -49,6 +66,56 @@ pub(super) fn after_each(sim: &Simulation) {
         let orders = sim.orders.iter().filter(|(of, _)| of == client);
         assert!(orders.count() <= 64, "one client's orders");
     }
+}
+
+/// What is to become of the mark that something does not open.
+pub(super) enum Mark {
+    There,
+    Gone,
+    /// It may be there if it is of these files.
+    Of(Key),
+}
+
+/// What the loader's answer says of what was asked.
+pub(super) fn mark_after(
+    sim: &mut Simulation,
+    ticket: u64,
+    answer: &Answer,
+) -> Option<(Asked, Mark)> {
+    let request = &sim.catalog.loads.get_mut(ticket)?.request;
+    let is_unload = matches!(request, LoadRequest::Unload(..));
+    let mark = match answer {
+        Answer::Found(Err(e)) => match e.code() {
+            ErrorCode::NotFound => Mark::Gone,
+            ErrorCode::FailedPrecondition if !is_unload => Mark::There,
+            _ => return None,
+        },
+        Answer::Found(Ok(_)) if is_unload => Mark::Gone,
+        Answer::Found(Ok(found)) => Mark::Of(found.key().clone()),
+        Answer::Read(Err(_)) => Mark::There,
+        // One that is loaded is to be opened by the workers yet.
+        Answer::Read(Ok(_)) if matches!(request, LoadRequest::Describe(_)) => Mark::Gone,
+        _ => return None,
+    };
+    Some((Asked::of(request.named()), mark))
+}
+
+/// The mark is there, or gone, as it was to be.
+pub(super) fn mark(sim: &Simulation, wanted: Option<(Asked, Mark)>) {
+    let Some((asked, wanted)) = wanted else {
+        return;
+    };
+    let mut all = sim.catalog.failures.all();
+    let mark = all.find(|failure| failure.asked == asked);
+    let is_right = match wanted {
+        Mark::There => mark.is_some(),
+        Mark::Gone => mark.is_none(),
+        Mark::Of(key) => mark.is_none_or(|mark| {
+            let its = mark.key.as_ref();
+            its.is_some_and(|its| its.is_state_of(&key) && its.version() == key.version())
+        }),
+    };
+    assert!(is_right, "the mark of {asked:?}: {mark:?}");
 }
 
 /// What holds once nothing moves any more.

@@ -94,6 +94,9 @@ impl Folder {
         if !file.is_there {
             return Err(Error::not_found(name));
         }
+        if file.is_broken && file.state.is_multiple_of(2) {
+            return Err(Error::precondition(name)); // what it names is missing
+        }
         Ok(Arc::new(FoundModel::made_up(name, file.state)))
     }
 

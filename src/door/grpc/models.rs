@@ -99,10 +99,17 @@ fn told(model: statistics::ModelStatistics) -> ModelStatistics {
     }
 }
 
-/// Whether a request for it would find it; what is not there is not ready.
+/// Whether a request for it would find it; what is not there, or lacks a file, is not ready.
 pub(super) async fn ready(call: &Call, model: ModelName) -> Result<bool> {
     match models(call).readiness(&model).await {
-        Err(error) if error.code() == ErrorCode::NotFound => Ok(false),
+        Err(error)
+            if matches!(
+                error.code(),
+                ErrorCode::NotFound | ErrorCode::FailedPrecondition
+            ) =>
+        {
+            Ok(false)
+        }
         readiness => Ok(readiness? == Readiness::Ready),
     }
 }
@@ -110,14 +117,11 @@ pub(super) async fn ready(call: &Call, model: ModelName) -> Result<bool> {
 /// The models of the folder, and those that are loaded.
 pub(super) async fn index(call: &Call, only_ready: bool) -> Result<Vec<ModelIndex>> {
     let lines = models(call).index(only_ready).await?;
-    let lines = lines.into_iter().map(|line| {
-        let (state, reason) = line.state();
-        ModelIndex {
-            state: state.to_owned(),
-            reason: reason.to_owned(),
-            version: line.version.unwrap_or_default(),
-            name: line.name,
-        }
+    let lines = lines.into_iter().map(|line| ModelIndex {
+        state: line.state().to_owned(),
+        reason: line.reason,
+        version: line.version.unwrap_or_default(),
+        name: line.name,
     });
     Ok(lines.collect())
 }

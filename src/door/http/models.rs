@@ -73,7 +73,7 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
     state: &'static str,
-    reason: &'static str,
+    reason: String,
 }
 
 /// What an index is asked for.
@@ -96,14 +96,11 @@ pub(super) async fn index(
             .map_err(|e| Error::invalid(format!("the body is not JSON with `ready`: {e}")))?,
     };
     let lines = models(local, open).index(asked.ready).await?;
-    let lines = lines.into_iter().map(|line| {
-        let (state, reason) = line.state();
-        Line {
-            state,
-            reason,
-            version: line.version,
-            name: line.name,
-        }
+    let lines = lines.into_iter().map(|line| Line {
+        state: line.state(),
+        reason: line.reason,
+        version: line.version,
+        name: line.name,
     });
     let lines: Vec<Line> = lines.collect();
     Ok(reply::json(StatusCode::OK, &lines))

@@ -46,6 +46,14 @@ impl Lookup {
         )
     }
 
+    /// The version that is asked for, as it was given.
+    pub(crate) fn version_text(&self) -> Option<String> {
+        self.version.as_ref().map(|version| match version {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        })
+    }
+
     /// What to call the model in messages.
     pub fn name(&self) -> &str {
         let by_path = || {

@@ -99,7 +99,8 @@ impl Roots {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` no model named, or two different ones, or a path that is none · `PERMISSION_DENIED` ·
-    /// `NOT_FOUND` · `FAILED_PRECONDITION` something there that is no model.
+    /// `NOT_FOUND` no such model, version or method, or no such file that the request names · `FAILED_PRECONDITION`
+    /// something there that is no model, or that names a file that is not there.
     pub(crate) fn find(&self, lookup: &Lookup) -> Result<Found> {
         let asked = versions::asked(lookup.version.as_ref())?;
         self.check_parameters(lookup)?;
@@ -204,9 +205,10 @@ impl Roots {
     /// A file that a proxy or its state names, relative to the proxy's folder.
     ///
     /// # Errors
-    /// As [`Roots::find`], naming the key.
+    /// As [`Roots::find`], naming the key; `FAILED_PRECONDITION` if it is not there.
     pub(crate) fn beside(&self, folder: &Path, key: &str, text: &str) -> Result<PathBuf> {
-        Ok(self.target_beside(folder, key, text)?.path)
+        let target = self.target_beside(folder, key, text).map_err(incomplete)?;
+        Ok(target.path)
     }
 
     fn target_beside(&self, folder: &Path, key: &str, text: &str) -> Result<Target> {
@@ -479,10 +481,12 @@ impl Roots {
         };
         match &text.runs {
             StageRuns::Onnx(_) => {
-                let target = self.target_beside(folder, "onnx", file)?;
+                let target = self
+                    .target_beside(folder, "onnx", file)
+                    .map_err(incomplete)?;
                 let (path, version) = if target.kind.is_dir() {
-                    let version = versions::choose(file, &target.path, None)?;
-                    let target = self.version_file(file, &version.file)?;
+                    let version = versions::choose(file, &target.path, None).map_err(incomplete)?;
+                    let target = self.version_file(file, &version.file).map_err(incomplete)?;
                     if is_proxy(&target) {
                         return Err(Error::precondition(format!(
                             "onnx {file:?} leads to a proxy, expected an ONNX file or versions of one"
@@ -495,7 +499,14 @@ impl Roots {
                 Ok((stage(path), version))
             }
             StageRuns::Plugin { .. } => {
-                let target = self.target_beside(folder, "plugin", file)?;
+                let target =
+                    self.target_beside(folder, "plugin", file)
+                        .map_err(|e| match e.code() {
+                            ErrorCode::NotFound => {
+                                Error::precondition(format!("{}; has it been built?", e.message()))
+                            }
+                            _ => e,
+                        })?;
                 if target.kind.is_dir() {
                     return Err(Error::precondition(format!(
                         "plugin {file:?} is a directory, expected a shared library"
@@ -504,6 +515,14 @@ impl Roots {
                 Ok((stage(target.path), None))
             }
         }
+    }
+}
+
+/// What a proxy that is there names is not: the model is no unknown one, it cannot be loaded.
+fn incomplete(error: Error) -> Error {
+    match error.code() {
+        ErrorCode::NotFound => Error::precondition(error.message()),
+        _ => error,
     }
 }
 

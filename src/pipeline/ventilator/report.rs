@@ -278,14 +278,20 @@ pub(super) struct Reported<'a> {
     pub(super) doors: ByDoor<DoorStats>,
 }
 
-/// Models that do not open.
+/// Models that do not open: each version once, by whatever it was asked for.
 fn broken(catalog: &Models) -> Vec<BrokenModel> {
-    let broken = catalog.failures().map(|failure| BrokenModel {
-        name: failure.name.clone(),
-        code: failure.code.as_str().to_owned(),
-        message: failure.message.clone(),
-    });
-    broken.collect()
+    let mut all: Vec<BrokenModel> = Vec::new();
+    for (failure, served) in catalog.failures() {
+        all.retain(|of| (&of.name, &of.version) != (&failure.name, &failure.version));
+        all.push(BrokenModel {
+            name: failure.name.clone(),
+            version: failure.version.clone(),
+            code: failure.code.as_str().to_owned(),
+            message: failure.message.clone(),
+            served_on: served.map(|model| model.version.clone()),
+        });
+    }
+    all
 }
 
 /// Every model that requests find.

@@ -266,7 +266,9 @@ impl Ventilator {
             Answer::Loaded(model, outcome) => {
                 ServerMessage::LoadOk(Box::new(model.info()), Some(outcome))
             }
-            Answer::Unloaded => ServerMessage::UnloadOk,
+            Answer::Unloaded(models) => {
+                ServerMessage::UnloadOk(models.iter().map(|model| model.info()).collect())
+            }
             Answer::Refused(error) => return self.refuse_asker(asker, error),
         };
         self.answer_asker(asker, &message);

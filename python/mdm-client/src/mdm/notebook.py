@@ -28,8 +28,8 @@ class Status(Dict[str, Any]):
                     queue.get("rows"),
                     totals.get("requests"),
                     totals.get("rows"),
-                    latency.get("p50"),
-                    latency.get("p99"),
+                    latency.get("p50") or "-",
+                    latency.get("p99") or "-",
                 )
             ],
         )
