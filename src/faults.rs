@@ -12,9 +12,10 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorCode};
-use crate::logging;
 use crate::message::RequestId;
 
+/// The target of lines that a command prints itself, so that they go to the log file only.
+pub const PRINTED: &str = "mdm::printed";
 /// How long the faults of a model are counted before they are a line.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Of panics the log has at most one line in that time.
@@ -48,7 +49,7 @@ pub fn log_panics() {
 fn tell(panic: &PanicHookInfo<'_>, place: Option<&str>, withheld: u64) {
     let thread = std::thread::current();
     tracing::error!(
-        target: logging::PRINTED,
+        target: PRINTED,
         thread = thread.name().unwrap_or("?"),
         place = place.unwrap_or("?"),
         withheld,

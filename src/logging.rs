@@ -21,6 +21,7 @@ use tracing_subscriber::{Layer, fmt};
 use self::late::{Late, Marked};
 use crate::config::{Config, Rotation};
 use crate::error::{Error, Result};
+pub use crate::faults::PRINTED;
 
 /// The log file's filter without `--verbose`: of the engine only warnings and errors.
 const NORMAL: &str = "info,ort=warn";
@@ -28,8 +29,6 @@ const NORMAL: &str = "info,ort=warn";
 const VERBOSE: &str = "debug";
 /// Environment variables with a filter for the file; the first that is set counts.
 const VARIABLES: [&str; 2] = ["MDM_LOG", "RUST_LOG"];
-/// The target of lines that a command prints itself, so that they go to the log file only.
-pub const PRINTED: &str = "mdm::printed";
 
 /// The log while it is open. Dropping it writes out what is still on its way.
 #[must_use = "dropping it ends the log"]
