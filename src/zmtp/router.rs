@@ -13,14 +13,13 @@ mod peers;
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 pub(crate) use self::finish::{CLOSE_EVERY, Closing};
-use self::peers::Peers;
+use self::peers::{Peer, Peers};
 use super::codec::Limits;
 use super::connection::{
     Announced, Connection, ConnectionSetup, End, PeerEvent, READ_BYTES, Reading,
@@ -28,7 +27,7 @@ use super::connection::{
 use super::mechanism::{Null, SocketType};
 use super::outgoing::Outgoing;
 use super::poller::{Interest, Poller, Ready};
-use super::stream::{Listener, Stream};
+use super::stream::{Listener, Stream, is_connection_error};
 use super::{HANDSHAKE, SILENCE};
 use crate::error::Result;
 use crate::message::ReplyTo;
@@ -466,7 +465,8 @@ impl Router {
     /// Whether a peer has shown a sign of life in the last [`SILENCE`].
     pub(crate) fn is_alive(&self, of: ReplyTo, now: Instant) -> bool {
         let peer = self.peers.token(of).and_then(|token| self.peers.get(token));
-        peer.is_some_and(|peer| now.saturating_duration_since(peer.connection.alive()) < SILENCE)
+        let alive = |peer: &Peer| now.saturating_duration_since(peer.connection.alive()) < SILENCE;
+        peer.is_some_and(|peer| peer.is_readable || alive(peer))
     }
 
     /// Writes what was queued, as much as the connections take; the rest when they can be written again.
@@ -553,7 +553,8 @@ impl Router {
         let mut pinged = Vec::new();
         for (token, peer) in self.peers.iter_mut() {
             peer.shift_gains();
-            if owner_was_away {
+            // What it has sent lies unread, perhaps behind all that another one has sent.
+            if owner_was_away || peer.is_readable {
                 peer.connection.reset_silence(now);
                 continue;
             }
@@ -584,17 +585,4 @@ impl Router {
             self.mark_unwritten(token);
         }
     }
-}
-
-/// Whether an error of `accept` concerns that one connection, and not accepting as such.
-fn is_connection_error(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::InvalidInput
-    )
 }

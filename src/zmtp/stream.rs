@@ -201,3 +201,16 @@ impl AsFd for Listener {
         }
     }
 }
+
+/// Whether an error of `accept` concerns that one connection, and not accepting as such.
+pub(super) fn is_connection_error(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::InvalidInput
+    )
+}

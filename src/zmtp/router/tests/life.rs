@@ -157,6 +157,30 @@ fn a_peer_that_is_not_read_from_is_not_silent() {
     assert!(server.seen.is_empty());
 }
 
+/// The bug: while all that one client had sent was heard, the others' PONGs lay unread, and they lost their sessions.
+#[test]
+fn a_peer_is_not_silent_while_what_it_has_sent_lies_unread() {
+    let mut server = Server::new(BOUNDS);
+    let (mut raw, reply) = server.join(1, &ID);
+    let mut ping = Vec::new();
+    codec::push_ping(&mut ping);
+    assert_eq!(raw.say(&ping), ping.len());
+    for _ in 0..10 {
+        // The owner has others to hear.
+        server.router.wait(Some(Duration::from_millis(5))).unwrap();
+        server.added += Duration::from_secs(1);
+        let now = server.now();
+        server.router.tick(now);
+        server.router.flush(now);
+        assert!(server.router.is_alive(reply, now));
+    }
+    server.turn();
+    assert!(server.seen.is_empty(), "nobody is silent");
+    // Read, it has its time again.
+    server.seconds(9);
+    assert!(server.silent() == reply);
+}
+
 #[test]
 fn nobody_is_silent_after_the_owner_was_away() {
     let mut server = Server::new(BOUNDS);
