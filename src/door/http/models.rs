@@ -27,8 +27,8 @@ pub(super) async fn metadata(
     open: &Open,
     model: &ModelName,
 ) -> Result<Reply, Refusal> {
-    let model = models(local, open).describe(model).await?;
-    Ok(reply::json(StatusCode::OK, &metadata::of_model(&model)))
+    let metadata = models(local, open).metadata(model).await?;
+    Ok(reply::json(StatusCode::OK, &metadata))
 }
 
 /// The same as a configuration, which load generators read.
