@@ -136,8 +136,7 @@ pub(super) async fn control(
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     if let Err(error) = may_control(local, open.connection(), request.headers()) {
-        body::leave(request.into_body());
-        return Err(error.into());
+        return Err(Refusal::from(error).leaving(request.into_body()));
     }
     let whole = few_bytes(local, request).await?;
     if control == Control::Load && !whole.bytes.iter().all(u8::is_ascii_whitespace) {
