@@ -11,6 +11,7 @@ use super::connections::Connection;
 use super::local::Local;
 use super::pipeline::Caller;
 use super::translate::Infer;
+use super::translate::metadata::{self, ModelMetadata};
 use super::translate::statistics::{self, ModelStatistics};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{MODEL_VERSION, Params};
@@ -104,6 +105,25 @@ impl<'a> Models<'a> {
         pipeline
             .describe(self.caller, &model.name, &model.params())
             .await
+    }
+
+    /// What a model is, and the versions that may be asked for: the one that is named, else all of its folder.
+    ///
+    /// # Errors
+    /// As [`Models::describe`].
+    pub(crate) async fn metadata(self, model: &ModelName) -> Result<ModelMetadata> {
+        let mut metadata = metadata::of_model(&self.describe(model).await?);
+        if model.version.is_none() {
+            let (offers, name) = (self.local.offers(), model.name.clone());
+            let find = move || offers.versions(&name);
+            // One that was loaded and lies there no more has the version that is served.
+            let versions = self.local.beside(true, find).await?.unwrap_or_default();
+            if !versions.is_empty() {
+                let versions = versions.iter().map(u64::to_string);
+                metadata.versions = versions.collect();
+            }
+        }
+        Ok(metadata)
     }
 
     /// What was counted of a model, or of all.

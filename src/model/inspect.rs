@@ -217,7 +217,7 @@ fn below(folder: &Path, file: &Path) -> String {
 }
 
 /// All versions in the folder of the one that was found.
-fn versions_of(found: &Found) -> Vec<u64> {
+pub(super) fn versions_of(found: &Found) -> Vec<u64> {
     let stage = match found.stages.as_slice() {
         [only] => Some(&only.path),
         _ => None,

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::Rows;
 use super::find::{Alias, Found, Stage, Stamp};
+#[cfg(feature = "gateway")]
+use super::inspect::versions_of;
 use crate::error::{Error, Result};
 
 /// By what a lookup names a model: different spellings of a path are one. No file is looked at for it.
@@ -72,6 +74,12 @@ impl FoundModel {
     /// Its version, if it has versions.
     pub(crate) fn own_version(&self) -> Option<String> {
         self.found.version.map(|version| version.to_string())
+    }
+
+    /// The numbers of all versions in its folder, ascending; none if it has no versions.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn all_versions(&self) -> Vec<u64> {
+        versions_of(&self.found)
     }
 }
 

@@ -34,4 +34,13 @@ impl Offers {
         let found = self.0.find(&Lookup::of(Some(model), params))?;
         Ok((found.name().to_owned(), found.version()))
     }
+
+    /// The numbers of the versions in a model's folder, ascending; none for a model without such a folder.
+    ///
+    /// # Errors
+    /// As [`Offers::version`].
+    pub fn versions(&self, model: &str) -> Result<Vec<u64>> {
+        let found = self.0.find(&Lookup::of(Some(model), &Params::new()))?;
+        Ok(found.all_versions())
+    }
 }

@@ -63,6 +63,35 @@ fn requests_and_answers_travel_packed() {
 }
 
 #[test]
+fn answers_without_rows_travel_packed_too() {
+    within(LIMIT, || {
+        let server = server(&["--preload", "echo"]);
+        let mut http = Http::to(&server);
+        let headers = [("accept-encoding", "gzip")];
+        let long = format!("/v2/{}", "x".repeat(2000));
+        for (path, words) in [
+            ("/metrics", "mdm_requests_total"),
+            (&*long, "there is no such path"),
+        ] {
+            let bare = http.get(path);
+            assert_eq!(bare.header("content-encoding"), None);
+            let answer = http.request("GET", path, &headers, b"");
+            assert_eq!(answer.status, bare.status);
+            assert_eq!(answer.header("content-type"), bare.header("content-type"));
+            assert_eq!(answer.header("content-encoding"), Some("gzip"), "{path}");
+            assert_eq!(answer.header("vary"), Some("accept-encoding"));
+            let mut text = String::new();
+            let read = GzDecoder::new(&answer.body[..]).read_to_string(&mut text);
+            assert!(read.unwrap() > answer.body.len());
+            assert!(text.contains(words), "{text}");
+        }
+        // Not worth it.
+        let answer = http.request("GET", "/v2/models/echo", &headers, b"");
+        assert_eq!(answer.header("content-encoding"), None);
+    });
+}
+
+#[test]
 fn a_body_that_unpacks_to_more_than_a_request_may_have_is_refused_with_little_memory() {
     within(LIMIT, || {
         let server = server(&["--max-request-bytes", "4MiB"]);

@@ -244,6 +244,14 @@ fn the_server_and_its_models_tell_what_they_are() {
             let model: ModelReadyResponse = client.call("ModelReady", asked).await.unwrap();
             assert_eq!(model.ready, is_ready, "{name}");
         }
+        for (version, versions) in [("", &["1", "3"][..]), ("1", &["1"])] {
+            let asked = ModelMetadataRequest {
+                name: "old".to_owned(),
+                version: version.to_owned(),
+            };
+            let told: ModelMetadataResponse = client.call("ModelMetadata", asked).await.unwrap();
+            assert_eq!(told.versions, versions);
+        }
         let asked = ModelConfigRequest {
             name: "mlp".to_owned(),
             version: String::new(),

@@ -80,6 +80,8 @@ fn a_stream_answers_in_order_and_outlives_the_errors_of_its_requests() {
                 2 => {
                     let why = &answer.error_message;
                     assert!(why.contains("unknown datatype \"FLOAT\""), "{why}");
+                    let of = answer.infer_response.expect("of which");
+                    assert_eq!((&*of.id, &*of.model_name), ("2", "mlp"));
                 }
                 _ => {
                     assert_eq!(answer.error_message, "");
@@ -154,6 +156,29 @@ fn a_bulk_request_comes_in_parts_when_asked_and_an_answer_without_rows_ends_them
                 }
                 assert!(answers.message().await.expect("a good end").is_none());
             }
+        },
+    );
+}
+
+#[test]
+fn a_message_that_is_too_long_ends_its_stream_after_what_runs_was_answered() {
+    with_server(
+        &["--preload", "slow", "--max-request-bytes", "1MiB"],
+        async |server| {
+            let mut client = Client::to(server).await;
+            let (say, mut answers) = client.stream().await;
+            for id in ["a", "b"] {
+                say.send(with_id(slow(1000), id)).unwrap();
+            }
+            say.send(slow(4000)).unwrap();
+            for id in ["a", "b"] {
+                let answer = answers.message().await.expect("no end").expect("an answer");
+                assert_eq!(answer.error_message, "");
+                assert_eq!(answer.infer_response.expect("rows").id, id);
+            }
+            let end = answers.message().await.expect_err("an end");
+            assert_eq!(end.code(), tonic::Code::ResourceExhausted, "{end}");
+            assert!(end.message().contains("--max-request-bytes"), "{end}");
         },
     );
 }

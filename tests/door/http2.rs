@@ -8,15 +8,15 @@ use crate::http::Http;
 use crate::{LIMIT, echo_request, server};
 
 const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
     [head, payload.to_vec()].concat()
@@ -28,18 +28,18 @@ fn header(index: u8, value: &str) -> Vec<u8> {
 }
 
 /// The headers of `GET path`, or of a POST.
-fn head(method: u8, path: &str) -> Vec<u8> {
+pub fn head(method: u8, path: &str) -> Vec<u8> {
     // :method, :scheme http, :authority, :path
     [vec![method, 0x86], header(1, "localhost"), header(4, path)].concat()
 }
 
-const GET: u8 = 0x82;
-const POST: u8 = 0x83;
+pub const GET: u8 = 0x82;
+pub const POST: u8 = 0x83;
 
-struct Http2(TcpStream);
+pub struct Http2(TcpStream);
 
 impl Http2 {
-    fn to(server: &Server) -> Http2 {
+    pub fn to(server: &Server) -> Http2 {
         let mut stream = TcpStream::connect(("127.0.0.1", server.http_port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(START).unwrap();
@@ -47,12 +47,12 @@ impl Http2 {
         Http2(stream)
     }
 
-    fn send(&mut self, frame: &[u8]) -> bool {
+    pub fn send(&mut self, frame: &[u8]) -> bool {
         self.0.write_all(frame).is_ok()
     }
 
     /// The next frame: kind, flags, stream and payload.
-    fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+    pub fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).ok()?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
@@ -63,7 +63,7 @@ impl Http2 {
     }
 
     /// The body of the answer on a stream.
-    fn body(&mut self, of: u32) -> Vec<u8> {
+    pub fn body(&mut self, of: u32) -> Vec<u8> {
         let mut body = Vec::new();
         loop {
             let (kind, flags, stream, payload) = self.next().expect("an answer");

@@ -28,6 +28,7 @@ mod official;
 mod places;
 #[path = "../common/python.rs"]
 mod python;
+mod refused;
 mod slow;
 mod stop;
 

@@ -20,7 +20,11 @@ fn a_model_tells_what_it_takes_and_gives() {
             "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 10]}],
         });
         assert_eq!(told, expected);
-        assert_eq!(http.get("/v2/models/old").json()["versions"], json!(["3"]));
+        // All that may be asked for; the highest is the one that runs without a version.
+        assert_eq!(
+            http.get("/v2/models/old").json()["versions"],
+            json!(["1", "3"])
+        );
         assert_eq!(
             http.get("/v2/models/old/versions/1").json()["versions"],
             json!(["1"])
@@ -29,6 +33,12 @@ fn a_model_tells_what_it_takes_and_gives() {
         assert_eq!(
             (&config["max_batch_size"], &config["input"][0]["dims"]),
             (&json!(1024), &json!([64]))
+        );
+        // Rows that are single texts: a load generator takes no input without dimensions.
+        let config = http.get("/v2/models/upper/config").json();
+        assert_eq!(
+            (&config["max_batch_size"], &config["input"][0]["dims"]),
+            (&json!(0), &json!([-1]))
         );
         for path in [
             "/v2/models/none",

@@ -184,6 +184,28 @@ fn perf_analyzer_measures_over_grpc() {
     analyzed("grpc", |s| s.grpc_port);
 }
 
+/// Rows that are single values: a model of which perf_analyzer would make no request, were it said to take batches.
+#[test]
+fn perf_analyzer_drives_a_model_whose_rows_are_single_values() {
+    let Some(mut perf_analyzer) = perf_analyzer() else {
+        return;
+    };
+    within(LIMIT, move || {
+        let flat = onnx::echo(DataType::Fp32, &[]);
+        let folder = common::models(&[("flat.onnx", flat)]);
+        let server = Server::start(folder, &["--http-port", "0"]);
+        perf_analyzer
+            .args(["-m", "flat", "-i", "http", "-u"])
+            .arg(format!("127.0.0.1:{}", server.http_port))
+            .args(["--shape", "x:3", "--request-count", "50"]);
+        succeeds(perf_analyzer);
+        let totals = server.client().status().expect("a status").totals;
+        let errors: u64 = totals.errors.values().sum();
+        assert!(totals.requests >= 50 && errors == 0, "{totals:?}");
+        assert_eq!(totals.rows, totals.requests * 3);
+    });
+}
+
 /// The page of a server that works on requests of every kind, as Prometheus' own library for Python reads it.
 #[test]
 fn prometheus_client_reads_the_metrics_page_of_a_busy_server() {

@@ -28,6 +28,8 @@ fn a_drain_answers_what_runs_refuses_what_comes_and_waits_for_no_idle_connection
         server.signal("TERM");
         eventually("it is not ready", || {
             let ready = other.get("/v2/health/ready");
+            let retry_after = (ready.status == 503).then(|| ready.header("retry-after"));
+            assert_ne!(retry_after, Some(None), "{ready:?}");
             ready.status == 503 && ready.json() == json!({"ready": false})
         });
         let answer = other.post("/v2/models/echo/infer", &echo_request(1));

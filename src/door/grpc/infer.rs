@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::incoming::Messages;
 use super::reply::{self, Reply};
-use super::request::{self, Asked};
+use super::request::{self, Asked, Refused};
 use super::response::{self, Parameter};
 use super::route::Call;
 use super::status::status;
@@ -21,7 +21,8 @@ use crate::message::Request;
 /// Why it is refused.
 pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply, Status> {
     let message = call.within(messages.only()).await?;
-    let (mut asked, reserved) = read(call, message).await.map_err(status)?;
+    let asked = read(call, message).await;
+    let (mut asked, reserved) = asked.map_err(|refused| status(refused.error))?;
     let outcome = async {
         let request = take_request(call, &mut asked, reserved).await?;
         let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
@@ -35,7 +36,7 @@ pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply,
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming what is wrong.
-pub(super) async fn read(call: &Call, message: Whole) -> Result<(Asked, Reserved)> {
+pub(super) async fn read(call: &Call, message: Whole) -> Result<(Asked, Reserved), Refused> {
     let most = call.local.shared.max_request_bytes;
     let takes_its_time = message.bytes.len() > HERE_BYTES;
     let read = move || {

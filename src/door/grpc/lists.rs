@@ -229,7 +229,8 @@ mod tests {
     use crate::tensor::Tensor;
 
     fn read_one(request: &ModelInferRequest) -> Result<Tensor> {
-        let mut asked = read(request.encode_to_vec().into(), 1 << 20)?;
+        let mut asked =
+            read(request.encode_to_vec().into(), 1 << 20).map_err(|refused| refused.error)?;
         Ok(asked.infer.request.inputs.tensors.remove(0))
     }
 

@@ -19,7 +19,7 @@ fn models(call: &Call) -> Models<'_> {
 
 /// What a model is.
 pub(super) async fn metadata(call: &Call, model: ModelName) -> Result<ModelMetadataResponse> {
-    let model = metadata::of_model(&models(call).describe(&model).await?);
+    let model = models(call).metadata(&model).await?;
     let tensors = |tensors: Vec<metadata::TensorMetadata>| {
         let tensors = tensors.into_iter().map(|tensor| TensorMetadata {
             name: tensor.name,

@@ -34,21 +34,52 @@ pub(super) struct Asked {
     pub(super) in_parts: bool,
 }
 
+/// Why a request cannot be read, with what of it names it, as far as that was read.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) model: String,
+    pub(super) id: String,
+    pub(super) error: Error,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Refused {
+        let (model, id) = (String::new(), String::new());
+        Refused { model, id, error }
+    }
+}
+
+/// What names a request.
+#[derive(Default)]
+struct Names {
+    model: String,
+    version: String,
+    id: String,
+}
+
 /// Reads a request. Tensors that travel as bytes are slices of the message, and so are FP32 and FP64 in lists; BYTES are
 /// copied, whose lengths lie between them, and so are the lists whose numbers are packed.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming what is wrong and what was expected.
-pub(super) fn read(message: Bytes, most_bytes: u64) -> Result<Asked> {
-    let (mut model, mut version, mut id) = (String::new(), String::new(), String::new());
+pub(super) fn read(message: Bytes, most_bytes: u64) -> Result<Asked, Refused> {
+    let mut names = Names::default();
+    read_into(&mut names, message, most_bytes).map_err(|error| Refused {
+        model: names.model,
+        id: names.id,
+        error,
+    })
+}
+
+fn read_into(names: &mut Names, message: Bytes, most_bytes: u64) -> Result<Asked> {
     let mut params = Params::new();
     let (mut inputs, mut outputs, mut raw) = (Vec::new(), Vec::new(), Vec::new());
     let mut fields = Fields::of(message);
     while let Some((number, value)) = fields.next()? {
         match number {
-            1 => model = value.text("model_name", MAX_PATH_BYTES)?,
-            2 => version = value.text("model_version", MAX_NAME_BYTES)?,
-            3 => id = value.text("id", MAX_NAME_BYTES)?,
+            1 => names.model = value.text("model_name", MAX_PATH_BYTES)?,
+            2 => names.version = value.text("model_version", MAX_NAME_BYTES)?,
+            3 => names.id = value.text("id", MAX_NAME_BYTES)?,
             4 => parameter(value, &mut params)?,
             5 => few(&mut inputs, value, "inputs")?,
             6 => few(&mut outputs, value, "outputs")?,
@@ -74,13 +105,16 @@ pub(super) fn read(message: Bytes, most_bytes: u64) -> Result<Asked> {
         .into_iter()
         .map(|input| tensor(input, raw.next(), most_bytes))
         .collect();
+    let inputs = Batch { tensors: tensors? };
+    // Behind all that may be wrong, which is told with them.
+    let Names { model, version, id } = std::mem::take(names);
     let model = ModelName::new(model, version);
     let infer = Infer {
         id: Some(id).filter(|id| !id.is_empty()),
         request: Request {
             model: None,
             params: options.params,
-            inputs: Batch { tensors: tensors? },
+            inputs,
             timeout_ms: options.timeout_ms,
             priority: options.priority,
             stream: false,

@@ -8,13 +8,13 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::incoming::Messages;
 use super::infer;
 use super::messages::{ModelInferResponse, ModelStreamInferResponse};
 use super::reply::{self, Reply, Said};
-use super::request::Asked;
+use super::request::{Asked, Refused};
 use super::response::{self, ANSWER_OF_STREAM, Parameter};
 use super::route::Call;
 use super::status::{status, stopped};
@@ -59,7 +59,10 @@ async fn read_on(
     let connection = call.open.connection();
     let ended = loop {
         let message = match connection.unless_told(messages.next()).await {
-            Some(message) => message?,
+            Some(Ok(message)) => message,
+            // Its client is gone, and nobody waits for what runs.
+            Some(Err(status)) if status.code() == Code::Cancelled => return Err(status),
+            Some(Err(status)) => break Err(status),
             None => break Err(stopped()),
         };
         let Some(message) = message else {
@@ -110,22 +113,22 @@ impl Turn {
 async fn one(call: Rc<Call>, message: Whole, say: mpsc::Sender<Said>, mut turn: Turn) {
     let (mut asked, reserved) = match infer::read(&call, message).await {
         Ok(read) => read,
-        Err(error) => {
+        Err(Refused { model, id, error }) => {
             turn.come().await;
-            tell(&say, (refusal(None, error), None)).await;
+            tell(&say, (refusal((&model, &id), error), None)).await;
             return;
         }
     };
     if asked.in_parts {
         turn.pass();
         if let Err(error) = in_parts(&call, (&mut asked, reserved), &say).await {
-            tell(&say, (refusal(Some(&asked), error), None)).await;
+            tell(&say, (refusal(named(&asked), error), None)).await;
         }
         return;
     }
     let told = match whole(&call, (&mut asked, reserved)).await {
         Ok((message, held)) => (message, Some(held)),
-        Err(error) => (refusal(Some(&asked), error), None),
+        Err(error) => (refusal(named(&asked), error), None),
     };
     turn.come().await;
     tell(&say, told).await;
@@ -200,12 +203,19 @@ fn end(asked: &Asked, rows: u64, stats: Stats) -> Result<Vec<Bytes>> {
     response::write_end(asked.answered(), &parameters)
 }
 
-/// What was wrong with a request, and which it was.
-fn refusal(asked: Option<&Asked>, error: Error) -> Vec<Bytes> {
+/// The model and the id of a request.
+fn named(asked: &Asked) -> (&str, &str) {
+    let id = asked.infer.id.as_deref();
+    (&asked.model.name, id.unwrap_or_default())
+}
+
+/// What was wrong with a request, and which it was, if anything of it tells.
+fn refusal((model, id): (&str, &str), error: Error) -> Vec<Bytes> {
     let status = status(error);
-    let infer_response = asked.map(|asked| ModelInferResponse {
-        model_name: asked.model.name.clone(),
-        id: asked.infer.id.clone().unwrap_or_default(),
+    let is_named = !(model.is_empty() && id.is_empty());
+    let infer_response = is_named.then(|| ModelInferResponse {
+        model_name: model.to_owned(),
+        id: id.to_owned(),
         ..ModelInferResponse::default()
     });
     let refusal = ModelStreamInferResponse {

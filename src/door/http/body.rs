@@ -27,10 +27,12 @@ pub(super) async fn read(
     json_bytes: Option<usize>,
 ) -> Result<Whole, Refusal> {
     gather(shared, &mut body, json_bytes).await.map_err(|why| {
-        if matches!(why, Unread::TooLong { .. } | Unread::Refused(_)) {
-            leave(body);
+        let leaves = matches!(why, Unread::TooLong { .. } | Unread::Refused(_));
+        let refusal = Refusal::from(why);
+        match leaves {
+            true => refusal.leaving(body),
+            false => refusal,
         }
-        why.into()
     })
 }
 
@@ -99,6 +101,11 @@ impl From<Unread> for Refusal {
         };
         Refusal::new(status, message)
     }
+}
+
+/// Whether [`leave`] would not come to a body's end, as far as the body says how long it is.
+pub(super) fn is_too_long_to_leave(body: &Incoming) -> bool {
+    body.size_hint().lower() > LEFTOVER_BYTES
 }
 
 /// Reads on beside the answer: a connection that is closed with bytes unread loses what was answered.

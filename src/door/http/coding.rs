@@ -5,11 +5,13 @@ use std::io::Write;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
-use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue, VARY};
 use hyper::{HeaderMap, StatusCode};
 
+use super::super::incoming::HERE_BYTES;
 use super::super::inflate::Coding;
-use super::reply::Refusal;
+use super::super::local::Local;
+use super::reply::{Pieces, Refusal, Reply, ReplyBody};
 use crate::error::Error;
 
 /// Answers of fewer bytes are sent as they are: the headers alone are as long.
@@ -43,11 +45,8 @@ impl Coding {
         })
     }
 
-    /// How an answer of so many bytes is to be packed, if the client takes it and it is worth it.
-    pub(super) fn of_answer(headers: &HeaderMap, bytes: u64) -> Option<Coding> {
-        if bytes < WORTH_BYTES {
-            return None;
-        }
+    /// How answers are to be packed that are worth it, if the client takes that.
+    pub(super) fn of_answers(headers: &HeaderMap) -> Option<Coding> {
         let mut best: Option<(f32, Coding)> = None;
         for entry in list(headers, ACCEPT_ENCODING.as_str()) {
             let Some(coding) = Coding::of(entry.name) else {
@@ -60,8 +59,30 @@ impl Coding {
         best.map(|(_, coding)| coding)
     }
 
+    /// Packs an answer whose bytes are there, if it is worth it; a large one beside the runtime.
+    ///
+    /// # Errors
+    /// 500 if it cannot be packed.
+    pub(super) async fn packed(self, local: &Local, mut reply: Reply) -> Result<Reply, Refusal> {
+        let ReplyBody::Pieces(pieces) = reply.body_mut() else {
+            return Ok(reply);
+        };
+        let bytes = pieces.bytes();
+        if bytes < WORTH_BYTES {
+            return Ok(reply);
+        }
+        let (bare, held) = std::mem::take(pieces).into_parts();
+        let pack = move || self.pack(bare.iter());
+        let packed = local.beside(bytes > HERE_BYTES as u64, pack).await??;
+        *pieces = Pieces::new(vec![packed]).counted_with(held);
+        let headers = reply.headers_mut();
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(self.name()));
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        Ok(reply)
+    }
+
     /// Packs pieces into one.
-    pub(super) fn pack<'a>(self, pieces: impl Iterator<Item = &'a Bytes>) -> Result<Bytes, Error> {
+    fn pack<'a>(self, pieces: impl Iterator<Item = &'a Bytes>) -> Result<Bytes, Error> {
         let failed =
             |e: std::io::Error| Error::internal(format!("an answer cannot be packed: {e}"));
         let level = Compression::fast();
@@ -109,8 +130,6 @@ pub(super) fn list<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::HeaderValue;
-
     use super::*;
 
     fn accepting(value: &'static str) -> HeaderMap {
@@ -130,13 +149,8 @@ mod tests {
             ("identity", None),
             ("GZIP;q=1.0", Some(Coding::Gzip)),
         ] {
-            assert_eq!(
-                Coding::of_answer(&accepting(value), 10_000),
-                coding,
-                "{value}"
-            );
+            assert_eq!(Coding::of_answers(&accepting(value)), coding, "{value}");
         }
-        assert_eq!(Coding::of_answer(&accepting("gzip"), 100), None);
-        assert_eq!(Coding::of_answer(&HeaderMap::new(), 10_000), None);
+        assert_eq!(Coding::of_answers(&HeaderMap::new()), None);
     }
 }

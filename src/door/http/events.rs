@@ -26,11 +26,18 @@ use crate::message::Stats;
 
 /// The media type of events.
 pub(super) const EVENTS: &str = "text/event-stream";
+/// That of an answer in one piece.
+const JSON: &str = "application/json";
 
-/// Whether a request asks for events.
+/// Whether a request asks for events, and likes them no less than an answer in one piece.
 pub(super) fn are_asked_for(headers: &HeaderMap) -> bool {
-    coding::list(headers, ACCEPT.as_str())
-        .any(|entry| entry.weight > 0.0 && entry.name.eq_ignore_ascii_case(EVENTS))
+    let weight = |kind: &str| {
+        let entries = coding::list(headers, ACCEPT.as_str());
+        let entries = entries.filter(|entry| entry.name.eq_ignore_ascii_case(kind));
+        entries.map(|entry| entry.weight).fold(0.0, f32::max)
+    };
+    let events = weight(EVENTS);
+    events > 0.0 && events >= weight(JSON)
 }
 
 /// What the events are about.
@@ -186,4 +193,29 @@ pub(super) fn check(wanted: &Wanted) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn events_come_where_they_are_liked_no_less_than_json() {
+        for (value, expected) in [
+            ("text/event-stream", true),
+            ("text/event-stream, application/json", true),
+            ("application/json;q=0.5, Text/Event-Stream", true),
+            ("text/event-stream;q=0.1, */*;q=0.01", true),
+            ("application/json, text/event-stream;q=0.1", false),
+            ("text/event-stream;q=0", false),
+            ("*/*", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_static(value));
+            assert_eq!(are_asked_for(&headers), expected, "{value}");
+        }
+        assert!(!are_asked_for(&HeaderMap::new()));
+    }
 }

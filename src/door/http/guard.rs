@@ -3,17 +3,28 @@
 use std::net::IpAddr;
 
 use hyper::header::{HOST, ORIGIN};
-use hyper::{HeaderMap, StatusCode, Uri};
+use hyper::{Request, StatusCode, Version};
 
 use super::super::shared::Shared;
 use super::reply::Refusal;
 
 /// # Errors
-/// 403 for the page of another site (`Origin`), and on a loopback address for a name that is not this machine's (`Host`):
-/// a site may have its own name lead here.
-pub(super) fn check(shared: &Shared, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
+/// 400 for HTTP/1.1 without a `Host`, or with two, of which a proxy may have gone by the other (RFC 9112, 3.2); 403 for
+/// the page of another site (`Origin`), and on a loopback address for a name that is not this machine's (`Host`): a site
+/// may have its own name lead here.
+pub(super) fn check<B>(shared: &Shared, request: &Request<B>) -> Result<(), Refusal> {
+    let headers = request.headers();
     let forbidden = |message: String| Err(Refusal::new(StatusCode::FORBIDDEN, message));
-    let host = match uri.authority() {
+    let hosts = headers.get_all(HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "the request has {hosts} headers `Host`, expected one: the address that it was sent to"
+            ),
+        ));
+    }
+    let host = match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
         None => headers.get(HOST).and_then(|host| host.to_str().ok()),
     };

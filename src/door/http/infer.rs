@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, HeaderValue, VARY};
+use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Request, StatusCode};
 
 use super::super::connections::Open;
@@ -42,8 +42,7 @@ pub(super) async fn answer(
     let (coding, json_bytes) = match asked {
         Ok(asked) => asked,
         Err(refusal) => {
-            body::leave(body);
-            return Err(refusal);
+            return Err(refusal.leaving(body));
         }
     };
     let ahead = json_bytes.filter(|_| coding.is_none());
@@ -85,12 +84,7 @@ pub(super) async fn answer(
         written.map(|written| (written, rows))
     };
     let (written, rows) = local.beside(takes_its_time, write).await??;
-    let answer = Answer::of(written);
-    let packing = Coding::of_answer(&head.headers, answer.pieces.bytes());
-    match packing {
-        Some(coding) => answer.packed(local, coding, rows.held).await,
-        None => Ok(answer.reply(rows.held)),
-    }
+    Ok(Answer::of(written).reply(rows.held))
 }
 
 /// The length of the JSON ahead of tensors, if there are any.
@@ -175,39 +169,17 @@ impl Answer {
         }
     }
 
-    /// Packed; a large one beside the runtime.
-    async fn packed(self, local: &Local, coding: Coding, held: Held) -> Result<Reply, Refusal> {
-        let takes_its_time = self.pieces.bytes() > HERE_BYTES as u64;
-        let pieces = self.pieces.into_bytes();
-        let pack = move || coding.pack(pieces.iter());
-        let packed = local.beside(takes_its_time, pack).await??;
-        let answer = Answer {
-            pieces: Pieces::new(vec![packed]),
-            ..self
-        };
-        let mut reply = answer.reply_of(|pieces| pieces.counted(held));
-        let headers = reply.headers_mut();
-        let name = HeaderValue::from_static(coding.name());
-        headers.insert(CONTENT_ENCODING, name);
-        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-        Ok(reply)
-    }
-
     fn reply(self, held: Held) -> Reply {
-        let joined = self.joined;
-        self.reply_of(|pieces| match joined {
+        let pieces = match self.joined {
             // A copy: what is held was let go.
-            true => pieces,
-            false => pieces.counted(held),
-        })
-    }
-
-    fn reply_of(self, counted: impl FnOnce(Pieces) -> Pieces) -> Reply {
+            true => self.pieces,
+            false => self.pieces.counted(held),
+        };
         let kind = match self.json_bytes {
             None => "application/json",
             Some(_) => "application/octet-stream",
         };
-        let mut reply = reply::of_pieces(StatusCode::OK, kind, counted(self.pieces));
+        let mut reply = reply::of_pieces(StatusCode::OK, kind, pieces);
         if let Some(bytes) = self.json_bytes {
             let headers = reply.headers_mut();
             headers.insert(JSON_LENGTH, HeaderValue::from(bytes));

@@ -27,8 +27,8 @@ pub(super) async fn metadata(
     open: &Open,
     model: &ModelName,
 ) -> Result<Reply, Refusal> {
-    let model = models(local, open).describe(model).await?;
-    Ok(reply::json(StatusCode::OK, &metadata::of_model(&model)))
+    let metadata = models(local, open).metadata(model).await?;
+    Ok(reply::json(StatusCode::OK, &metadata))
 }
 
 /// The same as a configuration, which load generators read.
@@ -136,8 +136,7 @@ pub(super) async fn control(
     request: Request<Incoming>,
 ) -> Result<Reply, Refusal> {
     if let Err(error) = may_control(local, open.connection(), request.headers()) {
-        body::leave(request.into_body());
-        return Err(error.into());
+        return Err(Refusal::from(error).leaving(request.into_body()));
     }
     let whole = few_bytes(local, request).await?;
     if control == Control::Load && !whole.bytes.iter().all(u8::is_ascii_whitespace) {

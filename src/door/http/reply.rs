@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
+    RETRY_AFTER,
 };
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -17,6 +18,7 @@ use serde::Serialize;
 use super::super::counted::count_until_written;
 use super::super::errors::{RowNumbers, http_status, retry_after, row_numbers, told};
 use super::super::pipeline::Held;
+use super::body;
 use super::events::{EVENTS, Events};
 use crate::error::Error;
 
@@ -45,10 +47,16 @@ impl Pieces {
     }
 
     /// The same, which counts for its caller until it was written.
-    pub(super) fn counted(mut self, held: Held) -> Pieces {
-        let held = Arc::new(held);
-        count_until_written(self.pieces.make_contiguous(), &held);
-        self.held.push(held);
+    pub(super) fn counted(self, held: Held) -> Pieces {
+        self.counted_with(vec![Arc::new(held)])
+    }
+
+    /// The same with what other pieces, which these were made of, were counted with.
+    pub(super) fn counted_with(mut self, held: Vec<Arc<Held>>) -> Pieces {
+        for held in &held {
+            count_until_written(self.pieces.make_contiguous(), held);
+        }
+        self.held.extend(held);
         self
     }
 
@@ -57,9 +65,9 @@ impl Pieces {
         self.left
     }
 
-    /// The pieces themselves.
-    pub(super) fn into_bytes(self) -> VecDeque<Bytes> {
-        self.pieces
+    /// The pieces themselves, and what they are counted with.
+    pub(super) fn into_parts(self) -> (VecDeque<Bytes>, Vec<Arc<Held>>) {
+        (self.pieces, self.held)
     }
 }
 
@@ -152,6 +160,8 @@ pub(super) struct Refusal {
     rows: Option<RowNumbers>,
     retry_after: Option<u32>,
     allow: Option<&'static str>,
+    /// The connection cannot go on behind the answer.
+    closes: bool,
 }
 
 impl Refusal {
@@ -162,7 +172,16 @@ impl Refusal {
             rows: None,
             retry_after: None,
             allow: None,
+            closes: false,
         }
+    }
+
+    /// One of a request whose body is not taken: what comes of it is read beside the answer. One that is too long even
+    /// for that ends its connection, and the answer says so.
+    pub(super) fn leaving(self, body: Incoming) -> Refusal {
+        let closes = body::is_too_long_to_leave(&body);
+        body::leave(body);
+        Refusal { closes, ..self }
     }
 
     /// A method that a path does not have; it has these.
@@ -210,6 +229,10 @@ impl From<Refusal> for Reply {
         if let Some(allowed) = refusal.allow {
             let allowed = HeaderValue::from_static(allowed);
             reply.headers_mut().insert(ALLOW, allowed);
+        }
+        if refusal.closes {
+            let close = HeaderValue::from_static("close");
+            reply.headers_mut().insert(CONNECTION, close);
         }
         reply
     }

@@ -1,17 +1,21 @@
 //! Which path and method leads where.
 
 use hyper::body::Incoming;
-use hyper::{Method, Request, StatusCode};
+use hyper::header::{CONNECTION, RETRY_AFTER};
+use hyper::{Method, Request, StatusCode, Version};
 use serde::Serialize;
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::super::connections::Open;
+use super::super::errors::retry_after;
+use super::super::inflate::Coding;
 use super::super::local::Local;
 use super::super::models::ModelName;
 use super::models::Control;
 use super::reply::{self, Pieces, Refusal, Reply};
-use super::{Serves, guard, infer, models};
+use super::{Serves, body, guard, infer, models};
+use crate::error::ErrorCode;
 use crate::metrics::CONTENT_TYPE;
 use crate::wire::bounded::MAX_PATH_BYTES;
 
@@ -66,13 +70,26 @@ pub(super) async fn answer(
         )
     });
     let is_head = request.method() == Method::HEAD;
+    let is_http2 = request.version() == Version::HTTP_2;
+    let coding = Coding::of_answers(request.headers());
+    // The request counts as open until its answer is packed, too.
+    let open_until_packed = coding.map(|_| open.connection().begin());
     let mut reply = match dispatch(local, serves, open, request).await {
         Ok(reply) => reply,
         Err(refusal) => refusal.into(),
     };
+    if let Some(coding) = coding {
+        let packed = coding.packed(local, reply).await;
+        reply = packed.unwrap_or_else(Refusal::into);
+    }
+    drop(open_until_packed);
     if is_head {
         // Over HTTP/2 the body would be sent.
         reply::leave_out_body(&mut reply);
+    }
+    if is_http2 {
+        // There a request ends by itself, and the header is an error.
+        reply.headers_mut().remove(CONNECTION);
     }
     if let Some((started, caller, method, path)) = asked {
         let status = reply.status().as_u16();
@@ -82,13 +99,9 @@ pub(super) async fn answer(
     reply
 }
 
-async fn dispatch(
-    local: &Rc<Local>,
-    serves: Serves,
-    open: Open,
-    request: Request<Incoming>,
-) -> Result<Reply, Refusal> {
-    guard::check(&local.shared, request.headers(), request.uri())?;
+/// The place that a request is for, if it may ask for that.
+fn place_of(local: &Local, serves: Serves, request: &Request<Incoming>) -> Result<Place, Refusal> {
+    guard::check(&local.shared, request)?;
     let place = Place::of(request.uri().path())?.on(serves);
     let allowed = place.allowed();
     let method = match *request.method() {
@@ -112,24 +125,49 @@ async fn dispatch(
         let path = request.uri().path();
         return Err(Refusal::method(request.method(), path, allowed));
     }
+    Ok(place)
+}
+
+async fn dispatch(
+    local: &Rc<Local>,
+    serves: Serves,
+    open: Open,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    let place = match place_of(local, serves, &request) {
+        Ok(place) => place,
+        Err(refusal) => return Err(refusal.leaving(request.into_body())),
+    };
     match place {
-        Place::Server => Ok(server()),
-        Place::Live => live(local, &open).await,
-        Place::Ready => ready(local, &open).await,
-        Place::Model(model, ModelPart::Metadata) => models::metadata(local, &open, &model).await,
-        Place::Model(model, ModelPart::Ready) => models::ready(local, &open, &model).await,
-        Place::Model(model, ModelPart::Config) => models::config(local, &open, &model).await,
         Place::Model(model, ModelPart::Infer) => infer::answer(local, open, model, request).await,
-        Place::Model(model, ModelPart::Statistics) => {
-            models::statistics(local, &open, Some(&model)).await
-        }
-        Place::Statistics => models::statistics(local, &open, None).await,
-        Place::Metrics => metrics(local, &open).await,
         Place::Index => models::index(local, &open, request).await,
         Place::Control(control, name) => {
             models::control(local, &open, (control, name), request).await
         }
-        Place::Unknown => Err(Refusal::new(StatusCode::NOT_FOUND, "there is nothing here")),
+        place => {
+            body::leave(request.into_body());
+            tell(local, &open, place).await
+        }
+    }
+}
+
+/// Answers a request that has no body.
+async fn tell(local: &Local, open: &Open, place: Place) -> Result<Reply, Refusal> {
+    match place {
+        Place::Server => Ok(server()),
+        Place::Live => live(local, open).await,
+        Place::Ready => ready(local, open).await,
+        Place::Model(model, ModelPart::Metadata) => models::metadata(local, open, &model).await,
+        Place::Model(model, ModelPart::Ready) => models::ready(local, open, &model).await,
+        Place::Model(model, ModelPart::Config) => models::config(local, open, &model).await,
+        Place::Model(model, ModelPart::Statistics) => {
+            models::statistics(local, open, Some(&model)).await
+        }
+        Place::Statistics => models::statistics(local, open, None).await,
+        Place::Metrics => metrics(local, open).await,
+        Place::Model(_, ModelPart::Infer) | Place::Index | Place::Control(..) | Place::Unknown => {
+            Err(Refusal::new(StatusCode::NOT_FOUND, "there is nothing here"))
+        }
     }
 }
 
@@ -255,21 +293,26 @@ struct Ready {
     ready: bool,
 }
 
-fn status_of(is_so: bool) -> StatusCode {
-    match is_so {
-        true => StatusCode::OK,
-        false => StatusCode::SERVICE_UNAVAILABLE,
+/// What a probe is told; one that fails says when to come again, as all else does that is so for now.
+fn probed<T: Serialize>(is_so: bool, told: &T) -> Reply {
+    if is_so {
+        return reply::json(StatusCode::OK, told);
     }
+    let mut reply = reply::json(StatusCode::SERVICE_UNAVAILABLE, told);
+    if let Some(seconds) = retry_after(ErrorCode::Unavailable) {
+        reply.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    reply
 }
 
 async fn live(local: &Local, open: &Open) -> Result<Reply, Refusal> {
     let live = local.health(&open.connection().caller).await.is_some();
-    Ok(reply::json(status_of(live), &Live { live }))
+    Ok(probed(live, &Live { live }))
 }
 
 async fn ready(local: &Local, open: &Open) -> Result<Reply, Refusal> {
     let ready = local.is_ready(&open.connection().caller).await;
-    Ok(reply::json(status_of(ready), &Ready { ready }))
+    Ok(probed(ready, &Ready { ready }))
 }
 
 async fn metrics(local: &Local, open: &Open) -> Result<Reply, Refusal> {

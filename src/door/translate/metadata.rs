@@ -74,7 +74,7 @@ pub(crate) struct ModelConfig {
     pub(crate) platform: &'static str,
     pub(crate) backend: &'static str,
     pub(crate) version_policy: VersionPolicy,
-    /// 0 for a model whose rows are not independent.
+    /// 0 for a model whose rows are not independent, or are single values.
     pub(crate) max_batch_size: usize,
     pub(crate) input: Vec<ConfigTensor>,
     pub(crate) output: Vec<ConfigTensor>,
@@ -101,9 +101,11 @@ pub(crate) struct ConfigTensor {
     pub(crate) dims: Vec<i64>,
 }
 
-/// A model's configuration. The dimensions of a batched model are those of a row.
+/// A model's configuration. The dimensions of a batched model are those of a row, unless the row of an input is a single
+/// value: a load generator takes no input without dimensions, so it is told of a model that takes no batch.
 pub(crate) fn config_of_model(model: &ModelInfo, max_batch_size: usize) -> ModelConfig {
-    let batched = is_batched(model);
+    let has_scalar_rows = model.inputs.iter().any(|input| input.shape.len() <= 1);
+    let batched = is_batched(model) && !has_scalar_rows;
     let port = |port: &PortInfo| ConfigTensor {
         name: port.name.clone(),
         data_type: config_type(datatype(port)),
@@ -185,6 +187,14 @@ mod tests {
         assert_eq!(
             (&whole["max_batch_size"], &whole["input"][0]["dims"]),
             (&json!(0), &json!([-1, 64]))
+        );
+        // Rows that are single values.
+        let mut scalars = model("batched");
+        scalars.inputs[0].shape.truncate(1);
+        let scalars = serde_json::to_value(config_of_model(&scalars, 1024)).unwrap();
+        assert_eq!(
+            (&scalars["max_batch_size"], &scalars["input"][0]["dims"]),
+            (&json!(0), &json!([-1]))
         );
     }
 }

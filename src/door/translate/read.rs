@@ -113,6 +113,8 @@ pub(crate) fn read(body: &Bytes, json_bytes: usize, most_bytes: u64) -> Result<I
     }
     let options = Options::of(params(head.parameters))?;
     let outputs = head.outputs.map(|Few(outputs)| outputs);
+    // An empty list means all of them, as over gRPC, where none is an empty list.
+    let outputs = outputs.filter(|outputs| !outputs.is_empty());
     let wanted = Wanted {
         outputs: outputs
             .map(|outputs| each_once(outputs.into_iter().map(output).collect::<Result<_>>()?))
