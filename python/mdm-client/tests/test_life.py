@@ -118,6 +118,57 @@ def test_a_forked_child_opens_its_own_sessions(client):
     assert same(ticket.result()) and same(client.infer(ROWS, "echo_FP32"))
 
 
+_FORKED = """if 1:
+    import gc, os, sys, time, mdm, numpy as np
+    client = mdm.Client(sys.argv[1], timeout=30)
+    long = np.ones((100_000, 256), "f4")
+    ticket, other, dropped = (client.submit(long, "slow") for _ in range(3))
+    stream, closed, left, kept = (client.stream(long, "slow") for _ in range(4))
+    # As where another thread of the parent's sends or reads at the time of the fork.
+    for session in (ticket._shared.session, stream._session, closed._session):
+        session.send_lock.acquire()
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        for session in (ticket._shared.session, stream._session, closed._session):
+            session.send_lock.release()
+        ticket.cancel(), stream.close()
+        sys.exit()
+    def refused(call):
+        try:
+            call()
+        except mdm.Unavailable as e:
+            assert "process" in str(e), e
+        else:
+            assert False
+    refused(ticket.cancel)
+    refused(other.cancel)
+    assert ticket.done()
+    refused(ticket.result)
+    refused(lambda: other.result(5))
+    refused(lambda: list(stream))
+    assert list(stream) == []
+    closed.close()
+    del dropped, left
+    gc.collect()
+    # It ends as every program does, with a ticket and a stream of its parent's.
+"""
+
+
+def test_a_forked_child_leaves_its_parents_tickets_and_streams(server):
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKED, server.address], env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        timeout=30, capture_output=True, text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_tickets_and_streams_say_why_they_are_not_pickled(client):
+    for of_this_process in (client.submit(ROWS, "echo_FP32"), client.stream(ROWS, "echo_FP32")):
+        with pytest.raises(TypeError, match="belongs to the process"):
+            pickle.dumps(of_this_process)
+
+
 def _in_a_worker(argument):
     client, rows = argument
     return client.infer(rows, "echo_FP32")["y"]

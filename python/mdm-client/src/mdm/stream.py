@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Iterator, Optional
+from typing import Iterator, NoReturn, Optional
 
 from . import results, wire
 from .closing import Closes
-from .errors import Error, Internal
+from .errors import Error, Internal, Unavailable
 from .pool import Pool
 from .results import Part, Stats
 from .session import Session
@@ -46,6 +46,9 @@ class Parts(Iterator[Part], Closes):
         session = self._session
         if session is None:
             raise StopIteration
+        if not session.process.is_here:
+            self._session = None
+            raise Unavailable("the stream belongs to the process that began it, and this is a forked child: begin one here")
         try:
             part = self._next(session)
         except BaseException:
@@ -91,12 +94,19 @@ class Parts(Iterator[Part], Closes):
         session = self._session
         if session is None:
             return
+        if not session.process.is_here:
+            # Its parent's socket, and a lock that a thread may have held that is not here.
+            self._session = None
+            return
         try:
             with session.send_lock:
                 session.send_plain(wire.plain_message("cancel", self._id))
         except Error:
             pass  # the session is lost, and the request with it
         self._finish()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream belongs to the process that began it: send its parts instead")
 
     def __del__(self) -> None:
         # Never begun, if the request was refused.

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from functools import partial
 from time import monotonic
-from typing import Callable, Deque, Dict, Optional, Set, Union
+from typing import Callable, Deque, Dict, NoReturn, Optional, Set, Union
 from weakref import ref
 
 from . import wire
@@ -80,7 +80,7 @@ class SharedSession:
 
     def look(self) -> None:
         """Takes in what has arrived, without waiting; nothing where another thread reads."""
-        if self._closed or not self._read_lock.acquire(False):
+        if self._closed or not self.process.is_here or not self._read_lock.acquire(False):
             return
         try:
             self._take_in()
@@ -241,6 +241,10 @@ def _closed() -> Unavailable:
     return Unavailable("the client was closed")
 
 
+def _elsewhere() -> Unavailable:
+    return Unavailable("the ticket belongs to the process that submitted it, and this is a forked child: submit it here")
+
+
 class Ticket:
     """A request in flight. Dropping it takes the request back."""
 
@@ -277,7 +281,7 @@ class Ticket:
 
     def _wait(self, timeout: Optional[float]) -> None:
         if not self._shared.process.is_here:
-            raise Unavailable("the ticket belongs to the process that submitted it")
+            raise _elsewhere()
         until = self._until
         if timeout is not None:
             end = monotonic() + timeout
@@ -299,12 +303,20 @@ class Ticket:
     def done(self) -> bool:
         """Whether the result, or an error, is there."""
         if self._outcome is None:
-            self._shared.look()
+            if self._shared.process.is_here:
+                self._shared.look()
+            else:
+                self._outcome = _elsewhere()
         return self._outcome is not None
 
     def cancel(self) -> None:
         """Takes the request back: it ends with :class:`Cancelled`, or with its result if that was faster."""
+        if self._outcome is None and not self._shared.process.is_here:
+            raise _elsewhere()
         self._shared.cancel(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ticket belongs to the process that submitted it: send its result() instead")
 
     def __del__(self) -> None:
         # It has none if it was interrupted while it was made.
