@@ -1,6 +1,7 @@
 """Many at once: threads, forks, coroutines, streams, tickets, Ctrl-C, lost sessions, memory."""
 
 import asyncio
+import copy
 import gc
 import multiprocessing
 import os
@@ -116,6 +117,37 @@ def test_a_forked_child_opens_its_own_sessions(client):
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert same(ticket.result()) and same(client.infer(ROWS, "echo_FP32"))
+
+
+def _its_values(result):
+    return {name: result[name] for name in result}
+
+
+def test_results_and_parts_are_pickled_and_copied(client, needs_plugin):
+    long = np.random.default_rng(2).standard_normal((40_000, 4)).astype("f4")
+    results = [
+        client.infer(ROWS, "echo_FP32"), client.infer(ROWS, "echo_FP32"), client.infer(long, "echo_FP32"),
+        client.infer(["a", "ü"], "texts"), client.infer([{"a": 1}, None], params={"model_proxy_path": "echo.proxy"}),
+        client.infer(mdm.BF16(np.ones((2, 4), "u2")), "echo_BF16"), *client.stream(long, "echo_FP32"),
+    ]
+    unread = client.infer(ROWS, "echo_FP32")
+    for again in (lambda it: pickle.loads(pickle.dumps(it)), copy.copy, copy.deepcopy):
+        assert again(unread)["y"].tobytes() == ROWS.tobytes()
+        for result in results:
+            got = again(result)
+            assert type(got) is type(result) and got.rows == result.rows and got.dtypes() == result.dtypes()
+            assert got.stats == result.stats and got.failed == result.failed
+            assert not isinstance(got, mdm.Part) or got.offset == result.offset
+            for name, value in _its_values(result).items():
+                assert np.array_equal(got[name], value)
+                assert isinstance(value, list) or got[name].dtype == value.dtype
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert np.array_equal(pool.map(_its_values, results[:1])[0]["y"], ROWS)
+
+
+def test_a_result_equals_itself_only(client):
+    one, other = client.infer(ROWS, "echo_FP32"), client.infer(ROWS, "echo_FP32")
+    assert one == one and one != other and one != {"y": ROWS} and len({one, other, one}) == 2
 
 
 _FORKED = """if 1:
