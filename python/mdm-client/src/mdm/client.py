@@ -38,6 +38,7 @@ class Client(Closes):
 
     ``address`` is ``HOST:PORT``, ``tcp://HOST:PORT`` or ``ipc://PATH`` (the server's ``mdm-PORT.in``). It is connected to
     by the first call. ``timeout`` is the longest that a request may take, in seconds; None leaves it to the server.
+    ``connect_timeout`` bounds the connecting within that.
     ``port_out`` is where results leave, as seen from here, if that is not where the server believes. ``heartbeat_timeout``:
     a server that says nothing for so long is taken for lost; libzmq counts whole frames, so that it has to be longer than
     the largest one takes. None turns it off.
@@ -102,11 +103,12 @@ class Client(Closes):
             return self._infer_with_progress(request, limit, request_rows(data))
         request = self._requests.write(data, False, model, params, limit, priority, on_bad_row)
         pool = self._pool
-        session = pool.take(True)
+        by = None if limit is None else time.monotonic() + limit
+        session = pool.take(True, by)
         id = 0
         try:
             session.check_size(request)
-            until = None if limit is None else time.monotonic() + limit + GRACE
+            until = None if by is None else by + GRACE
             # Without the lock for sending: nobody else has this session.
             id = session.next_id()
             session.send(request, id)
@@ -170,12 +172,14 @@ class Client(Closes):
         """Sends rows to a model, and leaves the result to the ticket. The data is copied, and may be written to at once."""
         limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
         request = self._requests.write(data, True, model, params, limit, priority, on_bad_row)
+        now = time.monotonic()
+        by = None if limit is None else now + limit
         # A session may be lost right after it was found or opened. Twice in a row is reported.
-        shared = self._pool.tickets()
+        shared = self._pool.tickets(by)
         try:
-            return shared.submit(request, limit)
+            return shared.submit(request, now, by)
         except Unavailable:
-            return self._pool.tickets().submit(request, limit)
+            return self._pool.tickets(by).submit(request, now, by)
 
     def fetch_all(self, tickets: Iterable[Ticket], *, progress: bool = False) -> Iterator[Result]:
         """The tickets' results, in the tickets' order. An error is raised where its ticket's turn comes."""
@@ -239,12 +243,9 @@ class Client(Closes):
         """
         limit = self._limit(timeout)
         until = None if limit is None else time.monotonic() + limit
-        settings = self._pool.settings
         self._pool.check()
-        if limit is not None:
-            settings = settings._replace(connect_timeout=min(settings.connect_timeout, limit))
         # A session of its own that is not pooled: no call can follow on it.
-        session = run(opening(settings, False))
+        session = run(opening(self._pool.settings, False, until))
         pending: Optional[int] = None
         try:
             id = session.next_id()
@@ -276,9 +277,9 @@ class Client(Closes):
         model: Optional[str] = None,
         params: Optional[Mapping[str, Any]] = None,
     ) -> Message:
-        session = self._pool.take(False)
+        until = None if limit is None else time.monotonic() + limit
+        session = self._pool.take(False, until)
         try:
-            until = None if limit is None else time.monotonic() + limit
             with session.send_lock:
                 id = session.next_id()
                 session.send_plain(wire.plain_message(kind, id, model, params))

@@ -27,10 +27,11 @@ class Parts(Iterator[Part], Closes):
         self.rows: Optional[int] = None
         self._pool = pool
         self._session: Optional[Session] = None
-        session = pool.take(True)
+        by = None if timeout is None else time.monotonic() + timeout
+        self._until = None if by is None else by + GRACE
+        session = pool.take(True, by)
         try:
             session.check_size(request)
-            self._until = None if timeout is None else time.monotonic() + timeout + GRACE
             with session.send_lock:
                 self._id = session.next_id()
                 session.send(request, self._id)

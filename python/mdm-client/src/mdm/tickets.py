@@ -51,12 +51,11 @@ class SharedSession:
         """Whether further requests can be sent."""
         return self.session.lost is None and self.process.is_here
 
-    def submit(self, request: Request, timeout: Optional[float]) -> Ticket:
-        """Sends a request that may take so many seconds."""
+    def submit(self, request: Request, now: float, by: Optional[float]) -> Ticket:
+        """Sends the request of a call that began now, and whose time is over then."""
         session = self.session
         if request.nbytes > session.max_request_bytes:
             session.check_size(request)
-        now = monotonic()
         if now > self._look_at:
             self._look_at = now + _LOOK_EVERY
             self.look()
@@ -66,7 +65,7 @@ class SharedSession:
                 if self._dropped:
                     self._send_cancels()
                 id = session.last_id = session.last_id + 1
-                ticket = Ticket(self, id, None if timeout is None else now + timeout + GRACE)
+                ticket = Ticket(self, id, None if by is None else by + GRACE)
                 self._pending[id] = ref(ticket)
                 session.send(request, id)
             return ticket
