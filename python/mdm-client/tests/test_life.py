@@ -165,7 +165,7 @@ _FORKED = """if 1:
         for session in (ticket._shared.session, stream._session, closed._session):
             session.send_lock.release()
         ticket.cancel(), stream.close()
-        sys.exit()
+        os._exit(0)
     def refused(call):
         try:
             call()

@@ -12,6 +12,7 @@ from .errors import DeadlineExceeded, Error, FailedPrecondition, Internal, Inval
 from .notebook import Model, Models, Status
 from .pool import Pool
 from .results import Result, result_of
+from .seconds import heartbeat, seconds
 from .opening import opening, run
 from .session import WAITS, Settings
 from .stream import Parts
@@ -38,7 +39,7 @@ class Client(Closes):
 
     ``address`` is ``HOST:PORT``, ``tcp://HOST:PORT`` or ``ipc://PATH`` (the server's ``mdm-PORT.in``). It is connected to
     by the first call. ``timeout`` is the longest that a request may take, in seconds; None leaves it to the server.
-    ``connect_timeout`` bounds the connecting within that.
+    ``connect_timeout`` bounds the connecting within that, and is never None.
     ``port_out`` is where results leave, as seen from here, if that is not where the server believes. ``heartbeat_timeout``:
     a server that says nothing for so long is taken for lost; libzmq counts whole frames, so that it has to be longer than
     the largest one takes. None turns it off.
@@ -65,15 +66,13 @@ class Client(Closes):
             raise FailedPrecondition("token: no server has tokens yet, so that none would be looked at")
         if curve is not None:
             raise FailedPrecondition("curve: no server has CURVE yet, so that nothing would be encrypted")
-        self._timeout = _seconds("timeout", timeout)
-        if heartbeat_timeout is not None:
-            _seconds("heartbeat_timeout", heartbeat_timeout)
+        self._timeout = None if timeout is None else seconds("timeout", timeout)
         self._pool = Pool(
             Settings(
                 Address(address),
                 None if port_out is None else Address(_out(port_out, address)),
-                _seconds("connect_timeout", connect_timeout) or 0.0,
-                heartbeat_timeout,
+                seconds("connect_timeout", connect_timeout),
+                None if heartbeat_timeout is None else heartbeat("heartbeat_timeout", heartbeat_timeout),
             )
         )
         self._requests = Requests()
@@ -182,7 +181,10 @@ class Client(Closes):
             return self._pool.tickets(by).submit(request, now, by)
 
     def fetch_all(self, tickets: Iterable[Ticket], *, progress: bool = False) -> Iterator[Result]:
-        """The tickets' results, in the tickets' order. An error is raised where its ticket's turn comes."""
+        """The tickets' results, in the tickets' order.
+
+        The first error ends it, where its ticket's turn comes; to go on, ask each ticket for its ``result()``.
+        """
         waiting = list(tickets)
         if not progress:
             return _fetch(waiting)
@@ -304,7 +306,9 @@ class Client(Closes):
         return message
 
     def _limit(self, timeout: _Timeout) -> Optional[float]:
-        return self._timeout if timeout is _DEFAULT or isinstance(timeout, _Default) else _seconds("timeout", timeout)
+        if isinstance(timeout, _Default):
+            return self._timeout
+        return None if timeout is None else seconds("timeout", timeout)
 
     def close(self) -> None:
         """Closes all sessions. What is in flight in other threads and by tickets fails with :class:`Unavailable`."""
@@ -334,15 +338,6 @@ def _fetch(waiting: List[Ticket]) -> Iterator[Result]:
     while waiting:
         # Popped, so that a result lives no longer than the caller keeps it.
         yield waiting.pop().result()
-
-
-def _seconds(name: str, value: Optional[float]) -> Optional[float]:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise InvalidArgument(f"{name} is {value!r}, expected a number of seconds above 0")
-    # What a clock cannot add up is for ever.
-    return min(float(value), 1e9)
 
 
 def _out(port_out: Union[str, int], address: str) -> str:

@@ -16,6 +16,7 @@ from weakref import ref
 from . import wire
 from .errors import Cancelled, DeadlineExceeded, Error, Unavailable, again
 from .results import Result, result_of
+from .seconds import left as left_of
 from .session import SLICE, Session
 from .wire import Message, Request
 
@@ -283,6 +284,7 @@ class Ticket:
             raise _elsewhere()
         until = self._until
         if timeout is not None:
+            timeout = left_of("timeout", timeout)
             end = monotonic() + timeout
             until = end if until is None else min(until, end)
         try:
