@@ -150,6 +150,25 @@ def test_a_result_equals_itself_only(client):
     assert one == one and one != other and one != {"y": ROWS} and len({one, other, one}) == 2
 
 
+_ENDS_AS_IT_SENDS = """if 1:
+    import sys, mdm, numpy as np
+    client = mdm.Client(sys.argv[1], timeout=30)
+    rows = np.ones((100_000, 256), "f4")
+    kept = [client.submit(rows, "slow") for _ in range(3)] + [client.stream(rows, "slow") for _ in range(3)]
+    del rows
+"""
+
+
+def test_a_program_that_ends_while_large_requests_leave_ends_well(server):
+    """It aborted: their memory was freed as libzmq's thread still read it."""
+    for _ in range(6):
+        done = subprocess.run(
+            [sys.executable, "-c", _ENDS_AS_IT_SENDS, server.address],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, timeout=30, capture_output=True, text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 _FORKED = """if 1:
     import gc, os, sys, time, mdm, numpy as np
     client = mdm.Client(sys.argv[1], timeout=30)
