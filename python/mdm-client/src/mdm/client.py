@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple, Union
 
 from . import progress as bars, results, wire
 from .address import Address
@@ -32,6 +32,10 @@ class _Default:
 #: Where a call names no timeout of its own.
 _DEFAULT = _Default()
 _Timeout = Union[float, None, _Default]
+#: Which requests go ahead of others.
+Priority = Literal["normal", "high"]
+#: What becomes of the other rows of a request with bad ones.
+OnBadRow = Literal["fail", "report"]
 
 
 class Client(Closes):
@@ -86,8 +90,8 @@ class Client(Closes):
         params: Optional[Mapping[str, Any]] = None,
         *,
         timeout: _Timeout = _DEFAULT,
-        priority: Optional[str] = None,
-        on_bad_row: Optional[str] = None,
+        priority: Optional[Priority] = None,
+        on_bad_row: Optional[OnBadRow] = None,
         progress: bool = False,
     ) -> Result:
         """Runs rows through a model, and waits for all results.
@@ -145,8 +149,8 @@ class Client(Closes):
         params: Optional[Mapping[str, Any]] = None,
         *,
         timeout: _Timeout = _DEFAULT,
-        priority: Optional[str] = None,
-        on_bad_row: Optional[str] = None,
+        priority: Optional[Priority] = None,
+        on_bad_row: Optional[OnBadRow] = None,
     ) -> Result:
         """As :meth:`infer`, for a coroutine: it waits on asyncio's loop, and cancelling it takes the request back."""
         limit = self._limit(timeout)
@@ -165,8 +169,8 @@ class Client(Closes):
         params: Optional[Mapping[str, Any]] = None,
         *,
         timeout: _Timeout = _DEFAULT,
-        priority: Optional[str] = None,
-        on_bad_row: Optional[str] = None,
+        priority: Optional[Priority] = None,
+        on_bad_row: Optional[OnBadRow] = None,
     ) -> Ticket:
         """Sends rows to a model, and leaves the result to the ticket. The data is copied, and may be written to at once."""
         limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
@@ -197,8 +201,8 @@ class Client(Closes):
         params: Optional[Mapping[str, Any]] = None,
         *,
         timeout: _Timeout = _DEFAULT,
-        priority: Optional[str] = None,
-        on_bad_row: Optional[str] = None,
+        priority: Optional[Priority] = None,
+        on_bad_row: Optional[OnBadRow] = None,
     ) -> Parts:
         """Runs rows through a model, and gives parts of the result as they finish, in any order."""
         limit = self._limit(timeout)
