@@ -255,14 +255,14 @@ def test_a_calls_time_bounds_the_opening_of_its_session_too(silent_at):
 
 def test_what_opening_took_is_no_longer_there_for_the_answer():
     def late(ok):
-        time.sleep(0.6)
+        time.sleep(1.0)
         return ok
 
     with Hostile(lambda *_: [], hello=late) as server, mdm.Client(server.address, connect_timeout=20) as client:
         started = time.monotonic()
         with pytest.raises(mdm.DeadlineExceeded):
-            client.infer(ROW, "m", timeout=0.8)
-        assert time.monotonic() - started < 1.6
+            client.infer(ROW, "m", timeout=2)
+        assert time.monotonic() - started < 3.2
 
 
 @pytest.mark.parametrize(
