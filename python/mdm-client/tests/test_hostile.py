@@ -1,6 +1,7 @@
 """Servers of another kind, and answers of wrong shapes: each is an exception that says so, in time, and nothing is left."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import socket
@@ -201,6 +202,67 @@ def test_a_server_that_is_silent_in_each_phase():
             assert time.monotonic() - started < 1.5
         time.sleep(0.1)
         assert sum(header["type"] == "cancel" for header in server.said) == 4
+
+
+@pytest.mark.parametrize("silent_at", ["accept", "hello", "welcome"])
+def test_a_calls_time_bounds_the_opening_of_its_session_too(silent_at):
+    """It took the connect timeout, here 20 s."""
+    quiet = lambda ok: None
+    with contextlib.ExitStack() as stack:
+        if silent_at == "accept":
+            port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            address = f"127.0.0.1:{port}"
+        else:
+            address = stack.enter_context(Hostile(**{silent_at: quiet})).address
+        client = stack.enter_context(mdm.Client(address, connect_timeout=20))
+        timed = stack.enter_context(mdm.Client(address, timeout=0.3, connect_timeout=20))
+
+        async def two():
+            first = asyncio.ensure_future(client.infer_async(ROW, "m", timeout=10))
+            await asyncio.sleep(0)
+            try:
+                return await client.infer_async(ROW, "m", timeout=0.3)
+            finally:
+                first.cancel()
+
+        calls = [
+            lambda: client.infer(ROW, "m", timeout=0.3), lambda: client.infer(ROW, "m", timeout=0.3, progress=True),
+            lambda: client.submit(ROW, "m", timeout=0.3), lambda: client.stream(ROW, "m", timeout=0.3),
+            lambda: asyncio.run(client.infer_async(ROW, "m", timeout=0.3)), lambda: asyncio.run(two()),
+        ]
+        if silent_at != "welcome":
+            calls += [lambda: client.terminate(timeout=0.3), lambda: timed.load("m"), lambda: timed.unload("m"), lambda: timed.describe("m")]
+        for call in calls:
+            started = time.monotonic()
+            with pytest.raises(mdm.Unavailable):
+                call()
+            assert 0.2 < time.monotonic() - started < 1.5
+        # One that waits for another's opening waits no longer than its own time.
+        def wait_long():
+            with contextlib.suppress(mdm.Unavailable):
+                client.submit(ROW, "m", timeout=2.5)
+
+        slow = threading.Thread(target=wait_long)
+        slow.start()
+        time.sleep(0.2)
+        started = time.monotonic()
+        with pytest.raises(mdm.Unavailable, match="still being opened"):
+            client.submit(ROW, "m", timeout=0.3)
+        assert time.monotonic() - started < 1.5
+        slow.join(10)
+        assert not slow.is_alive()
+
+
+def test_what_opening_took_is_no_longer_there_for_the_answer():
+    def late(ok):
+        time.sleep(1.0)
+        return ok
+
+    with Hostile(lambda *_: [], hello=late) as server, mdm.Client(server.address, connect_timeout=20) as client:
+        started = time.monotonic()
+        with pytest.raises(mdm.DeadlineExceeded):
+            client.infer(ROW, "m", timeout=2)
+        assert time.monotonic() - started < 3.2
 
 
 @pytest.mark.parametrize(

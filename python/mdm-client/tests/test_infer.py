@@ -180,6 +180,8 @@ class Strange:
         ((x for x in "ab"), "generator is not taken"), (np.zeros((2, 2), "c8"), "complex64"), (np.zeros(2, "M8[s]"), "datetime64"),
         (np.zeros(2, np.longdouble), "float"), (np.zeros(2, [("a", "i4")]), "no datatype"), (np.array(["a", None], object), "element 1 is missing"),
         (["a\ud800"], "element 0 is no text"), ([object()], "row 0"), ([{1, 2}], "row 0"), ([1, 2**70], "row 1"), (Strange(), "another device"),
+        (np.ma.masked_array([[1.0, 2], [3, 4]], [[0, 0], [1, 0]], "f4"), r"element \[1, 0\] is masked"),
+        (np.array(["a", np.nan], object), "element 1 is missing"), (np.array([0.5, None], object), "element 1 is missing"),
         ({1: [2]}, "name 1 is int"), (np.array([1, 2], object), "element 0 is int"),
     ],
 )
@@ -286,6 +288,46 @@ def test_addresses_and_what_is_not_there_yet():
             mdm.Client("localhost:5555", **argument)
 
 
+def test_times_are_numbers_of_seconds_of_any_kind(server):
+    rows = np.ones((2, 4), "f4")
+    for argument in ("timeout", "connect_timeout", "heartbeat_timeout"):
+        for wrong in ("5", 0, -1, True, float("nan"), np.bool_(True), [1], 0 * 1j):
+            with pytest.raises(mdm.InvalidArgument, match=f"{argument} is .*, expected a number of seconds above 0"):
+                mdm.Client(server.address, **{argument: wrong})
+        for right in (5, np.float32(5), np.int64(5), 1e9, 10**400, float("inf")):
+            with mdm.Client(server.address, **{argument: right}) as client:
+                assert client.infer(rows, "echo_FP32", timeout=np.float64(20)).rows == 2
+    with pytest.raises(mdm.InvalidArgument, match="connect_timeout is None"):
+        mdm.Client(server.address, connect_timeout=None)
+    with mdm.Client(server.address) as client:
+        ticket = client.submit(rows, "echo_FP32")
+        for wrong in ("5", float("nan"), True):
+            with pytest.raises(mdm.InvalidArgument, match="timeout is .*, expected a number of seconds"):
+                ticket.result(wrong)
+        slow = client.submit(np.ones((100_000, 256), "f4"), "slow")
+        for over in (0, -1.5, np.float32(0)):
+            with pytest.raises(mdm.DeadlineExceeded):
+                slow.result(over)
+        assert ticket.result(np.float32(20)).rows == 2
+
+
+def test_a_datatype_that_the_model_does_not_take_comes_with_a_hint(client, needs_plugin):
+    for rows, model, why in (
+        ([[0.0] * 64], "digits", r"expected FP32, got JSON.*numpy\.asarray\(rows, numpy\.float32\)"),
+        (np.zeros((2, 64)), "digits", r"expected FP32, got FP64.*numpy\.asarray\(rows, numpy\.float32\)"),
+        (np.zeros((2, 4)), "echo_BOOL", r"got FP64.*numpy\.asarray\(rows, bool\)"),
+        (np.zeros((2, 4)), "echo_BF16", "mdm.BF16"), (["a", None], "texts", "a list of str"),
+    ):
+        for call in (client.infer, lambda *a: client.submit(*a).result(), lambda *a: list(client.stream(*a))):
+            with pytest.raises(mdm.InvalidArgument, match=why) as caught:
+                call(rows, model)
+            assert str(caught.value).count("in Python") == 1
+    with pytest.raises(mdm.InvalidArgument) as caught:
+        client.infer(np.zeros((2, 3), "f4"), "digits")
+    assert "in Python" not in str(caught.value)
+    assert client.infer(np.asarray([[0.0] * 64], np.float32), "digits").rows == 1
+
+
 def test_pandas_columns_and_tables(client):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"n": [1, 2, 3], "t": ["a", "b", "c"], "f": [0.5, 1.5, 2.5]})
@@ -295,6 +337,10 @@ def test_pandas_columns_and_tables(client):
     assert client.infer(frame["t"], "texts").to_pandas()["out"].tolist() == ["a", "b", "c"]
     with pytest.raises(mdm.InvalidArgument, match="element 1"):
         client.infer(pandas.Series(["a", None], dtype=object), "texts")
+    for missing in (None, float("nan"), pandas.NA):
+        for kind in ("str", "string", object):
+            with pytest.raises(mdm.InvalidArgument, match="element 1 is missing"):
+                client.infer(pandas.Series(["a", missing, "b"], dtype=kind), "texts")
 
 
 def test_anything_with_the_array_interface_is_taken(client):
@@ -323,7 +369,7 @@ def test_progress_gives_the_same_result(client):
 def test_a_bar_of_either_library_beside_another_and_left_early(client, library, monkeypatch):
     pytest.importorskip(library)
     if library == "tqdm":
-        for name in ("rich", "rich.errors", "rich.progress"):
+        for name in ("rich", "rich.console", "rich.errors", "rich.progress"):
             monkeypatch.setitem(sys.modules, name, None)
     rows = np.ones((5, 4), "f4")
     submit = lambda model="echo_FP32": [client.submit(rows, model) for _ in range(3)]
@@ -337,12 +383,26 @@ def test_a_bar_of_either_library_beside_another_and_left_early(client, library, 
     assert client.infer(rows, "echo_FP32", progress=True).rows == 5
 
 
+@pytest.mark.parametrize("library", ["rich", "tqdm"])
+def test_bars_go_to_stderr(server, library):
+    pytest.importorskip(library)
+    hidden = 'sys.modules.update({"rich": None, "rich.console": None, "rich.errors": None, "rich.progress": None})'
+    said = python(f"""if 1:
+        import sys; {hidden if library == "tqdm" else ""}
+        import mdm, numpy as np
+        client = mdm.Client({server.address!r})
+        client.infer(np.ones((5, 4), "f4"), "echo_FP32", progress=True)
+        print("mine")
+    """)
+    assert said == "mine\n"
+
+
 def test_where_rich_shows_something_else_there_is_no_bar(client, monkeypatch):
     class LiveError(Exception):
         pass
 
     class Progress:
-        def __init__(self, *_):
+        def __init__(self, *_, **__):
             pass
 
         def start(self):
@@ -350,6 +410,7 @@ def test_where_rich_shows_something_else_there_is_no_bar(client, monkeypatch):
 
     columns = dict.fromkeys(("BarColumn", "MofNCompleteColumn", "TimeRemainingColumn"), lambda: None)
     monkeypatch.setitem(sys.modules, "rich", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "rich.console", types.SimpleNamespace(Console=lambda stderr: None))
     monkeypatch.setitem(sys.modules, "rich.errors", types.SimpleNamespace(LiveError=LiveError))
     monkeypatch.setitem(sys.modules, "rich.progress", types.SimpleNamespace(Progress=Progress, **columns))
     assert client.infer(np.ones((5, 4), "f4"), "echo_FP32", progress=True).rows == 5

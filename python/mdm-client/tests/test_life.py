@@ -1,10 +1,8 @@
-"""Many at once: threads, forks, coroutines, streams, tickets, Ctrl-C, lost sessions, memory."""
+"""Many at once: threads, coroutines, streams, tickets, Ctrl-C, lost sessions, memory."""
 
 import asyncio
 import gc
-import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -90,46 +88,6 @@ def test_the_caller_may_write_to_what_was_submitted(client):
     rows[:] = 99
     for n, got in enumerate(client.fetch_all(tickets)):
         assert (got["y"] == n).all()
-
-
-def test_a_forked_child_opens_its_own_sessions(client):
-    assert same(client.infer(ROWS, "echo_FP32"))
-    ticket = client.submit(ROWS, "echo_FP32")
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            assert same(client.infer(ROWS + 1, "echo_FP32"), ROWS + 1)
-            assert same(client.submit(ROWS + 2, "echo_FP32").result(), ROWS + 2)
-            assert asyncio.run(client.infer_async(ROWS, "echo_FP32")).rows == 10
-            try:
-                ticket.result(5)
-            except mdm.Unavailable as e:
-                assert "process" in str(e)
-            else:
-                assert ticket.done()
-            client.close()
-            del ticket
-            gc.collect()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
-    assert same(ticket.result()) and same(client.infer(ROWS, "echo_FP32"))
-
-
-def _in_a_worker(argument):
-    client, rows = argument
-    return client.infer(rows, "echo_FP32")["y"]
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_pickled_client_is_its_address(client, method):
-    client.infer(ROWS, "echo_FP32")
-    assert repr(pickle.loads(pickle.dumps(client))) == repr(client)
-    with multiprocessing.get_context(method).Pool(2) as pool:
-        for n, got in enumerate(pool.map(_in_a_worker, [(client, ROWS + n) for n in range(4)])):
-            assert np.array_equal(got, ROWS + n)
 
 
 def test_coroutines_wait_on_their_loop(client):

@@ -1,6 +1,11 @@
 """Other ways in: messageDisMiddle's client, and `python -m mdm`."""
 
 import json
+import os
+import re
+import signal
+import socket
+import threading
 
 import mdm
 import numpy as np
@@ -49,6 +54,32 @@ def test_python_m_mdm_asks_and_infers(server, capsys, tmp_path):
     out = tmp_path / "texts.npy"
     assert main(["infer", *at, "--model", "texts", "--input", str(tmp_path / "in.txt"), "--output", str(out)]) == 0
     assert np.load(out).tolist() == ["a", "b"]
+
+
+def test_python_m_mdm_names_the_bad_file_and_the_bad_params(capsys, tmp_path):
+    for name, content, why in (
+        ("a.jsonl", b'{"a": 1}\n\n{x}\n', "a.jsonl: line 3 is no JSON"), ("a.npy", b"", "a.npy: "), ("b.npy", b"no array", "b.npy: "),
+        ("a.npz", b"PK no zip", "a.npz: "), ("a.txt", b"\xff\xff", "a.txt: "), ("a.csv", b"1,2", "a.csv: .*expected .npy"),
+        ("c.jsonl", b"[" * 100_000, "c.jsonl: "),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert main(["infer", "--input", str(tmp_path / name)]) == 1
+        assert re.search(why, capsys.readouterr().err)
+    for params, why in (("{x", "'{x' is no JSON: Expecting"), ("[1]", "no JSON object; expected one as")):
+        with pytest.raises(SystemExit):
+            main(["infer", "--input", str(IMAGES), "--params", params])
+        assert why in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_python_m_mdm_quietly(capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            assert main(["status", "--server", f"127.0.0.1:{silent.getsockname()[1]}"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert tuple(capsys.readouterr()) == ("", "")
 
 
 def test_python_m_mdm_says_what_is_wrong(server, capsys, tmp_path):

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import zipfile
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, List, Optional
@@ -29,7 +30,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     calls = parser.add_subparsers(dest="call")
     infer = calls.add_parser("infer", help="run a file's rows through a model")
     infer.add_argument("--model")
-    infer.add_argument("--params", type=json.loads, help="a JSON object")
+    infer.add_argument("--params", type=json_object, help="a JSON object")
     infer.add_argument("--input", required=True, type=Path, help=".npy, .npz, .txt (a text a line) or .jsonl (a row a line)")
     infer.add_argument("--output", type=Path, help=".npy, .npz or .jsonl; without it the first rows are shown")
     infer.add_argument("--timeout", type=float, default=600.0, help="in seconds")
@@ -47,7 +48,21 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except (Error, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        # As a shell tells of a program that Ctrl-C has ended.
+        return 130
     return 0
+
+
+def json_object(text: str) -> Any:
+    """What ``--params`` says."""
+    try:
+        value = json.loads(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object; expected one as {{\"name\": 1}}")
+    return value
 
 
 def print_versions() -> None:
@@ -110,7 +125,14 @@ def run(asked: Any) -> None:
 
 
 def read(path: Path) -> Any:
-    """The rows of a file."""
+    """The rows of a file. ValueError names the file, and what is wrong in it."""
+    try:
+        return _read(path)
+    except (ValueError, EOFError, RecursionError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
+def _read(path: Path) -> Any:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     if path.suffix == ".npz":
@@ -120,8 +142,15 @@ def read(path: Path) -> Any:
     if path.suffix == ".txt":
         return lines
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in lines if line.strip()]
-    raise ValueError(f"{path}: expected .npy, .npz, .txt or .jsonl")
+        return [_row(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    raise ValueError("its kind is not known: expected .npy, .npz, .txt or .jsonl")
+
+
+def _row(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as e:
+        raise ValueError(f"line {number} is no JSON: {e}") from None
 
 
 def write(path: Path, result: Result) -> None:
@@ -133,8 +162,12 @@ def write(path: Path, result: Result) -> None:
     else:
         columns = [value if isinstance(value, list) else value.tolist() for value in result.values()]
         with path.open("w", encoding="utf-8") as file:
-            for row in zip(*columns):
-                print(json.dumps(dict(zip(result, row)), ensure_ascii=False), file=file)
+            for number, row in enumerate(zip(*columns)):
+                try:
+                    line = json.dumps(dict(zip(result, row)), ensure_ascii=False)
+                except TypeError as e:
+                    raise ValueError(f"{path}: row {number} has no form in JSON ({e}): write .npz") from None
+                print(line, file=file)
 
 
 def _saved(value: Any) -> Any:

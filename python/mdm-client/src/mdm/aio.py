@@ -14,7 +14,7 @@ from .errors import Error, again
 from .pool import Pool
 from .process import current
 from .results import Result, result_of
-from .opening import Plan, T, opening
+from .opening import Plan, T, opening, still_opening
 from .session import Session
 from .tickets import GRACE, SharedSession, gave_up
 from .wire import Request
@@ -125,9 +125,11 @@ class Loops:
 
     async def infer(self, request: Request, limit: Optional[float]) -> Result:
         """Sends a request, and waits for its result on the loop."""
-        shared = await self._session()
-        until = None if limit is None else time.monotonic() + limit + GRACE
-        ticket = shared.submit(request, limit)
+        now = time.monotonic()
+        by = None if limit is None else now + limit
+        until = None if by is None else by + GRACE
+        shared = await self._session(by)
+        ticket = shared.submit(request, now, by)
         # What was read while it was sent is told by no descriptor any more.
         shared.look()
         loop = asyncio.get_running_loop()
@@ -149,7 +151,7 @@ class Loops:
             raise again(ticket._outcome)
         return result_of(ticket._outcome)
 
-    async def _session(self) -> _LoopSession:
+    async def _session(self, by: Optional[float]) -> _LoopSession:
         self._pool.check()
         loop = asyncio.get_running_loop()
         if not self._process.is_here:
@@ -161,10 +163,15 @@ class Loops:
         lock = self._opening.get(loop)
         if lock is None:
             lock = self._opening[loop] = asyncio.Lock()
+        while lock.locked():
+            # Not waited for by asyncio's own means, which before Python 3.12 may lose a lock where a time is over.
+            if by is not None and time.monotonic() >= by:
+                raise still_opening(self._pool.settings.address)
+            await asyncio.sleep(_LOOK_EVERY)
         async with lock:
             found = self._of(loop)
             if found is None:
-                found = _LoopSession(await _run(opening(self._pool.settings, True)), loop)
+                found = _LoopSession(await _run(opening(self._pool.settings, True, by)), loop)
                 self._sessions.append(found)
             return found
 

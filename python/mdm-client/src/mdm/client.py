@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple, Union
 
 from . import progress as bars, results, wire
 from .address import Address
@@ -12,6 +12,7 @@ from .errors import DeadlineExceeded, Error, FailedPrecondition, Internal, Inval
 from .notebook import Model, Models, Status
 from .pool import Pool
 from .results import Result, result_of
+from .seconds import heartbeat, seconds
 from .opening import opening, run
 from .session import WAITS, Settings
 from .stream import Parts
@@ -31,6 +32,10 @@ class _Default:
 #: Where a call names no timeout of its own.
 _DEFAULT = _Default()
 _Timeout = Union[float, None, _Default]
+#: Which requests go ahead of others.
+Priority = Literal["normal", "high"]
+#: What becomes of the other rows of a request with bad ones.
+OnBadRow = Literal["fail", "report"]
 
 
 class Client(Closes):
@@ -38,6 +43,7 @@ class Client(Closes):
 
     ``address`` is ``HOST:PORT``, ``tcp://HOST:PORT`` or ``ipc://PATH`` (the server's ``mdm-PORT.in``). It is connected to
     by the first call. ``timeout`` is the longest that a request may take, in seconds; None leaves it to the server.
+    ``connect_timeout`` bounds the connecting within that, and is never None.
     ``port_out`` is where results leave, as seen from here, if that is not where the server believes. ``heartbeat_timeout``:
     a server that says nothing for so long is taken for lost; libzmq counts whole frames, so that it has to be longer than
     the largest one takes. None turns it off.
@@ -64,15 +70,13 @@ class Client(Closes):
             raise FailedPrecondition("token: no server has tokens yet, so that none would be looked at")
         if curve is not None:
             raise FailedPrecondition("curve: no server has CURVE yet, so that nothing would be encrypted")
-        self._timeout = _seconds("timeout", timeout)
-        if heartbeat_timeout is not None:
-            _seconds("heartbeat_timeout", heartbeat_timeout)
+        self._timeout = None if timeout is None else seconds("timeout", timeout)
         self._pool = Pool(
             Settings(
                 Address(address),
                 None if port_out is None else Address(_out(port_out, address)),
-                _seconds("connect_timeout", connect_timeout) or 0.0,
-                heartbeat_timeout,
+                seconds("connect_timeout", connect_timeout),
+                None if heartbeat_timeout is None else heartbeat("heartbeat_timeout", heartbeat_timeout),
             )
         )
         self._requests = Requests()
@@ -86,8 +90,8 @@ class Client(Closes):
         params: Optional[Mapping[str, Any]] = None,
         *,
         timeout: _Timeout = _DEFAULT,
-        priority: Optional[str] = None,
-        on_bad_row: Optional[str] = None,
+        priority: Optional[Priority] = None,
+        on_bad_row: Optional[OnBadRow] = None,
         progress: bool = False,
     ) -> Result:
         """Runs rows through a model, and waits for all results.
@@ -102,11 +106,12 @@ class Client(Closes):
             return self._infer_with_progress(request, limit, request_rows(data))
         request = self._requests.write(data, False, model, params, limit, priority, on_bad_row)
         pool = self._pool
-        session = pool.take(True)
+        by = None if limit is None else time.monotonic() + limit
+        session = pool.take(True, by)
         id = 0
         try:
             session.check_size(request)
-            until = None if limit is None else time.monotonic() + limit + GRACE
+            until = None if by is None else by + GRACE
             # Without the lock for sending: nobody else has this session.
             id = session.next_id()
             session.send(request, id)
@@ -144,8 +149,8 @@ class Client(Closes):
         params: Optional[Mapping[str, Any]] = None,
         *,
         timeout: _Timeout = _DEFAULT,
-        priority: Optional[str] = None,
-        on_bad_row: Optional[str] = None,
+        priority: Optional[Priority] = None,
+        on_bad_row: Optional[OnBadRow] = None,
     ) -> Result:
         """As :meth:`infer`, for a coroutine: it waits on asyncio's loop, and cancelling it takes the request back."""
         limit = self._limit(timeout)
@@ -164,21 +169,26 @@ class Client(Closes):
         params: Optional[Mapping[str, Any]] = None,
         *,
         timeout: _Timeout = _DEFAULT,
-        priority: Optional[str] = None,
-        on_bad_row: Optional[str] = None,
+        priority: Optional[Priority] = None,
+        on_bad_row: Optional[OnBadRow] = None,
     ) -> Ticket:
         """Sends rows to a model, and leaves the result to the ticket. The data is copied, and may be written to at once."""
         limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
         request = self._requests.write(data, True, model, params, limit, priority, on_bad_row)
+        now = time.monotonic()
+        by = None if limit is None else now + limit
         # A session may be lost right after it was found or opened. Twice in a row is reported.
-        shared = self._pool.tickets()
+        shared = self._pool.tickets(by)
         try:
-            return shared.submit(request, limit)
+            return shared.submit(request, now, by)
         except Unavailable:
-            return self._pool.tickets().submit(request, limit)
+            return self._pool.tickets(by).submit(request, now, by)
 
     def fetch_all(self, tickets: Iterable[Ticket], *, progress: bool = False) -> Iterator[Result]:
-        """The tickets' results, in the tickets' order. An error is raised where its ticket's turn comes."""
+        """The tickets' results, in the tickets' order.
+
+        The first error ends it, where its ticket's turn comes; to go on, ask each ticket for its ``result()``.
+        """
         waiting = list(tickets)
         if not progress:
             return _fetch(waiting)
@@ -191,8 +201,8 @@ class Client(Closes):
         params: Optional[Mapping[str, Any]] = None,
         *,
         timeout: _Timeout = _DEFAULT,
-        priority: Optional[str] = None,
-        on_bad_row: Optional[str] = None,
+        priority: Optional[Priority] = None,
+        on_bad_row: Optional[OnBadRow] = None,
     ) -> Parts:
         """Runs rows through a model, and gives parts of the result as they finish, in any order."""
         limit = self._limit(timeout)
@@ -239,12 +249,9 @@ class Client(Closes):
         """
         limit = self._limit(timeout)
         until = None if limit is None else time.monotonic() + limit
-        settings = self._pool.settings
         self._pool.check()
-        if limit is not None:
-            settings = settings._replace(connect_timeout=min(settings.connect_timeout, limit))
         # A session of its own that is not pooled: no call can follow on it.
-        session = run(opening(settings, False))
+        session = run(opening(self._pool.settings, False, until))
         pending: Optional[int] = None
         try:
             id = session.next_id()
@@ -276,9 +283,9 @@ class Client(Closes):
         model: Optional[str] = None,
         params: Optional[Mapping[str, Any]] = None,
     ) -> Message:
-        session = self._pool.take(False)
+        until = None if limit is None else time.monotonic() + limit
+        session = self._pool.take(False, until)
         try:
-            until = None if limit is None else time.monotonic() + limit
             with session.send_lock:
                 id = session.next_id()
                 session.send_plain(wire.plain_message(kind, id, model, params))
@@ -303,7 +310,9 @@ class Client(Closes):
         return message
 
     def _limit(self, timeout: _Timeout) -> Optional[float]:
-        return self._timeout if timeout is _DEFAULT or isinstance(timeout, _Default) else _seconds("timeout", timeout)
+        if isinstance(timeout, _Default):
+            return self._timeout
+        return None if timeout is None else seconds("timeout", timeout)
 
     def close(self) -> None:
         """Closes all sessions. What is in flight in other threads and by tickets fails with :class:`Unavailable`."""
@@ -333,15 +342,6 @@ def _fetch(waiting: List[Ticket]) -> Iterator[Result]:
     while waiting:
         # Popped, so that a result lives no longer than the caller keeps it.
         yield waiting.pop().result()
-
-
-def _seconds(name: str, value: Optional[float]) -> Optional[float]:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise InvalidArgument(f"{name} is {value!r}, expected a number of seconds above 0")
-    # What a clock cannot add up is for ever.
-    return min(float(value), 1e9)
 
 
 def _out(port_out: Union[str, int], address: str) -> str:

@@ -41,9 +41,14 @@ def run(plan: "Plan[T]") -> T:
         plan.close()
 
 
-def opening(settings: Settings, infer: bool) -> "Plan[Session]":
-    """Opens a session, for rows or for questions only, or says within the connect timeout why not."""
+def opening(settings: Settings, infer: bool, by: Optional[float]) -> "Plan[Session]":
+    """Opens a session, for rows or for questions only, or says within the connect timeout why not.
+
+    ``by`` is when the time is over of the call that it is opened for.
+    """
     until = time.monotonic() + settings.connect_timeout
+    if by is not None:
+        until = min(until, by)
     endpoints = yield from _found(settings.address, until)
     first: Optional[Error] = None
     for index, endpoint in enumerate(endpoints):
@@ -60,6 +65,11 @@ def opening(settings: Settings, infer: bool) -> "Plan[Session]":
             session.close()
             raise
     raise first or Unavailable(f"{settings.address}: no address to connect to")
+
+
+def still_opening(address: Address) -> Unavailable:
+    """The error of a call whose time was over while another call opened the session that they share."""
+    return Unavailable(f"{address}: the session that calls share was still being opened when the call's time was over")
 
 
 def _found(address: Address, until: float) -> "Plan[List[str]]":

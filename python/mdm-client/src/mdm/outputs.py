@@ -28,6 +28,11 @@ class Output(NamedTuple):
     def wrong(self, why: str) -> Internal:
         return wrong(self.name, why)
 
+    def plain(self) -> Tuple[Any, ...]:
+        """The same of nothing but Python's own, to be pickled; :func:`of_plain` reads it."""
+        groups = [tuple(frame if isinstance(frame, bytes) else bytes(frame) for frame in group) for group in self.groups]
+        return self.name, self.datatype.name, list(self.shapes), groups
+
     def value(self) -> Any:
         """Its elements: an array, or a list of rows."""
         if self.datatype.size:
@@ -85,6 +90,11 @@ class Output(NamedTuple):
             raise self.wrong(f"no array of shape {list(self.shape())}: {e}") from None
         array.setflags(write=False)
         return array
+
+
+def of_plain(name: str, datatype: str, shapes: Sequence[Tuple[int, ...]], groups: Sequence[Tuple[bytes, ...]]) -> Output:
+    """What :meth:`Output.plain` has given."""
+    return Output(name, datatypes.ALL[datatype], shapes, groups)
 
 
 def blank(like: Output, rows: int) -> Output:

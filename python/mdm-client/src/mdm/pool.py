@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 from typing import Dict, List, Optional
 
 from .errors import Unavailable
 from .process import current
-from .opening import opening, run
+from .opening import opening, run, still_opening
 from .session import Session, Settings
 from .tickets import SharedSession
 
@@ -38,8 +39,8 @@ class Pool:
         if self._closed:
             raise Unavailable("the client was closed")
 
-    def take(self, infer: bool) -> Session:
-        """A session for one call: an idle one that is still alive, or a new one."""
+    def take(self, infer: bool, by: Optional[float]) -> Session:
+        """A session for one call whose time is over then: an idle one that is still alive, or a new one."""
         if self._closed or not self._process.is_here:
             self.check()
         idle = self._idle[infer]
@@ -47,7 +48,7 @@ class Pool:
             try:
                 session = idle.pop()
             except IndexError:
-                return run(opening(self.settings, infer))
+                return run(opening(self.settings, infer, by))
             if session.is_alive():
                 return session
             session.close()
@@ -66,19 +67,24 @@ class Pool:
                 return
         session.close()
 
-    def tickets(self) -> SharedSession:
-        """The session that tickets share."""
+    def tickets(self, by: Optional[float]) -> SharedSession:
+        """The session that tickets share, for a call whose time is over then."""
         shared = self._tickets
         if shared is not None and shared.is_alive():
             return shared
         self.check()
-        with self._opening:
+        left = -1.0 if by is None else min(max(0.0, by - monotonic()), threading.TIMEOUT_MAX)
+        if not self._opening.acquire(timeout=left):
+            raise still_opening(self.settings.address)
+        try:
             shared = self._tickets
             if shared is not None and shared.is_alive():
                 return shared
             # The old one is closed when the last of its tickets is gone.
-            self._tickets = SharedSession(run(opening(self.settings, True)))
+            self._tickets = SharedSession(run(opening(self.settings, True, by)))
             return self._tickets
+        finally:
+            self._opening.release()
 
     def close(self) -> None:
         """Closes what is idle, and fails what is in flight with tickets."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
 import threading
 from typing import Any, List
 
 import zmq
+from zmq.utils import garbage
 
 #: More sockets than any program needs: a session takes four. libzmq's own bound is 1,023.
 _MAX_SOCKETS = 16_384
@@ -58,3 +61,17 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _keep_what_is_lent() -> None:
+    """Keeps the memory of requests that are still leaving as the program ends, for as long as libzmq's threads can read it.
+
+    They run until the process is gone, and pyzmq lets go of it earlier: they would read freed memory, and abort.
+    """
+    lent = list(garbage.gc.refs.values())
+    if lent and hasattr(ctypes, "pythonapi"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(lent))
+
+
+# After the import of pyzmq's, and so called before it.
+atexit.register(_keep_what_is_lent)

@@ -12,33 +12,37 @@ T = TypeVar("T")
 def bar(total: Optional[int], unit: str) -> Iterator[Callable[[int], None]]:
     """Shows a bar, and gives the function that advances it."""
     try:
+        from rich.console import Console
         from rich.errors import LiveError
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
     except ImportError:
         pass
     else:
-        rich = Progress(BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
+        # A program's own output goes to stdout, often into a file.
+        console = Console(stderr=True)
+        shown = Progress(BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn(), console=console)
+        is_shown = True
         try:
-            rich.start()
+            shown.start()
         except LiveError:
             # Before its version 14.1 it shows one thing at a time, as a bar of the program's own or another of these.
-            rich = None
-        if rich is None:
+            is_shown = False
+        if not is_shown:
             yield lambda n: None
             return
         try:
-            task = rich.add_task(unit, total=total)
-            yield lambda n: rich.advance(task, n)
+            task = shown.add_task(unit, total=total)
+            yield lambda n: shown.advance(task, n)
         finally:
-            rich.stop()
+            shown.stop()
         return
     try:
         from tqdm.auto import tqdm
     except ImportError:
         yield lambda n: None
         return
-    with tqdm(total=total, unit=f" {unit}") as shown:
-        yield lambda n: shown.update(n) and None
+    with tqdm(total=total, unit=f" {unit}") as counter:
+        yield lambda n: counter.update(n) and None
 
 
 def counted(items: "Iterator[T]", total: int, unit: str) -> "Iterator[T]":

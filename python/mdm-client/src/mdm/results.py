@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 
 from . import notebook
 from .errors import Internal, InvalidArgument
 from .headers import learn, stats_in
-from .outputs import Layout, Output, blank, check, layout_of, take
+from .outputs import Layout, Output, blank, check, layout_of, of_plain, take
 from .wire import Message, count, error_of
 
 
@@ -35,6 +35,8 @@ class Result(Mapping[str, Any]):
 
     Numbers are read-only arrays, which view what was received where it came in one part. Texts (BYTES) are an array of
     ``str``, or of ``bytes`` if one of them is no UTF-8; rows of anything (JSON) a list.
+
+    It can be pickled and copied, with the bytes of all outputs. Two results are equal if they are the same one.
     """
 
     __slots__ = ("_layout", "_frames", "_made", "_values", "rows", "_stats", "_failed", "__weakref__")
@@ -138,6 +140,14 @@ class Result(Mapping[str, Any]):
             table[name] = value if flat else list(value)
         return pandas.DataFrame(table)
 
+    # As a mapping it would compare arrays, whose == gives no yes or no.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        outputs = [output.plain() for output in self._outputs.values()]
+        return _unpickled, (type(self), outputs, self.rows, self._stats, list(self._failed), getattr(self, "offset", None))
+
     def __repr__(self) -> str:
         outputs = ", ".join(f"{o.name!r}: {o.datatype.name} {list(o.shape())}" for o in self._outputs.values())
         return f"{type(self).__name__}({outputs})"
@@ -152,6 +162,20 @@ class Part(Result):
     __slots__ = ("offset",)
 
     offset: int
+
+
+def _unpickled(
+    kind: Type[Result],
+    outputs: List[Tuple[Any, ...]],
+    rows: Optional[int],
+    stats: Union[Stats, bytes],
+    failed: List[Failed],
+    offset: Optional[int],
+) -> Result:
+    result = kind(None, [], rows, stats, failed, {plain[0]: of_plain(*plain) for plain in outputs})
+    if offset is not None and isinstance(result, Part):
+        result.offset = offset
+    return result
 
 
 def result_of(message: Message) -> Result:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Iterator, Optional
+from typing import Iterator, NoReturn, Optional
 
 from . import results, wire
 from .closing import Closes
-from .errors import Error, Internal
+from .errors import Error, Internal, Unavailable
 from .pool import Pool
 from .results import Part, Stats
 from .session import Session
@@ -27,10 +27,11 @@ class Parts(Iterator[Part], Closes):
         self.rows: Optional[int] = None
         self._pool = pool
         self._session: Optional[Session] = None
-        session = pool.take(True)
+        by = None if timeout is None else time.monotonic() + timeout
+        self._until = None if by is None else by + GRACE
+        session = pool.take(True, by)
         try:
             session.check_size(request)
-            self._until = None if timeout is None else time.monotonic() + timeout + GRACE
             with session.send_lock:
                 self._id = session.next_id()
                 session.send(request, self._id)
@@ -46,6 +47,9 @@ class Parts(Iterator[Part], Closes):
         session = self._session
         if session is None:
             raise StopIteration
+        if not session.process.is_here:
+            self._session = None
+            raise Unavailable("the stream belongs to the process that began it, and this is a forked child: begin one here")
         try:
             part = self._next(session)
         except BaseException:
@@ -91,12 +95,19 @@ class Parts(Iterator[Part], Closes):
         session = self._session
         if session is None:
             return
+        if not session.process.is_here:
+            # Its parent's socket, and a lock that a thread may have held that is not here.
+            self._session = None
+            return
         try:
             with session.send_lock:
                 session.send_plain(wire.plain_message("cancel", self._id))
         except Error:
             pass  # the session is lost, and the request with it
         self._finish()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream belongs to the process that began it: send its parts instead")
 
     def __del__(self) -> None:
         # Never begun, if the request was refused.

@@ -10,12 +10,13 @@ import threading
 from collections import deque
 from functools import partial
 from time import monotonic
-from typing import Callable, Deque, Dict, Optional, Set, Union
+from typing import Callable, Deque, Dict, NoReturn, Optional, Set, Union
 from weakref import ref
 
 from . import wire
 from .errors import Cancelled, DeadlineExceeded, Error, Unavailable, again
 from .results import Result, result_of
+from .seconds import left as left_of
 from .session import SLICE, Session
 from .wire import Message, Request
 
@@ -51,12 +52,11 @@ class SharedSession:
         """Whether further requests can be sent."""
         return self.session.lost is None and self.process.is_here
 
-    def submit(self, request: Request, timeout: Optional[float]) -> Ticket:
-        """Sends a request that may take so many seconds."""
+    def submit(self, request: Request, now: float, by: Optional[float]) -> Ticket:
+        """Sends the request of a call that began now, and whose time is over then."""
         session = self.session
         if request.nbytes > session.max_request_bytes:
             session.check_size(request)
-        now = monotonic()
         if now > self._look_at:
             self._look_at = now + _LOOK_EVERY
             self.look()
@@ -66,7 +66,7 @@ class SharedSession:
                 if self._dropped:
                     self._send_cancels()
                 id = session.last_id = session.last_id + 1
-                ticket = Ticket(self, id, None if timeout is None else now + timeout + GRACE)
+                ticket = Ticket(self, id, None if by is None else by + GRACE)
                 self._pending[id] = ref(ticket)
                 session.send(request, id)
             return ticket
@@ -80,7 +80,7 @@ class SharedSession:
 
     def look(self) -> None:
         """Takes in what has arrived, without waiting; nothing where another thread reads."""
-        if self._closed or not self._read_lock.acquire(False):
+        if self._closed or not self.process.is_here or not self._read_lock.acquire(False):
             return
         try:
             self._take_in()
@@ -241,6 +241,10 @@ def _closed() -> Unavailable:
     return Unavailable("the client was closed")
 
 
+def _elsewhere() -> Unavailable:
+    return Unavailable("the ticket belongs to the process that submitted it, and this is a forked child: submit it here")
+
+
 class Ticket:
     """A request in flight. Dropping it takes the request back."""
 
@@ -277,9 +281,10 @@ class Ticket:
 
     def _wait(self, timeout: Optional[float]) -> None:
         if not self._shared.process.is_here:
-            raise Unavailable("the ticket belongs to the process that submitted it")
+            raise _elsewhere()
         until = self._until
         if timeout is not None:
+            timeout = left_of("timeout", timeout)
             end = monotonic() + timeout
             until = end if until is None else min(until, end)
         try:
@@ -299,12 +304,20 @@ class Ticket:
     def done(self) -> bool:
         """Whether the result, or an error, is there."""
         if self._outcome is None:
-            self._shared.look()
+            if self._shared.process.is_here:
+                self._shared.look()
+            else:
+                self._outcome = _elsewhere()
         return self._outcome is not None
 
     def cancel(self) -> None:
         """Takes the request back: it ends with :class:`Cancelled`, or with its result if that was faster."""
+        if self._outcome is None and not self._shared.process.is_here:
+            raise _elsewhere()
         self._shared.cancel(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ticket belongs to the process that submitted it: send its result() instead")
 
     def __del__(self) -> None:
         # It has none if it was interrupted while it was made.

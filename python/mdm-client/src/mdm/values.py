@@ -114,8 +114,17 @@ def _start(value: Any) -> str:
     return text if len(text) <= 40 else text[:40] + "…"
 
 
+def _has_masked(array: Any) -> bool:
+    # Records have a mask for each field; they are refused for their datatype.
+    return array.dtype.names is None and bool(np.ma.is_masked(array))
+
+
 def _as_array(name: str, value: Any) -> "np.ndarray[Any, Any]":
     """What has numpy's array interface: a pandas or polars column, a torch tensor on the CPU."""
+    # Asked first whether it is numpy's at all: masks are a module that most programs never load.
+    if isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray) and _has_masked(value):
+        at = np.argwhere(np.ma.getmaskarray(value))[0].tolist()
+        raise _wrong(name, f"element {at} is masked, and no model sees masks: fill it, as with filled(0), or leave its row out")
     try:
         array = np.asarray(value)
     except Exception as e:  # each library has its own, as torch for a tensor on a GPU or with a gradient
@@ -177,7 +186,9 @@ def _texts(name: str, elements: Sequence[Any], shape: Tuple[int, ...], what: str
         elif isinstance(element, bytes):
             encoded.append(element)
         else:
-            missing = next((i for i, e in enumerate(elements) if e is None or type(e).__name__ == "NAType"), None)
+            # Of columns of texts; numbers that are no number among numbers are another mistake.
+            is_nan = isinstance(element, float) and element != element
+            missing = index if is_nan else next((i for i, e in enumerate(elements) if _is_missing(e)), None)
             if missing is not None:
                 raise _wrong(name, f"element {missing} is missing ({elements[missing]}): fill it, or leave its row out")
             raise _wrong(
@@ -186,6 +197,10 @@ def _texts(name: str, elements: Sequence[Any], shape: Tuple[int, ...], what: str
                 " (rows of other kinds: give a list of them; rows of equally many numbers: numpy.stack)",
             )
     return _variable(name, "BYTES", encoded, shape)
+
+
+def _is_missing(element: Any) -> bool:
+    return element is None or type(element).__name__ in ("NAType", "NaTType")
 
 
 def _variable(name: str, dtype: str, elements: List[bytes], shape: Tuple[int, ...]) -> Column:

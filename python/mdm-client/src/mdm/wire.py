@@ -5,12 +5,14 @@ The protocol's page in the server's documentation has the whole grammar.
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import msgpack
 import numpy as np
 
+from . import datatypes
 from .errors import Error, FailedPrecondition, Internal, InvalidArgument, from_code
 
 if TYPE_CHECKING:
@@ -252,11 +254,28 @@ def error_of(header: Mapping[str, Any]) -> Error:
     span: Optional[range] = None
     if isinstance(rows, (list, tuple)) and len(rows) == 2 and all(type(n) is int and n >= 0 for n in rows):
         span = range(rows[0], rows[0] + rows[1])
-    return from_code(
-        code if isinstance(code, str) else "INTERNAL",
-        message if isinstance(message, str) else "the server gave no message",
-        span,
-    )
+    if not isinstance(message, str):
+        message = "the server gave no message"
+    elif code == "INVALID_ARGUMENT":
+        message += _hint(message)
+    return from_code(code if isinstance(code, str) else "INTERNAL", message, span)
+
+
+def _hint(message: str) -> str:
+    """How the datatype that a server expected is given in Python; nothing where its message is of something else."""
+    found = re.search(r"\bexpected ([A-Z]+[0-9]*), got ([A-Z]+[0-9]*)\b", message)
+    if found is None or not {found[1], found[2]} <= datatypes.ALL.keys():
+        return ""
+    expected = datatypes.ALL[found[1]]
+    if expected.name == "BF16":
+        given = "mdm.BF16(bits), or an array of ml_dtypes.bfloat16"
+    elif expected.numpy is not None:
+        given = f"numpy.asarray(rows, {'bool' if expected.name == 'BOOL' else f'numpy.{expected.numpy.name}'})"
+    elif expected.name == "BYTES":
+        given = "a list of str or bytes, and of nothing else"
+    else:
+        given = "a list with a row each, as array.tolist()"
+    return f" (in Python: give {given})"
 
 
 def count(header: Mapping[str, Any], key: str) -> int:
