@@ -188,17 +188,25 @@ fn models(page: &mut String, status: &Status, most: Most) -> fmt::Result {
         .iter()
         .map(|of| format!("rows/s {} s", of.seconds));
     let windows: Vec<String> = windows.collect();
-    let heading = row(["name", "version", "kind", "requests", "rows", "errors"]);
-    let heading = [heading, windows.clone(), row(["p50", "p99"])].concat();
+    // A column that is there where it says something.
+    let some_failed = status.by_model.iter().any(|of| of.failed_rows > 0);
+    let mut totals = row(["requests", "rows", "errors"]);
+    if some_failed {
+        totals.insert(2, "rows failed".to_owned());
+    }
+    let columns = [totals, windows, row(["p50", "p99"])].concat();
+    let heading = [row(["name", "version", "kind"]), columns.clone()].concat();
     let counts = |of: Option<&ModelCounts>| match of {
         Some(of) => {
             let errors: u64 = of.errors.values().sum();
-            let totals = [of.requests, of.rows, errors].map(|count| count.to_string());
+            let failed = some_failed.then_some(of.failed_rows);
+            let totals = [of.requests, of.rows].into_iter().chain(failed);
+            let totals = totals.chain([errors]).map(|count| count.to_string());
             let rates = of.recent.iter().map(|of| rate(of.rows_per_s));
             let latency = [of.latency_us.p50, of.latency_us.p99].map(time);
-            totals.into_iter().chain(rates).chain(latency).collect()
+            totals.chain(rates).chain(latency).collect()
         }
-        None => vec![String::new(); 3 + windows.len() + 2],
+        None => vec![String::new(); columns.len()],
     };
     let mut served: BTreeMap<&str, Vec<&ModelInfo>> = BTreeMap::new();
     for model in &status.models {
@@ -227,11 +235,6 @@ fn models(page: &mut String, status: &Status, most: Most) -> fmt::Result {
     writeln!(page, "\nmodels")?;
     table(page, &rows)?;
     shortened(page, left_out, "models")?;
-    let failed = status.by_model.iter().filter(|of| of.failed_rows > 0);
-    for of in failed.take(most.models) {
-        let (name, failed, rows) = (&of.name, of.failed_rows, of.rows);
-        writeln!(page, "  {name}: {failed} of {rows} rows failed")?;
-    }
     // The last one is the newest.
     for broken in status.broken.iter().rev().take(most.broken) {
         let message = broken.message.replace('\n', " ");
@@ -410,18 +413,17 @@ mod tests {
         assert_eq!(line(&page, "rows/s")[1], "12.3 k");
         let model = line(&page, "m ");
         assert_eq!(
-            model[..6],
-            ["m", "1, 2, 10", "batched", "3", "77", "1"],
+            model[..7],
+            ["m", "1, 2, 10", "batched", "3", "77", "7", "1"],
             "{page}"
         );
         assert_eq!(
-            model[6..],
+            model[7..],
             ["1.0 k", "10.0 k", "60.0 k", "500 us", "1.5 ms"],
             "{page}"
         );
         assert_eq!(line(&page, "gone")[1], "not served");
-        assert!(page.contains("  m: 7 of 77 rows failed\n"), "{page}");
-        assert_eq!(page.matches("rows failed").count(), 1, "{page}");
+        assert!(page.contains("rows  rows failed  errors"), "{page}");
         let broken = "! bad does not open: FAILED_PRECONDITION: no model";
         assert!(page.contains(broken), "{page}");
         assert_eq!(line(&page, "2  extra")[..2], ["2", "extra"]);
