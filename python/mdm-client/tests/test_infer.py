@@ -239,6 +239,8 @@ def test_what_no_server_takes_is_refused_before_it_is_sent(client):
 def test_an_error_is_of_its_code_and_of_what_python_programs_catch(client, call, kind, base):
     import pickle
 
+    # A session is there: to open one counts in a call's time.
+    assert client.infer(np.zeros((1, 4), "f4"), "echo_FP32").rows == 1
     with pytest.raises(base) as caught:
         call(client)
     error = caught.value
