@@ -510,6 +510,15 @@ mod tests {
     }
 
     #[test]
+    fn a_json_row_of_another_type_is_blamed_by_its_number() {
+        let rows = [serde_json::json!(1), serde_json::json!("two")];
+        let tensor = Tensor::from_json_rows("p", &rows).unwrap();
+        let error = tensor.json_rows::<u32>().unwrap_err();
+        assert_eq!(error.rows(), Some(1..2));
+        assert!(error.message().contains("\"p\": element 1: "), "{error}");
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused_with_its_name() {
         let fixed = |d, shape, n: usize| {
             Tensor::new("x", d, shape, Data::Fixed(vec![2; n].into())).unwrap_err()

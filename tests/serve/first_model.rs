@@ -5,12 +5,13 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use mdm::DataType;
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::built;
 use crate::common::within::LIMIT;
-use crate::common::{PATIENCE, command, wait, within};
+use crate::common::{PATIENCE, command, onnx, wait, within};
 use crate::readme::{Running, Typed, page, typed};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -438,5 +439,43 @@ fn new_from_an_installed_command_asks_where_the_crate_lies() {
         let manifest = fs::read_to_string(dir.path().join("m/Cargo.toml")).unwrap();
         let line = "mdm = { git = \"https://example.org/mdm.git\", default-features = false, features = [\"plugin\"] }";
         assert!(manifest.contains(line), "{manifest}");
+    });
+}
+
+/// What cannot be written, or was perhaps not meant, is said with the next steps; no step names a file that is not there.
+#[test]
+fn new_says_what_it_could_not_write_and_how_a_constant_dimension_is_served() {
+    within(PATIENCE, || {
+        let dir = empty();
+        let onnx = |name: &str, bytes: Vec<u8>| fs::write(dir.path().join(name), bytes).unwrap();
+        onnx("large.onnx", onnx::echo(DataType::Fp32, &[3, 1024, 1024]));
+        onnx("four.onnx", onnx::fixed_batch(4));
+        let new = |name: &str, words: &[&str]| {
+            let mut command = command("mdm-model");
+            command.args(["new", name]).args(words);
+            let output = command.current_dir(dir.path()).output().unwrap();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            (text(&output.stdout), text(&output.stderr))
+        };
+        let (said, error) = new("large", &["--plugin", "c", "--onnx", "large.onnx"]);
+        assert!(
+            said.contains("--input FILE ") && !said.contains("rows."),
+            "{said}{error}"
+        );
+        let (said, error) = new("four", &["--plugin", "c", "--onnx", "four.onnx"]);
+        let note = said
+            .lines()
+            .find(|line| line.starts_with("note: "))
+            .unwrap_or(&error);
+        assert!(
+            note.contains("where no row depends on another") && note.contains("\"batch\":4"),
+            "{note}"
+        );
+        let (_, error) = new(
+            "m",
+            &["--plugin", "rust", "--mdm", "git@example.org:x/mdm.git"],
+        );
+        assert!(error.contains("ssh://git@example.org/x/mdm.git"), "{error}");
+        assert!(!dir.path().join("m").exists());
     });
 }
