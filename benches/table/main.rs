@@ -22,6 +22,7 @@ mod engine;
 #[path = "../../src/bin/mdm-bench/generator/mod.rs"]
 mod generator;
 mod heavy;
+mod host;
 mod idle;
 mod large;
 mod loops;
@@ -47,6 +48,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use host::Ticks;
 use report::Table;
 
 /// How much is measured.
@@ -139,14 +141,18 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let (plan, chosen) = asked(args)?;
-    let started = Instant::now();
+    let (started, ticks) = (Instant::now(), Ticks::now());
     let mut table = Table::default();
     for (name, part) in chosen {
-        let begun = Instant::now();
+        let (begun, ticks) = (Instant::now(), Ticks::now());
         eprint!("{name} … ");
         // One part that cannot run leaves the others their lines.
         match part(&plan.within(PART), &mut table) {
-            Ok(()) => eprintln!("{:.0} s", begun.elapsed().as_secs_f64()),
+            Ok(()) => eprintln!(
+                "{:.0} s{}",
+                begun.elapsed().as_secs_f64(),
+                Ticks::stolen_since(ticks)
+            ),
             Err(e) => {
                 eprintln!("failed: {e:#}");
                 table.failed(name, &e);
@@ -156,7 +162,7 @@ fn main() -> Result<()> {
     if let Some(server) = &plan.server {
         table.note(format!("SERVER is {}", server.display()));
     }
-    table.print(started.elapsed());
+    table.print(started.elapsed(), &Ticks::stolen_since(ticks));
     Ok(())
 }
 

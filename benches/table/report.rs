@@ -220,7 +220,7 @@ impl Table {
     }
 
     /// Prints the table, and under it the notes.
-    pub fn print(&self, took: Duration) {
+    pub fn print(&self, took: Duration, of_it: &str) {
         let head = Line {
             cells: ["what", "ours", "baseline", "ratio", "bar", ""].map(str::to_owned),
         };
@@ -250,7 +250,7 @@ impl Table {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         println!(
-            "ratio: the median (least..most) of pairs taken in turn; {cores} cores, {:.0} s",
+            "ratio: the median (least..most) of pairs taken in turn; {cores} cores, {:.0} s{of_it}",
             took.as_secs_f64()
         );
     }
