@@ -137,9 +137,7 @@ impl Starting {
         match self.ready.recv() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                server.stopper.stop(StopMode::Now);
-                // The error that stopped the start is reported, not what follows from stopping.
-                let _ = server.wait();
+                server.abandon();
                 return Err(error);
             }
             Err(_) => {
@@ -221,82 +219,54 @@ impl Server {
         };
         let (ready_sender, ready) = bounded(1);
         let (opened_sender, opened) = bounded(2);
-        let sink = {
-            let (shared, port, opened) = (shared.clone(), ports.out, opened_sender.clone());
-            spawn("sink".to_owned(), move || {
-                priority::ask_for_short_slices();
-                run_sink(shared, port, &opened)
-            })?
+        let sink = start_sink(&shared, ports.out, opened_sender.clone())?;
+        let own = VentilatorOnly {
+            bound: ports.requests,
+            port,
+            port_out,
+            ready: ready_sender,
         };
-        let ventilator = {
-            let shared = shared.clone();
-            let own = VentilatorOnly {
-                bound: ports.requests,
-                port,
-                port_out,
-                ready: ready_sender,
-            };
-            spawn("ventilator".to_owned(), move || {
-                priority::ask_for_short_slices();
-                run_ventilator(shared, own, &opened_sender)
-            })
-        };
-        let ventilator = ventilator.inspect_err(|_| shared.stop_sink.give(StopMode::Now))?;
-        for _ in 0..2 {
-            let opened = opened.recv().unwrap_or_else(|_| {
-                Err(Error::internal(
-                    "a thread ended before it had opened its sockets",
-                ))
-            });
-            if let Err(error) = opened {
-                shared.stop.give(StopMode::Now);
+        let ventilator = match start_ventilator(&shared, own, opened_sender) {
+            Ok(ventilator) => ventilator,
+            Err(error) => {
                 shared.stop_sink.give(StopMode::Now);
+                // The error that stopped the start is reported, here and below, not what follows from stopping.
+                let _ = join("sink", sink);
                 return Err(error);
             }
-        }
-
+        };
         let (ended, worker_ended) = bounded(config.all_workers());
-        let mut workers = Vec::with_capacity(config.all_workers());
-        for number in 0..config.all_workers() {
-            let setup = worker::Setup {
-                id: WorkerId(number as u32),
-                role: if number < config.num_worker {
-                    Role::Main
-                } else {
-                    Role::Extra
-                },
-                source: shared.store.clone(),
-                board: shared.board.clone(),
-                clock: shared.clock,
-                busy_poll: shared.busy_poll.clone(),
-            };
-            let (context, ended) = (context.clone(), ended.clone());
-            let nice = config.worker_nice;
-            workers.push(spawn(format!("worker-{number}"), move || {
-                priority::be_nice(nice);
-                if let Err(error) = worker::run(&context, setup) {
-                    tracing::debug!(worker_id = number, %error, "a worker ended");
-                }
-                let _ = ended.send(()); // nobody may be waiting for it any more
-            })?);
-        }
-        let server = Server {
+        let mut server = Server {
             port,
             port_out,
             stopper: Stopper {
-                order: shared.stop,
+                order: shared.stop.clone(),
                 files,
             },
-            stop_sink: shared.stop_sink,
-            doors: shared.doors,
+            stop_sink: shared.stop_sink.clone(),
+            doors: shared.doors.clone(),
             #[cfg(feature = "gateway")]
-            store: shared.store,
+            store: shared.store.clone(),
             _context: context,
             ventilator,
             sink,
-            workers,
+            workers: Vec::new(),
             worker_ended,
         };
+        if let Err(error) = both_opened(&opened) {
+            server.stop_sink.give(StopMode::Now);
+            server.abandon();
+            return Err(error);
+        }
+        for number in 0..config.all_workers() {
+            match start_worker(&shared, number, ended.clone()) {
+                Ok(worker) => server.workers.push(worker),
+                Err(error) => {
+                    server.abandon();
+                    return Err(error);
+                }
+            }
+        }
         Ok(Starting {
             server,
             ready,
@@ -306,6 +276,12 @@ impl Server {
                 ..config
             },
         })
+    }
+
+    /// Stops what was started of a server that cannot be started whole.
+    fn abandon(self) {
+        self.stopper.stop(StopMode::Now);
+        let _ = self.wait();
     }
 
     /// The port where requests arrive.
@@ -420,6 +396,67 @@ fn report_opened<T>(opened: &Sender<Result<()>>, sockets: Result<T>) -> Result<T
     // The starting thread may have returned with an error by now.
     let _ = opened.send(result);
     sockets
+}
+
+/// Waits until the sink and the ventilator have opened their sockets.
+fn both_opened(opened: &Receiver<Result<()>>) -> Result<()> {
+    for _ in 0..2 {
+        opened.recv().unwrap_or_else(|_| {
+            Err(Error::internal(
+                "a thread ended before it had opened its sockets",
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+fn start_sink(
+    shared: &Shared,
+    port: BoundPort,
+    opened: Sender<Result<()>>,
+) -> Result<JoinHandle<Result<()>>> {
+    let shared = shared.clone();
+    spawn("sink".to_owned(), move || {
+        priority::ask_for_short_slices();
+        run_sink(shared, port, &opened)
+    })
+}
+
+fn start_ventilator(
+    shared: &Shared,
+    own: VentilatorOnly,
+    opened: Sender<Result<()>>,
+) -> Result<JoinHandle<Result<()>>> {
+    let shared = shared.clone();
+    spawn("ventilator".to_owned(), move || {
+        priority::ask_for_short_slices();
+        run_ventilator(shared, own, &opened)
+    })
+}
+
+/// Starts one worker, which tells `ended` when it has ended.
+fn start_worker(shared: &Shared, number: usize, ended: Sender<()>) -> Result<JoinHandle<()>> {
+    let config = &shared.config;
+    let setup = worker::Setup {
+        id: WorkerId(number as u32),
+        role: if number < config.num_worker {
+            Role::Main
+        } else {
+            Role::Extra
+        },
+        source: shared.store.clone(),
+        board: shared.board.clone(),
+        clock: shared.clock,
+        busy_poll: shared.busy_poll.clone(),
+    };
+    let (context, nice) = (shared.context.clone(), config.worker_nice);
+    spawn(format!("worker-{number}"), move || {
+        priority::be_nice(nice);
+        if let Err(error) = worker::run(&context, setup) {
+            tracing::debug!(worker_id = number, %error, "a worker ended");
+        }
+        let _ = ended.send(()); // nobody may be waiting for it any more
+    })
 }
 
 fn run_sink(shared: Shared, port: BoundPort, opened: &Sender<Result<()>>) -> Result<()> {
