@@ -311,6 +311,25 @@ def test_results_that_came_before_a_loss_are_not_lost():
             assert all(same(ticket.result(), ROWS + n) for n, ticket in enumerate(tickets))
 
 
+def test_answers_that_are_seen_together_with_a_loss_reach_every_ticket(monkeypatch):
+    with Server(all_models()) as server, mdm.Client(server.address) as client:
+        tickets = [client.submit(ROWS + n, "echo_FP32") for n in range(8)]
+        becomes(lambda: client.status()["totals"]["requests"] >= 8)
+        time.sleep(0.3)
+        server.kill()
+        time.sleep(0.3)
+        session = tickets[0]._shared.session
+        receive, looks = session.receive, []
+
+        def late(*args):
+            """Finds nothing the first time, so that the wait sees the answers and the loss at once."""
+            looks.append(args)
+            return receive(*args) if len(looks) > 1 else None
+
+        monkeypatch.setattr(session, "receive", late)
+        assert all(same(ticket.result(), ROWS + n) for n, ticket in enumerate(tickets))
+
+
 def test_a_drained_server_answers_what_it_has():
     with Server(all_models()) as server, mdm.Client(server.address) as client:
         ticket = client.submit(LONG[:5000], "slow")

@@ -15,6 +15,7 @@ from .results import Result, result_of
 from .seconds import heartbeat, seconds
 from .opening import opening, run
 from .session import WAITS, Settings
+from .status import complete
 from .stream import Parts
 from .tickets import GRACE, Ticket, gave_up
 from .values import Requests
@@ -215,7 +216,7 @@ class Client(Closes):
     def status(self) -> Status:
         """The server's settings, models, workers, queue, totals and latency; None where no latency was measured."""
         message = self._ask("status_ok", self._pool.settings.connect_timeout, "status")
-        return Status(_measured(_without_envelope(message.header)))
+        return Status(complete(_without_envelope(message.header)))
 
     def models(self) -> Models:
         """The models that are loaded."""
@@ -354,19 +355,6 @@ def _out(port_out: Union[str, int], address: str) -> str:
 
 def _without_envelope(header: Dict[str, Any]) -> Dict[str, Any]:
     return {key: value for key, value in header.items() if key not in ("v", "type", "id")}
-
-
-def _measured(of: Any) -> Any:
-    """The same with None in latencies of which nothing was measured: on the wire they are 0."""
-    if isinstance(of, list):
-        return [_measured(value) for value in of]
-    if not isinstance(of, dict):
-        return of
-    latency = of.get("latency_us")
-    read = {key: _measured(value) for key, value in of.items()}
-    if isinstance(latency, dict) and not any(latency.values()):
-        read["latency_us"] = dict.fromkeys(latency)
-    return read
 
 
 def _models(message: Message) -> Models:

@@ -166,6 +166,10 @@ class SharedSession:
                     refused = session.refused()
                     if refused is not None:
                         self._deliver(refused)
+            while session.lost is not None:
+                # Nobody reads it after this: the other tickets' answers that came before the loss are taken in now.
+                self._take_in()
+                session.wait(None)
         except Error as e:
             self.lose(e)
         return True
