@@ -36,7 +36,8 @@ use crate::pipeline::control::StopOrder;
 use crate::pipeline::doors::Doors;
 use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
 use crate::pipeline::{
-    CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,
+    CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, report_opened, sink, tell,
+    ventilator, worker,
 };
 use crate::priority;
 use crate::schedule::{Lane, Limits};
@@ -253,19 +254,21 @@ impl Server {
             workers: Vec::new(),
             worker_ended,
         };
-        if let Err(error) = both_opened(&opened) {
+        if let Err(error) = all_opened(&opened, 2) {
             server.stop_sink.give(StopMode::Now);
             server.abandon();
             return Err(error);
         }
-        for number in 0..config.all_workers() {
-            match start_worker(&shared, number, ended.clone()) {
-                Ok(worker) => server.workers.push(worker),
-                Err(error) => {
-                    server.abandon();
-                    return Err(error);
-                }
-            }
+        let (opened_sender, opened) = bounded(config.all_workers());
+        let started = (0..config.all_workers()).try_for_each(|number| {
+            let worker = start_worker(&shared, number, opened_sender.clone(), ended.clone())?;
+            server.workers.push(worker);
+            Ok(())
+        });
+        drop(opened_sender);
+        if let Err(error) = started.and_then(|()| all_opened(&opened, config.all_workers())) {
+            server.abandon();
+            return Err(error);
         }
         Ok(Starting {
             server,
@@ -390,17 +393,9 @@ struct VentilatorOnly {
     ready: Sender<Result<()>>,
 }
 
-/// Reports whether a thread could open its sockets. Each thread opens those that it uses itself.
-fn report_opened<T>(opened: &Sender<Result<()>>, sockets: Result<T>) -> Result<T> {
-    let result = sockets.as_ref().map(|_| ()).map_err(Error::clone);
-    // The starting thread may have returned with an error by now.
-    let _ = opened.send(result);
-    sockets
-}
-
-/// Waits until the sink and the ventilator have opened their sockets.
-fn both_opened(opened: &Receiver<Result<()>>) -> Result<()> {
-    for _ in 0..2 {
+/// Waits until this many `threads` have opened their sockets.
+fn all_opened(opened: &Receiver<Result<()>>, threads: usize) -> Result<()> {
+    for _ in 0..threads {
         opened.recv().unwrap_or_else(|_| {
             Err(Error::internal(
                 "a thread ended before it had opened its sockets",
@@ -418,7 +413,7 @@ fn start_sink(
     let shared = shared.clone();
     spawn("sink".to_owned(), move || {
         priority::ask_for_short_slices();
-        run_sink(shared, port, &opened)
+        run_sink(shared, port, opened)
     })
 }
 
@@ -430,12 +425,17 @@ fn start_ventilator(
     let shared = shared.clone();
     spawn("ventilator".to_owned(), move || {
         priority::ask_for_short_slices();
-        run_ventilator(shared, own, &opened)
+        run_ventilator(shared, own, opened)
     })
 }
 
-/// Starts one worker, which tells `ended` when it has ended.
-fn start_worker(shared: &Shared, number: usize, ended: Sender<()>) -> Result<JoinHandle<()>> {
+/// Starts one worker, which tells `opened` whether it has its sockets, and `ended` when it has ended.
+fn start_worker(
+    shared: &Shared,
+    number: usize,
+    opened: Sender<Result<()>>,
+    ended: Sender<()>,
+) -> Result<JoinHandle<()>> {
     let config = &shared.config;
     let setup = worker::Setup {
         id: WorkerId(number as u32),
@@ -452,14 +452,14 @@ fn start_worker(shared: &Shared, number: usize, ended: Sender<()>) -> Result<Joi
     let (context, nice) = (shared.context.clone(), config.worker_nice);
     spawn(format!("worker-{number}"), move || {
         priority::be_nice(nice);
-        if let Err(error) = worker::run(&context, setup) {
+        if let Err(error) = worker::run(&context, setup, opened) {
             tracing::debug!(worker_id = number, %error, "a worker ended");
         }
         let _ = ended.send(()); // nobody may be waiting for it any more
     })
 }
 
-fn run_sink(shared: Shared, port: BoundPort, opened: &Sender<Result<()>>) -> Result<()> {
+fn run_sink(shared: Shared, port: BoundPort, opened: Sender<Result<()>>) -> Result<()> {
     let (context, config) = (&shared.context, &shared.config);
     let sockets = socket::inner_bound(context, zmq::PULL, TO_SINK).and_then(|inbox| {
         let ventilator = socket::inner_connected(context, zmq::PUSH, TO_VENTILATOR)?;
@@ -521,7 +521,7 @@ impl Sockets {
     }
 }
 
-fn run_ventilator(shared: Shared, own: VentilatorOnly, opened: &Sender<Result<()>>) -> Result<()> {
+fn run_ventilator(shared: Shared, own: VentilatorOnly, opened: Sender<Result<()>>) -> Result<()> {
     let config = &shared.config;
     let sockets = Sockets::open(&shared.context, config, shared.store.clone());
     let sockets = sockets.and_then(|sockets| Ok((sockets, own.bound.open()?)));

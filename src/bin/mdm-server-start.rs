@@ -20,13 +20,13 @@ use mdm::error::{Error, ErrorCode};
 use mdm::logging::{self, Log};
 use mdm::server::{Server, Stopper};
 use mdm::wire::client::StopMode;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 const FAILED: i32 = 1;
 const NOT_STARTED: i32 = 2;
-/// How long a full standard error may hold up an exit.
-const STDERR_WAIT: Duration = Duration::from_millis(500);
+/// How long a full pipe that nobody reads may hold up the start or the exit.
+const OUTPUT_WAIT: Duration = Duration::from_millis(500);
 
 fn main() {
     mdm::model::without_telemetry();
@@ -39,24 +39,31 @@ fn main() {
             code
         }
     };
-    let _ = io::stdout().flush(); // standard output may be closed, which is no error
     // Without the hooks of an ordinary exit: after an immediate stop a worker may still be inside the engine, whose
     // hooks would wait for it, or free the memory that it uses.
     signal_hook::low_level::exit(code);
 }
 
-/// Writes a line to standard error, from a thread of its own: a closed one is not an error, and a full one that nobody
-/// reads must not stop the server.
+/// Writes a line to standard error.
 fn say(line: impl Display) {
-    let line = format!("mdm-server-start: {line}");
-    let (sender, said) = mpsc::channel();
-    let thread = thread::Builder::new().spawn(move || {
-        let _ = writeln!(io::stderr(), "{line}");
-        let _ = sender.send(()); // the wait may be over
-    });
-    if thread.is_ok() {
-        let _ = said.recv_timeout(STDERR_WAIT);
-    }
+    // A closed one is no error.
+    let _ = write_out(io::stderr(), format!("mdm-server-start: {line}\n"));
+}
+
+/// Writes text from a thread of its own, and waits for that a moment: a full pipe that nobody reads must not stop the
+/// server, neither its start nor its end.
+///
+/// # Errors
+/// The system's, or that nobody reads.
+fn write_out(mut to: impl Write + Send + 'static, text: String) -> io::Result<()> {
+    let (sender, written) = mpsc::channel();
+    thread::Builder::new().spawn(move || {
+        let outcome = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+        let _ = sender.send(outcome); // the wait may be over
+    })?;
+    written
+        .recv_timeout(OUTPUT_WAIT)
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads it")))
 }
 
 fn run() -> Result<(), (i32, Error)> {
@@ -67,7 +74,10 @@ fn run() -> Result<(), (i32, Error)> {
         Asked::Run(config) => config,
         Asked::Print(text) => {
             // As above: `mdm-server-start --help | head -1` is fine.
-            let _ = io::stdout().write_all(text.as_bytes());
+            let mut stdout = io::stdout();
+            let _ = stdout
+                .write_all(text.as_bytes())
+                .and_then(|()| stdout.flush());
             return Ok(());
         }
     };
@@ -174,7 +184,7 @@ fn start(config: &Config) -> Result<Started, Error> {
         if let Some(file) = own_log {
             settings += &format!("# the log is {}\n", log.written(&file));
         }
-        let _ = io::stderr().write_all(settings.as_bytes());
+        let _ = write_out(io::stderr(), settings);
         let server = starting.ready()?;
         Ok((server, doors, signals))
     });
@@ -198,8 +208,7 @@ fn start(config: &Config) -> Result<Started, Error> {
         std::process::id(),
         doors.ports()
     );
-    let mut stdout = io::stdout().lock();
-    if let Err(error) = writeln!(stdout, "{ready}").and_then(|()| stdout.flush()) {
+    if let Err(error) = write_out(io::stdout(), format!("{ready}\n")) {
         tracing::warn!(%error, "the ready line could not be written to standard output");
     }
     tracing::info!("{ready}");
@@ -211,7 +220,13 @@ fn start(config: &Config) -> Result<Started, Error> {
     })
 }
 
-/// The thread that waits for SIGTERM and SIGINT: the first one drains, the second one stops at once.
+/// Signals that ask for a stop. A closed terminal is one, and the server is to answer what it has accepted then too.
+const STOPS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
+/// Signals that would end the process on the spot, and mean nothing here; a log that has reached the limit of a file's size
+/// (SIGXFSZ) is one that cannot be written, which is no reason to end.
+const PASSED_OVER: [i32; 3] = [SIGUSR1, SIGUSR2, SIGXFSZ];
+
+/// The thread that waits for signals: the first that asks for a stop drains, the second one stops at once.
 struct SignalThread {
     state: Arc<Mutex<State>>,
     handle: signal_hook::iterator::Handle,
@@ -229,14 +244,16 @@ struct State {
 impl SignalThread {
     fn start() -> Result<SignalThread, Error> {
         let fail = |e: io::Error| Error::internal(format!("signals cannot be waited for: {e}"));
-        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(fail)?;
+        let wanted = STOPS.iter().chain(&PASSED_OVER);
+        let wanted = wanted.filter(|signal| !is_ignored(**signal));
+        let mut signals = Signals::new(wanted).map_err(fail)?;
         let handle = signals.handle();
         let state = Arc::<Mutex<State>>::default();
         let shared = state.clone();
         let thread = thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                for signal in signals.forever() {
+                for signal in signals.forever().filter(|signal| STOPS.contains(signal)) {
                     on_signal(signal, &mut lock(&shared));
                 }
             })
@@ -262,6 +279,14 @@ impl SignalThread {
         // It fails only if the thread panicked, and its work is over.
         let _ = self.thread.join();
     }
+}
+
+/// Whether whoever started this process wants it to ignore a signal, as `nohup` does.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// A poisoned lock is used on: the state is consistent between any two statements.

@@ -11,6 +11,9 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::Lookup;
 use super::key::FoundModel;
@@ -137,10 +140,16 @@ impl Shared {
     }
 }
 
-/// A running loader. Dropping it ends its thread, after the job at hand; those that wait are dropped.
+/// How long a loader that is dropped waits for the job at hand.
+const EXIT_WAIT: Duration = Duration::from_secs(1);
+
+/// A running loader. Dropping it ends its thread after the job at hand; those that wait are dropped. A job that takes
+/// longer than a moment, as a file of many gigabytes or a plugin that reads its own, is left to the process's end.
 pub(crate) struct Loader {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Closed when the thread has ended.
+    ended: Receiver<()>,
 }
 
 impl Loader {
@@ -154,12 +163,14 @@ impl Loader {
         F: FnOnce() -> Result<N> + Send + 'static,
         N: FnMut(u64),
     {
-        let (ready, is_ready) = crossbeam_channel::bounded(1);
+        let (ready, is_ready) = bounded(1);
+        let (running, ended) = bounded(0);
         let shared = Arc::<Shared>::default();
         let works_on = shared.clone();
         let thread = std::thread::Builder::new()
             .name("mdm-loader".to_owned())
             .spawn(move || {
+                let _running: Sender<()> = running;
                 let (notify, result) = match notifier() {
                     Ok(notify) => (Some(notify), Ok(())),
                     Err(e) => (None, Err(e)),
@@ -174,6 +185,7 @@ impl Loader {
         let loader = Loader {
             shared,
             thread: Some(thread),
+            ended,
         };
         is_ready
             .recv()
@@ -218,7 +230,9 @@ impl Drop for Loader {
     fn drop(&mut self) {
         self.shared.state().stopping = true;
         self.shared.changed.notify_one();
-        if let Some(thread) = self.thread.take() {
+        if self.ended.recv_timeout(EXIT_WAIT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("a model is still being read: it is not waited for");
+        } else if let Some(thread) = self.thread.take() {
             // It catches what jobs do; a panic of its own was printed.
             let _ = thread.join();
         }
@@ -515,5 +529,16 @@ mod tests {
         let (slow, _, _) = Slow::new();
         let fail = || Err::<fn(u64), _>(Error::unavailable("no socket"));
         assert!(Loader::start(slow, fail).is_err());
+    }
+
+    #[test]
+    fn a_loader_that_reads_for_long_is_not_waited_for() {
+        let (slow, has_started, go) = Slow::new();
+        let loader = Loader::start(slow, || Ok(|_| {})).unwrap();
+        loader.ask(client(1), 1, Job::Find(lookup("large")));
+        has_started.recv_timeout(LIMIT).expect("it is read");
+        // Returns although nobody has let it go on.
+        drop(loader);
+        drop(go);
     }
 }

@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use crossbeam_channel::Sender;
 use zmq::Socket;
 
 use crate::error::{Error, Result};
@@ -99,6 +100,14 @@ impl CancelBoard {
     pub(crate) fn is_cancelled(&self, serial: Serial) -> bool {
         self.0[serial.0 as usize % BOARD_PLACES].load(Ordering::Relaxed) == serial.0
     }
+}
+
+/// Reports whether a loop could open its sockets. Each loop opens those that it uses, in its own thread.
+pub(crate) fn report_opened<T>(opened: Sender<Result<()>>, sockets: Result<T>) -> Result<T> {
+    let result = sockets.as_ref().map(|_| ()).map_err(Error::clone);
+    // The starting thread may have returned with an error by now.
+    let _ = opened.send(result);
+    sockets
 }
 
 /// Sends to another of our loops. Inner queues have no high-water mark, so this never waits; it fails if the other

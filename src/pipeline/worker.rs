@@ -10,11 +10,12 @@ mod tests;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crossbeam_channel::Sender;
 use foldhash::HashMap;
 use zmq::{Context, Socket};
 
 use self::run::{Computed, Done};
-use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
+use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, report_opened, tell};
 use crate::error::{Error, Result, panic_message};
 use crate::frames;
 use crate::message::{
@@ -65,13 +66,13 @@ struct Worker {
 }
 
 /// Runs until the ventilator says stop. A panic outside the model costs the chunks that were here: the ventilator is
-/// told, gives them to others, and this worker starts afresh.
+/// told, gives them to others, and this worker starts afresh. `opened` is told first whether its sockets could be opened.
 ///
 /// # Errors
-/// If the other loops are gone.
-pub(crate) fn run(context: &Context, setup: Setup) -> Result<()> {
+/// No socket is left, or the other loops are gone.
+pub(crate) fn run(context: &Context, setup: Setup, opened: Sender<Result<()>>) -> Result<()> {
     faults::begin(setup.id, setup.source.clone());
-    let mut worker = Worker::connect(context, setup)?;
+    let mut worker = report_opened(opened, Worker::connect(context, setup))?;
     loop {
         match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
             Ok(result) => {

@@ -1,9 +1,25 @@
 //! The server's files in `--zeromq-sock-tmp-dir`: two local sockets, and a lock that keeps two servers apart.
 
 use std::fs::{File, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+
+/// How long the files of a server that has said that it stopped may still be there: it waits as long for threads that are
+/// inside a model.
+const LAST_SERVER_WAIT: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Whether a file that is open is the one that the path leads to.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = || {
+        let (open, there) = (file.metadata()?, std::fs::metadata(path)?);
+        std::io::Result::Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
+    };
+    same().unwrap_or(false)
+}
 
 /// The files of one server. They are removed when it ends; a lock that outlived its server locks nothing.
 #[derive(Debug)]
@@ -25,14 +41,24 @@ impl LocalFiles {
                 path.display()
             ))
         };
-        let lock = File::create(&path).map_err(fail)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(LocalFiles { base, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(Error::precondition(format!(
-                "{}: another server holds it; give each its own --zeromq-sock-tmp-dir",
-                path.display()
-            ))),
-            Err(TryLockError::Error(e)) => Err(fail(e)),
+        let until = Instant::now() + LAST_SERVER_WAIT;
+        loop {
+            let lock = File::create(&path).map_err(fail)?;
+            match lock.try_lock() {
+                // Whoever had it may have removed it since it was opened here, and what is gone keeps nobody out.
+                Ok(()) if is_at(&lock, &path) => return Ok(LocalFiles { base, _lock: lock }),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::precondition(format!(
+                        "{}: another server holds it; give each its own --zeromq-sock-tmp-dir",
+                        path.display()
+                    )));
+                }
+                Err(TryLockError::Error(e)) => return Err(fail(e)),
+            }
         }
     }
 
@@ -58,5 +84,28 @@ impl LocalFiles {
 impl Drop for LocalFiles {
     fn drop(&mut self) {
         self.remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_of_a_server_that_is_about_to_end_are_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let last = LocalFiles::claim(dir.path(), 5555).unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(LOOK_EVERY * 3);
+            drop(last);
+        });
+        let files = LocalFiles::claim(dir.path(), 5555).unwrap();
+        ends.join().unwrap();
+        assert!(is_at(&files._lock, &files.base.with_extension("lock")));
+        let error = LocalFiles::claim(dir.path(), 5555).unwrap_err();
+        assert!(
+            error.message().contains("another server holds it"),
+            "{error}"
+        );
     }
 }

@@ -276,7 +276,8 @@ impl Dealer {
             (
                 ConnectionState::Connecting | ConnectionState::Accepted,
                 End::Closed | End::Io(_) | End::Violation(Violation::NoZmtp),
-            ) => "the peer ended the connection during ZeroMQ's handshake: it is not an MDM server"
+            ) => "the peer ended the connection during ZeroMQ's handshake: it is not an MDM server, or it takes no more \
+                  sessions (--max-sessions, or its limit of open files)"
                 .to_owned(),
             (
                 ConnectionState::Connecting | ConnectionState::Accepted,

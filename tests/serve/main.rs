@@ -27,6 +27,7 @@ mod order;
 mod policy;
 mod readme;
 mod repeated;
+mod signals;
 mod start;
 mod status;
 mod stop;

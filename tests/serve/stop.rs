@@ -13,7 +13,7 @@ use crate::behind::FOR_EVER;
 use crate::common::{PATIENCE, Server, command, eventually, models, onnx, wait, within};
 use crate::{numbered, refused};
 
-fn server(flags: &[&str]) -> Server {
+pub(crate) fn server(flags: &[&str]) -> Server {
     let dir = models(&[
         ("busy.onnx", crate::models::busy()),
         ("busy.proxy", crate::models::busy_rows("busy")),
@@ -38,7 +38,7 @@ fn ids(rows: usize) -> Tensor {
 }
 
 /// The server takes nothing any more.
-fn refuses_new_requests(client: &Client) {
+pub(crate) fn refuses_new_requests(client: &Client) {
     eventually("new requests are refused", || {
         // One that is taken before the drain begins may wait behind what runs for ever.
         let call = Call::model("echo").timeout(Duration::from_millis(200));
@@ -54,7 +54,7 @@ fn refuses_new_requests(client: &Client) {
     });
 }
 
-fn queued(client: &Client, requests: u64) {
+pub(crate) fn queued(client: &Client, requests: u64) {
     eventually("it is queued", || {
         client.status().unwrap().queue.requests == requests
     });

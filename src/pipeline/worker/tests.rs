@@ -50,7 +50,8 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
         busy_poll: crate::socket::BusyPoll::new(std::time::Duration::ZERO),
         clock: Clock::start(),
     };
-    bench.worker = Some(std::thread::spawn(move || run(&context, setup)));
+    let (opened, _) = crossbeam_channel::bounded(1);
+    bench.worker = Some(std::thread::spawn(move || run(&context, setup, opened)));
     assert!(matches!(bench.hear(), ToVentilator::Up(WorkerId(0))));
     bench
 }
