@@ -465,7 +465,8 @@ impl Ventilator {
         let stop = inner::write_to_worker(&ToWorker::Stop);
         for (index, lanes) in self.links.lanes.iter_mut().enumerate() {
             if let Err(error) = tell(&mut lanes.bulk, stop.clone()) {
-                tracing::warn!(worker_id = index, %error, "a worker is not there to be stopped");
+                // It has not come up yet, or was lost, which was said.
+                tracing::debug!(worker_id = index, %error, "a worker is not there to be stopped");
                 let stopped = ToSink::Stopped(WorkerId(index as u32));
                 if tell(&mut self.links.sink, inner::write_to_sink(&stopped)).is_err() {
                     self.life.phase = Phase::Stopped; // the sink has ended as well

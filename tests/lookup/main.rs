@@ -52,6 +52,10 @@ fn files_that_are_no_models_are_refused_and_tried_again_next_time() {
             ("empty", "is empty"),
             ("text", "cannot open"),
             ("short", "cannot open"),
+            (
+                "short",
+                "it is cut short, or no ONNX file; copy or export it again",
+            ),
             ("flipped", "cannot open"),
             ("sequence", "output \"y\""),
             ("pickle", "Python pickle"),
@@ -183,6 +187,12 @@ fn a_version_can_be_asked_for() {
         for (name, asked, code, why) in [
             ("v", json!(3), NotFound, missing),
             ("v/3", json!(null), NotFound, missing),
+            (
+                "v/02",
+                json!(null),
+                NotFound,
+                "ask for \"v/2\", or for \"v\" with model_version 2",
+            ),
             ("v/3.top", json!(null), NotFound, missing),
             ("v/2.top", json!(null), NotFound, "no method \"top\""),
             ("w/3.other", json!(null), NotFound, "\"all\", \"top\""),

@@ -176,7 +176,15 @@ impl OnnxSource {
                 &e.to_string().replace(&*path.to_string_lossy(), &name),
                 &path,
             );
-            Error::precondition(format!("the engine cannot open {name}: {}", why.trim_end()))
+            // All that it says of a file that lacks its end.
+            let cut = if why.contains("Protobuf parsing failed") {
+                let bytes = std::fs::metadata(&path).map_or(0, |file| file.len());
+                format!(" It has {bytes} bytes: it is cut short, or no ONNX file; copy or export it again.")
+            } else {
+                String::new()
+            };
+            let why = why.trim_end();
+            Error::precondition(format!("the engine cannot open {name}: {why}{cut}"))
         });
         // The shared weights belong to the file as it was: a session of another graph must not get them.
         self.readable()?;

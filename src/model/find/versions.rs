@@ -135,7 +135,14 @@ pub(crate) fn only_version(name: &str, asked: u64) -> Error {
 pub(crate) fn missing_below(name: &str, base: &str, last: &str, folder: &Path) -> Option<Error> {
     let asked = number(last)?;
     let versions = versions(folder).ok()?;
-    let error = missing(base, asked, &versions);
+    let spelt_otherwise = versions.iter().find(|version| version.number == asked);
+    let error = match spelt_otherwise.and_then(|version| version.file.parent()?.file_name()) {
+        Some(written) => Error::not_found(format!(
+            "its version {asked} is in the folder {written:?}: ask for \"{base}/{}\", or for {base:?} with {MODEL_VERSION} {asked}",
+            written.to_string_lossy()
+        )),
+        None => missing(base, asked, &versions),
+    };
     (!versions.is_empty()).then(|| error.context(format_args!("model {name:?}")))
 }
 
