@@ -59,7 +59,7 @@ number!(
 /// By what protocol a client came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum DoorKind {
+pub enum Protocol {
     /// A session of this crate's protocol, over `port` and `port_out`.
     Zmq,
     /// A door for HTTP.
@@ -70,25 +70,32 @@ pub enum DoorKind {
     Inside,
 }
 
-impl DoorKind {
-    /// Every kind, in the order of the declaration.
-    pub const ALL: [DoorKind; 4] = [
-        DoorKind::Zmq,
-        DoorKind::Http,
-        DoorKind::Grpc,
-        DoorKind::Inside,
+impl Protocol {
+    /// Every protocol, in the order of the declaration.
+    pub const ALL: [Protocol; 4] = [
+        Protocol::Zmq,
+        Protocol::Http,
+        Protocol::Grpc,
+        Protocol::Inside,
     ];
 
     /// The name that metrics give it.
     pub fn as_str(self) -> &'static str {
         match self {
-            DoorKind::Zmq => "zmq",
-            DoorKind::Http => "http",
-            DoorKind::Grpc => "grpc",
-            DoorKind::Inside => "inside",
+            Protocol::Zmq => "zmq",
+            Protocol::Http => "http",
+            Protocol::Grpc => "grpc",
+            Protocol::Inside => "inside",
         }
     }
 }
+
+/// The second byte of an address that is made here, of which the first is 0: of a connection without a session.
+#[cfg(feature = "server")]
+const OF_NO_SESSION: u8 = 1;
+/// Of a caller of a door.
+#[cfg(feature = "server")]
+const OF_CALLER: u8 = 2;
 
 /// Where answers to a session go: its 16-byte routing id. A secret, so it prints as nothing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -98,14 +105,14 @@ impl ReplyTo {
     /// Of a connection whose routing id is none of this protocol's: it may ask questions, and no result can reach it.
     #[cfg(feature = "server")]
     pub(crate) fn without_session(number: u64) -> ReplyTo {
-        ReplyTo::inside(1, 0, number)
+        ReplyTo::inside(OF_NO_SESSION, 0, number)
     }
 
     /// Of a caller of a door in this process.
     #[cfg(feature = "server")]
-    pub(crate) fn of_caller(kind: DoorKind, door: u32, caller: u64) -> ReplyTo {
-        let mut reply = ReplyTo::inside(2, door, caller);
-        reply.0[2] = kind as u8;
+    pub(crate) fn of_caller(protocol: Protocol, door: u32, caller: u64) -> ReplyTo {
+        let mut reply = ReplyTo::inside(OF_CALLER, door, caller);
+        reply.0[2] = protocol as u8;
         reply
     }
 
@@ -122,23 +129,23 @@ impl ReplyTo {
     /// Whether results can reach it.
     #[cfg(feature = "server")]
     pub(crate) fn is_session(self) -> bool {
-        self.0[0] != 0 || self.0[1] == 2
+        self.0[0] != 0 || self.0[1] == OF_CALLER
     }
 
     /// How it came.
     #[cfg(feature = "server")]
-    pub(crate) fn door_kind(self) -> DoorKind {
+    pub(crate) fn protocol(self) -> Protocol {
         match self.0 {
-            [0, 2, kind, ..] => DoorKind::ALL.get(kind as usize).copied(),
+            [0, OF_CALLER, protocol, ..] => Protocol::ALL.get(protocol as usize).copied(),
             _ => None,
         }
-        .unwrap_or(DoorKind::Zmq)
+        .unwrap_or(Protocol::Zmq)
     }
 
     /// The door and the caller, if it is a door's.
     #[cfg(feature = "server")]
     pub(crate) fn caller(self) -> Option<(u32, u64)> {
-        let [0, 2, _, _, door @ ..] = self.0 else {
+        let [0, OF_CALLER, _, _, door @ ..] = self.0 else {
             return None;
         };
         let (door, caller) = door.split_at(4);
@@ -309,8 +316,6 @@ pub struct Chunk<P = Params> {
     pub goes_on: bool,
     /// Inside the model in earlier legs, in microseconds.
     pub spent_us: u64,
-    /// 0 for the first run, more after a worker was lost.
-    pub attempt: u32,
     /// The model.
     pub model: ModelId,
     /// Under which name it is counted.
@@ -414,8 +419,6 @@ pub struct Part {
     pub chunk: ChunkId,
     /// Who ran it.
     pub worker: WorkerId,
-    /// As in the chunk.
-    pub attempt: u32,
     /// As in the chunk.
     pub label: ModelLabel,
     /// Inside the model, in microseconds.

@@ -29,7 +29,7 @@ use self::ports::{BoundPort, BoundPorts};
 use crate::catalog::MostModels;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::message::{DoorKind, Role, WorkerId};
+use crate::message::{Protocol, Role, WorkerId};
 use crate::model::loader::Loader;
 use crate::model::{Engine, EngineLog, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
@@ -38,9 +38,9 @@ use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,
 };
-use crate::priority;
 use crate::schedule::{Lane, Limits};
 use crate::socket::{self, BusyPoll};
+use crate::thread_priority;
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToVentilator};
 use crate::wire::server::Welcome;
@@ -224,7 +224,7 @@ impl Server {
         let sink = {
             let (shared, port, opened) = (shared.clone(), ports.out, opened_sender.clone());
             spawn("sink".to_owned(), move || {
-                priority::ask_for_short_slices();
+                thread_priority::ask_for_short_slices();
                 run_sink(shared, port, &opened)
             })?
         };
@@ -237,7 +237,7 @@ impl Server {
                 ready: ready_sender,
             };
             spawn("ventilator".to_owned(), move || {
-                priority::ask_for_short_slices();
+                thread_priority::ask_for_short_slices();
                 run_ventilator(shared, own, &opened_sender)
             })
         };
@@ -273,7 +273,7 @@ impl Server {
             let (context, ended) = (context.clone(), ended.clone());
             let nice = config.worker_nice;
             workers.push(spawn(format!("worker-{number}"), move || {
-                priority::be_nice(nice);
+                thread_priority::be_nice(nice);
                 if let Err(error) = worker::run(&context, setup) {
                     tracing::debug!(worker_id = number, %error, "a worker ended");
                 }
@@ -323,14 +323,14 @@ impl Server {
     /// # Errors
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
     pub fn door(&self) -> Result<Door> {
-        self.door_for(DoorKind::Inside)
+        self.door_for(Protocol::Inside)
     }
 
     /// Opens a door for the clients of a protocol, under whose name its requests are counted.
     ///
     /// # Errors
     /// As [`Server::door`].
-    pub fn door_for(&self, kind: DoorKind) -> Result<Door> {
+    pub fn door_for(&self, kind: Protocol) -> Result<Door> {
         Door::open(self.doors.clone(), kind)
     }
 

@@ -3,24 +3,23 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::bounds::Bounds;
 use super::names::lookup_bytes;
 use super::waiting::Asker;
 use crate::error::{Error, Result};
 use crate::message::ReplyTo;
 use crate::model::{FoundModel, Lookup, Name};
-use crate::shares::{Amount, Shares};
+use crate::shares::{Amount, Bounds, Most, Shares};
 
 /// What the loader was asked and has not answered. Those of requests and questions count as waiting bytes too.
 const LOADS: Bounds = Bounds {
     what: "models and paths to look up, load or unload",
-    of_all: Amount {
+    of_all: Most {
         count: 4096,
-        bytes: 32 << 20,
+        bytes: Some(32 << 20),
     },
-    of_one: Amount {
+    of_one: Most {
         count: 2048,
-        bytes: 8 << 20,
+        bytes: Some(8 << 20),
     },
 };
 /// Loads and unloads of one client that are not done.
@@ -145,7 +144,7 @@ impl Loads {
         self.check(client, lookup)
     }
 
-    /// The loader is asked. The ticket is under what its answer comes.
+    /// Registers a load request; its answer carries the returned ticket.
     pub(super) fn add(&mut self, client: &ReplyTo, request: LoadRequest) -> u64 {
         let bytes = load_bytes(&request.named().lookup);
         self.shares.add(*client, bytes);

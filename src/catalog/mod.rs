@@ -17,7 +17,6 @@
 //! What is absent: files, sockets, rows, the time. Deadlines are numbers that whoever has the clock compares.
 
 mod action;
-mod bounds;
 mod failures;
 mod known;
 mod loads;
@@ -33,7 +32,6 @@ mod waiting;
 use std::sync::Arc;
 
 pub(crate) use self::action::{Action, Answer};
-pub(crate) use self::bounds::Bounds;
 use self::failures::{Asked, Failures};
 use self::known::Standing;
 use self::loads::{LoadRequest, Loads, Wanted};

@@ -47,13 +47,13 @@ impl Openings {
         opening.wanted.push(wanted);
     }
 
-    /// These workers were told to open it. The opening, if that is none.
+    /// These workers were told to open it. Returns the opening if nobody is left to wait for.
     pub(super) fn told(&mut self, model: ModelId, workers: Vec<WorkerId>) -> Option<Opening> {
         self.0.get_mut(&model)?.missing.extend(workers);
         self.take_complete(model)
     }
 
-    /// A worker has opened a model, or has none to open any more. The opening, if that was the last one.
+    /// A worker has opened a model, or has none to open any more. Returns the opening if that was the last one.
     pub(super) fn opened(
         &mut self,
         worker: WorkerId,

@@ -437,17 +437,8 @@ fn stopped() -> Error {
 }
 
 fn unexpected(message: &ServerMessage) -> Error {
-    // Names of the protocol, no values.
-    let kind = match message {
-        ServerMessage::Result(..) => "a result",
-        ServerMessage::Part(..) => "a part",
-        ServerMessage::End(..) => "the end of a stream",
-        ServerMessage::MetricsOk(_) => "counters",
-        ServerMessage::HealthOk(_) => "the server's health",
-        ServerMessage::ModelsOk(_) => "a list of models",
-        _ => "something else",
-    };
     Error::internal(format!(
-        "the pipeline has answered another question: {kind}"
+        "the pipeline has answered another question: {}",
+        message.kind()
     ))
 }

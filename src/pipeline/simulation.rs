@@ -16,7 +16,7 @@ use self::ledger::{Clients, Ledger};
 use self::plan::Plan;
 use self::workers::{Place, SimWorker};
 use super::sink::answers::{Action as Answering, Answers, Bounds, Outlet};
-use super::ventilator::requests::{Action, Answered, Requests};
+use super::ventilator::requests::{Action, Requests};
 use crate::error::{Error, ErrorCode};
 use crate::message::{ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::Description;
@@ -331,8 +331,7 @@ impl Simulation<'_> {
                 }
             }
             ToVentilator::Abort(serial) => {
-                let error = Error::internal("answered by the sink");
-                self.requests.close(serial, &error, Answered::BySink);
+                self.requests.answered_by_sink(serial);
             }
             ToVentilator::Arrived(arrived) => {
                 self.requests.arrived(arrived, self.now_us);
@@ -347,8 +346,7 @@ impl Simulation<'_> {
     }
 
     fn close(&mut self, serial: Serial, code: ErrorCode) {
-        self.requests
-            .close(serial, &Error::new(code, "closed"), Answered::Not);
+        self.requests.close(serial, &Error::new(code, "closed"));
     }
 
     fn act(&mut self) {

@@ -28,7 +28,7 @@ use self::clients::Clients;
 use self::life::{Life, Patience, Phase};
 pub(crate) use self::links::{Lanes, Links};
 use self::report::{Ledger, RanChunk};
-use self::requests::{Action, Answered, Given, Requests, deadline_passed};
+use self::requests::{Action, Given, Requests, deadline_passed};
 use super::tell;
 use crate::catalog::{self, Catalog, Change, MostModels};
 use crate::error::{Error, ErrorCode, Result};
@@ -259,8 +259,7 @@ impl Ventilator {
                 self.end_session(reply)
             }
             ToVentilator::Abort(serial) => {
-                let error = Error::internal("answered by the sink");
-                self.requests.close(serial, &error, Answered::BySink);
+                self.requests.answered_by_sink(serial);
                 self.act()
             }
             ToVentilator::Arrived(arrived) => {
@@ -388,7 +387,7 @@ impl Ventilator {
         if let Some(parked) = self.catalog.give_up(serial) {
             return self.refuse_parked(&parked.arrival, error);
         }
-        self.requests.close(serial, error, Answered::Not);
+        self.requests.close(serial, error);
         self.act()
     }
 

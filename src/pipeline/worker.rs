@@ -16,7 +16,6 @@ use zmq::{Context, Socket};
 use self::run::{Computed, Done};
 use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, tell};
 use crate::error::{Error, Result, panic_message};
-use crate::frames;
 use crate::message::{
     Chunk, Credit, Handed, Member, ModelId, Outcome, Part, Ran, Role, Serial, WorkerId,
 };
@@ -26,6 +25,7 @@ use crate::schedule::lane::LaneChoice;
 use crate::socket::{self, BusyPoll, Waiter};
 use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
+use crate::{frames, heap};
 
 /// What a worker is given: endpoints and a source of models, no reference into the server.
 #[derive(Clone)]
@@ -75,7 +75,7 @@ pub(crate) fn run(context: &Context, setup: Setup) -> Result<()> {
     loop {
         match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
             Ok(result) => {
-                crate::faults::flush(crate::faults::All::AtTheEnd);
+                crate::faults::flush(crate::faults::Flush::Everything);
                 return result;
             }
             Err(panic) => {
@@ -171,7 +171,7 @@ impl Worker {
                     self.models.retain(|(of, _), _| *of != model);
                     if self.models.len() < before {
                         // malloc keeps what a session had.
-                        frames::trim_heaps();
+                        heap::trim();
                     }
                 }
                 ToWorker::Stop => {
@@ -197,7 +197,7 @@ impl Worker {
                     return Ok((lane, inner::read_to_worker(message)?));
                 }
             }
-            crate::faults::flush(crate::faults::All::Due);
+            crate::faults::flush(crate::faults::Flush::Due);
             let due = crate::faults::due();
             self.waiter.wait([&self.small, &self.bulk], due)?;
         }
@@ -344,7 +344,6 @@ impl Worker {
         let part = Part {
             chunk: chunk.id,
             worker: self.setup.id,
-            attempt: chunk.attempt,
             label: chunk.label,
             compute_us: chunk.spent_us + compute_us,
             members,

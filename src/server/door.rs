@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::message::{DoorKind, Params, ReplyTo, Request, RequestId};
+use crate::message::{Params, Protocol, ReplyTo, Request, RequestId};
 use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN, Question, Said};
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
@@ -47,7 +47,7 @@ use crate::wire::server::ServerMessage;
 #[derive(Debug)]
 pub struct Door {
     number: u32,
-    kind: DoorKind,
+    kind: Protocol,
     doors: Arc<Doors>,
     answers: Arc<Answers>,
     last_id: u64,
@@ -78,7 +78,7 @@ impl DoorAnswer {
 }
 
 impl Door {
-    pub(super) fn open(doors: Arc<Doors>, kind: DoorKind) -> Result<Door> {
+    pub(super) fn open(doors: Arc<Doors>, kind: Protocol) -> Result<Door> {
         let (number, answers) = doors.open(kind)?;
         Ok(Door {
             number,

@@ -55,7 +55,7 @@ pub(crate) enum ToSink {
     Part(Box<Part>),
     /// A worker has ended: nothing more will come from it.
     Stopped(WorkerId),
-    /// End a request with an error.
+    /// End a request.
     Close(Close),
     /// So many chunks of a closed request were on a worker that is gone.
     Lost(Serial, u64),
@@ -72,7 +72,7 @@ pub(crate) enum ToSink {
     Finish,
 }
 
-/// An order to end a request with an error.
+/// An order to end a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Close {
     /// Which request.
@@ -87,10 +87,17 @@ pub(crate) struct Close {
     pub chunks: u64,
     /// When it arrived, in microseconds of the server's clock.
     pub arrived_us: u64,
-    /// The sink has answered it itself and only wants to know the number of chunks.
-    pub answered: bool,
-    /// What it ends with.
-    pub error: Error,
+    /// Who answers it, and with what.
+    pub end: CloseEnd,
+}
+
+/// What the sink does about the answer of a request that is closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum CloseEnd {
+    /// It answers with this.
+    Error(Error),
+    /// It has answered, with an error of its own, and only wants to know the number of chunks.
+    AnsweredBySink,
 }
 
 /// What the ventilator is told from inside.

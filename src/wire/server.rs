@@ -147,6 +147,29 @@ pub enum ServerMessage {
     HealthOk(Health),
 }
 
+impl ServerMessage {
+    /// Which message it is, by the protocol's name: what a log or an error may say of it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ServerMessage::Welcome => "welcome",
+            ServerMessage::HelloOk(_) => "hello_ok",
+            ServerMessage::StatusOk(_) => "status_ok",
+            ServerMessage::ModelsOk(_) => "models_ok",
+            ServerMessage::TerminateOk(_) => "terminate_ok",
+            ServerMessage::LoadOk(..) => "load_ok",
+            ServerMessage::UnloadOk(_) => "unload_ok",
+            ServerMessage::Result(..) => "result",
+            ServerMessage::Part(..) => "part",
+            ServerMessage::End(..) => "end",
+            ServerMessage::Error(_) => "error",
+            #[cfg(feature = "server")]
+            ServerMessage::MetricsOk(_) => "metrics_ok",
+            #[cfg(feature = "server")]
+            ServerMessage::HealthOk(_) => "health_ok",
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Message<T> {
     v: u64,

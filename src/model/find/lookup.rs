@@ -518,7 +518,7 @@ impl Roots {
     }
 }
 
-/// What a proxy that is there names is not: the model is no unknown one, it cannot be loaded.
+/// The proxy exists, but a file it names does not: FAILED_PRECONDITION, not NOT_FOUND.
 fn incomplete(error: Error) -> Error {
     match error.code() {
         ErrorCode::NotFound => Error::precondition(error.message()),

@@ -32,7 +32,7 @@ use self::recent::{Recent, Standing};
 use crate::error::{Error, Result};
 use crate::message::{ChunkId, Member, ModelLabel, Outcome, Part, Ran, ReplyTo, Serial, Stats};
 use crate::split::Gather;
-use crate::wire::inner::{Arrived, Close, LostWorker, ToSink, ToVentilator};
+use crate::wire::inner::{Arrived, Close, CloseEnd, LostWorker, ToSink, ToVentilator};
 use crate::wire::rows::ResultRows;
 use crate::wire::server::Outputs;
 
@@ -396,7 +396,7 @@ impl Answers {
         if let Some(ended) = self.ended.get_mut(&close.serial) {
             // The sink has ended it with an error of its own. Now it is known how many parts are still to come.
             ended.until = Until::Parts(close.chunks);
-        } else if !close.answered {
+        } else if let CloseEnd::Error(error) = &close.end {
             let gathered = self.drop_gathered(close.serial, close.reply);
             if gathered.parts < close.chunks {
                 let ended = Ended {
@@ -411,7 +411,7 @@ impl Answers {
                 arrived_us: close.arrived_us,
                 label: close.label,
             };
-            self.answer_error(asker, close.error.clone(), turn);
+            self.answer_error(asker, error.clone(), turn);
         }
         self.forget_if_complete(close.serial);
     }

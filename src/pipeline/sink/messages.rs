@@ -5,7 +5,7 @@ use crate::message::{
     ChunkId, Member, ModelLabel, OnBadRow, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId,
 };
 use crate::tensor::{Batch, Tensor};
-use crate::wire::inner::{Close, ToSink};
+use crate::wire::inner::{Close, CloseEnd, ToSink};
 use crate::wire::server::ServerMessage;
 
 /// The client that all of it is for.
@@ -58,7 +58,6 @@ pub(super) fn part_of(chunk: u64, member: &Member, outcome: Option<Outcome>) -> 
     ToSink::Part(Box::new(Part {
         chunk: ChunkId(chunk),
         worker: WorkerId(0),
-        attempt: 0,
         label: LABEL,
         compute_us: 10,
         members: vec![member.clone()],
@@ -75,8 +74,7 @@ pub(super) fn close(member: &Member, chunks: u64) -> ToSink {
         label: LABEL,
         chunks,
         arrived_us: 0,
-        answered: false,
-        error: Error::new(ErrorCode::Cancelled, "taken back"),
+        end: CloseEnd::Error(Error::new(ErrorCode::Cancelled, "taken back")),
     })
 }
 

@@ -220,7 +220,6 @@ impl Path {
         let part = ToSink::Part(Box::new(Part {
             chunk: chunk.id,
             worker: WorkerId(0),
-            attempt: 0,
             label: chunk.label,
             compute_us: 30,
             outcome: Outcome::Done(vec![Ran {

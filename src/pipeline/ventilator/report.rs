@@ -10,28 +10,28 @@ use std::sync::Arc;
 use self::recent::Counted;
 use super::requests::LegOutputs;
 use super::{Models, ServerInfo};
-use crate::catalog::{Asker, Bounds};
+use crate::catalog::Asker;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Credit, ModelId, ModelLabel, ReplyTo, WorkerId};
 use crate::metrics::history::History;
-use crate::metrics::{Answered, ByDoor, DoorStats, ErrorCounts, Health, Labels, ROWS, Ran};
+use crate::metrics::{Answered, ByProtocol, DoorStats, ErrorCounts, Health, Labels, ROWS, Ran};
 use crate::model::Description;
 use crate::pipeline::doors::Question;
 use crate::schedule::Scheduler;
-use crate::shares::{Amount, Shares};
+use crate::shares::{Bounds, Most, Shares};
 use crate::wire::inner::SinkReport;
 use crate::wire::server::{BrokenModel, ModelInfo, QueueInfo, Status, TotalsInfo, WorkerInfo};
 
 /// Status questions that wait for the sink's report.
 const QUESTIONS: Bounds = Bounds {
     what: "status questions",
-    of_all: Amount {
+    of_all: Most {
         count: 4096,
-        bytes: 1 << 20,
+        bytes: None,
     },
-    of_one: Amount {
+    of_one: Most {
         count: 64,
-        bytes: 1 << 16,
+        bytes: None,
     },
 };
 
@@ -78,14 +78,27 @@ impl Askers {
     }
 }
 
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum WorkerState {
+    #[default]
+    Starting,
+    Up,
+    Lost,
+}
+
 #[derive(Clone, Default)]
 struct Worker {
-    up: bool,
-    lost: bool,
+    state: WorkerState,
     chunks: u64,
     rows: u64,
     compute_us: u64,
     model: Option<ModelId>,
+}
+
+impl Worker {
+    fn is_up(&self) -> bool {
+        self.state == WorkerState::Up
+    }
 }
 
 /// Counters, and those who wait for the sink's.
@@ -95,7 +108,7 @@ pub(super) struct Ledger {
     /// By label.
     ran: Vec<Ran>,
     /// Errors of what is no request that the sink answers.
-    refused: ByDoor<ErrorCounts>,
+    refused: ByProtocol<ErrorCounts>,
     pub(super) dropped: u64,
     askers: Askers,
     /// The workers' counters a while ago.
@@ -109,14 +122,14 @@ impl Ledger {
             workers: vec![Worker::default(); workers],
             labels: Labels::new(),
             ran: Vec::new(),
-            refused: ByDoor::default(),
+            refused: ByProtocol::default(),
             dropped: 0,
             askers: Askers::default(),
         }
     }
 
     pub(super) fn count_refused(&mut self, reply: ReplyTo, error: &Error) {
-        self.refused.of_mut(reply.door_kind()).add(error.code());
+        self.refused.of_mut(reply.protocol()).add(error.code());
     }
 
     /// Under what a served model is counted.
@@ -136,11 +149,11 @@ impl Ledger {
     }
 
     pub(super) fn worker_up(&mut self, worker: WorkerId) {
-        self.change(worker, |w| (w.up, w.lost) = (true, false));
+        self.change(worker, |w| w.state = WorkerState::Up);
     }
 
     pub(super) fn worker_lost(&mut self, worker: WorkerId) {
-        self.change(worker, |w| (w.up, w.lost) = (false, true));
+        self.change(worker, |w| w.state = WorkerState::Lost);
     }
 
     /// A chunk has ended.
@@ -187,11 +200,11 @@ impl Ledger {
         let worker = |(index, w): (usize, &Worker)| WorkerInfo {
             id: index as u32,
             device: info.devices.get(index).cloned().unwrap_or_default(),
-            state: match (w.up, w.lost) {
-                (_, true) => "lost",
-                (false, false) => "starting",
-                _ if scheduler.held(WorkerId(index as u32)) > 0 => "busy",
-                _ => "idle",
+            state: match w.state {
+                WorkerState::Starting => "starting",
+                WorkerState::Lost => "lost",
+                WorkerState::Up if scheduler.held(WorkerId(index as u32)) > 0 => "busy",
+                WorkerState::Up => "idle",
             }
             .to_owned(),
             model: w
@@ -275,7 +288,7 @@ pub(super) struct Reported<'a> {
     /// Without the workers, whom the ledger knows.
     pub(super) health: Health,
     /// Without what was refused, which the ledger counts.
-    pub(super) doors: ByDoor<DoorStats>,
+    pub(super) doors: ByProtocol<DoorStats>,
 }
 
 /// Models that do not open: each version once, by whatever it was asked for.

@@ -15,7 +15,7 @@ use crate::message::{
 use crate::model::{BatchKind, Description};
 use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler};
 use crate::tensor::Batch;
-use crate::wire::inner::{Arrived, Close, LostWorker, Out, ToSink};
+use crate::wire::inner::{Arrived, Close, CloseEnd, LostWorker, Out, ToSink};
 
 /// A request of at most so many bytes is copied beside the others of its chunk: as one message they are cheaper to send
 /// and to run than each by itself. The copying of larger ones is the worker's, who has no clients to serve.
@@ -64,14 +64,6 @@ pub(crate) struct Given {
     pub(crate) worker: WorkerId,
     pub(crate) lane: Lane,
     pub(crate) chunk: Chunk<Bytes>,
-}
-
-/// Whether the sink is to answer a request that is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answered {
-    Not,
-    /// It has, with an error of its own.
-    BySink,
 }
 
 /// What a lost worker does while it is settled what it has left behind.
@@ -135,7 +127,7 @@ impl Requests {
         // Closed before the credit is booked: a request whose last chunk failed is not finished but failed.
         for (serial, error) in &credit.failed {
             tracing::debug!(serial = serial.0, %error, "a chunk failed");
-            self.close(*serial, error, Answered::Not);
+            self.close(*serial, error);
         }
         if !credit.handed.is_empty() {
             let leg_outputs = Arc::new(LegOutputs {
@@ -187,7 +179,7 @@ impl Requests {
             }
             for serial in losses.abandoned {
                 let error = Error::unavailable("each worker that ran it was lost");
-                self.close(serial, &error, Answered::Not);
+                self.close(serial, &error);
             }
         }
         if self.settling.remove(&arrived.worker) == Some(Meanwhile::Up) {
@@ -202,7 +194,16 @@ impl Requests {
     }
 
     /// Ends a request with an error, if it has not ended: then its answer is on its way.
-    pub(crate) fn close(&mut self, serial: Serial, error: &Error, answered: Answered) {
+    pub(crate) fn close(&mut self, serial: Serial, error: &Error) {
+        self.end(serial, || CloseEnd::Error(error.clone()));
+    }
+
+    /// The sink has ended a request with an error of its own, and wants to know how many chunks of it were given out.
+    pub(crate) fn answered_by_sink(&mut self, serial: Serial) {
+        self.end(serial, || CloseEnd::AnsweredBySink);
+    }
+
+    fn end(&mut self, serial: Serial, end: impl FnOnce() -> CloseEnd) {
         let Some(chunks) = self.scheduler.close(serial) else {
             return;
         };
@@ -217,8 +218,7 @@ impl Requests {
                 label: held.label,
                 chunks,
                 arrived_us: held.arrived_us,
-                answered: answered == Answered::BySink,
-                error: error.clone(),
+                end: end(),
             }));
         }
     }
@@ -226,7 +226,7 @@ impl Requests {
     /// Closes the requests whose deadline has passed.
     pub(crate) fn expire(&mut self, now_us: u64) {
         for serial in self.scheduler.expired(now_us) {
-            self.close(serial, &deadline_passed(), Answered::Not);
+            self.close(serial, &deadline_passed());
         }
     }
 
@@ -274,7 +274,6 @@ impl Requests {
             until: assignment.legs.end,
             goes_on: false,
             spent_us: leg_outputs.map_or(0, |leg_outputs| leg_outputs.spent_us),
-            attempt: assignment.attempt,
             model: assignment.model,
             label: ModelLabel::default(),
             run: assignment.run.map(|rows| rows as u64),

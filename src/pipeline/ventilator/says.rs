@@ -11,12 +11,12 @@ use super::life::Phase;
 use super::report::{Reported, models};
 use crate::catalog::{Answer, Asker, QUESTION_BYTES, load_bytes};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{DoorKind, ModelLabel, Params, ReplyTo, RequestId};
-use crate::metrics::{ByDoor, DoorStats, Health};
+use crate::message::{ModelLabel, Params, Protocol, ReplyTo, RequestId};
+use crate::metrics::{ByProtocol, DoorStats, Health};
 use crate::model::Lookup;
 use crate::pipeline::doors::{Question, Said};
 use crate::wire::client::{self, ClientMessage, Malformed};
-use crate::wire::inner::{Close, SinkReport, ToSink};
+use crate::wire::inner::{Close, CloseEnd, SinkReport, ToSink};
 use crate::wire::params::RawParams;
 use crate::wire::server::{self, ServerMessage, StopState};
 use crate::zmtp::router::Incoming;
@@ -244,9 +244,9 @@ impl Ventilator {
         self.ask_sink(again)
     }
 
-    fn count_doors(&self) -> ByDoor<DoorStats> {
+    fn count_doors(&self) -> ByProtocol<DoorStats> {
         let (open, callers) = (self.links.doors.count(), self.clients.callers());
-        let mut doors: ByDoor<DoorStats> = ByDoor::default();
+        let mut doors: ByProtocol<DoorStats> = ByProtocol::default();
         for (kind, open) in open.each() {
             *doors.of_mut(kind) = DoorStats {
                 open: *open,
@@ -254,7 +254,7 @@ impl Ventilator {
                 ..DoorStats::default()
             };
         }
-        let own = doors.of_mut(DoorKind::Zmq);
+        let own = doors.of_mut(Protocol::Zmq);
         (own.open, own.sessions) = (1, self.links.router.connected() as u64);
         doors
     }
@@ -345,8 +345,7 @@ impl Ventilator {
             label,
             chunks: 0,
             arrived_us: now_us,
-            answered: false,
-            error: error.clone(),
+            end: CloseEnd::Error(error.clone()),
         }))
     }
 

@@ -425,7 +425,7 @@ impl Worker {
                 self.models.remove(&(chunk.model, leg));
                 let why = panic_message(&*panic);
                 let error = Error::internal(format!("the model panicked: {why}"));
-                Err(faults::noted(error))
+                Err(faults::noted_panic(error))
             }
         }
     }
@@ -437,13 +437,14 @@ impl Worker {
             Entry::Vacant(entry) => {
                 let (source, worker) = (&self.setup.source, self.setup.id);
                 let opened = catch_unwind(AssertUnwindSafe(|| source.open(id, leg, worker)));
-                let model = opened.unwrap_or_else(|panic| {
-                    let why = panic_message(&*panic);
-                    Err(Error::internal(format!(
-                        "opening the model panicked: {why}"
-                    )))
-                });
-                let model = model.map_err(faults::noted)?;
+                let model = match opened {
+                    Ok(opened) => opened.map_err(faults::noted)?,
+                    Err(panic) => {
+                        let why = panic_message(&*panic);
+                        let error = Error::internal(format!("opening the model panicked: {why}"));
+                        return Err(faults::noted_panic(error));
+                    }
+                };
                 Ok(entry.insert(model))
             }
         }

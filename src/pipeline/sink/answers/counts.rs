@@ -59,7 +59,7 @@ impl Counts {
         windows.collect()
     }
 
-    /// What is counted under a label: the ventilator gives so many and no more.
+    /// The counters of `label`, made at first use; the ventilator bounds the labels.
     fn of(&mut self, label: ModelLabel) -> &mut Answered {
         let place = label.0 as usize;
         if place >= self.answered.len() {
@@ -73,7 +73,7 @@ impl Counts {
         let total_us = now_us.saturating_sub(asker.arrived_us);
         self.latency.saturating_record(total_us.max(1));
         let of = self.of(asker.label);
-        let requests = of.requests.of_mut(asker.reply.door_kind());
+        let requests = of.requests.of_mut(asker.reply.protocol());
         requests.results += 1;
         requests.rows += rows;
         of.queue.record(&DURATIONS_US, stats.queue_us, 1);
@@ -85,13 +85,13 @@ impl Counts {
     /// Of the rows of a result so many have failed.
     pub(super) fn failed_rows(&mut self, asker: &Asker, rows: u64) {
         let of = self.of(asker.label);
-        of.requests.of_mut(asker.reply.door_kind()).failed_rows += rows;
+        of.requests.of_mut(asker.reply.protocol()).failed_rows += rows;
     }
 
     /// An error leaves.
     pub(super) fn error(&mut self, asker: &Asker, error: &Error, now_us: u64) {
         let of = self.of(asker.label);
-        let requests = of.requests.of_mut(asker.reply.door_kind());
+        let requests = of.requests.of_mut(asker.reply.protocol());
         requests.errors.add(error.code());
         of.failed_us += now_us.saturating_sub(asker.arrived_us);
     }

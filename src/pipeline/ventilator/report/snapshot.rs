@@ -8,7 +8,7 @@ impl Ledger {
     /// What probes are told.
     pub(in super::super) fn health(&self, server: &Reported<'_>) -> Health {
         Health {
-            workers_up: self.workers.iter().filter(|w| w.up).count() as u64,
+            workers_up: self.workers.iter().filter(|w| w.is_up()).count() as u64,
             workers: self.workers.len() as u64,
             ..server.health
         }
@@ -68,7 +68,7 @@ impl Ledger {
         let stats = |(index, worker): (usize, &super::Worker)| WorkerStats {
             id: index as u32,
             device: server.info.devices.get(index).cloned().unwrap_or_default(),
-            is_up: worker.up,
+            is_up: worker.is_up(),
             busy_us: worker.compute_us,
             chunks: worker.chunks,
             rows: worker.rows,
