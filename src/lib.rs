@@ -80,7 +80,7 @@
 //! # What always holds
 //!
 //! 1. Data between the loops rides ZeroMQ, and so does control that must wake a polling loop. What a door says and is told
-//!    has a bounded queue and a descriptor of its own (`pipeline/doors.rs`), and an order to stop has one that was made at
+//!    has a bounded queue and a descriptor of its own (`pipeline/door_queues.rs`), and an order to stop has one that was made at
 //!    the start (`pipeline/control.rs`), since it must work when no descriptor is left. Nothing travels on two of these.
 //! 2. Ventilator and sink bind, workers connect. Start and stop are synchronous; at the end a marker travels ventilator →
 //!    each worker → sink, behind the data.
@@ -96,7 +96,7 @@
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
 //! thread; on the data path two tables are shared between threads: the board of cancelled serials, which may forget, and
-//! the list of open doors (`pipeline/doors.rs`), which is locked for the length of a look-up.
+//! the list of open doors (`pipeline/door_queues.rs`), which is locked for the length of a look-up.
 //!
 //! A *door* ([`server::Door`]) is a client inside the process: its requests and answers cross as messages, uncopied. Each of
 //! its callers has an address of its own ([`message::ReplyTo`]), so that bounds and turns take it for a session.

@@ -33,7 +33,7 @@ use crate::message::{Protocol, Role, WorkerId};
 use crate::model::loader::Loader;
 use crate::model::{Engine, EngineLog, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
-use crate::pipeline::doors::Doors;
+use crate::pipeline::door_queues::Doors;
 use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, sink, tell, ventilator, worker,

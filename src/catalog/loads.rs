@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::names::lookup_bytes;
+use super::lookup_cache::lookup_bytes;
 use super::waiting::Asker;
 use crate::error::{Error, Result};
 use crate::message::ReplyTo;
@@ -88,7 +88,7 @@ impl LoadRequest {
 }
 
 /// A load request that the loader has not answered.
-pub(super) struct Asked {
+pub(super) struct LoadJob {
     pub(super) request: LoadRequest,
     /// In whose turn it is done.
     pub(super) client: ReplyTo,
@@ -100,7 +100,7 @@ pub(super) struct Asked {
 /// What the loader was asked and has not answered.
 #[derive(Default)]
 pub(super) struct Loads {
-    asked: HashMap<u64, Asked>,
+    asked: HashMap<u64, LoadJob>,
     last_ticket: u64,
     shares: Shares,
 }
@@ -149,7 +149,7 @@ impl Loads {
         let bytes = load_bytes(&request.named().lookup);
         self.shares.add(*client, bytes);
         self.last_ticket += 1;
-        let asked = Asked {
+        let asked = LoadJob {
             request,
             client: *client,
             reading: None,
@@ -159,12 +159,12 @@ impl Loads {
         self.last_ticket
     }
 
-    pub(super) fn get_mut(&mut self, ticket: u64) -> Option<&mut Asked> {
+    pub(super) fn get_mut(&mut self, ticket: u64) -> Option<&mut LoadJob> {
         self.asked.get_mut(&ticket)
     }
 
     /// It is answered, or needs no answer any more.
-    pub(super) fn finish(&mut self, ticket: u64) -> Option<Asked> {
+    pub(super) fn finish(&mut self, ticket: u64) -> Option<LoadJob> {
         let asked = self.asked.remove(&ticket)?;
         self.shares.remove(asked.client, asked.bytes);
         Some(asked)
@@ -175,7 +175,7 @@ impl Loads {
         if self.shares.of(*client).count == 0 {
             return Vec::new();
         }
-        let its = |(ticket, asked): (&u64, &Asked)| {
+        let its = |(ticket, asked): (&u64, &LoadJob)| {
             let is_lookup = matches!(asked.request, LoadRequest::Describe(_));
             (is_lookup && asked.client == *client).then_some(*ticket)
         };

@@ -1,4 +1,4 @@
-//! The connections of one door thread: each is a caller of the pipeline, and none may crawl, stall or outstay the server.
+//! The connections of one door thread: each is a caller of the pipeline, and slow, stalled and idle ones are closed.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -14,8 +14,8 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::pipeline::Caller;
 use super::shared::Shared;
+use super::submit::Caller;
 use crate::message::Protocol;
 
 /// How many seconds the head of a request may take from its first byte on.

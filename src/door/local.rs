@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::documents::Documents;
-use super::pipeline::{Caller, Pipeline};
 use super::shared::Shared;
+use super::submit::{Caller, Pipeline};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::Protocol;
 use crate::metrics::{self, Health, Outside, Process};

@@ -32,11 +32,11 @@ mod inflate;
 mod local;
 mod models;
 mod ordered;
-mod pipeline;
 mod responses;
 mod runtime;
 mod serving;
 mod shared;
+mod submit;
 mod translate;
 mod watched;
 

@@ -18,8 +18,8 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::connections::{Connection, Connections};
 use super::local::Local;
-use super::pipeline::Pipeline;
 use super::shared::Shared;
+use super::submit::Pipeline;
 use super::{grpc, http};
 use crate::message::Protocol;
 use crate::server::{Door, Offers};

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use super::Lookup;
 use super::key::FoundModel;
 use super::store::{Read, Store};
-use super::turns::Turns;
+use super::turns::JobTurns;
 use crate::error::{Error, Result, panic_message};
 use crate::faults::{self, Fault, FaultKind};
 use crate::message::{ModelId, ReplyTo};
@@ -100,7 +100,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Unbounded: whoever asks bounds what waits for an answer.
-    jobs: Turns<ReplyTo, (u64, Job)>,
+    jobs: JobTurns<ReplyTo, (u64, Job)>,
     /// How turns go on that were kept: before all others. One at a time, but for what the ventilator could not be told.
     going_on: VecDeque<(u64, Job)>,
     /// Whose turn is kept: it was found where its lookup leads.

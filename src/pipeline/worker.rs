@@ -1,8 +1,8 @@
 //! A worker: takes chunks from its two lanes, runs them, sends the parts to the sink and a credit to the ventilator.
 
+mod bad_row_search;
 pub(super) mod blank;
 mod faults;
-mod halves;
 pub(super) mod run;
 #[cfg(test)]
 mod tests;
@@ -231,7 +231,10 @@ impl Worker {
         let Some(mut computed) = computed else {
             return self.skip(&chunk, refused);
         };
-        let (rows, runs) = (computed.sent + rows_of(&computed.done), computed.runs);
+        let (rows, runs) = (
+            computed.sent + rows_with_result(&computed.done),
+            computed.runs,
+        );
         let ran = RowsRan {
             rows,
             runs,
@@ -292,7 +295,7 @@ impl Worker {
 
     /// Sends what members have got, and gives the number of their rows.
     fn send_done(&mut self, chunk: &Chunk, done: &mut Vec<Done>, compute_us: u64) -> Result<u64> {
-        let rows = rows_of(done);
+        let rows = rows_with_result(done);
         if !done.is_empty() {
             let mut members = Vec::with_capacity(chunk.members.len());
             let mut all = Vec::with_capacity(done.len());
@@ -387,7 +390,7 @@ impl Worker {
 }
 
 /// The rows that have a result.
-fn rows_of(done: &[Done]) -> u64 {
+fn rows_with_result(done: &[Done]) -> u64 {
     let members = done.iter().flat_map(|done| &done.members);
     let failed = done.iter().flat_map(|done| &done.failed);
     let failed: u64 = failed.map(|failed| failed.count).sum();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::message::{Params, Protocol, ReplyTo, Request, RequestId};
-use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN, Question, Said};
+use crate::pipeline::door_queues::{AnswerQueue, Doors, MAX_CALLERS, MAX_OPEN, Question, Said};
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
 use crate::wire::server::ServerMessage;
@@ -49,14 +49,14 @@ pub struct Door {
     number: u32,
     kind: Protocol,
     doors: Arc<Doors>,
-    answers: Arc<Answers>,
+    answers: Arc<AnswerQueue>,
     last_id: u64,
     /// The caller of each request and question that is open.
     open: HashMap<RequestId, u64>,
     /// How many each caller has.
     callers: HashMap<u64, usize>,
     /// What is asked waits for [`Door::wake`].
-    gathers: bool,
+    wakes_by_hand: bool,
 }
 
 /// What a caller is told: the result, a part or the end of a stream, the answer to a question, or an error.
@@ -88,7 +88,7 @@ impl Door {
             last_id: 0,
             open: HashMap::new(),
             callers: HashMap::new(),
-            gathers: false,
+            wakes_by_hand: false,
         })
     }
 
@@ -126,8 +126,8 @@ impl Door {
 
     /// From now on the server is woken by [`Door::wake`] alone, for whoever asks much at a time.
     #[cfg(feature = "gateway")]
-    pub(crate) fn gather(&mut self) {
-        self.gathers = true;
+    pub(crate) fn wake_by_hand(&mut self) {
+        self.wakes_by_hand = true;
     }
 
     /// Wakes the server for what was asked since.
@@ -136,7 +136,7 @@ impl Door {
     }
 
     fn said(&self) {
-        if !self.gathers {
+        if !self.wakes_by_hand {
             self.wake();
         }
     }

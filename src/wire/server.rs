@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{self, read_header};
 pub use super::load::LoadOutcome;
 pub use super::status::{
-    BrokenModel, LatencyInfo, ModelCounts, ModelRecent, QueueInfo, RecentInfo, Status, TotalsInfo,
+    FailedModel, LatencyInfo, ModelCounts, ModelRecent, QueueInfo, RecentInfo, Status, TotalsInfo,
     WorkerInfo, WorkerRecent,
 };
 use super::{TensorHeader, VERSION, take_payload, write};
@@ -387,10 +387,7 @@ fn describe(parts: &[Batch], rows: Option<u64>) -> Vec<TensorHeader<'_>> {
 /// Writes a result from its parts in row order. All parts have the same outputs, alike but for their rows.
 pub fn write_result(id: RequestId, outputs: &Outputs, stats: Stats) -> Vec<Bytes> {
     let parts = &outputs.parts;
-    let rows_of = |batch: &Batch| {
-        let rows = batch.tensors.first().and_then(Tensor::rows);
-        rows.unwrap_or(0) as u64
-    };
+    let rows_of = |batch: &Batch| batch.row_count().unwrap_or(0) as u64;
     let rows: Option<Vec<u64>> = outputs.batched.then(|| parts.iter().map(rows_of).collect());
     let total = rows.as_ref().map(|rows| rows.iter().sum());
     let header = write(&ResultHeader {

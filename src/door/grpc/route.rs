@@ -18,7 +18,7 @@ use super::{Service, health, infer, models, stream};
 use crate::door::connections::Open;
 use crate::door::local::Local;
 use crate::door::models::ModelName;
-use crate::door::pipeline::Caller;
+use crate::door::submit::Caller;
 use crate::error::Result;
 
 /// The service of the protocol, as paths have it.

@@ -20,7 +20,7 @@ use super::route::Call;
 use super::status::{status, stopped};
 use crate::door::incoming::{Reserved, Whole};
 use crate::door::ordered::Ordered;
-use crate::door::pipeline::{Held, Part};
+use crate::door::submit::{Held, Part};
 use crate::error::{Error, Result};
 use crate::message::Stats;
 

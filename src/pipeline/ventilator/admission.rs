@@ -239,8 +239,7 @@ impl Ventilator {
     /// Whether so many bytes of a client fit into the queue, beside what waits for models.
     pub(super) fn check_room(&self, client: ReplyTo, bytes: u64) -> Result<()> {
         let (parked, beside) = (self.catalog.parked_shares(), self.catalog.beside());
-        let scheduler = &self.requests.scheduler;
-        scheduler.check_room(client, bytes, parked, beside)
+        self.requests.check_room(client, bytes, parked, beside)
     }
 
     /// What a lookup names. No file is touched.

@@ -5,22 +5,22 @@ mod recent;
 mod snapshot;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use self::recent::Counted;
-use super::requests::LegOutputs;
+use super::requests::Requests;
 use super::{Models, ServerInfo};
 use crate::catalog::Asker;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Credit, ModelId, ModelLabel, ReplyTo, WorkerId};
 use crate::metrics::history::History;
-use crate::metrics::{Answered, ByProtocol, DoorStats, ErrorCounts, Health, Labels, ROWS, Ran};
+use crate::metrics::{Answered, ByProtocol, ErrorCounts, Labels, ROWS, Ran};
 use crate::model::Description;
-use crate::pipeline::doors::Question;
-use crate::schedule::Scheduler;
+use crate::pipeline::door_queues::Question;
 use crate::shares::{Bounds, Most, Shares};
 use crate::wire::inner::SinkReport;
-use crate::wire::server::{BrokenModel, ModelInfo, QueueInfo, Status, TotalsInfo, WorkerInfo};
+use crate::wire::server::{
+    FailedModel, ModelInfo, QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo,
+};
 
 /// Status questions that wait for the sink's report.
 const QUESTIONS: Bounds = Bounds {
@@ -187,23 +187,41 @@ impl Ledger {
         self.askers.take(token)
     }
 
+    /// The answers to these questions.
+    pub(super) fn reports(
+        &mut self,
+        askers: &[(Asker, Question)],
+        server: &Reported<'_>,
+        sink: &SinkReport,
+    ) -> Reports {
+        let is_asked = |question| askers.iter().any(|(_, asked)| *asked == question);
+        Reports {
+            status: is_asked(Question::Status)
+                .then(|| ServerMessage::StatusOk(Box::new(self.status(server, sink)))),
+            metrics: is_asked(Question::Metrics)
+                .then(|| ServerMessage::MetricsOk(Box::new(self.snapshot(server, sink)))),
+            health: is_asked(Question::Health)
+                .then(|| ServerMessage::HealthOk(self.health(server))),
+        }
+    }
+
     /// What status says.
-    pub(super) fn status(&self, server: &Reported<'_>, sink: &SinkReport) -> Status {
+    fn status(&self, server: &Reported<'_>, sink: &SinkReport) -> Status {
         let Reported {
             info,
-            scheduler,
+            requests,
             catalog,
             ..
         } = server;
         let up_us = server.up_us.max(1);
-        let windows = self.windows(up_us, scheduler);
+        let windows = self.windows(up_us, requests);
         let worker = |(index, w): (usize, &Worker)| WorkerInfo {
             id: index as u32,
             device: info.devices.get(index).cloned().unwrap_or_default(),
             state: match w.state {
                 WorkerState::Starting => "starting",
                 WorkerState::Lost => "lost",
-                WorkerState::Up if scheduler.held(WorkerId(index as u32)) > 0 => "busy",
+                WorkerState::Up if requests.is_busy(WorkerId(index as u32)) => "busy",
                 WorkerState::Up => "idle",
             }
             .to_owned(),
@@ -226,7 +244,7 @@ impl Ledger {
         for (code, count) in of_requests.chain(refused).flat_map(ErrorCounts::by_code) {
             *errors.entry(code.as_str().to_owned()).or_default() += count;
         }
-        let waiting = scheduler.waiting();
+        let waiting = requests.waiting();
         Status {
             version: info.welcome.server_version.clone(),
             uptime_s: up_us / 1_000_000,
@@ -243,7 +261,7 @@ impl Ledger {
                 rows: sink.answered.iter().map(Answered::rows).sum(),
                 failed_rows: sink.answered.iter().map(Answered::failed_rows).sum(),
                 chunks: self.workers.iter().map(|w| w.chunks).sum(),
-                coalesced: scheduler.coalesced(),
+                coalesced: requests.coalesced(),
                 dropped: self.dropped + sink.undelivered,
                 errors,
             },
@@ -281,22 +299,42 @@ impl RanChunk {
 /// What is told besides counters comes from here.
 pub(super) struct Reported<'a> {
     pub(super) info: &'a ServerInfo,
-    pub(super) scheduler: &'a Scheduler<Arc<LegOutputs>>,
+    pub(super) requests: &'a Requests,
     pub(super) catalog: &'a Models,
     pub(super) up_us: u64,
     pub(super) pending: u64,
-    /// Without the workers, whom the ledger knows.
-    pub(super) health: Health,
-    /// Without what was refused, which the ledger counts.
-    pub(super) doors: ByProtocol<DoorStats>,
+    pub(super) is_started: bool,
+    pub(super) is_draining: bool,
+    /// Doors that are open; the port is one.
+    pub(super) open_doors: ByProtocol<u64>,
+    /// Sessions that are connected, and callers of doors.
+    pub(super) sessions: ByProtocol<u64>,
+}
+
+/// The answers to questions of one moment: to each kind that was asked one, whoever asked.
+pub(super) struct Reports {
+    status: Option<ServerMessage>,
+    metrics: Option<ServerMessage>,
+    health: Option<ServerMessage>,
+}
+
+impl Reports {
+    /// The answer to such a question, if it is among those that this was made for.
+    pub(super) fn to(&self, question: Question) -> Option<&ServerMessage> {
+        match question {
+            Question::Status => self.status.as_ref(),
+            Question::Metrics => self.metrics.as_ref(),
+            Question::Health => self.health.as_ref(),
+        }
+    }
 }
 
 /// Models that do not open: each version once, by whatever it was asked for.
-fn broken(catalog: &Models) -> Vec<BrokenModel> {
-    let mut all: Vec<BrokenModel> = Vec::new();
+fn broken(catalog: &Models) -> Vec<FailedModel> {
+    let mut all: Vec<FailedModel> = Vec::new();
     for (failure, served) in catalog.failures() {
         all.retain(|of| (&of.name, &of.version) != (&failure.name, &failure.version));
-        all.push(BrokenModel {
+        all.push(FailedModel {
             name: failure.name.clone(),
             version: failure.version.clone(),
             code: failure.code.as_str().to_owned(),

@@ -13,7 +13,8 @@ use crate::message::{
     WorkerId,
 };
 use crate::model::{BatchKind, Description};
-use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler};
+use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler, Waiting};
+use crate::shares::{Amount, Shares};
 use crate::tensor::Batch;
 use crate::wire::inner::{Arrived, Close, CloseEnd, LostWorker, Out, ToSink};
 
@@ -76,7 +77,7 @@ enum Meanwhile {
 
 /// The queue, with what is held for its requests.
 pub(crate) struct Requests {
-    pub(in crate::pipeline) scheduler: Scheduler<Arc<LegOutputs>>,
+    scheduler: Scheduler<Arc<LegOutputs>>,
     held: HashMap<Serial, Held>,
     /// Lost workers of which the sink has not said yet what had arrived, and how they are meanwhile.
     settling: HashMap<WorkerId, Meanwhile>,
@@ -238,6 +239,72 @@ impl Requests {
             lane: assignment.lane,
             chunk: self.chunk(assignment, now_us),
         })
+    }
+
+    /// Whether a client may add a request of so many `bytes` to what waits here, beside what is `parked`, and what else
+    /// counts in the queue's bounds.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED`, saying of what there is no more room.
+    pub(crate) fn check_room(
+        &self,
+        client: ReplyTo,
+        bytes: u64,
+        parked: &Shares,
+        beside: Amount,
+    ) -> Result<()> {
+        self.scheduler.check_room(client, bytes, parked, beside)
+    }
+
+    /// A model is forgotten: so is its pace.
+    pub(crate) fn forget_model(&mut self, model: ModelId) {
+        self.scheduler.forget(model);
+    }
+
+    /// What waits.
+    pub(crate) fn waiting(&self) -> Waiting {
+        self.scheduler.waiting()
+    }
+
+    /// When something will be due without any event.
+    pub(crate) fn due_us(&self) -> Option<u64> {
+        self.scheduler.due_us()
+    }
+
+    /// No request is open and no chunk is out.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    /// Every request that is not closed.
+    pub(crate) fn open(&self) -> Vec<Serial> {
+        self.scheduler.open()
+    }
+
+    /// Small requests that shared a chunk so far.
+    pub(crate) fn coalesced(&self) -> u64 {
+        self.scheduler.coalesced()
+    }
+
+    /// Workers that hold chunks.
+    pub(crate) fn busy_workers(&self) -> usize {
+        self.scheduler.busy_workers()
+    }
+
+    /// Whether a worker holds chunks.
+    pub(crate) fn is_busy(&self, worker: WorkerId) -> bool {
+        self.scheduler.held(worker) > 0
+    }
+
+    /// No worker has a place for another small chunk: what is small waits until a chunk ends.
+    pub(crate) fn is_full_of_small(&self) -> bool {
+        self.scheduler.is_full_of_small()
+    }
+
+    /// Chunks that are out.
+    #[cfg(test)]
+    pub(crate) fn chunks_out(&self) -> usize {
+        self.scheduler.out().len()
     }
 
     /// Requests whose rows are held.

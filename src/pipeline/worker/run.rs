@@ -4,8 +4,8 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::bad_row_search::{BadRowSearch, Before, Budget};
 use super::blank::{Fill, filled, repeated, with_earlier};
-use super::halves::{Before, Budget, Halves};
 use super::{Worker, faults};
 use crate::error::{Error, Result, panic_message};
 use crate::message::{Chunk, FailedRows, Handed, Member, ModelId, OnBadRow, Rows};
@@ -151,7 +151,7 @@ impl Computed {
         };
         for mut done in std::mem::take(&mut self.done) {
             if done.runs.is_empty() {
-                match repeated(&like, rows_of(&done.members)) {
+                match repeated(&like, member_rows(&done.members)) {
                     Ok(rows) => done.runs.push(rows),
                     Err(error) => {
                         let members = done.members.into_iter();
@@ -166,7 +166,7 @@ impl Computed {
     }
 }
 
-fn rows_of(members: &[Member]) -> u64 {
+fn member_rows(members: &[Member]) -> u64 {
     members.iter().map(|member| member.rows).sum()
 }
 
@@ -264,10 +264,10 @@ impl Worker {
         if member.on_bad_row == OnBadRow::Fail || member.whole {
             return Ok(Verdict::Fails(located(&running.piece(&rows), error)));
         }
-        let mut halves = Halves::new(member.offset);
-        let mut before = self.how_it_is(chunk);
-        halves.ran_and_failed(rows, &error, before);
-        while let Some(rows) = halves.next() {
+        let mut search = BadRowSearch::new(member.offset);
+        let mut before = self.state_after_failure(chunk);
+        search.ran_and_failed(rows, &error, before);
+        while let Some(rows) = search.next() {
             if running.lane == Lane::Bulk {
                 self.step_aside()?;
             }
@@ -280,7 +280,7 @@ impl Worker {
                 .take(before)
                 .and_then(|()| legs.try_for_each(|leg| self.open(chunk.model, leg).map(drop)));
             if let Err(error) = may_run {
-                halves.give_up(rows, &error);
+                search.give_up(rows, &error);
                 break;
             }
             before = Before::Intact;
@@ -288,19 +288,19 @@ impl Worker {
                 Ok(outputs) => running.runs.push(outputs),
                 Err(RunError::Outputs(error)) => return Ok(Verdict::Fails(error)),
                 Err(RunError::Batch(error)) => {
-                    before = self.how_it_is(chunk);
-                    halves.ran_and_failed(rows, &error, before);
+                    before = self.state_after_failure(chunk);
+                    search.ran_and_failed(rows, &error, before);
                 }
             }
         }
-        for failed in halves.into_failed() {
+        for failed in search.into_failed() {
             failed.push_to(&mut running.failed);
         }
         Ok(Verdict::GoesOn)
     }
 
     /// Whether the model has to be opened anew after the run that failed.
-    fn how_it_is(&self, chunk: &Chunk) -> Before {
+    fn state_after_failure(&self, chunk: &Chunk) -> Before {
         let mut legs = chunk.leg..chunk.until;
         let is_intact = |leg| {
             let model = self.models.get(&(chunk.model, leg));

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use super::*;
 use crate::error::ErrorCode;
 use crate::message::{FailedRows, RequestId, WorkerId};
-use crate::pipeline::sink::messages::*;
+use crate::pipeline::sink::tests::messages::*;
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::Out;
 use crate::wire::server::ServerMessage;
@@ -44,7 +44,7 @@ impl Outlet for Told {
 }
 
 struct Bench {
-    answers: Answers,
+    answers: AnswerState,
     told: Told,
 }
 
@@ -56,7 +56,7 @@ fn bench(max_client_bytes: u64) -> Bench {
         answered: 100,
     };
     Bench {
-        answers: Answers::new(&bounds).unwrap(),
+        answers: AnswerState::new(&bounds).unwrap(),
         told: Told::default(),
     }
 }

@@ -138,7 +138,7 @@ impl Slot {
 
 impl Pipeline {
     pub(super) fn new(mut door: Door, max_client_bytes: u64) -> Pipeline {
-        door.gather();
+        door.wake_by_hand();
         Pipeline(Rc::new(Inner {
             door: RefCell::new(door),
             asked: Asked::default(),

@@ -80,7 +80,7 @@ struct Heard {
 
 #[derive(Debug, Default)]
 struct Open {
-    doors: HashMap<u32, (Protocol, Arc<Answers>)>,
+    doors: HashMap<u32, (Protocol, Arc<AnswerQueue>)>,
     last: u32,
 }
 
@@ -110,8 +110,8 @@ impl Doors {
     ///
     /// # Errors
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
-    pub(crate) fn open(&self, kind: Protocol) -> Result<(u32, Arc<Answers>)> {
-        let answers = Arc::new(Answers {
+    pub(crate) fn open(&self, kind: Protocol) -> Result<(u32, Arc<AnswerQueue>)> {
+        let answers = Arc::new(AnswerQueue {
             waker: Waker::new()?,
             told: Mutex::default(),
         });
@@ -186,7 +186,7 @@ impl Doors {
         !lock(&self.said).queue.is_empty()
     }
 
-    fn of(&self, to: ReplyTo) -> Option<(Arc<Answers>, u64)> {
+    fn of(&self, to: ReplyTo) -> Option<(Arc<AnswerQueue>, u64)> {
         let (door, caller) = to.caller()?;
         let (_, answers) = lock(&self.open).doors.get(&door)?.clone();
         Some((answers, caller))
@@ -253,7 +253,7 @@ impl Doors {
 
 /// The answers of one door.
 #[derive(Debug)]
-pub(crate) struct Answers {
+pub(crate) struct AnswerQueue {
     waker: Waker,
     told: Mutex<Waiting>,
 }
@@ -268,7 +268,7 @@ struct Waiting {
     over: bool,
 }
 
-impl Answers {
+impl AnswerQueue {
     pub(crate) fn waker(&self) -> &Waker {
         &self.waker
     }
@@ -319,7 +319,7 @@ mod tests {
         poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
     }
 
-    fn doors() -> (Doors, ReplyTo, Arc<Answers>) {
+    fn doors() -> (Doors, ReplyTo, Arc<AnswerQueue>) {
         let doors = Doors::new().unwrap();
         let (number, answers) = doors.open(Protocol::Http).unwrap();
         (
