@@ -97,6 +97,13 @@ pub(super) struct LoadJob {
     bytes: u64,
 }
 
+/// Loads whose models are being opened, which the loader has answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpeningOrders {
+    pub(super) of_all: usize,
+    pub(super) of_client: usize,
+}
+
 /// What the loader was asked and has not answered.
 #[derive(Default)]
 pub(super) struct Loads {
@@ -119,8 +126,7 @@ impl Loads {
         LOADS.check(&self.shares, *client, load_bytes(lookup))
     }
 
-    /// Whether an operator may have that loaded or unloaded too, beside the models that are being opened for `opening` of
-    /// all and of this client.
+    /// Whether an operator may have that loaded or unloaded too, beside the models of `opening`.
     ///
     /// # Errors
     /// As [`Loads::check`].
@@ -128,15 +134,15 @@ impl Loads {
         &self,
         client: &ReplyTo,
         lookup: &Lookup,
-        (all, own): (usize, usize),
+        opening: OpeningOrders,
     ) -> Result<()> {
-        if own + self.shares.of(*client).count >= MAX_ORDERS_OF_ONE {
+        if opening.of_client + self.shares.of(*client).count >= MAX_ORDERS_OF_ONE {
             return Err(Error::exhausted(format!(
                 "this client waits for {MAX_ORDERS_OF_ONE} models to be loaded, unloaded or looked up, the most that \
                  one may when it orders more; wait for some of the answers"
             )));
         }
-        if all + self.all().count >= MAX_ORDERS {
+        if opening.of_all + self.all().count >= MAX_ORDERS {
             return Err(Error::exhausted(format!(
                 "{MAX_ORDERS} models are waiting to be loaded or unloaded; try later"
             )));
@@ -201,6 +207,11 @@ mod tests {
     use super::*;
     use crate::message::{Params, RequestId};
 
+    const NONE_OPENING: OpeningOrders = OpeningOrders {
+        of_all: 0,
+        of_client: 0,
+    };
+
     /// Asks until it is refused: how often it was not.
     fn fill(loads: &mut Loads, client: ReplyTo) -> usize {
         for number in 0.. {
@@ -221,7 +232,7 @@ mod tests {
         assert_eq!(fill(&mut loads, flood), LOADS.of_one.count);
         assert!(fill(&mut loads, other) > 500 && fill(&mut loads, third) > 200);
         let lookup = Lookup::of(Some("m"), &Params::new());
-        assert!(loads.check_order(&flood, &lookup, (0, 0)).is_err());
+        assert!(loads.check_order(&flood, &lookup, NONE_OPENING).is_err());
         for client in [flood, other, third] {
             for ticket in loads.lookups_of(&client) {
                 loads.finish(ticket);
@@ -241,16 +252,21 @@ mod tests {
         let lookup = Arc::new(Lookup::of(Some("m"), &Params::new()));
         for order in 0..MAX_ORDERS_OF_ONE {
             // Those that workers are opening count as those that the loader was asked.
-            assert!(loads.check_order(&client, &lookup, (0, 0)).is_ok());
-            let opening = (MAX_ORDERS_OF_ONE, MAX_ORDERS_OF_ONE - order);
+            assert!(loads.check_order(&client, &lookup, NONE_OPENING).is_ok());
+            let opening = OpeningOrders {
+                of_all: MAX_ORDERS_OF_ONE,
+                of_client: MAX_ORDERS_OF_ONE - order,
+            };
             assert!(loads.check_order(&client, &lookup, opening).is_err());
             let (lookup, name) = (lookup.clone(), None);
             loads.add(&client, LoadRequest::Unload(asker, Named { lookup, name }));
         }
-        let refused = loads.check_order(&client, &lookup, (0, 0)).unwrap_err();
+        let refused = loads
+            .check_order(&client, &lookup, NONE_OPENING)
+            .unwrap_err();
         assert!(refused.message().contains("wait for some"), "{refused}");
         let another = ReplyTo([2; 16]);
-        assert!(loads.check_order(&another, &lookup, (0, 0)).is_ok());
+        assert!(loads.check_order(&another, &lookup, NONE_OPENING).is_ok());
         assert!(
             loads.lookups_of(&client).is_empty(),
             "orders are done whoever goes"

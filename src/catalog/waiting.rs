@@ -53,6 +53,16 @@ pub(crate) struct Arrival {
     pub(crate) bytes: u64,
 }
 
+impl Arrival {
+    /// Who sent it.
+    pub(crate) fn asker(&self) -> Asker {
+        Asker {
+            client: self.reply,
+            id: self.request,
+        }
+    }
+}
+
 /// Those who wait for what a lookup leads to.
 #[derive(Default)]
 struct Queue {

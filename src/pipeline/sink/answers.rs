@@ -64,6 +64,22 @@ struct Gathering {
     span: Option<Span>,
 }
 
+impl Gathering {
+    /// Counts a chunk that has brought rows. Returns the chunks that have.
+    fn count_chunk(&mut self, piece: &Piece<'_>) -> Span {
+        let (chunk, queue_us) = (piece.chunk, piece.member.queue_us);
+        let stats = &mut self.stats;
+        stats.queue_us = match stats.chunks {
+            0 => queue_us,
+            _ => stats.queue_us.min(queue_us),
+        };
+        stats.chunks += 1;
+        stats.compute_us += piece.compute_us;
+        let span = self.span.map_or(Span::of(chunk), |span| span.with(chunk));
+        *self.span.insert(span)
+    }
+}
+
 /// A request that was answered although parts of it may still come.
 struct Ended {
     /// Parts that have come.
@@ -255,41 +271,11 @@ impl AnswerState {
         given: Given<'_>,
         handling: &mut Handling<'_, impl Outlet>,
     ) -> Option<Span> {
-        let Piece {
-            member,
-            chunk,
-            compute_us,
-            ..
-        } = *piece;
+        let member = piece.member;
         if member.rows == member.total && !member.stream {
             // Nothing to gather: most small requests end here.
-            let stats = Stats {
-                queue_us: member.queue_us,
-                compute_us,
-                chunks: 1,
-            };
-            match given.as_rows(member) {
-                Some((outputs, rows)) => {
-                    self.answer_rows(piece, ResultRows::new(outputs, rows, stats), handling);
-                }
-                None => {
-                    let (parts, failed) = given.into_runs();
-                    let mut bad = BadRows::default();
-                    bad.add(failed);
-                    match bad.error_of_all(member.total) {
-                        Some(error) => self.answer_error(piece.recipient(), error, handling),
-                        None => {
-                            let outputs = Outputs {
-                                batched: !member.whole,
-                                parts,
-                                failed: bad.into_entries(),
-                            };
-                            self.answer_result(piece, outputs, stats, handling);
-                        }
-                    }
-                }
-            }
-            return Some(Span::of(chunk));
+            self.answer_alone(piece, given, handling);
+            return Some(Span::of(piece.chunk));
         }
         let (runs, failed) = given.into_runs();
         let bytes = runs
@@ -308,15 +294,7 @@ impl AnswerState {
         if !entry.gather.add(member.offset, member.rows, kept) {
             return None; // cannot happen: each piece brings one part that counts
         }
-        let span = entry.span.map_or(Span::of(chunk), |span| span.with(chunk));
-        entry.span = Some(span);
-        let stats = &mut entry.stats;
-        stats.queue_us = match stats.chunks {
-            0 => member.queue_us,
-            _ => stats.queue_us.min(member.queue_us),
-        };
-        stats.chunks += 1;
-        stats.compute_us += compute_us;
+        let span = entry.count_chunk(piece);
         let missing = member.total.saturating_sub(entry.gather.rows());
         if !fits {
             self.overflow(piece, missing, span, handling);
@@ -326,7 +304,7 @@ impl AnswerState {
             if !failed.is_empty() {
                 entry.bad.add_told(&failed);
             }
-            send_parts(piece, (sent, failed), handling);
+            send_parts(piece, sent, failed, handling);
         } else {
             entry.bad.add(failed);
             entry.counted += bytes;
@@ -339,6 +317,38 @@ impl AnswerState {
             self.complete(piece, done, handling);
         }
         Some(span)
+    }
+
+    /// Answers a request whose rows all came in one piece.
+    fn answer_alone(
+        &mut self,
+        piece: &Piece<'_>,
+        given: Given<'_>,
+        handling: &mut Handling<'_, impl Outlet>,
+    ) {
+        let member = piece.member;
+        let stats = Stats {
+            queue_us: member.queue_us,
+            compute_us: piece.compute_us,
+            chunks: 1,
+        };
+        if let Some((outputs, rows)) = given.as_rows(member) {
+            self.answer_rows(piece, ResultRows::new(outputs, rows, stats), handling);
+            return;
+        }
+        let (parts, failed) = given.into_runs();
+        let mut bad = BadRows::default();
+        bad.add(failed);
+        if let Some(error) = bad.error_of_all(member.total) {
+            self.answer_error(piece.recipient(), error, handling);
+            return;
+        }
+        let outputs = Outputs {
+            batched: !member.whole,
+            parts,
+            failed: bad.into_entries(),
+        };
+        self.answer_result(piece, outputs, stats, handling);
     }
 
     // ---- bytes ---------------------------------------------------------------------------------------------------

@@ -255,7 +255,11 @@ impl Ventilator {
                     return Ok(());
                 }
                 // Answered where its result would have come.
-                self.refuse((reply, id), ModelLabel::default(), &malformed.error)
+                self.refuse(
+                    Asker { client: reply, id },
+                    ModelLabel::default(),
+                    &malformed.error,
+                )
             }
             Some(id) => {
                 self.refuse_on_port(reply, id, malformed.error);
@@ -291,21 +295,17 @@ impl Ventilator {
 
     /// Has the sink answer a request that never entered the queue. The label says for which model it was, if that
     /// is known.
-    pub(super) fn refuse(
-        &mut self,
-        (reply, request): (ReplyTo, RequestId),
-        label: ModelLabel,
-        error: &Error,
-    ) -> Result<()> {
+    pub(super) fn refuse(&mut self, asker: Asker, label: ModelLabel, error: &Error) -> Result<()> {
         // The sink has not heard of it, by whatever number.
         let serial = self.new_serial();
-        tracing::debug!(serial = serial.0, request_id = request.0, %error, "refused");
+        tracing::debug!(serial = serial.0, request_id = asker.id.0, %error, "refused");
         let now_us = self.links.clock.now_us();
-        self.clients.end(reply, request);
+        let Asker { client, id } = asker;
+        self.clients.end(client, id);
         self.tell_sink(&ToSink::Close(Close {
             serial,
-            reply,
-            request,
+            reply: client,
+            request: id,
             label,
             chunks: 0,
             arrived_us: now_us,

@@ -188,7 +188,7 @@ impl Worker {
                 computed.sent += self.send_done(chunk, &mut computed.done, now_us - started_us)?;
                 sent_us = now_us;
             }
-            self.compute_together(lane, chunk, (range, &mut computed))?;
+            self.compute_together(lane, chunk, range, &mut computed)?;
         }
         Ok(Some(computed))
     }
@@ -320,7 +320,8 @@ impl Worker {
         &mut self,
         lane: Lane,
         chunk: &Chunk,
-        (range, computed): (Range<usize>, &mut Computed),
+        range: Range<usize>,
+        computed: &mut Computed,
     ) -> Result<()> {
         let members = &chunk.members[range.clone()];
         if members.len() > 1

@@ -145,7 +145,8 @@ impl AnswerState {
 /// Sends the runs of a stream's member, one part each. Of rows that failed there is one run, or none.
 pub(super) fn send_parts(
     piece: &Piece<'_>,
-    (runs, failed): (Vec<Batch>, Vec<FailedRows>),
+    runs: Vec<Batch>,
+    failed: Vec<FailedRows>,
     handling: &mut Handling<'_, impl Outlet>,
 ) {
     if !failed.is_empty() {
