@@ -30,6 +30,8 @@ static COUNTED: AtomicBool = AtomicBool::new(false);
 thread_local! {
     /// Where this thread panicked last.
     static PLACE: Cell<Option<String>> = const { Cell::new(None) };
+    /// A plugin, or a thread that worked for this one, has panicked: the error that it is told as is the next fault.
+    static PANICKED_ELSEWHERE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Has every panic of this process written into the log, with its place. What panics print on standard error is limited
@@ -72,9 +74,17 @@ fn may_tell(now: Instant) -> Option<u64> {
     Some(std::mem::take(withheld))
 }
 
-/// A plugin has panicked, which has a hook of its own: there.
-pub(crate) fn panicked_at(place: &str) {
-    PLACE.set(Some(place.to_owned()));
+/// A panic that no `catch_unwind` of this thread sees is told to it as an error: a plugin's, which has a hook of its own,
+/// or that of a thread that worked for this one. `place` is where, if that is known.
+pub(crate) fn panicked_elsewhere(place: Option<&str>) {
+    PLACE.set(place.map(str::to_owned));
+    PANICKED_ELSEWHERE.set(true);
+}
+
+/// A model is called, or read, from here on: a panic that was noted before is not that call's.
+pub(crate) fn begin_call() {
+    PLACE.set(None);
+    PANICKED_ELSEWHERE.set(false);
 }
 
 /// Where this thread panicked since it was asked last.
@@ -92,7 +102,17 @@ pub(crate) struct Fault<'a> {
     pub(crate) by: &'a str,
     /// The requests whose rows it had, by their clients' numbers.
     pub(crate) requests: &'a [RequestId],
+    pub(crate) kind: FaultKind,
     pub(crate) error: &'a Error,
+}
+
+/// How it went wrong, as far as this thread saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FaultKind {
+    /// It was caught here.
+    Panic,
+    /// An error was returned; [`panicked_elsewhere`] knows whether a panic is behind it.
+    Error,
 }
 
 /// Notes an error that is a model's or our own fault, and nobody's who sent a request: `INTERNAL`.
@@ -106,7 +126,11 @@ pub(crate) fn note(fault: &Fault<'_>) {
 
 /// The line to be written now, if the fault is not counted.
 fn counted(fault: &Fault<'_>) -> Option<Line> {
-    let line = Line::of(fault, take_place());
+    let kind = match PANICKED_ELSEWHERE.take() {
+        true => FaultKind::Panic,
+        false => fault.kind,
+    };
+    let line = Line::of(&Fault { kind, ..*fault }, take_place());
     with_table(|table| table.note(line, Instant::now()))
 }
 
@@ -136,19 +160,21 @@ pub(crate) fn due() -> Option<Duration> {
 }
 
 /// Writes the lines whose time has come; all of them at the end.
-pub(crate) fn flush(all: All) {
+pub(crate) fn flush(which: Flush) {
     if !COUNTED.load(Ordering::Relaxed) {
         return;
     }
-    let lines = with_table(|table| table.flush(all, Instant::now()));
+    let lines = with_table(|table| table.flush(which, Instant::now()));
     lines.iter().for_each(Line::write);
 }
 
 /// Which lines are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum All {
+pub(crate) enum Flush {
+    /// Those whose time has come.
     Due,
-    AtTheEnd,
+    /// All: the thread ends.
+    Everything,
 }
 
 /// What a line says.
@@ -160,23 +186,21 @@ struct Line {
     requests: Vec<RequestId>,
     place: Option<String>,
     error: String,
-    is_panic: bool,
+    kind: FaultKind,
     /// Faults that it stands for.
     count: u64,
 }
 
 impl Line {
     fn of(fault: &Fault<'_>, place: Option<String>) -> Line {
-        let error = fault.error.message().to_owned();
-        let is_panic = error.contains("panicked");
         Line {
             model: fault.model.to_owned(),
             version: fault.version.to_owned(),
             by: fault.by.to_owned(),
             requests: fault.requests.iter().take(MOST_REQUESTS).copied().collect(),
-            place: place.filter(|_| is_panic),
-            error,
-            is_panic,
+            place: place.filter(|_| fault.kind == FaultKind::Panic),
+            error: fault.error.message().to_owned(),
+            kind: fault.kind,
             count: 1,
         }
     }
@@ -195,8 +219,8 @@ impl Line {
             count,
             ..
         } = self;
-        match self.is_panic {
-            true => {
+        match self.kind {
+            FaultKind::Panic => {
                 tracing::error!(
                     model,
                     version,
@@ -207,7 +231,7 @@ impl Line {
                     "a model panicked"
                 );
             }
-            false => {
+            FaultKind::Error => {
                 tracing::warn!(
                     model,
                     version,
@@ -257,10 +281,10 @@ impl Table {
         Some(line)
     }
 
-    fn flush(&mut self, all: All, now: Instant) -> Vec<Line> {
+    fn flush(&mut self, which: Flush, now: Instant) -> Vec<Line> {
         let mut lines = Vec::new();
         for window in self.0.values_mut() {
-            if all == All::AtTheEnd || window.until <= now {
+            if which == Flush::Everything || window.until <= now {
                 let line = window.last.take();
                 if line.is_some() {
                     window.until = now + WINDOW;
@@ -283,6 +307,7 @@ mod tests {
             version: "2",
             by: "worker 0",
             requests: &[RequestId(request)],
+            kind: FaultKind::Panic,
             error: &error,
         };
         Line::of(&fault, Some("src/lib.rs:7:5".to_owned()))
@@ -300,9 +325,9 @@ mod tests {
             table.note(line("b", 1), start).is_some(),
             "another model's first is said"
         );
-        assert!(table.flush(All::Due, start).is_empty());
+        assert!(table.flush(Flush::Due, start).is_empty());
         let later = start + WINDOW;
-        let rest = table.flush(All::Due, later);
+        let rest = table.flush(Flush::Due, later);
         let [rest] = &rest[..] else {
             panic!("{rest:?}")
         };
@@ -310,7 +335,7 @@ mod tests {
             (rest.count, &rest.requests[..]),
             (7_999, &[RequestId(8_000)][..])
         );
-        assert!(table.flush(All::AtTheEnd, later).is_empty());
+        assert!(table.flush(Flush::Everything, later).is_empty());
     }
 
     /// With a table for each of them, eight workers wrote eight lines of the same fault.
@@ -322,6 +347,7 @@ mod tests {
             version: "1",
             by: "worker",
             requests: &[],
+            kind: FaultKind::Error,
             error: &error,
         };
         let said = std::thread::scope(|scope| {
@@ -334,6 +360,50 @@ mod tests {
         assert_eq!(said, 1);
     }
 
+    /// A model whose own text had that word in it was logged as one that panicked, with the place of another panic.
+    #[test]
+    fn an_error_whose_text_says_panicked_is_no_panic() {
+        let error = Error::internal("the operator panicked, says the model");
+        let fault = |kind| Fault {
+            model: "says that it panicked",
+            version: "1",
+            by: "worker",
+            requests: &[],
+            kind,
+            error: &error,
+        };
+        let place = || Some("src/lib.rs:7:5".to_owned());
+        let line = Line::of(&fault(FaultKind::Error), place());
+        assert_eq!((line.kind, line.place), (FaultKind::Error, None));
+        let line = Line::of(&fault(FaultKind::Panic), place());
+        assert_eq!((line.kind, line.place), (FaultKind::Panic, place()));
+    }
+
+    #[test]
+    fn a_panic_of_a_plugin_is_one_although_it_comes_as_an_error() {
+        let error = Error::internal("ouch");
+        let line = |model: &str| {
+            counted(&Fault {
+                model,
+                version: "1",
+                by: "worker",
+                requests: &[],
+                kind: FaultKind::Error,
+                error: &error,
+            })
+            .unwrap()
+        };
+        panicked_elsewhere(Some("plugin.rs:3:1"));
+        let first = line("a plugin that panicked");
+        assert_eq!(first.kind, FaultKind::Panic);
+        assert_eq!(first.place.as_deref(), Some("plugin.rs:3:1"));
+        let next = line("the model after it");
+        assert_eq!((next.kind, next.place), (FaultKind::Error, None));
+        panicked_elsewhere(None);
+        begin_call();
+        assert_eq!(line("a later call").kind, FaultKind::Error);
+    }
+
     #[test]
     fn what_was_counted_is_said_with_the_next_or_at_the_end() {
         let (mut table, start) = (Table::default(), Instant::now());
@@ -342,7 +412,7 @@ mod tests {
         let next = table.note(line("a", 3), start + WINDOW).unwrap();
         assert_eq!(next.count, 2);
         table.note(line("a", 4), start + WINDOW);
-        assert_eq!(table.flush(All::AtTheEnd, start + WINDOW)[0].count, 1);
+        assert_eq!(table.flush(Flush::Everything, start + WINDOW)[0].count, 1);
     }
 
     #[test]

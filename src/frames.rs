@@ -148,7 +148,7 @@ fn last_error() -> zmq::Error {
     zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() })
 }
 
-/// What an inner socket tells of news by, to be polled with others; the rules are those of [`crate::socket::Waiter::wait`].
+/// The descriptor that becomes readable when the socket has something to receive, to be polled with others; the rules are those of [`crate::socket::Waiter::wait`].
 ///
 /// # Errors
 /// The socket's.
@@ -157,18 +157,6 @@ pub(crate) fn descriptor(socket: &Socket) -> crate::error::Result<BorrowedFd<'_>
     // SAFETY: libzmq keeps the descriptor open for as long as the socket lives, which is borrowed.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
-
-/// Returns free pages of malloc's heaps to the system; `model/engine/memory.rs` says when. It takes milliseconds. (It is here
-/// because this is the file that may call foreign functions.)
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(crate) fn trim_heaps() {
-    // SAFETY: malloc_trim has no preconditions; it locks each heap while it looks for free pages.
-    unsafe { libc::malloc_trim(0) };
-}
-
-/// Other allocators return free pages by themselves, or have no way to be asked.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) fn trim_heaps() {}
 
 /// Receives all frames of one message. `None`: nothing is there (with DONTWAIT), or nothing came in time.
 ///

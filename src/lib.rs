@@ -25,7 +25,8 @@
 //! | [`error`], [`tensor`], [`message`] | the words: error codes, rows in columns, requests, chunks and parts |
 //! | [`wire`] | frames ↔ messages, and the protocol's page: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` and `chunk.rs` what the loops say to each other |
 //! | `zmtp` | connections of our own that speak ZMTP: the server's two ports and the client |
-//! | `frames`, `socket` | zero-copy frames; how the loops' sockets are set up and waited for |
+//! | `frames`, `socket`, `waker` | zero-copy frames; how the loops' sockets are set up and waited for; a descriptor to wake a loop by |
+//! | `thread_priority`, `heap` | calls of the system: which threads go first, and memory that is given back |
 //! | `deadlines`, `shares` | what the queue and the catalog count alike: when requests run out of time, how much each client has |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
@@ -79,7 +80,7 @@
 //! # What always holds
 //!
 //! 1. Data between the loops rides ZeroMQ, and so does control that must wake a polling loop. What a door says and is told
-//!    has a bounded queue and a descriptor of its own (`pipeline/doors.rs`), and an order to stop has one that was made at
+//!    has a bounded queue and a descriptor of its own (`pipeline/door_queues.rs`), and an order to stop has one that was made at
 //!    the start (`pipeline/control.rs`), since it must work when no descriptor is left. Nothing travels on two of these.
 //! 2. Ventilator and sink bind, workers connect. Start and stop are synchronous; at the end a marker travels ventilator →
 //!    each worker → sink, behind the data.
@@ -89,12 +90,13 @@
 //! 5. No input from a client can panic, abort or wedge the server, or make it use memory beyond its bounds.
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
-//! 8. `unsafe` is in `frames.rs`, in `zmtp/unsent.rs` and `priority.rs` (system calls that no crate wraps), and for the C
-//!    interface of plugins in `plugin/glue.rs` (the author's side) and `plugin/host/` (the server's side), each block with
-//!    its reason.
+//! 8. `unsafe` is in `frames.rs`, in `heap.rs`, `zmtp/unsent.rs` and `thread_priority.rs` (calls of the system that no crate
+//!    wraps), and for the C interface of plugins in `plugin/glue.rs` (the author's side) and `plugin/host/` (the server's
+//!    side), each block with its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
-//! thread; no table is shared between threads on the data path but the board of cancelled serials, which may forget.
+//! thread; on the data path two tables are shared between threads: the board of cancelled serials, which may forget, and
+//! the list of open doors (`pipeline/door_queues.rs`), which is locked for the length of a look-up.
 //!
 //! A *door* ([`server::Door`]) is a client inside the process: its requests and answers cross as messages, uncopied. Each of
 //! its callers has an address of its own ([`message::ReplyTo`]), so that bounds and turns take it for a session.
@@ -149,6 +151,8 @@ pub(crate) mod frames;
 #[cfg(all(feature = "server", feature = "plugin"))]
 pub mod guide;
 #[cfg(feature = "server")]
+mod heap;
+#[cfg(feature = "server")]
 pub mod logging;
 pub mod message;
 #[cfg(feature = "server")]
@@ -159,8 +163,6 @@ pub mod model;
 pub(crate) mod pipeline;
 #[cfg(any(feature = "plugin", feature = "server"))]
 pub mod plugin;
-#[cfg(feature = "server")]
-mod priority;
 #[cfg(any(feature = "plugin", feature = "server"))]
 pub(crate) mod proxy;
 #[cfg(all(test, feature = "server"))]
@@ -177,6 +179,8 @@ pub(crate) mod socket;
 #[cfg(feature = "server")]
 pub(crate) mod split;
 pub mod tensor;
+#[cfg(feature = "server")]
+mod thread_priority;
 #[cfg(any(feature = "client", feature = "server"))]
 pub(crate) mod waker;
 pub mod wire;

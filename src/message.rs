@@ -2,6 +2,9 @@
 //! of a message between two loops; rows travel beside it (`wire/inner.rs`).
 
 mod failed;
+#[cfg(feature = "server")]
+mod inner;
+#[cfg(feature = "server")]
 mod members;
 
 use std::fmt;
@@ -10,8 +13,9 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use failed::{FailedRows, OnBadRow};
+#[cfg(feature = "server")]
+pub(crate) use inner::{Chunk, Credit, Handed, Outcome, Part, Ran, Rows};
 
-use crate::error::Error;
 use crate::tensor::Batch;
 
 macro_rules! number {
@@ -59,7 +63,7 @@ number!(
 /// By what protocol a client came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum DoorKind {
+pub enum Protocol {
     /// A session of this crate's protocol, over `port` and `port_out`.
     Zmq,
     /// A door for HTTP.
@@ -70,25 +74,32 @@ pub enum DoorKind {
     Inside,
 }
 
-impl DoorKind {
-    /// Every kind, in the order of the declaration.
-    pub const ALL: [DoorKind; 4] = [
-        DoorKind::Zmq,
-        DoorKind::Http,
-        DoorKind::Grpc,
-        DoorKind::Inside,
+impl Protocol {
+    /// Every protocol, in the order of the declaration.
+    pub const ALL: [Protocol; 4] = [
+        Protocol::Zmq,
+        Protocol::Http,
+        Protocol::Grpc,
+        Protocol::Inside,
     ];
 
     /// The name that metrics give it.
     pub fn as_str(self) -> &'static str {
         match self {
-            DoorKind::Zmq => "zmq",
-            DoorKind::Http => "http",
-            DoorKind::Grpc => "grpc",
-            DoorKind::Inside => "inside",
+            Protocol::Zmq => "zmq",
+            Protocol::Http => "http",
+            Protocol::Grpc => "grpc",
+            Protocol::Inside => "inside",
         }
     }
 }
+
+/// The second byte of an address that is made here, of which the first is 0: of a connection without a session.
+#[cfg(feature = "server")]
+const OF_NO_SESSION: u8 = 1;
+/// Of a caller of a door.
+#[cfg(feature = "server")]
+const OF_CALLER: u8 = 2;
 
 /// Where answers to a session go: its 16-byte routing id. A secret, so it prints as nothing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -98,14 +109,14 @@ impl ReplyTo {
     /// Of a connection whose routing id is none of this protocol's: it may ask questions, and no result can reach it.
     #[cfg(feature = "server")]
     pub(crate) fn without_session(number: u64) -> ReplyTo {
-        ReplyTo::inside(1, 0, number)
+        ReplyTo::inside(OF_NO_SESSION, 0, number)
     }
 
     /// Of a caller of a door in this process.
     #[cfg(feature = "server")]
-    pub(crate) fn of_caller(kind: DoorKind, door: u32, caller: u64) -> ReplyTo {
-        let mut reply = ReplyTo::inside(2, door, caller);
-        reply.0[2] = kind as u8;
+    pub(crate) fn of_caller(protocol: Protocol, door: u32, caller: u64) -> ReplyTo {
+        let mut reply = ReplyTo::inside(OF_CALLER, door, caller);
+        reply.0[2] = protocol as u8;
         reply
     }
 
@@ -122,23 +133,23 @@ impl ReplyTo {
     /// Whether results can reach it.
     #[cfg(feature = "server")]
     pub(crate) fn is_session(self) -> bool {
-        self.0[0] != 0 || self.0[1] == 2
+        self.0[0] != 0 || self.0[1] == OF_CALLER
     }
 
     /// How it came.
     #[cfg(feature = "server")]
-    pub(crate) fn door_kind(self) -> DoorKind {
+    pub(crate) fn protocol(self) -> Protocol {
         match self.0 {
-            [0, 2, kind, ..] => DoorKind::ALL.get(kind as usize).copied(),
+            [0, OF_CALLER, protocol, ..] => Protocol::ALL.get(protocol as usize).copied(),
             _ => None,
         }
-        .unwrap_or(DoorKind::Zmq)
+        .unwrap_or(Protocol::Zmq)
     }
 
     /// The door and the caller, if it is a door's.
     #[cfg(feature = "server")]
     pub(crate) fn caller(self) -> Option<(u32, u64)> {
-        let [0, 2, _, _, door @ ..] = self.0 else {
+        let [0, OF_CALLER, _, _, door @ ..] = self.0 else {
             return None;
         };
         let (door, caller) = door.split_at(4);
@@ -292,177 +303,4 @@ impl<'a> Run<'a> {
             cancelled: &|| false,
         }
     }
-}
-
-/// Rows on their way to a worker, with parameters that are bytes until they are there.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(bound = "P: Default")]
-pub struct Chunk<P = Params> {
-    /// The chunk's number.
-    pub id: ChunkId,
-    /// Which leg of the model's stages runs next; 0 is the first. A leg is stages in a row that run in the same kind of
-    /// worker; the inputs are what the leg before it gave.
-    pub leg: u32,
-    /// The first leg that is not this worker's.
-    pub until: u32,
-    /// There are legs after those: what they need goes back with the credit.
-    pub goes_on: bool,
-    /// Inside the model in earlier legs, in microseconds.
-    pub spent_us: u64,
-    /// 0 for the first run, more after a worker was lost.
-    pub attempt: u32,
-    /// The model.
-    pub model: ModelId,
-    /// Under which name it is counted.
-    pub label: ModelLabel,
-    /// Rows that run at once; `None`: all of the chunk's.
-    pub run: Option<u64>,
-    /// The request's parameters; empty for most.
-    #[serde(skip)]
-    pub params: P,
-    /// Whose rows these are, in row order.
-    #[serde(with = "members")]
-    pub members: Vec<Member>,
-    /// Their inputs.
-    #[serde(skip)]
-    pub rows: Rows,
-    /// Rows that failed in an earlier leg. Others run in their place, and what these give is not used.
-    pub failed: Vec<(Serial, FailedRows)>,
-}
-
-/// The inputs of a chunk's members, in the model's order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Rows {
-    /// Of each member by itself.
-    Each(Vec<Batch>),
-    /// Of all members, one after the other in one piece of memory: small requests that share a chunk.
-    Joined(Batch),
-}
-
-impl Default for Rows {
-    fn default() -> Rows {
-        Rows::Each(Vec::new())
-    }
-}
-
-impl Rows {
-    /// As they lie in memory.
-    pub fn batches(&self) -> &[Batch] {
-        match self {
-            Rows::Each(batches) => batches,
-            Rows::Joined(batch) => std::slice::from_ref(batch),
-        }
-    }
-
-    /// Of some of the members, shared and not copied.
-    pub fn of(&self, members: &[Member], some: std::ops::Range<usize>) -> Rows {
-        match self {
-            Rows::Each(batches) => Rows::Each(batches[some].to_vec()),
-            Rows::Joined(batch) => {
-                let rows = |members: &[Member]| members.iter().map(|m| m.rows as usize).sum();
-                let start: usize = rows(&members[..some.start]);
-                Rows::Joined(batch.slice_rows(start, rows(&members[some])))
-            }
-        }
-    }
-
-    /// Of each member by itself; what is joined is shared and not copied.
-    pub fn into_each(self, members: &[Member]) -> Vec<Batch> {
-        match self {
-            Rows::Each(batches) => batches,
-            Rows::Joined(batch) => {
-                let mut start = 0;
-                let each = members.iter().map(|member| {
-                    let rows = member.rows as usize;
-                    start += rows;
-                    batch.slice_rows(start - rows, rows)
-                });
-                each.collect()
-            }
-        }
-    }
-}
-
-/// How a chunk ended.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Outcome {
-    /// What the runs gave, for the members in their order.
-    Done(Vec<Ran>),
-    /// Every member had been cancelled before it ran.
-    #[default]
-    Skipped,
-    /// The model failed; the credit says how.
-    Failed,
-}
-
-/// What running the rows of some members gave.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ran {
-    /// The number of members, which follow each other.
-    pub members: usize,
-    /// The outputs of each run, in the model's order. The rows of several members are one run. Of a member whose rows
-    /// all failed there is none.
-    pub runs: Vec<Batch>,
-    /// The rows that failed, of one member that reports them: they are blank in its one run.
-    pub failed: Vec<FailedRows>,
-}
-
-/// A chunk's results on their way to the sink.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Part {
-    /// The chunk's number.
-    pub chunk: ChunkId,
-    /// Who ran it.
-    pub worker: WorkerId,
-    /// As in the chunk.
-    pub attempt: u32,
-    /// As in the chunk.
-    pub label: ModelLabel,
-    /// Inside the model, in microseconds.
-    pub compute_us: u64,
-    /// As in the chunk.
-    #[serde(with = "members")]
-    pub members: Vec<Member>,
-    /// The results.
-    #[serde(skip)]
-    pub outcome: Outcome,
-}
-
-/// "I am free": what a worker tells the ventilator after each chunk.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Credit {
-    /// Who.
-    pub worker: WorkerId,
-    /// The chunk that ended.
-    pub chunk: ChunkId,
-    /// Its model.
-    pub model: ModelId,
-    /// As in the chunk.
-    pub label: ModelLabel,
-    /// Rows that ran; 0 if it was skipped or failed.
-    pub rows: u64,
-    /// Runs that these rows took.
-    pub runs: u64,
-    /// Inside the model, in microseconds.
-    pub compute_us: u64,
-    /// Inside the model in earlier legs, in microseconds.
-    pub spent_us: u64,
-    /// The members that failed, and why.
-    pub failed: Vec<(Serial, Error)>,
-    /// What the next leg goes on with; empty if the model has run to its end.
-    pub handed: Vec<Handed>,
-}
-
-/// What a leg of a model gave for the rows of one member, for the next leg to go on with.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Handed {
-    /// Whose rows.
-    pub serial: Serial,
-    /// How many.
-    pub rows: u64,
-    /// What the leg gave, in its order.
-    #[serde(skip)]
-    pub batch: Batch,
-    /// Rows that failed in it or before. What is in the batch for them are other rows, so that the next leg can run.
-    pub failed: Vec<FailedRows>,
 }

@@ -29,19 +29,19 @@ use self::ports::{BoundPort, BoundPorts};
 use crate::catalog::MostModels;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::message::{DoorKind, Role, WorkerId};
+use crate::message::{Protocol, Role, WorkerId};
 use crate::model::loader::Loader;
 use crate::model::{Engine, EngineLog, Store, StoreConfig};
 use crate::pipeline::control::StopOrder;
-use crate::pipeline::doors::Doors;
+use crate::pipeline::door_queues::Doors;
 use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, report_opened, sink, tell,
     ventilator, worker,
 };
-use crate::priority;
 use crate::schedule::{Lane, Limits};
 use crate::socket::{self, BusyPoll};
+use crate::thread_priority;
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToVentilator};
 use crate::wire::server::Welcome;
@@ -302,14 +302,14 @@ impl Server {
     /// # Errors
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
     pub fn door(&self) -> Result<Door> {
-        self.door_for(DoorKind::Inside)
+        self.door_for(Protocol::Inside)
     }
 
     /// Opens a door for the clients of a protocol, under whose name its requests are counted.
     ///
     /// # Errors
     /// As [`Server::door`].
-    pub fn door_for(&self, kind: DoorKind) -> Result<Door> {
+    pub fn door_for(&self, kind: Protocol) -> Result<Door> {
         Door::open(self.doors.clone(), kind)
     }
 
@@ -412,7 +412,7 @@ fn start_sink(
 ) -> Result<JoinHandle<Result<()>>> {
     let shared = shared.clone();
     spawn("sink".to_owned(), move || {
-        priority::ask_for_short_slices();
+        thread_priority::ask_for_short_slices();
         run_sink(shared, port, opened)
     })
 }
@@ -424,7 +424,7 @@ fn start_ventilator(
 ) -> Result<JoinHandle<Result<()>>> {
     let shared = shared.clone();
     spawn("ventilator".to_owned(), move || {
-        priority::ask_for_short_slices();
+        thread_priority::ask_for_short_slices();
         run_ventilator(shared, own, opened)
     })
 }
@@ -451,7 +451,7 @@ fn start_worker(
     };
     let (context, nice) = (shared.context.clone(), config.worker_nice);
     spawn(format!("worker-{number}"), move || {
-        priority::be_nice(nice);
+        thread_priority::be_nice(nice);
         if let Err(error) = worker::run(&context, setup, opened) {
             tracing::debug!(worker_id = number, %error, "a worker ended");
         }

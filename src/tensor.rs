@@ -15,6 +15,7 @@ mod document;
 mod layout;
 mod unchecked;
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -32,8 +33,8 @@ use unchecked::Values;
 
 use crate::error::{Error, Result};
 
-/// The bytes of a tensor, as they travel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The bytes of a tensor, as they travel. What it shows of itself is how many they are.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Data {
     /// Elements of one size, back to back.
     Fixed(Bytes),
@@ -44,6 +45,22 @@ pub enum Data {
         /// The elements back to back.
         values: Bytes,
     },
+}
+
+/// Contents of tensors belong in no log and in no error.
+impl fmt::Debug for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Data::Fixed(bytes) => write!(f, "Fixed({} bytes)", bytes.len()),
+            Data::Variable { offsets, values } => {
+                let (offsets, values) = (offsets.len(), values.len());
+                write!(
+                    f,
+                    "Variable({offsets} bytes of offsets, {values} of values)"
+                )
+            }
+        }
+    }
 }
 
 /// A named, typed, shaped piece of memory. Cloning shares the bytes.
@@ -485,6 +502,18 @@ impl<T: Element> AsRef<[u8]> for OwnedElements<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn debug_shows_how_many_bytes_there_are_and_none_of_them() {
+        let strings = Tensor::from_strings("s", None, &["secret"]).unwrap();
+        let numbers = Tensor::from_slice("x", vec![1], &[0x7365_6372u32]).unwrap();
+        let shown = format!("{strings:?} {numbers:?}");
+        assert!(shown.contains("16 bytes of offsets, 6 of values") && shown.contains("4 bytes"));
+        assert!(
+            !shown.contains("secr") && !shown.contains("rces"),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn a_slice_shares_memory_and_keeps_rows() {

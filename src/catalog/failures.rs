@@ -22,7 +22,7 @@ pub(crate) struct Failure {
     pub(crate) version: Option<String>,
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
-    pub(super) asked: Asked,
+    pub(super) asked: AskedFor,
     /// Its files, if they were found.
     pub(super) key: Option<Key>,
     /// What was loaded but could not be opened by a worker.
@@ -31,20 +31,20 @@ pub(crate) struct Failure {
 
 /// What was asked for. The same request finds the same, as long as no file changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum AskedFor {
     Name(Name),
     /// A model's name and version as they were given, where files decide what they mean.
     Text(String, Option<String>),
 }
 
-impl Asked {
-    pub(super) fn of(named: &Named) -> Asked {
+impl AskedFor {
+    pub(super) fn of(named: &Named) -> AskedFor {
         match &named.name {
-            Some(name) => Asked::Name(name.clone()),
+            Some(name) => AskedFor::Name(name.clone()),
             None => {
                 let version = named.lookup.version_text();
                 let version = version.map(|version| shortened(&version));
-                Asked::Text(shortened(named.lookup.name()), version)
+                AskedFor::Text(shortened(named.lookup.name()), version)
             }
         }
     }
@@ -52,8 +52,8 @@ impl Asked {
     /// If it can be told without a look at files.
     pub(super) fn name(&self) -> Option<&Name> {
         match self {
-            Asked::Name(name) => Some(name),
-            Asked::Text(..) => None,
+            AskedFor::Name(name) => Some(name),
+            AskedFor::Text(..) => None,
         }
     }
 }
@@ -69,7 +69,7 @@ impl Failures {
         match error.code() {
             ErrorCode::NotFound => self.forget(named),
             ErrorCode::FailedPrecondition => {
-                let asked = Asked::of(named);
+                let asked = AskedFor::of(named);
                 self.0.retain(|failure| failure.asked != asked);
                 self.push(Failure {
                     name: shortened(named.lookup.name()),
@@ -87,7 +87,7 @@ impl Failures {
 
     /// The files of what was asked for were found: what it led to before says nothing of it any more.
     pub(super) fn found(&mut self, named: &Named, key: &Key) {
-        let asked = Asked::of(named);
+        let asked = AskedFor::of(named);
         let is_other = |failure: &Failure| {
             let same = failure.key.as_ref().is_some_and(|its| same(its, key));
             failure.asked == asked && !same
@@ -100,7 +100,7 @@ impl Failures {
         if says_nothing(error) {
             return;
         }
-        let asked = Asked::of(named);
+        let asked = AskedFor::of(named);
         self.0.retain(|failure| failure.asked != asked);
         self.push(Failure {
             name: shortened(found.name()),
@@ -114,7 +114,13 @@ impl Failures {
     }
 
     /// A worker cannot open what was read.
-    pub(super) fn unopened(&mut self, asked: Asked, model: &Description, key: &Key, error: &Error) {
+    pub(super) fn unopened(
+        &mut self,
+        asked: AskedFor,
+        model: &Description,
+        key: &Key,
+        error: &Error,
+    ) {
         if says_nothing(error) {
             return;
         }
@@ -140,7 +146,7 @@ impl Failures {
 
     /// It is not there, or is wanted no more.
     pub(super) fn forget(&mut self, named: &Named) {
-        let asked = Asked::of(named);
+        let asked = AskedFor::of(named);
         self.0.retain(|failure| failure.asked != asked);
     }
 

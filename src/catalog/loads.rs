@@ -3,24 +3,23 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::bounds::Bounds;
-use super::names::lookup_bytes;
+use super::lookup_cache::lookup_bytes;
 use super::waiting::Asker;
 use crate::error::{Error, Result};
 use crate::message::ReplyTo;
 use crate::model::{FoundModel, Lookup, Name};
-use crate::shares::{Amount, Shares};
+use crate::shares::{Amount, Bounds, Most, Shares};
 
 /// What the loader was asked and has not answered. Those of requests and questions count as waiting bytes too.
 const LOADS: Bounds = Bounds {
     what: "models and paths to look up, load or unload",
-    of_all: Amount {
+    of_all: Most {
         count: 4096,
-        bytes: 32 << 20,
+        bytes: Some(32 << 20),
     },
-    of_one: Amount {
+    of_one: Most {
         count: 2048,
-        bytes: 8 << 20,
+        bytes: Some(8 << 20),
     },
 };
 /// Loads and unloads of one client that are not done.
@@ -89,7 +88,7 @@ impl LoadRequest {
 }
 
 /// A load request that the loader has not answered.
-pub(super) struct Asked {
+pub(super) struct LoadJob {
     pub(super) request: LoadRequest,
     /// In whose turn it is done.
     pub(super) client: ReplyTo,
@@ -98,10 +97,17 @@ pub(super) struct Asked {
     bytes: u64,
 }
 
+/// Loads whose models are being opened, which the loader has answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpeningOrders {
+    pub(super) of_all: usize,
+    pub(super) of_client: usize,
+}
+
 /// What the loader was asked and has not answered.
 #[derive(Default)]
 pub(super) struct Loads {
-    asked: HashMap<u64, Asked>,
+    asked: HashMap<u64, LoadJob>,
     last_ticket: u64,
     shares: Shares,
 }
@@ -120,8 +126,7 @@ impl Loads {
         LOADS.check(&self.shares, *client, load_bytes(lookup))
     }
 
-    /// Whether an operator may have that loaded or unloaded too, beside the models that are being opened for `opening` of
-    /// all and of this client.
+    /// Whether an operator may have that loaded or unloaded too, beside the models of `opening`.
     ///
     /// # Errors
     /// As [`Loads::check`].
@@ -129,15 +134,15 @@ impl Loads {
         &self,
         client: &ReplyTo,
         lookup: &Lookup,
-        (all, own): (usize, usize),
+        opening: OpeningOrders,
     ) -> Result<()> {
-        if own + self.shares.of(*client).count >= MAX_ORDERS_OF_ONE {
+        if opening.of_client + self.shares.of(*client).count >= MAX_ORDERS_OF_ONE {
             return Err(Error::exhausted(format!(
                 "this client waits for {MAX_ORDERS_OF_ONE} models to be loaded, unloaded or looked up, the most that \
                  one may when it orders more; wait for some of the answers"
             )));
         }
-        if all + self.all().count >= MAX_ORDERS {
+        if opening.of_all + self.all().count >= MAX_ORDERS {
             return Err(Error::exhausted(format!(
                 "{MAX_ORDERS} models are waiting to be loaded or unloaded; try later"
             )));
@@ -145,12 +150,12 @@ impl Loads {
         self.check(client, lookup)
     }
 
-    /// The loader is asked. The ticket is under what its answer comes.
+    /// Registers a load request; its answer carries the returned ticket.
     pub(super) fn add(&mut self, client: &ReplyTo, request: LoadRequest) -> u64 {
         let bytes = load_bytes(&request.named().lookup);
         self.shares.add(*client, bytes);
         self.last_ticket += 1;
-        let asked = Asked {
+        let asked = LoadJob {
             request,
             client: *client,
             reading: None,
@@ -160,12 +165,12 @@ impl Loads {
         self.last_ticket
     }
 
-    pub(super) fn get_mut(&mut self, ticket: u64) -> Option<&mut Asked> {
+    pub(super) fn get_mut(&mut self, ticket: u64) -> Option<&mut LoadJob> {
         self.asked.get_mut(&ticket)
     }
 
     /// It is answered, or needs no answer any more.
-    pub(super) fn finish(&mut self, ticket: u64) -> Option<Asked> {
+    pub(super) fn finish(&mut self, ticket: u64) -> Option<LoadJob> {
         let asked = self.asked.remove(&ticket)?;
         self.shares.remove(asked.client, asked.bytes);
         Some(asked)
@@ -176,7 +181,7 @@ impl Loads {
         if self.shares.of(*client).count == 0 {
             return Vec::new();
         }
-        let its = |(ticket, asked): (&u64, &Asked)| {
+        let its = |(ticket, asked): (&u64, &LoadJob)| {
             let is_lookup = matches!(asked.request, LoadRequest::Describe(_));
             (is_lookup && asked.client == *client).then_some(*ticket)
         };
@@ -202,6 +207,11 @@ mod tests {
     use super::*;
     use crate::message::{Params, RequestId};
 
+    const NONE_OPENING: OpeningOrders = OpeningOrders {
+        of_all: 0,
+        of_client: 0,
+    };
+
     /// Asks until it is refused: how often it was not.
     fn fill(loads: &mut Loads, client: ReplyTo) -> usize {
         for number in 0.. {
@@ -222,7 +232,7 @@ mod tests {
         assert_eq!(fill(&mut loads, flood), LOADS.of_one.count);
         assert!(fill(&mut loads, other) > 500 && fill(&mut loads, third) > 200);
         let lookup = Lookup::of(Some("m"), &Params::new());
-        assert!(loads.check_order(&flood, &lookup, (0, 0)).is_err());
+        assert!(loads.check_order(&flood, &lookup, NONE_OPENING).is_err());
         for client in [flood, other, third] {
             for ticket in loads.lookups_of(&client) {
                 loads.finish(ticket);
@@ -242,16 +252,21 @@ mod tests {
         let lookup = Arc::new(Lookup::of(Some("m"), &Params::new()));
         for order in 0..MAX_ORDERS_OF_ONE {
             // Those that workers are opening count as those that the loader was asked.
-            assert!(loads.check_order(&client, &lookup, (0, 0)).is_ok());
-            let opening = (MAX_ORDERS_OF_ONE, MAX_ORDERS_OF_ONE - order);
+            assert!(loads.check_order(&client, &lookup, NONE_OPENING).is_ok());
+            let opening = OpeningOrders {
+                of_all: MAX_ORDERS_OF_ONE,
+                of_client: MAX_ORDERS_OF_ONE - order,
+            };
             assert!(loads.check_order(&client, &lookup, opening).is_err());
             let (lookup, name) = (lookup.clone(), None);
             loads.add(&client, LoadRequest::Unload(asker, Named { lookup, name }));
         }
-        let refused = loads.check_order(&client, &lookup, (0, 0)).unwrap_err();
+        let refused = loads
+            .check_order(&client, &lookup, NONE_OPENING)
+            .unwrap_err();
         assert!(refused.message().contains("wait for some"), "{refused}");
         let another = ReplyTo([2; 16]);
-        assert!(loads.check_order(&another, &lookup, (0, 0)).is_ok());
+        assert!(loads.check_order(&another, &lookup, NONE_OPENING).is_ok());
         assert!(
             loads.lookups_of(&client).is_empty(),
             "orders are done whoever goes"

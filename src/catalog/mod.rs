@@ -17,12 +17,11 @@
 //! What is absent: files, sockets, rows, the time. Deadlines are numbers that whoever has the clock compares.
 
 mod action;
-mod bounds;
 mod failures;
 mod known;
 mod loads;
+mod lookup_cache;
 mod models;
-mod names;
 mod openings;
 mod report;
 mod room;
@@ -33,8 +32,7 @@ mod waiting;
 use std::sync::Arc;
 
 pub(crate) use self::action::{Action, Answer};
-pub(crate) use self::bounds::Bounds;
-use self::failures::{Asked, Failures};
+use self::failures::{AskedFor, Failures};
 use self::known::Standing;
 use self::loads::{LoadRequest, Loads, Wanted};
 pub(crate) use self::loads::{Named, load_bytes};
@@ -519,7 +517,7 @@ impl<P> Catalog<P> {
         for wanted in opening.wanted {
             match (&opening.error, &key) {
                 (Some(error), Some(key)) => {
-                    let (asked, of) = (Asked::of(wanted.named()), &opening.description);
+                    let (asked, of) = (AskedFor::of(wanted.named()), &opening.description);
                     self.failures.unopened(asked, of, key, error);
                 }
                 (None, Some(key)) => self.failures.opens(wanted.named(), key),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::known::{Known, Standing};
 use super::loads::Named;
-use super::names::LookupCache;
+use super::lookup_cache::LookupCache;
 use super::openings::Openings;
 use super::room::{Last, MostModels, Room};
 use crate::error::{Error, Result};
@@ -16,11 +16,11 @@ use crate::wire::server::LoadOutcome;
 #[derive(Debug)]
 pub(crate) enum Change {
     /// From now on this lookup leads to that model, and to no other.
-    Leads(Arc<Lookup>, ModelId),
-    /// What leads to that model is to be looked up anew.
-    Unlearn(ModelId),
+    LeadsTo(Arc<Lookup>, ModelId),
+    /// Nothing leads to that model any more: what did is to be looked up anew.
+    NotFoundAnyMore(ModelId),
     /// Nobody needs a model any more: its sessions and its weights go.
-    Forget(ModelId),
+    Dropped(ModelId),
 }
 
 /// The models, what is known to lead to them, and the room that they have.
@@ -78,7 +78,7 @@ impl Models {
 
     /// A model that was read is not served.
     pub(super) fn turn_away(&mut self, model: &Description) {
-        self.changes.push(Change::Forget(model.id));
+        self.changes.push(Change::Dropped(model.id));
     }
 
     /// A lookup leads to a served model, and there is room for it or is made: the next request need not wait.
@@ -148,7 +148,7 @@ impl Models {
     fn learn(&mut self, client: &ReplyTo, lookup: &Arc<Lookup>, model: &Arc<Description>) {
         self.room.touch(model.id);
         self.cache.insert(client, lookup, model);
-        self.changes.push(Change::Leads(lookup.clone(), model.id));
+        self.changes.push(Change::LeadsTo(lookup.clone(), model.id));
     }
 
     /// The models that leave so that this one can be served. `replaced` leave anyway.
@@ -161,7 +161,8 @@ impl Models {
         let others = self.known.served().map(|served| served.id);
         let others = others.filter(|id| *id != model.id && !replaced.contains(id));
         let is_opening = |id| openings.contains(id);
-        self.room.make(model, others.collect(), is_opening)
+        self.room
+            .choose_leaving(model, others.collect(), is_opening)
     }
 
     fn make_room(&mut self, leaving: &[ModelId]) {
@@ -186,11 +187,11 @@ impl Models {
 
     fn unlearn(&mut self, model: ModelId) {
         self.cache.forget(model);
-        self.changes.push(Change::Unlearn(model));
+        self.changes.push(Change::NotFoundAnyMore(model));
     }
 
     fn forget(&mut self, model: ModelId) {
         self.known.forget(model);
-        self.changes.push(Change::Forget(model));
+        self.changes.push(Change::Dropped(model));
     }
 }

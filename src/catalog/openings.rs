@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::loads::Wanted;
+use super::loads::{OpeningOrders, Wanted};
 use crate::error::Error;
 use crate::message::{ModelId, ReplyTo, WorkerId};
 use crate::model::Description;
@@ -22,10 +22,13 @@ pub(super) struct Opening {
 
 impl Openings {
     /// How many want a model that is being opened: all of them, and that client's.
-    pub(super) fn orders(&self, client: &ReplyTo) -> (usize, usize) {
+    pub(super) fn orders(&self, client: &ReplyTo) -> OpeningOrders {
         let wanted = || self.0.values().flat_map(|opening| &opening.wanted);
         let own = wanted().filter(|wanted| wanted.is_of(client));
-        (wanted().count(), own.count())
+        OpeningOrders {
+            of_all: wanted().count(),
+            of_client: own.count(),
+        }
     }
 
     pub(super) fn contains(&self, model: ModelId) -> bool {
@@ -47,13 +50,13 @@ impl Openings {
         opening.wanted.push(wanted);
     }
 
-    /// These workers were told to open it. The opening, if that is none.
+    /// These workers were told to open it. Returns the opening if nobody is left to wait for.
     pub(super) fn told(&mut self, model: ModelId, workers: Vec<WorkerId>) -> Option<Opening> {
         self.0.get_mut(&model)?.missing.extend(workers);
         self.take_complete(model)
     }
 
-    /// A worker has opened a model, or has none to open any more. The opening, if that was the last one.
+    /// A worker has opened a model, or has none to open any more. Returns the opening if that was the last one.
     pub(super) fn opened(
         &mut self,
         worker: WorkerId,

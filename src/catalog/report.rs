@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Catalog;
-use super::failures::{Asked, Failure};
+use super::failures::{AskedFor, Failure};
 use crate::error::Error;
 use crate::message::ModelId;
 use crate::model::Description;
@@ -23,8 +23,8 @@ impl<P> Catalog<P> {
             Some(error) => {
                 if let (Some(of), Some(key)) = (known.get(model), known.key(model)) {
                     let asked = match known.name_of(model) {
-                        Some(name) => Asked::Name(name.clone()),
-                        None => Asked::Text(of.name.clone(), Some(of.version.clone())),
+                        Some(name) => AskedFor::Name(name.clone()),
+                        None => AskedFor::Text(of.name.clone(), Some(of.version.clone())),
                     };
                     self.failures.unopened(asked, of, key, error);
                 }

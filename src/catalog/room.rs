@@ -125,7 +125,7 @@ impl Room {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if that is not enough.
-    pub(super) fn make(
+    pub(super) fn choose_leaving(
         &self,
         new: &Description,
         mut others: Vec<ModelId>,

@@ -491,13 +491,13 @@ impl Simulation {
             Action::Started(_) => {
                 self.starting = self.starting.checked_sub(1).expect("it started twice");
             }
-            Action::Changed(Change::Leads(lookup, model)) => {
+            Action::Changed(Change::LeadsTo(lookup, model)) => {
                 self.headers.insert(lookup, model);
             }
-            Action::Changed(Change::Unlearn(model)) => {
+            Action::Changed(Change::NotFoundAnyMore(model)) => {
                 self.headers.retain(|_, leads_to| *leads_to != model);
             }
-            Action::Changed(Change::Forget(model)) => {
+            Action::Changed(Change::Dropped(model)) => {
                 let used = self.running.values().any(|of| *of == model);
                 assert!(!used, "{model:?} is forgotten while it is in use");
                 let held = self.folder.held.remove(&model);

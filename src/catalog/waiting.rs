@@ -4,23 +4,22 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 
-use super::bounds::Bounds;
 use crate::deadlines::Deadlines;
 use crate::error::Result;
 use crate::message::{ReplyTo, RequestId, Serial};
 use crate::model::Lookup;
-use crate::shares::{Amount, Shares};
+use crate::shares::{Amount, Bounds, Most, Shares};
 
 /// Questions about models that are not described yet. What they name counts with what the loader is asked.
 const QUESTIONS: Bounds = Bounds {
     what: "questions about models",
-    of_all: Amount {
+    of_all: Most {
         count: 4096,
-        bytes: 4096 * QUESTION_BYTES,
+        bytes: Some(4096 * QUESTION_BYTES),
     },
-    of_one: Amount {
+    of_one: Most {
         count: 256,
-        bytes: 256 * QUESTION_BYTES,
+        bytes: Some(256 * QUESTION_BYTES),
     },
 };
 pub(crate) const QUESTION_BYTES: u64 = 256;
@@ -52,6 +51,16 @@ pub(crate) struct Arrival {
     pub(crate) deadline_us: Option<u64>,
     /// What is held for it.
     pub(crate) bytes: u64,
+}
+
+impl Arrival {
+    /// Who sent it.
+    pub(crate) fn asker(&self) -> Asker {
+        Asker {
+            client: self.reply,
+            id: self.request,
+        }
+    }
 }
 
 /// Those who wait for what a lookup leads to.

@@ -198,8 +198,6 @@ impl Client {
 }
 
 fn unexpected(question: &str, answer: &ServerMessage) -> Error {
-    // Only the variant's name: an answer may be long.
-    let answer = format!("{answer:?}");
-    let kind = answer.split(['(', ' ']).next().unwrap_or_default();
+    let kind = answer.kind();
     Error::internal(format!("the server answered {question} with {kind}"))
 }

@@ -13,7 +13,7 @@ use crate::message::RequestId;
 use crate::tensor::Data;
 use crate::wire::client::InferHeader;
 use crate::wire::{self, TensorHeader, id};
-use crate::zmtp::codec::push_head;
+use crate::zmtp::codec::{HEAD_BYTES, push_head};
 use crate::zmtp::outgoing::{COPY_BYTES, Outgoing};
 
 /// The bytes of one request, as pieces for one vectored write.
@@ -43,8 +43,6 @@ impl Piece<'_> {
     }
 }
 
-/// The most that a frame's head takes.
-const HEAD_BYTES: usize = 9;
 /// About what a header of few inputs and no parameters takes.
 const USUAL_HEADER_BYTES: usize = 160;
 

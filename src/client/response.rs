@@ -96,8 +96,7 @@ impl Response {
         if !self.outputs.batched {
             return None;
         }
-        let rows_of = |part: &Batch| part.tensors.first().and_then(Tensor::rows);
-        Some(self.outputs.parts.iter().filter_map(rows_of).sum())
+        Some(self.outputs.parts.iter().filter_map(Batch::row_count).sum())
     }
 
     /// The parts as they came, in row order. One part for a model without a batch dimension.

@@ -8,7 +8,7 @@ use super::response::Part;
 use super::session::{Next, Session};
 use crate::error::{Error, Result};
 use crate::message::{RequestId, Stats};
-use crate::tensor::{Batch, Tensor};
+use crate::tensor::Batch;
 use crate::wire::server::ServerMessage;
 
 /// The parts of one answer, in the order in which they finish. Dropping it early takes the request back.
@@ -64,7 +64,7 @@ impl<'a> Parts<'a> {
     fn next_of_rest(&mut self) -> Option<Part> {
         let outputs = self.rest.next()?;
         let offset = self.next_row;
-        self.next_row += outputs.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
+        self.next_row += outputs.row_count().unwrap_or(0) as u64;
         Some(Part {
             offset,
             outputs,
@@ -108,8 +108,7 @@ impl Iterator for Parts<'_> {
                     return None;
                 }
                 ServerMessage::Result(outputs, stats) => {
-                    let rows_of = |b: &Batch| b.tensors.first().and_then(Tensor::rows);
-                    let rows: usize = outputs.parts.iter().filter_map(rows_of).sum();
+                    let rows: usize = outputs.parts.iter().filter_map(Batch::row_count).sum();
                     self.end = Some((outputs.batched.then_some(rows as u64), stats));
                     self.rest = outputs.parts.into_iter();
                     self.finish();

@@ -1,4 +1,4 @@
-//! The connections of one door thread: each is a caller of the pipeline, and none may crawl, stall or outstay the server.
+//! The connections of one door thread: each is a caller of the pipeline, and slow, stalled and idle ones are closed.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -14,9 +14,9 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::pipeline::Caller;
 use super::shared::Shared;
-use crate::message::DoorKind;
+use super::submit::Caller;
+use crate::message::Protocol;
 
 /// How many seconds the head of a request may take from its first byte on.
 const HEAD_SECONDS: u32 = 10;
@@ -46,7 +46,7 @@ pub(crate) struct Connection {
     pub(crate) caller: Caller,
     /// Who it is for the system.
     pub(crate) peer: SocketAddr,
-    pub(super) kind: DoorKind,
+    pub(super) kind: Protocol,
     clock: Rc<Cell<u32>>,
     wanted: Cell<Wanted>,
     /// Wakes what drives it when it is told something, and whatever else waits for that.
@@ -303,7 +303,7 @@ impl Connections {
     }
 
     /// One more, unless there are too many.
-    pub(super) fn add(&self, kind: DoorKind, peer: SocketAddr) -> Option<Rc<Connection>> {
+    pub(super) fn add(&self, kind: Protocol, peer: SocketAddr) -> Option<Rc<Connection>> {
         if !self.shared.add_connection(kind) {
             return None;
         }

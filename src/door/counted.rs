@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::pipeline::Held;
+use super::submit::Held;
 
 /// A piece of at least so many bytes counts until it was written, a smaller one until it was handed to the connection,
 /// which holds few of them.

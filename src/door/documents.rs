@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::incoming::HERE_BYTES;
 use super::local::Local;
-use super::pipeline::Caller;
+use super::submit::Caller;
 use super::translate::strings::to_documents;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{MODEL_VERSION, Request};

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::documents::Documents;
-use super::pipeline::{Caller, Pipeline};
 use super::shared::Shared;
+use super::submit::{Caller, Pipeline};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::DoorKind;
+use crate::message::Protocol;
 use crate::metrics::{self, Health, Outside, Process};
 use crate::server::Offers;
 
@@ -68,7 +68,7 @@ impl Local {
     pub(crate) async fn metrics(&self, caller: &Caller) -> Result<String> {
         let snapshot = self.pipeline.metrics(caller).await?;
         let connections = self.shared.connections();
-        let of_doors = |kind: DoorKind| matches!(kind, DoorKind::Http | DoorKind::Grpc);
+        let of_doors = |kind: Protocol| matches!(kind, Protocol::Http | Protocol::Grpc);
         let outside = Outside {
             connections: connections.filter(|(kind, _)| of_doors(*kind)).collect(),
             responses: self.shared.responses.each(),

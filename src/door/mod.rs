@@ -32,11 +32,11 @@ mod inflate;
 mod local;
 mod models;
 mod ordered;
-mod pipeline;
 mod responses;
 mod runtime;
 mod serving;
 mod shared;
+mod submit;
 mod translate;
 mod watched;
 
@@ -51,7 +51,7 @@ use self::runtime::{Opened, Order};
 use self::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::message::DoorKind;
+use crate::message::Protocol;
 use crate::server::Server;
 
 /// The doors of a server. They end by themselves once the server has stopped; dropping them ends them at once.
@@ -90,7 +90,7 @@ impl Doors {
         }
         let shared = Arc::new(Shared::new(config));
         for number in 0..config.door_threads {
-            let opened = |kind: DoorKind, listener: TcpListener| -> Result<Opened> {
+            let opened = |kind: Protocol, listener: TcpListener| -> Result<Opened> {
                 Ok(Opened {
                     kind,
                     door: server.door_for(kind)?,
@@ -102,15 +102,15 @@ impl Doors {
                 shared: shared.clone(),
                 orders: orders.clone(),
                 http: again(http.as_ref())?
-                    .map(|listener| opened(DoorKind::Http, listener))
+                    .map(|listener| opened(Protocol::Http, listener))
                     .transpose()?,
                 grpc: again(grpc.as_ref())?
-                    .map(|listener| opened(DoorKind::Grpc, listener))
+                    .map(|listener| opened(Protocol::Grpc, listener))
                     .transpose()?,
                 // Who scrapes comes rarely: one thread is enough.
                 metrics: metrics
                     .take()
-                    .map(|listener| opened(DoorKind::Http, listener))
+                    .map(|listener| opened(Protocol::Http, listener))
                     .transpose()?,
             };
             let thread = std::thread::Builder::new()

@@ -9,13 +9,13 @@ use serde_json::Value;
 
 use super::connections::Connection;
 use super::local::Local;
-use super::pipeline::Caller;
+use super::submit::Caller;
 use super::translate::Infer;
 use super::translate::metadata::{self, ModelMetadata};
 use super::translate::statistics::{self, ModelStatistics};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{MODEL_VERSION, Params};
-use crate::wire::server::{BrokenModel, ModelInfo, Status};
+use crate::wire::server::{FailedModel, ModelInfo, Status};
 
 /// A model, and the version that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,7 +194,7 @@ impl<'a> Models<'a> {
                 if !unloaded.is_empty() && unloaded.contains(&offers.model_of(name)) {
                     return Some("unloaded".to_owned());
                 }
-                let its = |of: &&BrokenModel| of.name == name && of.served_on.is_none();
+                let its = |of: &&FailedModel| of.name == name && of.served_on.is_none();
                 let mut its = broken.iter().filter(its).peekable();
                 if is_served.contains(name) || its.peek().is_none() {
                     return None;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
-use super::pipeline::{Part, Parts};
+use super::submit::{Part, Parts};
 use crate::error::Result;
 
 /// The parts of a request. Dropping it cancels the request.

@@ -6,7 +6,7 @@ use hyper::header::HeaderMap;
 use hyper::{Response, StatusCode};
 use tonic::Code;
 
-use crate::message::DoorKind;
+use crate::message::Protocol;
 
 /// The first status of HTTP, and how many there may be.
 const FIRST: u16 = 100;
@@ -32,22 +32,22 @@ impl Default for Responses {
 
 impl Responses {
     /// Counts an answer whose head is about to leave; one of gRPC if it is refused there already.
-    pub(super) fn count<B>(&self, kind: DoorKind, reply: &Response<B>) {
+    pub(super) fn count<B>(&self, kind: Protocol, reply: &Response<B>) {
         match kind {
-            DoorKind::Http => {
+            Protocol::Http => {
                 let index = reply.status().as_u16().checked_sub(FIRST);
                 if let Some(count) = index.and_then(|index| self.http.get(usize::from(index))) {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            DoorKind::Grpc => self.count_end(kind, reply.headers()),
+            Protocol::Grpc => self.count_end(kind, reply.headers()),
             _ => {}
         }
     }
 
     /// Counts how an answer of gRPC ends, if these headers or trailers say so.
-    pub(super) fn count_end(&self, kind: DoorKind, headers: &HeaderMap) {
-        if kind != DoorKind::Grpc {
+    pub(super) fn count_end(&self, kind: Protocol, headers: &HeaderMap) {
+        if kind != Protocol::Grpc {
             return;
         }
         let Some(status) = headers.get("grpc-status") else {
@@ -60,10 +60,10 @@ impl Responses {
     }
 
     /// Each status that was given, in the protocol's own words, and how often.
-    pub(crate) fn each(&self) -> Vec<(DoorKind, String, u64)> {
+    pub(crate) fn each(&self) -> Vec<(Protocol, String, u64)> {
         let http = self.http.iter().zip(FIRST..).map(|(count, status)| {
             let status = StatusCode::from_u16(status).map(|status| status.as_str().to_owned());
-            (DoorKind::Http, status.unwrap_or_default(), count)
+            (Protocol::Http, status.unwrap_or_default(), count)
         });
         let grpc = self.grpc.iter().zip(0..).map(|(count, code)| {
             // The names that the protocol has, as errors of ours are written: DEADLINE_EXCEEDED.
@@ -75,7 +75,7 @@ impl Responses {
                 }
                 words.push(letter.to_ascii_uppercase());
             }
-            (DoorKind::Grpc, words, count)
+            (Protocol::Grpc, words, count)
         });
         let counted = http
             .chain(grpc)
@@ -94,18 +94,18 @@ mod tests {
         for status in [200, 413, 200, 599] {
             let mut reply = Response::new(());
             *reply.status_mut() = StatusCode::from_u16(status).unwrap();
-            responses.count(DoorKind::Http, &reply);
+            responses.count(Protocol::Http, &reply);
             // Those of gRPC are 200, and end in their own way.
-            responses.count(DoorKind::Grpc, &reply);
-            responses.count(DoorKind::Inside, &reply);
+            responses.count(Protocol::Grpc, &reply);
+            responses.count(Protocol::Inside, &reply);
         }
         for code in ["0", "4", "999"] {
             let mut headers = HeaderMap::new();
             headers.insert("grpc-status", code.parse().unwrap());
-            responses.count_end(DoorKind::Grpc, &headers);
-            responses.count_end(DoorKind::Http, &headers);
+            responses.count_end(Protocol::Grpc, &headers);
+            responses.count_end(Protocol::Http, &headers);
         }
-        responses.count_end(DoorKind::Grpc, &HeaderMap::new());
+        responses.count_end(Protocol::Grpc, &HeaderMap::new());
         let each = responses.each();
         let each: Vec<_> = each
             .iter()

@@ -18,12 +18,12 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::connections::{Connection, Connections};
 use super::local::Local;
-use super::pipeline::Pipeline;
 use super::shared::Shared;
+use super::submit::Pipeline;
 use super::{grpc, http};
-use crate::message::DoorKind;
-use crate::priority;
+use crate::message::Protocol;
 use crate::server::{Door, Offers};
+use crate::thread_priority;
 
 /// Threads that parse and inflate large bodies beside the runtime, so that small requests and health checks go on.
 const POOL_THREADS: usize = 2;
@@ -43,7 +43,7 @@ pub(super) enum Order {
 
 /// A listener, and the way into the pipeline for who connects to it.
 pub(super) struct Opened {
-    pub(super) kind: DoorKind,
+    pub(super) kind: Protocol,
     pub(super) door: Door,
     pub(super) listener: TcpListener,
 }
@@ -61,7 +61,7 @@ pub(super) struct Setup {
 /// The body of a door thread. It returns when the server has stopped, or the order comes.
 pub(super) fn run(setup: Setup) {
     // As the loops that it talks to: small requests pass what keeps the cores busy.
-    priority::ask_for_short_slices();
+    thread_priority::ask_for_short_slices();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(POOL_THREADS)
@@ -199,7 +199,7 @@ async fn read_answers(readable: AsyncFd<OwnedFd>, pipeline: Pipeline) {
 /// Accepts connections and serves each in a task of its own.
 async fn accept<F: Future<Output = ()> + 'static>(
     listener: tokio::net::TcpListener,
-    kind: DoorKind,
+    kind: Protocol,
     connections: Rc<Connections>,
     serve: impl Fn(TcpStream, Rc<Connection>) -> F,
 ) {
@@ -242,9 +242,9 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// Says that there are too many connections, in as few bytes as the system always takes. A client of gRPC is told nothing:
 /// it understands no more than that the connection closes.
-fn turn_away(stream: &TcpStream, kind: DoorKind, peer: SocketAddr) {
+fn turn_away(stream: &TcpStream, kind: Protocol, peer: SocketAddr) {
     tracing::debug!(%peer, "turned away: too many connections");
-    if kind != DoorKind::Grpc {
+    if kind != Protocol::Grpc {
         let _ = stream.try_write(http::TOO_MANY_CONNECTIONS); // it may be gone
     }
 }

@@ -52,21 +52,21 @@ where
 }
 
 /// What a connection speaks, with its settings.
-pub(super) enum Protocol {
+pub(super) enum HttpVersion {
     Http1(http1::Builder),
     Http2(http2::Builder<OnThisThread>),
 }
 
-impl Protocol {
+impl HttpVersion {
     /// HTTP/1.1, as the doors speak it.
-    pub(super) fn http1() -> Protocol {
+    pub(super) fn http1() -> HttpVersion {
         let mut settings = http1::Builder::new();
         settings
             // Our own clock looks at how long a head takes: hyper's would also end connections that lie idle.
             .header_read_timeout(None)
             .max_headers(MAX_HEADERS)
             .max_header_size(MAX_HEADER_BYTES);
-        Protocol::Http1(settings)
+        HttpVersion::Http1(settings)
     }
 
     /// HTTP/2, as the doors speak it.
@@ -88,7 +88,7 @@ impl Protocol {
 
 /// Serves one connection until it closes.
 pub(super) async fn serve<B, F>(
-    protocol: Protocol,
+    protocol: HttpVersion,
     stream: TcpStream,
     connection: &Rc<Connection>,
     shared: &Arc<Shared>,
@@ -111,17 +111,17 @@ pub(super) async fn serve<B, F>(
             }))
         }
     });
-    if let Protocol::Http2(_) = protocol {
+    if let HttpVersion::Http2(_) = protocol {
         connection.expect_preface();
     }
     let io = TokioIo::new(Watched::new(stream, connection.clone()));
     match protocol {
-        Protocol::Http1(settings) => {
+        HttpVersion::Http1(settings) => {
             let served = settings.serve_connection(io, service);
             let finish = |served: Pin<&mut http1::Connection<_, _>>| served.graceful_shutdown();
             connection.drive(served, finish).await;
         }
-        Protocol::Http2(settings) => {
+        HttpVersion::Http2(settings) => {
             let served = settings.serve_connection(io, service);
             let finish = |served: Pin<&mut http2::Connection<_, _, _>>| served.graceful_shutdown();
             connection.drive(served, finish).await;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::responses::Responses;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::message::DoorKind;
+use crate::message::Protocol;
 
 /// Of how many descriptors the doors take at most one.
 const DESCRIPTORS_SHARE: u64 = 4;
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     max_connections: u64,
     max_unfinished_bytes: u64,
     /// By kind of door.
-    connections: [AtomicUsize; DoorKind::ALL.len()],
+    connections: [AtomicUsize; Protocol::ALL.len()],
     unfinished: AtomicU64,
     unloaded: Mutex<BTreeSet<String>>,
 }
@@ -61,7 +61,7 @@ impl Shared {
     }
 
     /// Counts one more connection; `false` if there are too many.
-    pub(super) fn add_connection(&self, kind: DoorKind) -> bool {
+    pub(super) fn add_connection(&self, kind: Protocol) -> bool {
         // Two threads may both add the last one: the bound is about descriptors, of which some are left.
         let all = self.connections().map(|(_, count)| count);
         let has_room = all.sum::<u64>() < self.max_connections;
@@ -71,14 +71,14 @@ impl Shared {
         has_room
     }
 
-    pub(super) fn remove_connection(&self, kind: DoorKind) {
+    pub(super) fn remove_connection(&self, kind: Protocol) {
         self.connections[kind as usize].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The connections that are open, by kind of door.
-    pub(crate) fn connections(&self) -> impl Iterator<Item = (DoorKind, u64)> {
+    pub(crate) fn connections(&self) -> impl Iterator<Item = (Protocol, u64)> {
         let count = |count: &AtomicUsize| count.load(Ordering::Relaxed) as u64;
-        std::iter::zip(DoorKind::ALL, self.connections.iter().map(count))
+        std::iter::zip(Protocol::ALL, self.connections.iter().map(count))
     }
 
     /// Counts bytes of a body that has not come whole. They are given back by [`Shared::release`].

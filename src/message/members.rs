@@ -1,5 +1,5 @@
-//! The members of a chunk as they travel between the loops: records of one size, one after the other. A field by itself
-//! costs a look at its kind each time, and there are ten for every small request, twice written and twice read.
+//! The members of a chunk as they travel between the loops: records of one size, one after the other. As separate msgpack
+//! values each of ten fields would be decoded by its type byte, twice per request.
 
 use std::fmt;
 

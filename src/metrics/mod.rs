@@ -30,7 +30,7 @@ pub use self::process::Process;
 #[cfg(feature = "gateway")]
 pub use self::text::{CONTENT_TYPE, Outside, text};
 use crate::error::ErrorCode;
-use crate::message::DoorKind;
+use crate::message::Protocol;
 
 /// Errors by code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,37 +52,37 @@ impl ErrorCounts {
     }
 }
 
-/// Something for each kind of door.
+/// Something for each protocol.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ByDoor<T>([T; DoorKind::ALL.len()]);
+pub struct ByProtocol<T>([T; Protocol::ALL.len()]);
 
-impl<T> ByDoor<T> {
-    /// What there is for one kind.
-    pub fn of(&self, kind: DoorKind) -> &T {
-        &self.0[kind as usize]
+impl<T> ByProtocol<T> {
+    /// What there is for one protocol.
+    pub fn of(&self, protocol: Protocol) -> &T {
+        &self.0[protocol as usize]
     }
 
-    /// What there is for one kind, to be changed.
-    pub fn of_mut(&mut self, kind: DoorKind) -> &mut T {
-        &mut self.0[kind as usize]
+    /// What there is for one protocol, to be changed.
+    pub fn of_mut(&mut self, protocol: Protocol) -> &mut T {
+        &mut self.0[protocol as usize]
     }
 
-    /// Each kind with what there is for it.
-    pub fn each(&self) -> impl Iterator<Item = (DoorKind, &T)> {
-        std::iter::zip(DoorKind::ALL, &self.0)
+    /// Each protocol with what there is for it.
+    pub fn each(&self) -> impl Iterator<Item = (Protocol, &T)> {
+        std::iter::zip(Protocol::ALL, &self.0)
     }
 }
 
 /// Requests for rows that were answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requests {
-    /// Those that ended with all their rows.
+    /// Requests answered with a result, some of whose rows may have failed.
     pub results: u64,
-    /// The rows of those.
+    /// Rows of those requests, failed rows included.
     pub rows: u64,
-    /// Those of them that failed, and were told.
+    /// Rows of those requests that failed and were reported.
     pub failed_rows: u64,
-    /// Those that ended with an error.
+    /// Requests answered with an error.
     pub errors: ErrorCounts,
 }
 
@@ -90,7 +90,7 @@ pub struct Requests {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answered {
     /// By where they came from.
-    pub requests: ByDoor<Requests>,
+    pub requests: ByProtocol<Requests>,
     /// Of each result, in microseconds: from its arrival until a worker was given its first chunk.
     pub queue: Histogram,
     /// Of each result, in microseconds: inside the model, summed over its chunks. A run that several requests share
@@ -105,17 +105,17 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// Requests that ended with all their rows.
+    /// Requests answered with a result, some of whose rows may have failed.
     pub fn results(&self) -> u64 {
         self.sum(|requests| requests.results)
     }
 
-    /// Their rows.
+    /// Rows of those requests, failed rows included.
     pub fn rows(&self) -> u64 {
         self.sum(|requests| requests.rows)
     }
 
-    /// Those of them that failed.
+    /// Rows of those requests that failed and were reported.
     pub fn failed_rows(&self) -> u64 {
         self.sum(|requests| requests.failed_rows)
     }
@@ -226,7 +226,7 @@ pub struct Snapshot {
     /// The workers.
     pub workers: Vec<WorkerStats>,
     /// By kind.
-    pub doors: ByDoor<DoorStats>,
+    pub doors: ByProtocol<DoorStats>,
     /// Requests that were accepted and are not finished.
     pub queue_requests: u64,
     /// Their rows that no worker has yet.

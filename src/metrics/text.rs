@@ -18,7 +18,7 @@ use super::{
     Bounds, DURATIONS_US, Histogram, ModelStats, Process, ROWS, Requests, Snapshot, WorkerStats,
 };
 use crate::error::{Error, Result};
-use crate::message::DoorKind;
+use crate::message::Protocol;
 
 /// What the text is, for the header of a response.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -30,9 +30,9 @@ const MICROS: f64 = 1e6;
 #[derive(Clone, Debug, Default)]
 pub struct Outside {
     /// Connections that are open, by the kind of door that has them.
-    pub connections: Vec<(DoorKind, u64)>,
+    pub connections: Vec<(Protocol, u64)>,
     /// Answers that doors gave, by kind and by status in the words of the door's protocol.
-    pub responses: Vec<(DoorKind, String, u64)>,
+    pub responses: Vec<(Protocol, String, u64)>,
     /// What the system says of this process.
     pub process: Process,
 }

@@ -18,9 +18,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::Lookup;
 use super::key::FoundModel;
 use super::store::{Read, Store};
-use super::turns::Turns;
+use super::turns::JobTurns;
 use crate::error::{Error, Result, panic_message};
-use crate::faults::{self, Fault};
+use crate::faults::{self, Fault, FaultKind};
 use crate::message::{ModelId, ReplyTo};
 
 /// What the loader is asked to do.
@@ -103,7 +103,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Unbounded: whoever asks bounds what waits for an answer.
-    jobs: Turns<ReplyTo, (u64, Job)>,
+    jobs: JobTurns<ReplyTo, (u64, Job)>,
     /// How turns go on that were kept: before all others. One at a time, but for what the ventilator could not be told.
     going_on: VecDeque<(u64, Job)>,
     /// Whose turn is kept: it was found where its lookup leads.
@@ -249,7 +249,7 @@ fn work(files: &impl Files, shared: &Shared, notify: &mut impl FnMut(u64)) {
             state.kept = matches!(answer, Answer::Found(_)).then_some(ticket);
             state.answers.insert(ticket, answer);
         }
-        faults::flush(faults::All::Due);
+        faults::flush(faults::Flush::Due);
         untold.push(ticket);
         untold.retain(|ticket| !(told(*ticket, notify) || told(*ticket, notify)));
         if !untold.is_empty() {
@@ -274,10 +274,13 @@ fn told(ticket: u64, notify: &mut impl FnMut(u64)) -> bool {
     }
 }
 
-/// A strange file may panic its reader; the next one must still find a loader. What is nobody's fault who asked for the
-/// model is in the log.
+/// A strange file may panic its reader; the next one must still find a loader. `INTERNAL` errors are logged; a bad request
+/// is not.
 fn caught<T>(name: &str, found: Option<&FoundModel>, job: impl FnOnce() -> Result<T>) -> Result<T> {
+    faults::begin_call();
+    let mut kind = FaultKind::Error;
     let result = catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| {
+        kind = FaultKind::Panic;
         let shown = found.map_or_else(|| format!("{name:?}"), FoundModel::shown);
         let error = Error::internal(format!(
             "model {shown}: loading it panicked: {}",
@@ -292,6 +295,7 @@ fn caught<T>(name: &str, found: Option<&FoundModel>, job: impl FnOnce() -> Resul
             version: &found.map_or_else(String::new, FoundModel::version),
             by: "loader",
             requests: &[],
+            kind,
             error,
         });
     }

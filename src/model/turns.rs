@@ -8,7 +8,7 @@ const MIN_SWEEP: usize = 64;
 
 /// Each client's jobs in the order in which they came; the clients one after the other. `C` tells clients apart.
 #[derive(Debug)]
-pub(crate) struct Turns<C, J> {
+pub(crate) struct JobTurns<C, J> {
     /// Of everyone in `order`, and of `last`. A queue is empty if all in it was withdrawn.
     queues: HashMap<C, VecDeque<J>>,
     order: VecDeque<C>,
@@ -17,9 +17,9 @@ pub(crate) struct Turns<C, J> {
     sweep_at: usize,
 }
 
-impl<C, J> Default for Turns<C, J> {
-    fn default() -> Turns<C, J> {
-        Turns {
+impl<C, J> Default for JobTurns<C, J> {
+    fn default() -> JobTurns<C, J> {
+        JobTurns {
             queues: HashMap::new(),
             order: VecDeque::new(),
             last: None,
@@ -28,7 +28,7 @@ impl<C, J> Default for Turns<C, J> {
     }
 }
 
-impl<C: Clone + Eq + Hash, J> Turns<C, J> {
+impl<C: Clone + Eq + Hash, J> JobTurns<C, J> {
     pub(crate) fn push(&mut self, client: C, job: J) {
         if let Some(queue) = self.queues.get_mut(&client) {
             queue.push_back(job);
@@ -92,13 +92,13 @@ impl<C: Clone + Eq + Hash, J> Turns<C, J> {
 mod tests {
     use super::*;
 
-    fn all(turns: &mut Turns<char, usize>) -> Vec<usize> {
+    fn all(turns: &mut JobTurns<char, usize>) -> Vec<usize> {
         std::iter::from_fn(|| turns.next()).collect()
     }
 
     #[test]
     fn a_client_that_asks_4000_things_delays_another_by_one_job_at_most() {
-        let mut turns = Turns::default();
+        let mut turns = JobTurns::default();
         for job in 0..4_000 {
             turns.push('a', job);
         }
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_client_that_asks_while_its_own_job_runs_is_neither_lost_nor_twice_in_turn() {
-        let mut turns = Turns::default();
+        let mut turns = JobTurns::default();
         turns.push('a', 1);
         assert_eq!(turns.next(), Some(1));
         turns.push('a', 2);
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn clients_that_come_and_go_behind_a_long_job_leave_nothing_behind() {
-        let mut turns = Turns::default();
+        let mut turns = JobTurns::default();
         turns.push(0, 0);
         assert_eq!(turns.next(), Some(0));
         turns.push(1, 1);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_is_withdrawn_does_not_change_the_order_of_the_rest() {
-        let mut turns = Turns::default();
+        let mut turns = JobTurns::default();
         for job in 0..6 {
             turns.push('a', job);
         }

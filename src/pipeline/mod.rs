@@ -14,12 +14,14 @@
 //! - When small requests that share a chunk fail, the worker runs each again by itself (`worker/run.rs`): a request with bad
 //!   rows must not be an error of its neighbours.
 //! - Small requests that share a chunk are copied into one piece by the ventilator, and their results come back as one; the
-//!   sink writes each its part of it straight to where it leaves ([`crate::wire::rows`]).
+//!   sink writes each its part of it straight to where it leaves ([`crate::wire::result_writer`]).
 //! - What a lost worker held runs again only once the sink has said what of it had arrived: so each row counts once
 //!   (`sink/answers.rs`, `schedule/lost.rs`).
 
+#[cfg(test)]
+mod allocations;
 pub(crate) mod control;
-pub(crate) mod doors;
+pub(crate) mod door_queues;
 #[cfg(test)]
 mod simulation;
 pub(crate) mod sink;
@@ -43,6 +45,9 @@ use crate::schedule::Lane;
 pub(crate) const TO_VENTILATOR: &str = "inproc://mdm.ventilator";
 /// Where the sink hears from inside.
 pub(crate) const TO_SINK: &str = "inproc://mdm.sink";
+
+/// How long a stop at once waits for answers that are leaving.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where a worker hears of one lane.
 pub(crate) fn lane_endpoint(worker: WorkerId, lane: Lane) -> String {

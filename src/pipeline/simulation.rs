@@ -15,8 +15,8 @@ use std::sync::Arc;
 use self::ledger::{Clients, Ledger};
 use self::plan::Plan;
 use self::workers::{Place, SimWorker};
-use super::sink::answers::{Action as Answering, Answers, Bounds, Outlet};
-use super::ventilator::requests::{Action, Answered, Requests};
+use super::sink::answers::{Action as Answering, AnswerState, Bounds, Outlet};
+use super::ventilator::requests::{Action, Requests};
 use crate::error::{Error, ErrorCode};
 use crate::message::{ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::Description;
@@ -63,7 +63,7 @@ struct Simulation<'a> {
     now_us: u64,
     models: &'a [Arc<Description>],
     requests: Requests,
-    answers: Answers,
+    answers: AnswerState,
     workers: Vec<SimWorker>,
     /// The cancel board.
     cancelled: HashSet<Serial>,
@@ -125,7 +125,7 @@ impl Simulation<'_> {
             now_us: 1,
             models,
             requests: Requests::new(limits.clone()),
-            answers: Answers::new(&Bounds {
+            answers: AnswerState::new(&Bounds {
                 workers,
                 worker_chunks: 2 * (1 + limits.prefetch),
                 max_client_bytes: plan.max_client_bytes,
@@ -160,9 +160,9 @@ impl Simulation<'_> {
             let all: u64 = steps.iter().map(|(_, weight)| weight).sum();
             if all == 0 {
                 // Nothing moves by itself any more.
-                let before = self.requests.scheduler.out().len();
+                let before = self.requests.chunks_out();
                 self.give_out();
-                if self.requests.scheduler.out().len() > before {
+                if self.requests.chunks_out() > before {
                     continue;
                 }
                 if self.phase == Phase::Serving {
@@ -331,8 +331,7 @@ impl Simulation<'_> {
                 }
             }
             ToVentilator::Abort(serial) => {
-                let error = Error::internal("answered by the sink");
-                self.requests.close(serial, &error, Answered::BySink);
+                self.requests.answered_by_sink(serial);
             }
             ToVentilator::Arrived(arrived) => {
                 self.requests.arrived(arrived, self.now_us);
@@ -347,8 +346,7 @@ impl Simulation<'_> {
     }
 
     fn close(&mut self, serial: Serial, code: ErrorCode) {
-        self.requests
-            .close(serial, &Error::new(code, "closed"), Answered::Not);
+        self.requests.close(serial, &Error::new(code, "closed"));
     }
 
     fn act(&mut self) {
@@ -390,7 +388,7 @@ impl Simulation<'_> {
         if !self.plan.stop_now {
             return;
         }
-        for serial in self.requests.scheduler.open() {
+        for serial in self.requests.open() {
             self.exit
                 .ledger
                 .may_end_with(serial, ErrorCode::Unavailable);
@@ -403,7 +401,7 @@ impl Simulation<'_> {
     }
 
     fn advance_stop(&mut self) {
-        if self.phase == Phase::Draining && self.requests.scheduler.is_idle() {
+        if self.phase == Phase::Draining && self.requests.is_idle() {
             self.phase = Phase::Stopping;
             self.stop_workers();
         }
@@ -487,8 +485,8 @@ impl Simulation<'_> {
         assert_eq!(self.requests.held(), 0, "rows are held");
         if !self.finished {
             // Else chunks of closed requests may be out, which nobody waits for.
-            assert!(self.requests.scheduler.is_idle());
-            assert_eq!(self.requests.scheduler.waiting(), Waiting::default());
+            assert!(self.requests.is_idle());
+            assert_eq!(self.requests.waiting(), Waiting::default());
         }
         let left = self.answers.left();
         // After a stop at once, what was out of requests that were closed never comes.

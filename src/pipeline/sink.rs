@@ -5,8 +5,6 @@
 
 pub(super) mod answers;
 #[cfg(test)]
-mod messages;
-#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
@@ -15,26 +13,24 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use zmq::Socket;
 
-use self::answers::{Action, Answers, Bounds, Outlet};
+use self::answers::{Action, AnswerState, Bounds, Outlet};
 use super::control::StopOrder;
-use super::doors::Doors;
-use super::{Clock, tell};
+use super::door_queues::Doors;
+use super::{Clock, LAST_PATIENCE, tell};
 use crate::error::{Error, Result};
 use crate::frames;
 use crate::message::{ReplyTo, RequestId};
 use crate::socket::Waiter;
 use crate::wire::client::{self, ClientMessage};
 use crate::wire::inner::{self, ToSink, ToVentilator};
-use crate::wire::rows::{ResultRows, ResultWriter};
+use crate::wire::result_writer::{ResultRows, ResultWriter};
 use crate::wire::server::{self, ServerMessage};
 use crate::zmtp::router::{CLOSE_EVERY, Closing, Incoming, NotConnected, Router};
 
 /// Messages taken from one side before the other gets its turn.
-const TURN: usize = 256;
+const MESSAGES_PER_TURN: usize = 256;
 /// Errors may wait for a client beyond `--max-client-bytes`, since they say that it was reached; so many bytes of them.
 const ERROR_BYTES: u64 = 1 << 20;
-/// How long a stop at once waits for answers that are leaving.
-const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// So many answered requests are remembered before the sink asks which of them may still be closed.
 const ANSWERED: usize = 1 << 14;
@@ -108,7 +104,7 @@ impl Exit {
         let sent = self
             .router
             .send_with(reply, |outgoing| writer.write(request, rows, outgoing));
-        self.look_after(reply, sent);
+        self.after_send(reply, sent);
     }
 
     fn answer(&mut self, reply: ReplyTo, request: RequestId, message: ServerMessage) {
@@ -117,7 +113,7 @@ impl Exit {
         }
         let frames = server::write_message(request, &message);
         let sent = self.router.send(reply, frames);
-        self.look_after(reply, sent);
+        self.after_send(reply, sent);
     }
 
     fn tell_caller(&mut self, caller: ReplyTo, request: RequestId, message: ServerMessage) {
@@ -127,7 +123,7 @@ impl Exit {
     }
 
     /// An answer was sent, or could not be.
-    fn look_after(&mut self, reply: ReplyTo, sent: Result<(), NotConnected>) {
+    fn after_send(&mut self, reply: ReplyTo, sent: Result<(), NotConnected>) {
         if sent.is_err() {
             // Its connection ended while this was on its way here, or it never said hello.
             self.undelivered += 1;
@@ -166,7 +162,7 @@ struct Sink {
     stop: Arc<StopOrder>,
     clock: Clock,
     waiter: Waiter,
-    answers: Answers,
+    answers: AnswerState,
     exit: Exit,
     /// Everything is answered, and on its way.
     leaving: Option<Closing>,
@@ -192,7 +188,7 @@ impl Sink {
             stop: setup.stop,
             clock: setup.clock,
             waiter: setup.waiter,
-            answers: Answers::new(&Bounds {
+            answers: AnswerState::new(&Bounds {
                 workers: setup.workers,
                 worker_chunks: setup.worker_chunks,
                 max_client_bytes: setup.max_client_bytes,
@@ -216,7 +212,7 @@ impl Sink {
         loop {
             self.hear_inside()?;
             let now = Instant::now();
-            for _ in 0..TURN {
+            for _ in 0..MESSAGES_PER_TURN {
                 let Some(incoming) = self.exit.router.next(now) else {
                     break;
                 };
@@ -252,7 +248,7 @@ impl Sink {
         if !self.exit.router.take_inner_readable() {
             return Ok(());
         }
-        for _ in 0..TURN {
+        for _ in 0..MESSAGES_PER_TURN {
             let Some(message) = frames::receive(&mut self.inbox, zmq::DONTWAIT)? else {
                 return Ok(());
             };

@@ -7,11 +7,9 @@
 //! stops, `says.rs` what clients say and are told, `report.rs` what status says.
 
 mod admission;
-#[cfg(test)]
-mod allocations;
 mod clients;
 mod groups;
-mod known_headers;
+pub(super) mod known_headers;
 mod life;
 mod links;
 mod report;
@@ -28,8 +26,8 @@ use self::clients::Clients;
 use self::life::{Life, Patience, Phase};
 pub(crate) use self::links::{Lanes, Links};
 use self::report::{Ledger, RanChunk};
-use self::requests::{Action, Answered, Given, Requests, deadline_passed};
-use super::tell;
+use self::requests::{Action, Given, Requests, deadline_passed};
+use super::{LAST_PATIENCE, tell};
 use crate::catalog::{self, Catalog, Change, MostModels};
 use crate::error::{Error, ErrorCode, Result};
 use crate::frames;
@@ -43,11 +41,9 @@ use crate::wire::params::RawParams;
 use crate::wire::server::{ServerMessage, StopState, Welcome};
 
 /// Messages taken from inside before clients get their turn.
-const TURN: usize = 64;
+const MESSAGES_PER_TURN: usize = 64;
 /// How long clients' sockets may be left unread while no small request could be given out.
-const GATHER: Duration = Duration::from_micros(100);
-/// How long an end at once waits for answers that are leaving.
-const LAST_PATIENCE: Duration = Duration::from_secs(1);
+const LEAVE_UNREAD: Duration = Duration::from_micros(100);
 
 /// What does not change while the server runs.
 pub(crate) struct ServerInfo {
@@ -152,15 +148,15 @@ impl Ventilator {
     /// Looks for news, asleep until there is something to do.
     fn wait(&mut self, now: Instant, now_us: u64) -> Result<()> {
         self.links.doors.wake_told();
-        self.ledger.note(now_us, &self.requests.scheduler);
-        let busy = self.requests.scheduler.busy_workers();
+        self.ledger.note(now_us, &self.requests);
+        let busy = self.requests.busy_workers();
         self.links.waiter.busy(busy);
         if self.links.router.has_work() || self.links.doors.has_said() {
             self.links.router.wait(Some(Duration::ZERO))?;
             return Ok(());
         }
         let due_us = [
-            self.requests.scheduler.due_us(),
+            self.requests.due_us(),
             self.catalog.due_us(),
             self.life.due_us(),
             self.ledger.note_due_us(),
@@ -170,14 +166,17 @@ impl Ventilator {
         let tick = self.links.router.due();
         let tick = tick.map(|at| at.saturating_duration_since(now));
         let pause = due.into_iter().chain(tick).min();
-        if self.requests.scheduler.is_full_of_small() {
+        if self.requests.is_full_of_small() {
             // Nothing small that is read now could run before a chunk ends, and then it is read with what else has
             // come: in fewer turns, each of which costs a wake-up.
             let fds = [
                 frames::descriptor(&self.links.inbox)?,
                 self.links.stop.waker().as_fd(),
             ];
-            if wait_for(fds, Some(pause.map_or(GATHER, |pause| pause.min(GATHER))))? {
+            if wait_for(
+                fds,
+                Some(pause.map_or(LEAVE_UNREAD, |pause| pause.min(LEAVE_UNREAD))),
+            )? {
                 self.links.router.wait(Some(Duration::ZERO))?;
                 return Ok(());
             }
@@ -191,7 +190,7 @@ impl Ventilator {
         if !self.links.router.take_inner_readable() {
             return Ok(());
         }
-        for _ in 0..TURN {
+        for _ in 0..MESSAGES_PER_TURN {
             let Some(message) = frames::receive(&mut self.links.inbox, zmq::DONTWAIT)? else {
                 return Ok(());
             };
@@ -259,8 +258,7 @@ impl Ventilator {
                 self.end_session(reply)
             }
             ToVentilator::Abort(serial) => {
-                let error = Error::internal("answered by the sink");
-                self.requests.close(serial, &error, Answered::BySink);
+                self.requests.answered_by_sink(serial);
                 self.act()
             }
             ToVentilator::Arrived(arrived) => {
@@ -363,18 +361,18 @@ impl Ventilator {
             Action::Refuse(arrival, error) => return self.refuse_parked(&arrival, &error),
             Action::Answer(asker, answer) => self.tell_asker(&asker, answer),
             Action::Started(result) => self.life.preloaded(result),
-            Action::Changed(Change::Leads(lookup, model)) => {
-                self.learnt.headers.learn(&lookup, model);
+            Action::Changed(Change::LeadsTo(lookup, model)) => {
+                self.learnt.headers.forget_others(&lookup, model);
             }
-            Action::Changed(Change::Unlearn(model)) => self.learnt.headers.forget(model),
-            Action::Changed(Change::Forget(model)) => self.forget_model(model),
+            Action::Changed(Change::NotFoundAnyMore(model)) => self.learnt.headers.forget(model),
+            Action::Changed(Change::Dropped(model)) => self.forget_model(model),
         }
         Ok(())
     }
 
     /// No request needs the model any more: the workers drop their sessions.
     fn forget_model(&mut self, model: ModelId) {
-        self.requests.scheduler.forget(model);
+        self.requests.forget_model(model);
         self.ledger.forget_model(model);
         self.links.store.let_go(model);
         let forget = inner::write_to_worker(&ToWorker::Forget(model));
@@ -388,7 +386,7 @@ impl Ventilator {
         if let Some(parked) = self.catalog.give_up(serial) {
             return self.refuse_parked(&parked.arrival, error);
         }
-        self.requests.close(serial, error, Answered::Not);
+        self.requests.close(serial, error);
         self.act()
     }
 
@@ -422,7 +420,7 @@ impl Ventilator {
     // ---- the end -------------------------------------------------------------------------------------------------
 
     fn pending(&self) -> u64 {
-        (self.requests.scheduler.waiting().requests + self.catalog.parked_count()) as u64
+        (self.requests.waiting().requests + self.catalog.parked_count()) as u64
     }
 
     fn stop(&mut self, mode: StopMode) -> Result<()> {
@@ -430,7 +428,7 @@ impl Ventilator {
         if mode == StopMode::Now {
             self.life.at_once = true;
             let error = Error::unavailable("the server was told to stop at once");
-            let mut open = self.requests.scheduler.open();
+            let mut open = self.requests.open();
             open.extend(self.catalog.parked());
             for serial in open {
                 self.close(serial, &error)?;
@@ -450,7 +448,7 @@ impl Ventilator {
         if self.life.phase != Phase::Draining || self.pending() > 0 {
             return Ok(());
         }
-        if self.requests.scheduler.is_idle() {
+        if self.requests.is_idle() {
             self.stop_workers();
         } else if self.life.wait_for_runs(self.links.clock.now_us()) == Patience::IsOver {
             tracing::warn!("a model still runs for requests that have ended: it is not waited for");

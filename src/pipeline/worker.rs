@@ -1,8 +1,8 @@
 //! A worker: takes chunks from its two lanes, runs them, sends the parts to the sink and a credit to the ventilator.
 
+mod bad_row_search;
 pub(super) mod blank;
 mod faults;
-mod halves;
 pub(super) mod run;
 #[cfg(test)]
 mod tests;
@@ -17,7 +17,6 @@ use zmq::{Context, Socket};
 use self::run::{Computed, Done};
 use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, report_opened, tell};
 use crate::error::{Error, Result, panic_message};
-use crate::frames;
 use crate::message::{
     Chunk, Credit, Handed, Member, ModelId, Outcome, Part, Ran, Role, Serial, WorkerId,
 };
@@ -27,6 +26,7 @@ use crate::schedule::lane::LaneChoice;
 use crate::socket::{self, BusyPoll, Waiter};
 use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
+use crate::{frames, heap};
 
 /// What a worker is given: endpoints and a source of models, no reference into the server.
 #[derive(Clone)]
@@ -76,7 +76,7 @@ pub(crate) fn run(context: &Context, setup: Setup, opened: Sender<Result<()>>) -
     loop {
         match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
             Ok(result) => {
-                crate::faults::flush(crate::faults::All::AtTheEnd);
+                crate::faults::flush(crate::faults::Flush::Everything);
                 return result;
             }
             Err(panic) => {
@@ -172,7 +172,7 @@ impl Worker {
                     self.models.retain(|(of, _), _| *of != model);
                     if self.models.len() < before {
                         // malloc keeps what a session had.
-                        frames::trim_heaps();
+                        heap::trim();
                     }
                 }
                 ToWorker::Stop => {
@@ -198,7 +198,7 @@ impl Worker {
                     return Ok((lane, inner::read_to_worker(message)?));
                 }
             }
-            crate::faults::flush(crate::faults::All::Due);
+            crate::faults::flush(crate::faults::Flush::Due);
             let due = crate::faults::due();
             self.waiter.wait([&self.small, &self.bulk], due)?;
         }
@@ -232,7 +232,10 @@ impl Worker {
         let Some(mut computed) = computed else {
             return self.skip(&chunk, refused);
         };
-        let (rows, runs) = (computed.sent + rows_of(&computed.done), computed.runs);
+        let (rows, runs) = (
+            computed.sent + rows_with_result(&computed.done),
+            computed.runs,
+        );
         let ran = RowsRan {
             rows,
             runs,
@@ -293,7 +296,7 @@ impl Worker {
 
     /// Sends what members have got, and gives the number of their rows.
     fn send_done(&mut self, chunk: &Chunk, done: &mut Vec<Done>, compute_us: u64) -> Result<u64> {
-        let rows = rows_of(done);
+        let rows = rows_with_result(done);
         if !done.is_empty() {
             let mut members = Vec::with_capacity(chunk.members.len());
             let mut all = Vec::with_capacity(done.len());
@@ -345,7 +348,6 @@ impl Worker {
         let part = Part {
             chunk: chunk.id,
             worker: self.setup.id,
-            attempt: chunk.attempt,
             label: chunk.label,
             compute_us: chunk.spent_us + compute_us,
             members,
@@ -389,7 +391,7 @@ impl Worker {
 }
 
 /// The rows that have a result.
-fn rows_of(done: &[Done]) -> u64 {
+fn rows_with_result(done: &[Done]) -> u64 {
     let members = done.iter().flat_map(|done| &done.members);
     let failed = done.iter().flat_map(|done| &done.failed);
     let failed: u64 = failed.map(|failed| failed.count).sum();

@@ -67,7 +67,6 @@ pub(crate) struct Assignment<C = ()> {
     pub chunk: ChunkId,
     pub worker: WorkerId,
     pub lane: Lane,
-    pub attempt: u32,
     pub model: ModelId,
     /// The legs that it runs.
     pub legs: Range<u32>,

@@ -2,8 +2,8 @@
 
 use super::Lane;
 
-/// So long may small chunks run in a row while a bulk chunk waits at the same worker. Several times a bulk chunk's
-/// usual time (`backlog.rs`), so that small requests keep most of a worker that both want.
+/// So long may small chunks run in a row while a bulk chunk waits at the same worker. Twice the time a bulk chunk aims at
+/// (`pace.rs`), so that small requests keep most of a worker that both want.
 const SMALL_RUN_US: u64 = 20_000;
 
 /// A worker's memory of what it ran.

@@ -80,6 +80,7 @@ struct Out<C> {
 struct Work<C> {
     lane: Lane,
     legs: Range<u32>,
+    /// 0 for the first run, more after a worker was lost.
     attempt: u32,
     selection: Selection,
     /// What was handed back with the rows after an earlier leg.
@@ -236,7 +237,6 @@ impl<C: Clone> Scheduler<C> {
             chunk,
             worker,
             lane: *lane,
-            attempt: work.attempt,
             model: selection.model,
             legs: work.legs.clone(),
             pieces: selection.pieces.clone(),

@@ -164,20 +164,7 @@ impl Pace {
         let limit = self.most_rows(most_us).min(most_rows).max(1);
         self.cuts = self.cuts.wrapping_add(1);
         self.climb();
-        let mut size = self.current;
-        let (up, down) = (size + 1, size.saturating_sub(1));
-        let retry = self.cuts.is_multiple_of(RETRY_CUTS);
-        let up_first = (self.cuts / RETRY_CUTS).is_multiple_of(2);
-        let unknown = |size| self.cost(size, BELIEVED).is_none();
-        if (1usize << up) > limit || self.cost(size, 1).is_none() {
-            // Nothing to compare with.
-        } else if self.cost(up, 1).is_none() || !unknown(size) && (unknown(up) || retry && up_first)
-        {
-            size = up;
-        }
-        if size == self.current && !unknown(size) && (unknown(down) || retry) {
-            size = down;
-        }
+        let mut size = self.next_size_to_try(limit);
         if runs == Runs::Short {
             size = size.min(self.shortest());
         }
@@ -191,6 +178,26 @@ impl Pace {
         Target {
             rows: rows.min(most_rows.max(1)),
             run: Some(run),
+        }
+    }
+
+    /// The size in use, or a neighbour of it: one that is not known well yet, and each once in a while.
+    fn next_size_to_try(&self, limit: usize) -> usize {
+        let size = self.current;
+        let (up, down) = (size + 1, size.saturating_sub(1));
+        let retry = self.cuts.is_multiple_of(RETRY_CUTS);
+        let up_first = (self.cuts / RETRY_CUTS).is_multiple_of(2);
+        let unknown = |size| self.cost(size, BELIEVED).is_none();
+        // Before the size in use was seen there is nothing to compare with.
+        let may_go_up = (1usize << up) <= limit && self.cost(size, 1).is_some();
+        let up_is_new = self.cost(up, 1).is_none();
+        let up_is_due = !unknown(size) && (unknown(up) || (retry && up_first));
+        if may_go_up && (up_is_new || up_is_due) {
+            return up;
+        }
+        match !unknown(size) && (unknown(down) || retry) {
+            true => down,
+            false => size,
         }
     }
 

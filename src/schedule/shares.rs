@@ -16,11 +16,12 @@ const REQUESTS_TO_FREE: usize = 7;
 /// as much as the largest request.
 const BYTES_TO_FREE: u64 = 3;
 
-/// Whether a request of so many bytes fits beside all that is `queued` and `parked`.
+/// Whether a request of so many `bytes` fits beside all that is `held` for clients, in the queue and where requests wait
+/// for a model.
 pub(super) fn check_bounds(limits: &Limits, held: Amount, bytes: u64) -> Result<()> {
     if held.count >= limits.max_requests {
         return Err(Error::exhausted(format!(
-            "{} requests are queued, the most that this server takes; try later",
+            "{} requests are queued, the most that this server takes (--max-queue-requests); try later",
             held.count
         )));
     }
@@ -67,4 +68,28 @@ pub(super) fn check_room(
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_names_the_flag_that_bounds_it() {
+        let limits = Limits {
+            workers: 1,
+            extra_workers: 0,
+            max_batch_rows: 1,
+            priority_rows: 1,
+            prefetch: 1,
+            max_chunk_us: None,
+            batch_delay_us: 0,
+            max_requests: 2,
+            max_bytes: 10,
+        };
+        let held = |count, bytes| Amount { count, bytes };
+        let refused = |held| check_bounds(&limits, held, 5).unwrap_err().to_string();
+        assert!(refused(held(2, 0)).contains("(--max-queue-requests)"));
+        assert!(refused(held(1, 9)).contains("(--max-queue-bytes)"));
+    }
 }

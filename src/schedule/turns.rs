@@ -100,7 +100,7 @@ enum Place {
 #[derive(Debug)]
 struct Client {
     place: Place,
-    /// The time that it was given. What is not above the lowest account of those that wait is none.
+    /// Time charged to this client; at or below the lowest waiting account it counts as zero.
     given_us: u64,
     /// Who began to wait first, or had no turn for longest, goes first among the new and where accounts are alike.
     number: u64,

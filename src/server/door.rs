@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::message::{DoorKind, Params, ReplyTo, Request, RequestId};
-use crate::pipeline::doors::{Answers, Doors, MAX_CALLERS, MAX_OPEN, Question, Said};
+use crate::message::{Params, Protocol, ReplyTo, Request, RequestId};
+use crate::pipeline::door_queues::{AnswerQueue, Doors, MAX_CALLERS, MAX_OPEN, Question, Said};
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
 use crate::wire::server::ServerMessage;
@@ -47,16 +47,16 @@ use crate::wire::server::ServerMessage;
 #[derive(Debug)]
 pub struct Door {
     number: u32,
-    kind: DoorKind,
+    kind: Protocol,
     doors: Arc<Doors>,
-    answers: Arc<Answers>,
+    answers: Arc<AnswerQueue>,
     last_id: u64,
     /// The caller of each request and question that is open.
     open: HashMap<RequestId, u64>,
     /// How many each caller has.
     callers: HashMap<u64, usize>,
     /// What is asked waits for [`Door::wake`].
-    gathers: bool,
+    wakes_by_hand: bool,
 }
 
 /// What a caller is told: the result, a part or the end of a stream, the answer to a question, or an error.
@@ -78,7 +78,7 @@ impl DoorAnswer {
 }
 
 impl Door {
-    pub(super) fn open(doors: Arc<Doors>, kind: DoorKind) -> Result<Door> {
+    pub(super) fn open(doors: Arc<Doors>, kind: Protocol) -> Result<Door> {
         let (number, answers) = doors.open(kind)?;
         Ok(Door {
             number,
@@ -88,7 +88,7 @@ impl Door {
             last_id: 0,
             open: HashMap::new(),
             callers: HashMap::new(),
-            gathers: false,
+            wakes_by_hand: false,
         })
     }
 
@@ -126,8 +126,8 @@ impl Door {
 
     /// From now on the server is woken by [`Door::wake`] alone, for whoever asks much at a time.
     #[cfg(feature = "gateway")]
-    pub(crate) fn gather(&mut self) {
-        self.gathers = true;
+    pub(crate) fn wake_by_hand(&mut self) {
+        self.wakes_by_hand = true;
     }
 
     /// Wakes the server for what was asked since.
@@ -136,7 +136,7 @@ impl Door {
     }
 
     fn said(&self) {
-        if !self.gathers {
+        if !self.wakes_by_hand {
             self.wake();
         }
     }

@@ -184,9 +184,9 @@ impl ModelFolder {
                     Action::Admit(_, model) => outcome.found = Some(Ok(model)),
                     Action::Refuse(_, error) => outcome.found = Some(Err(error)),
                     Action::Answer(_, answer) => outcome.answer = Some(answer),
-                    Action::Changed(Change::Unlearn(model)) => outcome.unlearnt.push(model),
-                    Action::Changed(Change::Forget(model)) => self.store.let_go(model),
-                    Action::Changed(Change::Leads(..))
+                    Action::Changed(Change::NotFoundAnyMore(model)) => outcome.unlearnt.push(model),
+                    Action::Changed(Change::Dropped(model)) => self.store.let_go(model),
+                    Action::Changed(Change::LeadsTo(..))
                     | Action::Started(_)
                     | Action::GoOn { job: None, .. }
                     | Action::Withdraw { .. } => {} // nothing waits here

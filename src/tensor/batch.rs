@@ -31,6 +31,12 @@ impl Batch {
             .eq(other.tensors.iter().map(kind))
     }
 
+    /// The rows of the first column; `None` where there is no column, or it is a scalar. Columns of rows are alike in this:
+    /// [`Batch::rows`] checks it.
+    pub(crate) fn row_count(&self) -> Option<usize> {
+        self.tensors.first().and_then(Tensor::rows)
+    }
+
     /// Rows `start..start + rows` of each column, as [`Tensor::slice_rows`] cuts them.
     ///
     /// # Panics

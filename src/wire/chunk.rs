@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::inner::{Columns, columns, push_batches, rows_of, take_batches};
+use super::inner::{Columns, columns, push_batches, row_counts, take_batches};
 use super::params;
 use crate::error::{Error, Result};
 use crate::message::{Chunk, Member, Params, Rows};
@@ -73,7 +73,7 @@ impl UncheckedChunk {
             let rows = chunk.members.iter().map(|member| member.rows).sum();
             take_batches(std::iter::once((rows, false)), &payload.columns, frames)?
         } else {
-            take_batches(rows_of(&chunk.members), &payload.columns, frames)?
+            take_batches(row_counts(&chunk.members), &payload.columns, frames)?
         };
         if payload.unchecked {
             for batch in &mut batches {
@@ -109,10 +109,11 @@ impl UncheckedChunk {
     /// Looks at the values and reads the parameters. What is left can be run, and holds no member whose values are wrong:
     /// those come beside it, each with what is wrong.
     pub(crate) fn check(self) -> (Chunk, Vec<(Member, Error)>) {
-        let chunk = self.0;
+        let mut chunk = self.0;
         let params = params::parse(&chunk.params);
         let mut refused = Vec::new();
-        let rows = match chunk.rows {
+        let members = std::mem::take(&mut chunk.members);
+        let rows = match std::mem::take(&mut chunk.rows) {
             // Where all is well, a look at all is enough.
             Rows::Joined(batch) if params.is_ok() && !batch.is_checked() => {
                 match batch.clone().check_values(0) {
@@ -123,11 +124,11 @@ impl UncheckedChunk {
             rows => rows,
         };
         let (members, rows) = if params.is_ok() && rows.batches().iter().all(Batch::is_checked) {
-            (chunk.members, rows)
+            (members, rows)
         } else {
             let mut good = (Vec::new(), Vec::new());
-            let each = rows.into_each(&chunk.members);
-            for (member, inputs) in std::iter::zip(chunk.members, each) {
+            let each = rows.into_each(&members);
+            for (member, inputs) in std::iter::zip(members, each) {
                 let first_row = if member.whole { 0 } else { member.offset };
                 let checked = match &params {
                     Ok(_) => inputs.check_values(first_row as usize),
@@ -144,43 +145,13 @@ impl UncheckedChunk {
             (good.0, Rows::Each(good.1))
         };
         let params = params.unwrap_or_default();
-        (
-            Chunk {
-                id: chunk.id,
-                leg: chunk.leg,
-                until: chunk.until,
-                goes_on: chunk.goes_on,
-                spent_us: chunk.spent_us,
-                attempt: chunk.attempt,
-                model: chunk.model,
-                label: chunk.label,
-                run: chunk.run,
-                params,
-                members,
-                rows,
-                failed: chunk.failed,
-            },
-            refused,
-        )
+        (chunk.with(params, members, rows), refused)
     }
 
     /// The chunk without its rows, for one that is not run.
     pub(crate) fn discard(self) -> Chunk {
-        let chunk = self.0;
-        Chunk {
-            id: chunk.id,
-            leg: chunk.leg,
-            until: chunk.until,
-            goes_on: chunk.goes_on,
-            spent_us: chunk.spent_us,
-            attempt: chunk.attempt,
-            model: chunk.model,
-            label: chunk.label,
-            run: chunk.run,
-            params: Params::new(),
-            members: chunk.members,
-            rows: Rows::Each(Vec::new()),
-            failed: chunk.failed,
-        }
+        let mut chunk = self.0;
+        let members = std::mem::take(&mut chunk.members);
+        chunk.with(Params::new(), members, Rows::default())
     }
 }

@@ -140,7 +140,11 @@ pub(crate) fn read_unchecked(frames: Vec<Bytes>) -> Result<ClientMessage<RawPara
         return Err(read_loosely(&header, "a field is missing"));
     };
     let id = RequestId(id);
-    interpret(strict, (v, kind, id), frames).map_err(|error| Malformed {
+    let message = match v == VERSION {
+        true => interpret(strict, kind, id, frames),
+        false => Err(header::wrong_version(v)),
+    };
+    message.map_err(|error| Malformed {
         id: Some(id),
         infer: kind == "infer",
         error,
@@ -149,12 +153,10 @@ pub(crate) fn read_unchecked(frames: Vec<Bytes>) -> Result<ClientMessage<RawPara
 
 fn interpret(
     header: Header<'_>,
-    (v, kind, id): (u64, &str, RequestId),
+    kind: &str,
+    id: RequestId,
     frames: std::vec::IntoIter<Bytes>,
 ) -> Result<ClientMessage<RawParams>> {
-    if v != VERSION {
-        return Err(header::wrong_version(v));
-    }
     if kind != "infer" && frames.len() > 0 {
         return Err(Error::invalid(format!(
             "{kind} takes no payload, got {} frames",

@@ -55,7 +55,7 @@ pub(crate) enum ToSink {
     Part(Box<Part>),
     /// A worker has ended: nothing more will come from it.
     Stopped(WorkerId),
-    /// End a request with an error.
+    /// End a request.
     Close(Close),
     /// So many chunks of a closed request were on a worker that is gone.
     Lost(Serial, u64),
@@ -72,7 +72,7 @@ pub(crate) enum ToSink {
     Finish,
 }
 
-/// An order to end a request with an error.
+/// An order to end a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Close {
     /// Which request.
@@ -87,10 +87,17 @@ pub(crate) struct Close {
     pub chunks: u64,
     /// When it arrived, in microseconds of the server's clock.
     pub arrived_us: u64,
-    /// The sink has answered it itself and only wants to know the number of chunks.
-    pub answered: bool,
-    /// What it ends with.
-    pub error: Error,
+    /// Who answers it, and with what.
+    pub end: CloseEnd,
+}
+
+/// What the sink does about the answer of a request that is closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum CloseEnd {
+    /// It answers with this.
+    Error(Error),
+    /// It has answered, with an error of its own, and only wants to know the number of chunks.
+    AnsweredBySink,
 }
 
 /// What the ventilator is told from inside.
@@ -140,21 +147,21 @@ pub(crate) struct SinkReport {
 pub(crate) struct AnsweredRecently {
     pub covered: Covered,
     /// By the label of their models.
-    pub answers: Vec<Answers>,
+    pub answers: Vec<AnswerCounts>,
 }
 
 /// How many requests were answered, and how long the results took.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Answers {
+pub(crate) struct AnswerCounts {
     pub results: u64,
     pub rows: u64,
     pub errors: u64,
     pub total: Histogram,
 }
 
-impl Answers {
-    pub fn of(answered: &Answered) -> Answers {
-        Answers {
+impl AnswerCounts {
+    pub fn of(answered: &Answered) -> AnswerCounts {
+        AnswerCounts {
             results: answered.results(),
             rows: answered.rows(),
             errors: answered.errors(),
@@ -163,8 +170,8 @@ impl Answers {
     }
 
     /// Those that came since there were these.
-    pub fn since(&self, earlier: &Answers) -> Answers {
-        Answers {
+    pub fn since(&self, earlier: &AnswerCounts) -> AnswerCounts {
+        AnswerCounts {
             results: self.results - earlier.results,
             rows: self.rows - earlier.rows,
             errors: self.errors - earlier.errors,
@@ -350,14 +357,15 @@ pub(super) fn take_batches(
         .collect()
 }
 
-pub(super) fn rows_of(members: &[Member]) -> impl Iterator<Item = (u64, bool)> {
+/// Of each member its rows, and whether its tensors are whole: for [`take_batches`].
+pub(super) fn row_counts(members: &[Member]) -> impl Iterator<Item = (u64, bool)> {
     members.iter().map(|member| (member.rows, member.whole))
 }
 
 /// Runs are of rows: what is run whole is run once.
 fn rows_of_runs(runs: &[Batch]) -> Vec<u64> {
-    let rows = |batch: &Batch| batch.tensors.first().and_then(Tensor::rows).unwrap_or(0);
-    runs.iter().map(|batch| rows(batch) as u64).collect()
+    let rows = |batch: &Batch| batch.row_count().unwrap_or(0) as u64;
+    runs.iter().map(rows).collect()
 }
 
 /// Writes a chunk: the header, the parameters if there are any, then for each member its inputs. All but the header is
@@ -420,8 +428,8 @@ pub(crate) fn read_to_ventilator(frames: Vec<Bytes>) -> Result<ToVentilator> {
     let (mut message, payload): (_, Option<Columns<'_>>) = parse(&first)?;
     if let ToVentilator::Credit(credit) = &mut message {
         // Rows that are handed back are rows: a model that is run whole has one leg.
-        let rows_of = credit.handed.iter().map(|handed| (handed.rows, false));
-        let batches = take_batches(rows_of, &payload.ok_or_else(without_payload)?, rest)?;
+        let counts = credit.handed.iter().map(|handed| (handed.rows, false));
+        let batches = take_batches(counts, &payload.ok_or_else(without_payload)?, rest)?;
         for (handed, batch) in std::iter::zip(&mut credit.handed, batches) {
             handed.batch = batch;
         }

@@ -32,9 +32,9 @@ mod msgpack;
 pub(crate) mod params;
 #[cfg(test)]
 #[cfg(feature = "client")]
-mod quoted;
+mod protocol_tests;
 #[cfg(feature = "server")]
-pub(crate) mod rows;
+pub(crate) mod result_writer;
 pub mod server;
 pub(crate) mod status;
 

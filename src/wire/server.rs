@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{self, read_header};
 pub use super::load::LoadOutcome;
 pub use super::status::{
-    BrokenModel, LatencyInfo, ModelCounts, ModelRecent, QueueInfo, RecentInfo, Status, TotalsInfo,
+    FailedModel, LatencyInfo, ModelCounts, ModelRecent, QueueInfo, RecentInfo, Status, TotalsInfo,
     WorkerInfo, WorkerRecent,
 };
 use super::{TensorHeader, VERSION, take_payload, write};
@@ -145,6 +145,29 @@ pub enum ServerMessage {
     /// What probes ask. As for the counters.
     #[cfg(feature = "server")]
     HealthOk(Health),
+}
+
+impl ServerMessage {
+    /// Which message it is, by the protocol's name: what a log or an error may say of it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ServerMessage::Welcome => "welcome",
+            ServerMessage::HelloOk(_) => "hello_ok",
+            ServerMessage::StatusOk(_) => "status_ok",
+            ServerMessage::ModelsOk(_) => "models_ok",
+            ServerMessage::TerminateOk(_) => "terminate_ok",
+            ServerMessage::LoadOk(..) => "load_ok",
+            ServerMessage::UnloadOk(_) => "unload_ok",
+            ServerMessage::Result(..) => "result",
+            ServerMessage::Part(..) => "part",
+            ServerMessage::End(..) => "end",
+            ServerMessage::Error(_) => "error",
+            #[cfg(feature = "server")]
+            ServerMessage::MetricsOk(_) => "metrics_ok",
+            #[cfg(feature = "server")]
+            ServerMessage::HealthOk(_) => "health_ok",
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -364,10 +387,7 @@ fn describe(parts: &[Batch], rows: Option<u64>) -> Vec<TensorHeader<'_>> {
 /// Writes a result from its parts in row order. All parts have the same outputs, alike but for their rows.
 pub fn write_result(id: RequestId, outputs: &Outputs, stats: Stats) -> Vec<Bytes> {
     let parts = &outputs.parts;
-    let rows_of = |batch: &Batch| {
-        let rows = batch.tensors.first().and_then(Tensor::rows);
-        rows.unwrap_or(0) as u64
-    };
+    let rows_of = |batch: &Batch| batch.row_count().unwrap_or(0) as u64;
     let rows: Option<Vec<u64>> = outputs.batched.then(|| parts.iter().map(rows_of).collect());
     let total = rows.as_ref().map(|rows| rows.iter().sum());
     let header = write(&ResultHeader {

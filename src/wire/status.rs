@@ -109,7 +109,7 @@ pub struct Status {
     pub by_model: Vec<ModelCounts>,
     /// Models that do not open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub broken: Vec<BrokenModel>,
+    pub broken: Vec<FailedModel>,
 }
 
 /// What the server did in the last seconds. Rates are of what ended in them.
@@ -185,7 +185,7 @@ pub struct ModelRecent {
 
 /// A model that could not be loaded or opened the last time that somebody wanted it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BrokenModel {
+pub struct FailedModel {
     /// The name that requests give.
     pub name: String,
     /// The version that does not open, of a model that has versions.

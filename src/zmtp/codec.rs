@@ -12,7 +12,7 @@ mod tests;
 
 use bytes::Bytes;
 
-use super::mechanism::{Mechanism, Step, named};
+use super::mechanism::{Mechanism, named};
 
 /// What ends a connection: the peer does not keep to the protocol, or to our bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,8 +46,6 @@ pub(crate) enum Violation {
 /// What a peer's bytes amount to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// The handshake goes on: this command is to be sent.
-    Reply(Vec<u8>),
     /// The handshake is done.
     Ready {
         /// Minor version that the peer announced: 1 and later know PING.
@@ -86,7 +84,7 @@ const FIRST_BYTES: usize = 64 * 1024;
 /// were not written.
 const AT_ONCE_BYTES: usize = 1024 * 1024;
 /// The most that a frame's head takes.
-const HEAD_BYTES: usize = 9;
+pub(crate) const HEAD_BYTES: usize = 9;
 /// Memory that a frame takes besides its bytes.
 const FRAME_COST: u64 = 64;
 /// Frames that lack more than this are read into their own memory.
@@ -117,14 +115,10 @@ pub(crate) fn push_head(out: &mut Vec<u8>, bytes: usize, more: bool) {
 
 /// Appends a command, its name and data being `body`.
 pub(crate) fn push_command(out: &mut Vec<u8>, body: &[u8]) {
+    let at = out.len();
     push_head(out, body.len(), false);
-    let at = out.len() - body_head_bytes(body.len());
     out[at] |= COMMAND;
     out.extend_from_slice(body);
-}
-
-fn body_head_bytes(bytes: usize) -> usize {
-    if bytes <= usize::from(u8::MAX) { 2 } else { 9 }
 }
 
 /// A PING that asks for an answer and for nothing else: its time to live is 0.
@@ -162,7 +156,7 @@ pub(crate) struct Decoder {
     mechanism: Option<Box<dyn Mechanism>>,
     limits: Limits,
     /// The start of a frame's head.
-    head: [u8; 9],
+    head: [u8; HEAD_BYTES],
     head_bytes: u8,
     body: Option<Body>,
     /// Frames of a message that has not ended.
@@ -178,7 +172,7 @@ impl Decoder {
             state: State::Greeting(Vec::new()),
             mechanism: Some(mechanism),
             limits,
-            head: [0; 9],
+            head: [0; HEAD_BYTES],
             head_bytes: 0,
             body: None,
             frames: Vec::new(),
@@ -425,14 +419,10 @@ impl Decoder {
     fn command(&mut self, command: &[u8]) -> Result<Event, Violation> {
         if let (State::Handshake { minor }, Some(mechanism)) = (&self.state, &mut self.mechanism) {
             let minor = *minor;
-            return Ok(match mechanism.handle(command)? {
-                Step::Reply(command) => Event::Reply(command),
-                Step::Done(identity) => {
-                    self.state = State::Traffic;
-                    self.mechanism = None;
-                    Event::Ready { minor, identity }
-                }
-            });
+            let identity = mechanism.handle(command)?;
+            self.state = State::Traffic;
+            self.mechanism = None;
+            return Ok(Event::Ready { minor, identity });
         }
         Ok(match named(command) {
             Some((b"PING", [high, low, context @ ..])) => Event::Ping {
@@ -459,7 +449,7 @@ fn read_head(input: &[u8]) -> Result<Option<(u8, u64, usize)>, Violation> {
         return Ok(rest.first().map(|bytes| (flags, u64::from(*bytes), 2)));
     }
     let bytes = rest.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
-    Ok(bytes.map(|bytes| (flags, bytes, 9)))
+    Ok(bytes.map(|bytes| (flags, bytes, HEAD_BYTES)))
 }
 
 /// Takes memory for a frame if there is none left, and returns how many of its bytes there is room for: little at first,

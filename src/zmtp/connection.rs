@@ -227,9 +227,6 @@ impl Connection {
                 self.answers_pings |= minor >= 1;
                 on_event(PeerEvent::Ready(identity));
             }
-            Event::Reply(command) => self
-                .outgoing
-                .push_small(|piece| codec::push_command(piece, &command)),
             Event::Ping { ttl, context } => {
                 // A time to live of 0 asks for nothing but the answer.
                 self.answers_pings |= ttl > 0;

@@ -1,7 +1,8 @@
 //! Security mechanisms: the handshake between the greeting and the first message, which decides who may connect.
 //!
-//! There is NULL, which lets everybody in. CURVE (<https://rfc.zeromq.org/spec/26/>) would be a second one: its commands
-//! go through [`Mechanism::handle`]; its encrypted frames need one more step in the codec.
+//! There is NULL, which lets everybody in. CURVE (<https://rfc.zeromq.org/spec/26/>) would be a second one: it has several
+//! commands each way, so [`Mechanism::handle`] would have to return those to be sent, and its encrypted frames need one
+//! more step in the codec.
 
 use bytes::Bytes;
 
@@ -32,27 +33,18 @@ impl SocketType {
     }
 }
 
-/// What a handshake's command led to.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// The handshake is done; the routing id that the peer asked for, empty if it asked for none.
-    Done(Bytes),
-    /// This command is to be sent; the handshake goes on.
-    #[allow(dead_code)] // NULL has one command each way; mechanisms with keys have several
-    Reply(Vec<u8>),
-}
-
 /// A handshake's rules, for one connection.
 pub(crate) trait Mechanism: Send {
     /// The name in the greeting.
     fn name(&self) -> &'static str;
     /// The body of this end's first command.
     fn first(&mut self) -> Vec<u8>;
-    /// Handles a command of the peer.
+    /// Handles the peer's command, which ends the handshake: the routing id that the peer asked for, empty if it asked for
+    /// none.
     ///
     /// # Errors
     /// Why the connection has to be closed.
-    fn handle(&mut self, command: &[u8]) -> Result<Step, Violation>;
+    fn handle(&mut self, command: &[u8]) -> Result<Bytes, Violation>;
 }
 
 /// NULL: everybody may connect. One READY each way, with the socket's type and its routing id.
@@ -89,7 +81,7 @@ impl Mechanism for Null {
         ready
     }
 
-    fn handle(&mut self, command: &[u8]) -> Result<Step, Violation> {
+    fn handle(&mut self, command: &[u8]) -> Result<Bytes, Violation> {
         let (name, mut rest) = named(command).ok_or(Violation::Handshake)?;
         if name != b"READY" {
             return Err(match name {
@@ -112,7 +104,7 @@ impl Mechanism for Null {
             rest = after;
         }
         match socket_type {
-            Some(peer) if self.own.accepts(peer) => Ok(Step::Done(identity)),
+            Some(peer) if self.own.accepts(peer) => Ok(identity),
             _ => Err(Violation::SocketType),
         }
     }

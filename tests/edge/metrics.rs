@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use mdm::message::DoorKind;
+use mdm::message::Protocol;
 use mdm::metrics::{Health, MAX_NAMES, Requests, Snapshot, UNKNOWN};
 use mdm::server::Door;
 use mdm::wire::client::StopMode;
@@ -33,13 +33,13 @@ fn health(door: &mut Door) -> Health {
     }
 }
 
-fn requests(snapshot: &Snapshot, model: &str, door: DoorKind) -> Requests {
+fn requests(snapshot: &Snapshot, model: &str, door: Protocol) -> Requests {
     let model = snapshot.model(model);
     model.map_or_else(Requests::default, |model| *model.answered.requests.of(door))
 }
 
 /// Results, rows, and the errors that there were.
-fn counted(snapshot: &Snapshot, model: &str, door: DoorKind) -> (u64, u64, Vec<(ErrorCode, u64)>) {
+fn counted(snapshot: &Snapshot, model: &str, door: Protocol) -> (u64, u64, Vec<(ErrorCode, u64)>) {
     let of = requests(snapshot, model, door);
     let errors = of.errors.by_code().filter(|(_, count)| *count > 0);
     (of.results, of.rows, errors.collect())
@@ -50,7 +50,7 @@ fn every_answer_is_counted_once_under_its_model_and_door() {
     within(LIMIT, || {
         let preload = ["echo", "busy", "slow"].map(|name| ["--preload", name]);
         let inside = Inside::start(preload.as_flattened());
-        let mut http = inside.server.door_for(DoorKind::Http).expect("a door");
+        let mut http = inside.server.door_for(Protocol::Http).expect("a door");
         let mut own = inside.door();
         let (mut good, mut bad) = (0, 0);
         let mut take = |door: &mut Door, count: usize| {
@@ -97,20 +97,20 @@ fn every_answer_is_counted_once_under_its_model_and_door() {
         let none = Vec::new();
         let misfits = vec![(ErrorCode::InvalidArgument, 2)];
         let of = |model, door| counted(&snapshot, model, door);
-        assert_eq!(of("echo", DoorKind::Http), (10, 30, misfits));
-        assert_eq!(of("echo", DoorKind::Inside), (4, 4, none.clone()));
-        assert_eq!(of("echo", DoorKind::Zmq), (5, 10, none.clone()));
+        assert_eq!(of("echo", Protocol::Http), (10, 30, misfits));
+        assert_eq!(of("echo", Protocol::Inside), (4, 4, none.clone()));
+        assert_eq!(of("echo", Protocol::Zmq), (5, 10, none.clone()));
         let cancelled = vec![(ErrorCode::Cancelled, 2)];
-        assert_eq!(of("slow", DoorKind::Http), (1, 8, cancelled));
-        assert_eq!(of("busy", DoorKind::Http).0, 1);
-        assert_eq!(of(UNKNOWN, DoorKind::Http), (0, 0, none));
-        let refused = &snapshot.doors.of(DoorKind::Http).refused;
+        assert_eq!(of("slow", Protocol::Http), (1, 8, cancelled));
+        assert_eq!(of("busy", Protocol::Http).0, 1);
+        assert_eq!(of(UNKNOWN, Protocol::Http), (0, 0, none));
+        let refused = &snapshot.doors.of(Protocol::Http).refused;
         let asked = (ErrorCode::NotFound, 1);
         assert!(refused.by_code().any(|count| count == asked));
         assert_eq!(refused.all(), 1);
         let open = |kind| snapshot.doors.of(kind).open;
-        assert_eq!(DoorKind::ALL.map(open), [1, 1, 0, 1]);
-        assert_eq!(snapshot.doors.of(DoorKind::Zmq).sessions, 1);
+        assert_eq!(Protocol::ALL.map(open), [1, 1, 0, 1]);
+        assert_eq!(snapshot.doors.of(Protocol::Zmq).sessions, 1);
 
         // Each result has its times, and the parts are no longer than the whole.
         let model = snapshot.model("echo").expect("it is served");
@@ -161,7 +161,7 @@ fn every_answer_is_counted_once_under_its_model_and_door() {
 #[test]
 fn names_that_clients_make_up_are_no_labels() {
     with_inside(&["--preload", "echo"], |inside| {
-        let mut door = inside.server.door_for(DoorKind::Grpc).expect("a door");
+        let mut door = inside.server.door_for(Protocol::Grpc).expect("a door");
         for round in 0..2_000 {
             let asked = floats(&format!("made-up-{round}"), &[1, 4], 0.0);
             door.submit(round, asked).expect("there is room");
@@ -171,7 +171,7 @@ fn names_that_clients_make_up_are_no_labels() {
         let names: Vec<&str> = snapshot.models.iter().map(|of| &*of.name).collect();
         assert_eq!(names, [UNKNOWN, "echo"]);
         assert_eq!(
-            counted(&snapshot, UNKNOWN, DoorKind::Grpc),
+            counted(&snapshot, UNKNOWN, Protocol::Grpc),
             (0, 0, vec![(ErrorCode::NotFound, 2_000)])
         );
         #[cfg(feature = "gateway")]
@@ -202,7 +202,7 @@ fn models_beyond_the_bound_are_counted_together() {
         }
         let snapshot = metrics(&mut door);
         assert_eq!(snapshot.models.len(), MAX_NAMES + 1);
-        let results = |name: &str| counted(&snapshot, name, DoorKind::Inside).0;
+        let results = |name: &str| counted(&snapshot, name, Protocol::Inside).0;
         assert_eq!((results("m0"), results("m255")), (1, 1));
         assert_eq!((results("m256"), results("other")), (0, more as u64));
         assert!(!snapshot.model("m0").expect("it was served").is_served);
@@ -230,12 +230,12 @@ fn a_model_that_is_reloaded_or_unloaded_keeps_its_counters() {
         let misfit = vec![(ErrorCode::InvalidArgument, 1)];
         let expected = (2, 2, misfit);
         let snapshot = metrics(&mut door);
-        assert_eq!(counted(&snapshot, "echo", DoorKind::Inside), expected);
+        assert_eq!(counted(&snapshot, "echo", Protocol::Inside), expected);
         assert_eq!(snapshot.models_loaded, 1);
         door.unload(1, "echo").expect("a question");
         assert_eq!(code(&next(&mut door).message), None);
         let snapshot = metrics(&mut door);
-        assert_eq!(counted(&snapshot, "echo", DoorKind::Inside), expected);
+        assert_eq!(counted(&snapshot, "echo", Protocol::Inside), expected);
         assert!(!snapshot.model("echo").expect("it was served").is_served);
         assert_eq!(snapshot.models_loaded, 0);
     });

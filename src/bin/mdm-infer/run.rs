@@ -116,7 +116,7 @@ fn counted(number: u64, thing: &str) -> String {
 }
 
 /// A request on its way.
-struct Flying {
+struct Pending {
     ticket: Ticket,
     rows: usize,
     numbering: Numbering,
@@ -166,14 +166,14 @@ impl Job<'_> {
             rows: 0,
         };
         let bar = Bar::new();
-        let mut flying: VecDeque<Flying> = VecDeque::new();
+        let mut pending: VecDeque<Pending> = VecDeque::new();
         let mut stats = Stats::default();
         let mut rows_done = 0;
         let mut failed = 0;
         // Why the first row failed, while no row has a result.
         let mut none_yet: Option<Error> = None;
         loop {
-            while flying.len() < sizes.in_flight() {
+            while pending.len() < sizes.in_flight() {
                 let next = timed(&mut times.reading, || reader.next(&sizes))?;
                 let Some((inputs, numbering)) = next else {
                     break;
@@ -182,18 +182,18 @@ impl Job<'_> {
                 let call = deadline.bound(&call)?;
                 let ticket = timed(&mut times.server, || client.submit(inputs, call))
                     .map_err(|e| numbering.in_file(e, rows))?;
-                flying.push_back(Flying {
+                pending.push_back(Pending {
                     ticket,
                     rows,
                     numbering,
                 });
             }
             bar.show(rows_done, reader.source.progress(), reader.rows);
-            let Some(Flying {
+            let Some(Pending {
                 ticket,
                 rows,
                 numbering,
-            }) = flying.pop_front()
+            }) = pending.pop_front()
             else {
                 break;
             };

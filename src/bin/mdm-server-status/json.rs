@@ -66,7 +66,7 @@ fn unmeasured(of: &mut Value) {
 mod tests {
     use super::*;
     use mdm::wire::server::{
-        BrokenModel, LatencyInfo, ModelCounts, ModelInfo, ModelRecent, RecentInfo, WorkerInfo,
+        FailedModel, LatencyInfo, ModelCounts, ModelInfo, ModelRecent, RecentInfo, WorkerInfo,
         WorkerRecent,
     };
 
@@ -115,10 +115,10 @@ mod tests {
                 recent: vec![ModelRecent::default()],
                 ..ModelCounts::default()
             }],
-            broken: vec![BrokenModel {
+            broken: vec![FailedModel {
                 version: Some("2".to_owned()),
                 served_on: Some("1".to_owned()),
-                ..BrokenModel::default()
+                ..FailedModel::default()
             }],
             ..Status::default()
         };
@@ -167,7 +167,7 @@ mod tests {
     fn the_document_has_every_list_whatever_the_server_says() {
         let keys = of(&Status {
             workers: vec![WorkerInfo::default()],
-            broken: vec![BrokenModel::default()],
+            broken: vec![FailedModel::default()],
             ..Status::default()
         });
         for key in [

@@ -325,7 +325,7 @@ fn settings(page: &mut String, status: &Status) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mdm::wire::server::{BrokenModel, ModelInfo, ModelRecent, RecentInfo, WorkerRecent};
+    use mdm::wire::server::{FailedModel, ModelInfo, ModelRecent, RecentInfo, WorkerRecent};
 
     fn status() -> Status {
         let windows = [1, 10, 60];
@@ -359,11 +359,11 @@ mod tests {
             uptime_s: 12,
             models: vec![model("m", "1"), model("m", "10"), model("m", "2")],
             by_model: vec![counts("m", 77), counts("gone", 5)],
-            broken: vec![BrokenModel {
+            broken: vec![FailedModel {
                 name: "bad".to_owned(),
                 code: "FAILED_PRECONDITION".to_owned(),
                 message: "no\nmodel".to_owned(),
-                ..BrokenModel::default()
+                ..FailedModel::default()
             }],
             workers: vec![WorkerInfo {
                 id: 2,

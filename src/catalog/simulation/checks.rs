@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Simulation;
 use super::world::bytes_of;
 use crate::catalog::Amount;
-use crate::catalog::failures::Asked;
+use crate::catalog::failures::AskedFor;
 use crate::catalog::known::Standing;
 use crate::catalog::loads::LoadRequest;
 use crate::error::ErrorCode;
@@ -81,7 +81,7 @@ pub(super) fn mark_after(
     sim: &mut Simulation,
     ticket: u64,
     answer: &Answer,
-) -> Option<(Asked, Mark)> {
+) -> Option<(AskedFor, Mark)> {
     let request = &sim.catalog.loads.get_mut(ticket)?.request;
     let is_unload = matches!(request, LoadRequest::Unload(..));
     let mark = match answer {
@@ -97,11 +97,11 @@ pub(super) fn mark_after(
         Answer::Read(Ok(_)) if matches!(request, LoadRequest::Describe(_)) => Mark::Gone,
         _ => return None,
     };
-    Some((Asked::of(request.named()), mark))
+    Some((AskedFor::of(request.named()), mark))
 }
 
 /// The mark is there, or gone, as it was to be.
-pub(super) fn mark(sim: &Simulation, wanted: Option<(Asked, Mark)>) {
+pub(super) fn mark(sim: &Simulation, wanted: Option<(AskedFor, Mark)>) {
     let Some((asked, wanted)) = wanted else {
         return;
     };

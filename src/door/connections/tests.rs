@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hyper::Response;
 use hyper::body::{Body, Frame};
 
-use super::super::serving::{self, Protocol};
+use super::super::serving::{self, HttpVersion};
 use super::super::watched::Watched;
 use super::*;
 use crate::config::{Asked, Config};
@@ -125,7 +125,7 @@ async fn pair() -> (TcpStream, Peer) {
 async fn served(connections: &Rc<Connections>) -> (Peer, Rc<Connection>, Weak<Vec<u8>>) {
     let (stream, peer) = pair().await;
     let address = stream.peer_addr().unwrap();
-    let connection = connections.add(DoorKind::Grpc, address).unwrap();
+    let connection = connections.add(Protocol::Grpc, address).unwrap();
     let answer = Arc::new(vec![7; 100_000]);
     let seen = Arc::downgrade(&answer);
     let serving = {
@@ -134,7 +134,7 @@ async fn served(connections: &Rc<Connections>) -> (Peer, Rc<Connection>, Weak<Ve
         async move {
             let answer = |_open, _request| std::future::ready(Response::new(Whole(answer.take())));
             serving::serve(
-                Protocol::Http2(Protocol::http2()),
+                HttpVersion::Http2(HttpVersion::http2()),
                 stream,
                 &connection,
                 &connections.shared,
@@ -219,7 +219,7 @@ async fn ended(
 ) -> (Rc<Connection>, Peer, usize) {
     let (stream, peer) = pair().await;
     let address = stream.peer_addr().unwrap();
-    let connection = connections.add(DoorKind::Grpc, address).unwrap();
+    let connection = connections.add(Protocol::Grpc, address).unwrap();
     connection.speaks.set(Speaks::Streams);
     stream.writable().await.unwrap();
     let mut written = 0;

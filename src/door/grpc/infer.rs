@@ -10,8 +10,8 @@ use super::response::{self, Parameter};
 use super::route::Call;
 use super::status::status;
 use crate::door::incoming::{HERE_BYTES, Reserved, Whole};
-use crate::door::pipeline::{Held, Rows};
-use crate::door::translate::write::{Answered, copied_bytes};
+use crate::door::submit::{Held, Rows};
+use crate::door::translate::write::{AnswerNames, copied_bytes};
 use crate::error::Result;
 use crate::message::Request;
 
@@ -82,7 +82,7 @@ pub(super) async fn write(
     let (model, id) = (asked.model.clone(), asked.infer.id.clone());
     let (wanted, parameters) = (wanted.clone(), parameters.to_vec());
     let write = move || {
-        let answered = Answered {
+        let answered = AnswerNames {
             model: &model.name,
             version: model.version.as_deref(),
             id: id.as_deref(),
@@ -95,8 +95,8 @@ pub(super) async fn write(
 
 impl Asked {
     /// What its answers repeat.
-    pub(super) fn answered(&self) -> Answered<'_> {
-        Answered {
+    pub(super) fn answered(&self) -> AnswerNames<'_> {
+        AnswerNames {
             model: &self.model.name,
             version: self.model.version.as_deref(),
             id: self.infer.id.as_deref(),

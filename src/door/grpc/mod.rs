@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 pub(super) use self::reflection::Reflection;
 use super::connections::Connection;
 use super::local::Local;
-use super::serving::{self, Protocol};
+use super::serving::{self, HttpVersion};
 
 /// The longest frame that a client may send: each costs both sides a little.
 const FRAME_BYTES: u32 = 256 * 1024;
@@ -41,13 +41,13 @@ pub(super) struct Service {
 
 /// Serves one connection until it closes.
 pub(super) async fn serve(service: Service, stream: TcpStream, connection: Rc<Connection>) {
-    let mut settings = Protocol::http2();
+    let mut settings = HttpVersion::http2();
     settings.auto_date_header(false).max_frame_size(FRAME_BYTES);
     let answer = |open, request| {
         let service = service.clone();
         async move { route::answer(&service, open, request).await }
     };
-    let protocol = Protocol::Http2(settings);
+    let protocol = HttpVersion::Http2(settings);
     let shared = &service.local.shared;
     serving::serve(protocol, stream, &connection, shared, answer).await;
 }

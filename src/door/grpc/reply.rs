@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::status;
 use crate::door::counted::{COUNTED_PIECE_BYTES, count_until_written};
-use crate::door::pipeline::Held;
+use crate::door::submit::Held;
 
 /// The kind of all answers.
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");

@@ -6,7 +6,9 @@ use super::fields::{Writer, put_varint};
 use super::lists::field_of;
 use crate::door::translate::Wanted;
 use crate::door::translate::strings::{document_text, lengths_in_front};
-use crate::door::translate::write::{Answered, Column, each_output, failed_json, shown_datatype};
+use crate::door::translate::write::{
+    AnswerNames, Column, each_output, failed_json, shown_datatype,
+};
 use crate::error::{Error, Result};
 use crate::tensor::{Data, DataType, Tensor};
 use crate::wire::server::Outputs;
@@ -22,7 +24,7 @@ pub(super) enum Parameter {
 }
 
 /// Writes an answer's names and parameters.
-fn begin(answered: Answered<'_>, parameters: &[(&str, Parameter)]) -> Writer {
+fn begin(answered: AnswerNames<'_>, parameters: &[(&str, Parameter)]) -> Writer {
     let mut writer = Writer::new();
     writer.bytes(1, answered.model.as_bytes());
     writer.bytes(2, answered.version.unwrap_or_default().as_bytes());
@@ -54,7 +56,7 @@ fn put_parameter(writer: &mut Writer, name: &str, value: &[u8]) {
 /// `INVALID_ARGUMENT` for an output that the model does not give, and for one that cannot be had as was asked;
 /// `RESOURCE_EXHAUSTED` for more than a message holds.
 pub(super) fn write(
-    answered: Answered<'_>,
+    answered: AnswerNames<'_>,
     parameters: &[(&str, Parameter)],
     (outputs, wanted): (&Outputs, &Wanted),
     wrapped_in: Option<u32>,
@@ -103,7 +105,7 @@ pub(super) fn write(
 /// # Errors
 /// None that can happen to so short a message.
 pub(super) fn write_end(
-    answered: Answered<'_>,
+    answered: AnswerNames<'_>,
     parameters: &[(&str, Parameter)],
 ) -> Result<Vec<Bytes>> {
     begin(answered, parameters).finish(Some(ANSWER_OF_STREAM))
@@ -183,7 +185,7 @@ mod tests {
     use super::*;
     use crate::tensor::Batch;
 
-    const ANSWERED: Answered<'_> = Answered {
+    const ANSWERED: AnswerNames<'_> = AnswerNames {
         model: "m",
         version: Some("2"),
         id: Some("seven"),

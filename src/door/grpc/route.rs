@@ -18,7 +18,7 @@ use super::{Service, health, infer, models, stream};
 use crate::door::connections::Open;
 use crate::door::local::Local;
 use crate::door::models::ModelName;
-use crate::door::pipeline::Caller;
+use crate::door::submit::Caller;
 use crate::error::Result;
 
 /// The service of the protocol, as paths have it.
@@ -119,87 +119,80 @@ async fn dispatch(
         _ => &call,
     };
     match method {
-        "ServerLive" => {
-            unary(call, messages, async |_: ServerLiveRequest| {
-                let live = call.local.health(call.caller()).await.is_some();
-                Ok(ServerLiveResponse { live })
-            })
-            .await
-        }
-        "ServerReady" => {
-            unary(call, messages, async |_: ServerReadyRequest| {
-                let ready = call.local.is_ready(call.caller()).await;
-                Ok(ServerReadyResponse { ready })
-            })
-            .await
-        }
-        "ServerMetadata" => {
-            unary(call, messages, async |_: ServerMetadataRequest| {
-                Ok(ServerMetadataResponse {
-                    name: env!("CARGO_PKG_NAME").to_owned(),
-                    version: env!("CARGO_PKG_VERSION").to_owned(),
-                    extensions: EXTENSIONS.map(str::to_owned).to_vec(),
-                })
-            })
-            .await
-        }
-        "ModelReady" => {
-            unary(call, messages, async |asked: ModelReadyRequest| {
-                let ready = models::ready(call, ModelName::new(asked.name, asked.version)).await?;
-                Ok(ModelReadyResponse { ready })
-            })
-            .await
-        }
-        "ModelMetadata" => {
-            unary(call, messages, async |asked: ModelMetadataRequest| {
-                models::metadata(call, ModelName::new(asked.name, asked.version)).await
-            })
-            .await
-        }
-        "ModelConfig" => {
-            unary(call, messages, async |asked: ModelConfigRequest| {
-                let config =
-                    models::config(call, ModelName::new(asked.name, asked.version)).await?;
-                let config = Some(config);
-                Ok(ModelConfigResponse { config })
-            })
-            .await
-        }
-        "ModelStatistics" => {
-            unary(call, messages, async |asked: ModelStatisticsRequest| {
-                let model_stats =
-                    models::statistics(call, ModelName::new(asked.name, asked.version)).await?;
-                Ok(ModelStatisticsResponse { model_stats })
-            })
-            .await
-        }
-        "RepositoryIndex" => {
-            unary(call, messages, async |asked: RepositoryIndexRequest| {
-                let models = models::index(call, asked.ready).await?;
-                Ok(RepositoryIndexResponse { models })
-            })
-            .await
-        }
-        "RepositoryModelLoad" => {
-            unary(call, messages, async |asked: RepositoryModelLoadRequest| {
-                models::load(call, &asked).await?;
-                Ok(RepositoryModelLoadResponse {})
-            })
-            .await
-        }
-        "RepositoryModelUnload" => {
-            unary(
-                call,
-                messages,
-                async |asked: RepositoryModelUnloadRequest| {
-                    models::unload(call, &asked.model_name).await?;
-                    Ok(RepositoryModelUnloadResponse {})
-                },
-            )
-            .await
-        }
+        "ServerLive" => unary(call, messages, |asked| server_live(call, asked)).await,
+        "ServerReady" => unary(call, messages, |asked| server_ready(call, asked)).await,
+        "ServerMetadata" => unary(call, messages, server_metadata).await,
+        "ModelReady" => unary(call, messages, |asked| model_ready(call, asked)).await,
+        "ModelMetadata" => unary(call, messages, |asked| model_metadata(call, asked)).await,
+        "ModelConfig" => unary(call, messages, |asked| model_config(call, asked)).await,
+        "ModelStatistics" => unary(call, messages, |asked| model_statistics(call, asked)).await,
+        "RepositoryIndex" => unary(call, messages, |asked| index(call, asked)).await,
+        "RepositoryModelLoad" => unary(call, messages, |asked| load(call, asked)).await,
+        "RepositoryModelUnload" => unary(call, messages, |asked| unload(call, asked)).await,
         _ => Err(not_here(path)),
     }
+}
+
+async fn server_live(call: &Call, _: ServerLiveRequest) -> Result<ServerLiveResponse> {
+    let live = call.local.health(call.caller()).await.is_some();
+    Ok(ServerLiveResponse { live })
+}
+
+async fn server_ready(call: &Call, _: ServerReadyRequest) -> Result<ServerReadyResponse> {
+    let ready = call.local.is_ready(call.caller()).await;
+    Ok(ServerReadyResponse { ready })
+}
+
+async fn server_metadata(_: ServerMetadataRequest) -> Result<ServerMetadataResponse> {
+    Ok(ServerMetadataResponse {
+        name: env!("CARGO_PKG_NAME").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+    })
+}
+
+async fn model_ready(call: &Call, asked: ModelReadyRequest) -> Result<ModelReadyResponse> {
+    let ready = models::ready(call, ModelName::new(asked.name, asked.version)).await?;
+    Ok(ModelReadyResponse { ready })
+}
+
+async fn model_metadata(call: &Call, asked: ModelMetadataRequest) -> Result<ModelMetadataResponse> {
+    models::metadata(call, ModelName::new(asked.name, asked.version)).await
+}
+
+async fn model_config(call: &Call, asked: ModelConfigRequest) -> Result<ModelConfigResponse> {
+    let config = models::config(call, ModelName::new(asked.name, asked.version)).await?;
+    let config = Some(config);
+    Ok(ModelConfigResponse { config })
+}
+
+async fn model_statistics(
+    call: &Call,
+    asked: ModelStatisticsRequest,
+) -> Result<ModelStatisticsResponse> {
+    let model_stats = models::statistics(call, ModelName::new(asked.name, asked.version)).await?;
+    Ok(ModelStatisticsResponse { model_stats })
+}
+
+async fn index(call: &Call, asked: RepositoryIndexRequest) -> Result<RepositoryIndexResponse> {
+    let models = models::index(call, asked.ready).await?;
+    Ok(RepositoryIndexResponse { models })
+}
+
+async fn load(
+    call: &Call,
+    asked: RepositoryModelLoadRequest,
+) -> Result<RepositoryModelLoadResponse> {
+    models::load(call, &asked).await?;
+    Ok(RepositoryModelLoadResponse {})
+}
+
+async fn unload(
+    call: &Call,
+    asked: RepositoryModelUnloadRequest,
+) -> Result<RepositoryModelUnloadResponse> {
+    models::unload(call, &asked.model_name).await?;
+    Ok(RepositoryModelUnloadResponse {})
 }
 
 fn not_here(path: &str) -> Status {

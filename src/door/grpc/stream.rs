@@ -20,7 +20,7 @@ use super::route::Call;
 use super::status::{status, stopped};
 use crate::door::incoming::{Reserved, Whole};
 use crate::door::ordered::Ordered;
-use crate::door::pipeline::{Held, Part};
+use crate::door::submit::{Held, Part};
 use crate::error::{Error, Result};
 use crate::message::Stats;
 
@@ -121,12 +121,12 @@ async fn one(call: Rc<Call>, message: Whole, say: mpsc::Sender<Said>, mut turn: 
     };
     if asked.in_parts {
         turn.pass();
-        if let Err(error) = in_parts(&call, (&mut asked, reserved), &say).await {
+        if let Err(error) = in_parts(&call, &mut asked, reserved, &say).await {
             tell(&say, (refusal(named(&asked), error), None)).await;
         }
         return;
     }
-    let told = match whole(&call, (&mut asked, reserved)).await {
+    let told = match whole(&call, &mut asked, reserved).await {
         Ok((message, held)) => (message, Some(held)),
         Err(error) => (refusal(named(&asked), error), None),
     };
@@ -139,10 +139,7 @@ async fn tell(say: &mpsc::Sender<Said>, (message, held): Told) {
     let _ = say.send(Said::Message(message, held)).await;
 }
 
-async fn whole(
-    call: &Call,
-    (asked, reserved): (&mut Asked, Reserved),
-) -> Result<(Vec<Bytes>, Held)> {
+async fn whole(call: &Call, asked: &mut Asked, reserved: Reserved) -> Result<(Vec<Bytes>, Held)> {
     let request = infer::take_request(call, asked, reserved).await?;
     let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
     let parameters = [(FINAL, Parameter::Flag(true))];
@@ -152,7 +149,8 @@ async fn whole(
 /// Tells parts as they come, then their end.
 async fn in_parts(
     call: &Call,
-    (asked, reserved): (&mut Asked, Reserved),
+    asked: &mut Asked,
+    reserved: Reserved,
     say: &mpsc::Sender<Said>,
 ) -> Result<()> {
     let request = infer::take_request(call, asked, reserved).await?;

@@ -17,9 +17,9 @@ use super::super::errors::{row_numbers, told};
 use super::super::incoming::HERE_BYTES;
 use super::super::models::ModelName;
 use super::super::ordered::Ordered;
-use super::super::pipeline::{Held, Part, Rows};
+use super::super::submit::{Held, Part, Rows};
 use super::super::translate::Wanted;
-use super::super::translate::write::{Answered, copied_bytes, write_end, write_part};
+use super::super::translate::write::{AnswerNames, copied_bytes, write_end, write_part};
 use super::coding;
 use crate::error::{Error, Result};
 use crate::message::Stats;
@@ -164,7 +164,7 @@ impl Events {
     }
 
     fn end(&mut self, rows: Option<u64>, stats: Stats) {
-        let answered = Answered {
+        let answered = AnswerNames {
             model: &self.subject.model.name,
             version: self.subject.model.version.as_deref(),
             id: self.subject.id.as_deref(),

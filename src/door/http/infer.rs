@@ -14,8 +14,8 @@ use super::super::inflate::Coding;
 use super::super::local::Local;
 use super::super::models::ModelName;
 use super::super::ordered::Ordered;
-use super::super::pipeline::Held;
-use super::super::translate::write::{Answered, Written};
+use super::super::submit::Held;
+use super::super::translate::write::{AnswerNames, Written};
 use super::super::translate::{Infer, read, write};
 use super::body;
 use super::events::{self, Events, Subject};
@@ -75,7 +75,7 @@ pub(super) async fn answer(
     let (rows, _stats) = local.pipeline.infer(&caller, request).await?;
     let takes_its_time = write::copied_bytes(&rows.outputs, &wanted) > HERE_BYTES;
     let write = move || {
-        let answered = Answered {
+        let answered = AnswerNames {
             model: &model.name,
             version: model.version.as_deref(),
             id: id.as_deref(),

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::connections::Connection;
 use super::local::Local;
-use super::serving::{self, Protocol};
+use super::serving::{self, HttpVersion};
 
 /// What a connection beyond the most that there may be is told.
 pub(super) const TOO_MANY_CONNECTIONS: &[u8] =
@@ -56,8 +56,8 @@ pub(super) async fn serve(
         return; // it closed before it has said anything
     };
     let protocol = match is_http2 {
-        true => Protocol::Http2(Protocol::http2()),
-        false => Protocol::http1(),
+        true => HttpVersion::Http2(HttpVersion::http2()),
+        false => HttpVersion::http1(),
     };
     let answer = |open, request| {
         let local = local.clone();

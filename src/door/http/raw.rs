@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::local::Local;
 use super::super::models::{ModelName, Models};
-use super::super::pipeline::Caller;
+use super::super::submit::Caller;
 use super::super::translate::read::binary;
 use super::super::translate::{Infer, Wanted};
 use crate::error::{Error, Result};

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::super::counted::count_until_written;
 use super::super::errors::{RowNumbers, http_status, retry_after, row_numbers, told};
-use super::super::pipeline::Held;
+use super::super::submit::Held;
 use super::body;
 use super::events::{EVENTS, Events};
 use crate::error::Error;

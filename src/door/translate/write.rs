@@ -13,7 +13,7 @@ use crate::wire::server::Outputs;
 
 /// What an answer repeats of its request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Answered<'a> {
+pub(crate) struct AnswerNames<'a> {
     pub(crate) model: &'a str,
     pub(crate) version: Option<&'a str>,
     pub(crate) id: Option<&'a str>,
@@ -56,7 +56,11 @@ impl<'a> Column<'a> {
 /// # Errors
 /// `INVALID_ARGUMENT` for an output that the model does not give, and for one that cannot be had as was asked;
 /// `INTERNAL` for a model's output that is not what it says.
-pub(crate) fn write(answered: Answered<'_>, outputs: &Outputs, wanted: &Wanted) -> Result<Written> {
+pub(crate) fn write(
+    answered: AnswerNames<'_>,
+    outputs: &Outputs,
+    wanted: &Wanted,
+) -> Result<Written> {
     let mut written = Written {
         json: Vec::with_capacity(512),
         behind: Vec::new(),
@@ -129,7 +133,7 @@ pub(crate) fn write_part(offset: u64, outputs: &Outputs, wanted: &Wanted) -> Res
 }
 
 /// Writes the end of a stream as JSON; `rows` where its model has any.
-pub(crate) fn write_end(answered: Answered<'_>, rows: Option<u64>, stats: Stats) -> Vec<u8> {
+pub(crate) fn write_end(answered: AnswerNames<'_>, rows: Option<u64>, stats: Stats) -> Vec<u8> {
     let mut json = Vec::with_capacity(256);
     names(&mut json, answered);
     let Stats {
@@ -148,7 +152,7 @@ pub(crate) fn write_end(answered: Answered<'_>, rows: Option<u64>, stats: Stats)
 }
 
 /// Begins an object with what an answer repeats.
-fn names(json: &mut Vec<u8>, answered: Answered<'_>) {
+fn names(json: &mut Vec<u8>, answered: AnswerNames<'_>) {
     json.extend_from_slice(b"{\"model_name\":");
     text(json, answered.model);
     if let Some(version) = answered.version {
@@ -387,7 +391,7 @@ mod tests {
 
     use super::*;
 
-    const ANSWERED: Answered<'_> = Answered {
+    const ANSWERED: AnswerNames<'_> = AnswerNames {
         model: "m",
         version: Some("2"),
         id: Some("i\"d"),

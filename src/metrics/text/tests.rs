@@ -37,9 +37,9 @@ fn snapshot() -> Snapshot {
         dropped: 9,
         ..Snapshot::default()
     };
-    snapshot.doors.of_mut(DoorKind::Zmq).open = 1;
-    snapshot.doors.of_mut(DoorKind::Zmq).sessions = 2;
-    let refused = &mut snapshot.doors.of_mut(DoorKind::Http).refused;
+    snapshot.doors.of_mut(Protocol::Zmq).open = 1;
+    snapshot.doors.of_mut(Protocol::Zmq).sessions = 2;
+    let refused = &mut snapshot.doors.of_mut(Protocol::Http).refused;
     refused.add(ErrorCode::NotFound);
     let mut model = ModelStats {
         // Whatever a file system takes for a name.
@@ -47,7 +47,7 @@ fn snapshot() -> Snapshot {
         is_served: true,
         ..ModelStats::default()
     };
-    let requests = model.answered.requests.of_mut(DoorKind::Zmq);
+    let requests = model.answered.requests.of_mut(Protocol::Zmq);
     (requests.results, requests.rows, requests.failed_rows) = (3, 30, 4);
     requests.errors.add(ErrorCode::Internal);
     for (us, histogram) in [(40, 0), (1_000_000, 1), (u64::from(u32::MAX), 2)] {
@@ -70,8 +70,8 @@ fn snapshot() -> Snapshot {
 
 fn outside() -> Outside {
     Outside {
-        connections: vec![(DoorKind::Http, 11)],
-        responses: vec![(DoorKind::Http, "413".to_owned(), 5)],
+        connections: vec![(Protocol::Http, 11)],
+        responses: vec![(Protocol::Http, "413".to_owned(), 5)],
         process: Process::now(),
     }
 }

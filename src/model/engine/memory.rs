@@ -10,7 +10,8 @@
 //! ```
 
 use crate::error::{Error, Result, panic_message};
-pub(crate) use crate::frames::trim_heaps as trim;
+use crate::faults;
+pub(crate) use crate::heap::trim;
 
 /// Runs a job that needs much memory for a moment in a thread of its own, and waits for it. When the thread ends, its
 /// heap goes to the next one: so all such jobs use one heap, and not each worker's.
@@ -25,6 +26,7 @@ pub(crate) fn in_passing<T: Send>(job: impl FnOnce() -> T + Send) -> Result<T> {
             .map_err(|e| Error::unavailable(format!("no thread to open a model in: {e}")))?
             .join()
             .map_err(|panic| {
+                faults::panicked_elsewhere(None);
                 Error::internal(format!("opening panicked: {}", panic_message(&*panic)))
             })
     })

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::lookup::Roots;
+use super::roots::Roots;
 use super::versions;
 use crate::proxy::Proxy;
 

@@ -9,7 +9,7 @@ use crate::model::BatchKind;
 use crate::pipeline::ventilator::requests::Held;
 use crate::schedule::Job;
 use crate::tensor::{Batch, Tensor};
-use crate::wire::inner::{Close, ToSink};
+use crate::wire::inner::{Close, CloseEnd, ToSink};
 
 impl Simulation<'_> {
     pub(super) fn ask(&mut self) {
@@ -32,8 +32,7 @@ impl Simulation<'_> {
                 label: ModelLabel(0),
                 chunks: 0,
                 arrived_us: self.now_us,
-                answered: false,
-                error,
+                end: CloseEnd::Error(error),
             };
             self.to_sink.push_back(ToSink::Close(close));
             return;

@@ -182,7 +182,6 @@ fn compute(
         sent.push_back(Sent::ToSink(ToSink::Part(Box::new(Part {
             chunk: chunk.id,
             worker: place.id,
-            attempt: chunk.attempt,
             label: chunk.label,
             compute_us: 1,
             members,

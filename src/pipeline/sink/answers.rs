@@ -22,18 +22,18 @@ mod tests;
 pub(crate) use self::outlet::{Action, Outlet};
 use foldhash::HashMap;
 
-use self::answered::{Answered, Span};
+use self::answered::{AnsweredSpans, Span};
 use self::bad_rows::{BadRows, bytes_of};
 use self::counts::Counts;
 use self::ends::send_parts;
 use self::given::Given;
-use self::outlet::{Asker, Turn};
+use self::outlet::{Handling, Recipient};
 use self::recent::{Recent, Standing};
 use crate::error::{Error, Result};
 use crate::message::{ChunkId, Member, ModelLabel, Outcome, Part, Ran, ReplyTo, Serial, Stats};
 use crate::split::Gather;
-use crate::wire::inner::{Arrived, Close, LostWorker, ToSink, ToVentilator};
-use crate::wire::rows::ResultRows;
+use crate::wire::inner::{Arrived, Close, CloseEnd, LostWorker, ToSink, ToVentilator};
+use crate::wire::result_writer::ResultRows;
 use crate::wire::server::Outputs;
 
 /// What bounds the answers.
@@ -57,11 +57,27 @@ struct Gathering {
     bad: BadRows,
     /// Parts that have come, those that failed or were skipped too.
     parts: u64,
-    /// Its bytes that are counted in [`Answers::gathered`].
+    /// Its bytes that are counted in [`AnswerState::gathered`].
     counted: u64,
     /// Of the parts that have come and did not fail.
     stats: Stats,
     span: Option<Span>,
+}
+
+impl Gathering {
+    /// Counts a chunk that has brought rows. Returns the chunks that have.
+    fn count_chunk(&mut self, piece: &Piece<'_>) -> Span {
+        let (chunk, queue_us) = (piece.chunk, piece.member.queue_us);
+        let stats = &mut self.stats;
+        stats.queue_us = match stats.chunks {
+            0 => queue_us,
+            _ => stats.queue_us.min(queue_us),
+        };
+        stats.chunks += 1;
+        stats.compute_us += piece.compute_us;
+        let span = self.span.map_or(Span::of(chunk), |span| span.with(chunk));
+        *self.span.insert(span)
+    }
 }
 
 /// A request that was answered although parts of it may still come.
@@ -89,33 +105,33 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    fn asker(&self) -> Asker {
-        Asker::of(self.member, self.label)
+    fn recipient(&self) -> Recipient {
+        Recipient::of(self.member, self.label)
     }
 }
 
 /// The requests of which parts are coming, and what was answered.
-pub(crate) struct Answers {
+pub(crate) struct AnswerState {
     max_client_bytes: u64,
     gathering: HashMap<Serial, Gathering>,
     /// Bytes gathered for each client.
     gathered: HashMap<ReplyTo, u64>,
     ended: HashMap<Serial, Ended>,
-    answered: Answered,
+    answered: AnsweredSpans,
     recent: Vec<Recent>,
     stopped: Vec<bool>,
     counts: Counts,
 }
 
-impl Answers {
-    pub(crate) fn new(bounds: &Bounds) -> Result<Answers> {
+impl AnswerState {
+    pub(crate) fn new(bounds: &Bounds) -> Result<AnswerState> {
         let recent = (0..bounds.workers).map(|_| Recent::new(bounds.worker_chunks));
-        Ok(Answers {
+        Ok(AnswerState {
             max_client_bytes: bounds.max_client_bytes,
             gathering: HashMap::default(),
             gathered: HashMap::default(),
             ended: HashMap::default(),
-            answered: Answered::new(bounds.answered),
+            answered: AnsweredSpans::new(bounds.answered),
             recent: recent.collect(),
             stopped: vec![false; bounds.workers],
             counts: Counts::new()?,
@@ -134,15 +150,15 @@ impl Answers {
 
     /// Takes a message, and has done what comes of it.
     pub(crate) fn hear(&mut self, message: ToSink, now_us: u64, outlet: &mut impl Outlet) {
-        let turn = &mut Turn { now_us, outlet };
+        let handling = &mut Handling { now_us, outlet };
         match message {
             ToSink::Part(part) => {
-                self.take_part(*part, turn);
+                self.take_part(*part, handling);
                 if self.answered.ask() {
-                    turn.tell_ventilator(ToVentilator::WhatIsOut);
+                    handling.tell_ventilator(ToVentilator::WhatIsOut);
                 }
             }
-            ToSink::Close(close) => self.close(&close, turn),
+            ToSink::Close(close) => self.close(&close, handling),
             ToSink::Lost(serial, parts) => {
                 if let Some(ended) = self.ended.get_mut(&serial) {
                     if let Until::Parts(expected) = &mut ended.until {
@@ -151,11 +167,11 @@ impl Answers {
                     self.forget_if_complete(serial);
                 }
             }
-            ToSink::WorkerLost(lost) => self.lose_worker(&lost, turn),
+            ToSink::WorkerLost(lost) => self.lose_worker(&lost, handling),
             ToSink::Out(out) => self.answered.settle(&out),
             ToSink::Report(token) => {
-                let report = Box::new(self.counts.report(turn.now_us));
-                turn.tell_ventilator(ToVentilator::Report(token, report));
+                let report = Box::new(self.counts.report(handling.now_us));
+                handling.tell_ventilator(ToVentilator::Report(token, report));
             }
             // What is gathered for it goes when the ventilator closes its requests.
             ToSink::Gone(_) => {}
@@ -175,7 +191,7 @@ impl Answers {
 
     // ---- parts ---------------------------------------------------------------------------------------------------
 
-    fn take_part(&mut self, part: Part, turn: &mut Turn<'_, impl Outlet>) {
+    fn take_part(&mut self, part: Part, handling: &mut Handling<'_, impl Outlet>) {
         let Some(recent) = self.recent.get_mut(part.worker.0 as usize) else {
             return; // there is no such worker
         };
@@ -216,7 +232,7 @@ impl Answers {
                         true => Given::Runs(runs),
                         false => Given::Bad(runs.into_iter().next(), failed),
                     };
-                    self.take_piece(&piece(member), given, turn);
+                    self.take_piece(&piece(member), given, handling);
                 }
                 own => {
                     let Some(run) = runs.first() else {
@@ -225,7 +241,7 @@ impl Answers {
                     let mut start = 0;
                     for member in own {
                         let end = start + member.rows as usize;
-                        self.take_piece(&piece(member), Given::Some(run, start..end), turn);
+                        self.take_piece(&piece(member), Given::Some(run, start..end), handling);
                         start = end;
                     }
                 }
@@ -237,12 +253,12 @@ impl Answers {
         &mut self,
         piece: &Piece<'_>,
         given: Given<'_>,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) {
         let Piece { member, chunk, .. } = *piece;
         if self.ended.contains_key(&member.serial) {
             self.count_ended(member, Some(chunk));
-        } else if let Some(span) = self.take_rows(piece, given, turn) {
+        } else if let Some(span) = self.take_rows(piece, given, handling) {
             self.answered.insert(member.serial, span);
         }
     }
@@ -253,43 +269,13 @@ impl Answers {
         &mut self,
         piece: &Piece<'_>,
         given: Given<'_>,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) -> Option<Span> {
-        let Piece {
-            member,
-            chunk,
-            compute_us,
-            ..
-        } = *piece;
+        let member = piece.member;
         if member.rows == member.total && !member.stream {
             // Nothing to gather: most small requests end here.
-            let stats = Stats {
-                queue_us: member.queue_us,
-                compute_us,
-                chunks: 1,
-            };
-            match given.as_rows(member) {
-                Some((outputs, rows)) => {
-                    self.answer_rows(piece, ResultRows::new(outputs, rows, stats), turn);
-                }
-                None => {
-                    let (parts, failed) = given.into_runs();
-                    let mut bad = BadRows::default();
-                    bad.add(failed);
-                    match bad.error_of_all(member.total) {
-                        Some(error) => self.answer_error(piece.asker(), error, turn),
-                        None => {
-                            let outputs = Outputs {
-                                batched: !member.whole,
-                                parts,
-                                failed: bad.into_entries(),
-                            };
-                            self.answer_result(piece, outputs, stats, turn);
-                        }
-                    }
-                }
-            }
-            return Some(Span::of(chunk));
+            self.answer_alone(piece, given, handling);
+            return Some(Span::of(piece.chunk));
         }
         let (runs, failed) = given.into_runs();
         let bytes = runs
@@ -297,7 +283,7 @@ impl Answers {
             .map(|run| run.payload_bytes() as u64)
             .sum::<u64>();
         let bytes = bytes + bytes_of(&failed);
-        let fits = self.has_room(member.reply, bytes, turn);
+        let fits = self.has_room(member.reply, bytes, handling);
         let (kept, sent) = if member.stream || !fits {
             (Vec::new(), runs)
         } else {
@@ -308,25 +294,17 @@ impl Answers {
         if !entry.gather.add(member.offset, member.rows, kept) {
             return None; // cannot happen: each piece brings one part that counts
         }
-        let span = entry.span.map_or(Span::of(chunk), |span| span.with(chunk));
-        entry.span = Some(span);
-        let stats = &mut entry.stats;
-        stats.queue_us = match stats.chunks {
-            0 => member.queue_us,
-            _ => stats.queue_us.min(member.queue_us),
-        };
-        stats.chunks += 1;
-        stats.compute_us += compute_us;
+        let span = entry.count_chunk(piece);
         let missing = member.total.saturating_sub(entry.gather.rows());
         if !fits {
-            self.overflow(piece, missing, span, turn);
+            self.overflow(piece, missing, span, handling);
             return (missing == 0).then_some(span);
         }
         if member.stream {
             if !failed.is_empty() {
                 entry.bad.add_told(&failed);
             }
-            send_parts(piece, (sent, failed), turn);
+            send_parts(piece, sent, failed, handling);
         } else {
             entry.bad.add(failed);
             entry.counted += bytes;
@@ -336,17 +314,49 @@ impl Answers {
             return None;
         }
         if let Some(done) = self.gathering.remove(&member.serial) {
-            self.complete(piece, done, turn);
+            self.complete(piece, done, handling);
         }
         Some(span)
+    }
+
+    /// Answers a request whose rows all came in one piece.
+    fn answer_alone(
+        &mut self,
+        piece: &Piece<'_>,
+        given: Given<'_>,
+        handling: &mut Handling<'_, impl Outlet>,
+    ) {
+        let member = piece.member;
+        let stats = Stats {
+            queue_us: member.queue_us,
+            compute_us: piece.compute_us,
+            chunks: 1,
+        };
+        if let Some((outputs, rows)) = given.as_rows(member) {
+            self.answer_rows(piece, ResultRows::new(outputs, rows, stats), handling);
+            return;
+        }
+        let (parts, failed) = given.into_runs();
+        let mut bad = BadRows::default();
+        bad.add(failed);
+        if let Some(error) = bad.error_of_all(member.total) {
+            self.answer_error(piece.recipient(), error, handling);
+            return;
+        }
+        let outputs = Outputs {
+            batched: !member.whole,
+            parts,
+            failed: bad.into_entries(),
+        };
+        self.answer_result(piece, outputs, stats, handling);
     }
 
     // ---- bytes ---------------------------------------------------------------------------------------------------
 
     /// Whether so many more bytes may be held for a client.
-    fn has_room(&self, reply: ReplyTo, bytes: u64, turn: &Turn<'_, impl Outlet>) -> bool {
+    fn has_room(&self, reply: ReplyTo, bytes: u64, handling: &Handling<'_, impl Outlet>) -> bool {
         let gathered = self.gathered.get(&reply).copied().unwrap_or(0);
-        let held = gathered + turn.outlet.unsent_bytes(reply);
+        let held = gathered + handling.outlet.unsent_bytes(reply);
         held + bytes <= self.max_client_bytes
     }
 
@@ -366,7 +376,7 @@ impl Answers {
         piece: &Piece<'_>,
         missing: u64,
         span: Span,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) {
         let member = piece.member;
         let error = Error::exhausted(format!(
@@ -382,21 +392,21 @@ impl Answers {
             };
             self.ended.insert(member.serial, ended);
         }
-        self.answer_error(piece.asker(), error, turn);
-        turn.tell_ventilator(ToVentilator::Abort(member.serial));
+        self.answer_error(piece.recipient(), error, handling);
+        handling.tell_ventilator(ToVentilator::Abort(member.serial));
     }
 
     // ---- ends before their time ----------------------------------------------------------------------------------
 
     /// The ventilator ends a request, which it does at most once: with an error, unless it was answered.
-    fn close(&mut self, close: &Close, turn: &mut Turn<'_, impl Outlet>) {
+    fn close(&mut self, close: &Close, handling: &mut Handling<'_, impl Outlet>) {
         if self.answered.remove(close.serial) {
             return; // the result was sent before
         }
         if let Some(ended) = self.ended.get_mut(&close.serial) {
             // The sink has ended it with an error of its own. Now it is known how many parts are still to come.
             ended.until = Until::Parts(close.chunks);
-        } else if !close.answered {
+        } else if let CloseEnd::Error(error) = &close.end {
             let gathered = self.drop_gathered(close.serial, close.reply);
             if gathered.parts < close.chunks {
                 let ended = Ended {
@@ -405,13 +415,13 @@ impl Answers {
                 };
                 self.ended.insert(close.serial, ended);
             }
-            let asker = Asker {
+            let recipient = Recipient {
                 reply: close.reply,
                 request: close.request,
                 arrived_us: close.arrived_us,
                 label: close.label,
             };
-            self.answer_error(asker, close.error.clone(), turn);
+            self.answer_error(recipient, error.clone(), handling);
         }
         self.forget_if_complete(close.serial);
     }
@@ -455,7 +465,7 @@ impl Answers {
     }
 
     /// A worker is gone: what has come of its chunks stands, and what failed of them is tried again.
-    fn lose_worker(&mut self, lost: &LostWorker, turn: &mut Turn<'_, impl Outlet>) {
+    fn lose_worker(&mut self, lost: &LostWorker, handling: &mut Handling<'_, impl Outlet>) {
         let Some(recent) = self.recent.get_mut(lost.worker.0 as usize) else {
             return; // there is no such worker
         };
@@ -473,7 +483,7 @@ impl Answers {
             }
             chunks.push((settled.chunk, settled.good));
         }
-        turn.tell_ventilator(ToVentilator::Arrived(Arrived {
+        handling.tell_ventilator(ToVentilator::Arrived(Arrived {
             worker: lost.worker,
             chunks,
         }));
@@ -481,7 +491,7 @@ impl Answers {
 }
 
 #[cfg(test)]
-impl Answers {
+impl AnswerState {
     /// What was answered, by label.
     pub(crate) fn counted(&self) -> Vec<crate::metrics::Answered> {
         self.counts.report(0).answered

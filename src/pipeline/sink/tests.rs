@@ -1,8 +1,10 @@
 //! The sink with a client that has said hello.
 
+pub(super) mod messages;
+
 use zmq::Context;
 
-use super::messages::*;
+use self::messages::*;
 use super::*;
 use crate::error::ErrorCode;
 use crate::message::{Member, RequestId};

@@ -15,7 +15,7 @@ use super::groups::Groups;
 use super::known_headers::{KnownHeaders, KnownInfer, KnownInput};
 use super::life::Phase;
 use super::requests::Held;
-use crate::catalog::{Arrival, Named, Parked, load_bytes};
+use crate::catalog::{Arrival, Asker, Named, Parked, load_bytes};
 use crate::error::{Error, Result};
 use crate::message::{ModelId, ModelLabel, OnBadRow, Priority, ReplyTo, Request, RequestId};
 use crate::model::check::{Checked, check_inputs, check_padding};
@@ -102,6 +102,12 @@ struct Weight {
     named_bytes: u64,
 }
 
+/// The model that a request names, and what is known to be meant.
+struct Sought {
+    lookup: Lookup,
+    known: Option<Arc<Description>>,
+}
+
 /// A request that fits its model.
 struct Fitting {
     model: Arc<Description>,
@@ -133,7 +139,11 @@ impl Ventilator {
             tensors: inputs.tensors.len(),
             named_bytes: 0,
         };
-        let arrival = self.arrive((reply, request), known.timeout_ms, &weight);
+        let asker = Asker {
+            client: reply,
+            id: request,
+        };
+        let arrival = self.arrive(asker, known.timeout_ms, &weight);
         let queued = arrival.and_then(|arrival| {
             let checked = Checked {
                 inputs,
@@ -157,7 +167,7 @@ impl Ventilator {
             Ok(()) => Ok(()),
             Err(error) => {
                 let label = self.ledger.label(&known.model);
-                self.refuse((reply, request), label, &error)
+                self.refuse(asker, label, &error)
             }
         }
     }
@@ -173,18 +183,23 @@ impl Ventilator {
         let lookup = Lookup::of(body.model.as_deref(), body.params.paths());
         let known = self.catalog.known(&lookup).cloned();
         let label = known.as_ref().map(|model| self.ledger.label(model));
-        match self.admit((reply, request), body, origin, (lookup, known)) {
+        let asker = Asker {
+            client: reply,
+            id: request,
+        };
+        let sought = Sought { lookup, known };
+        match self.admit(asker, body, origin, sought) {
             Ok(()) => Ok(()),
-            Err(error) => self.refuse((reply, request), label.unwrap_or_default(), &error),
+            Err(error) => self.refuse(asker, label.unwrap_or_default(), &error),
         }
     }
 
     fn admit(
         &mut self,
-        from: (ReplyTo, RequestId),
+        asker: Asker,
         body: Request<RawParams>,
         origin: Origin,
-        (lookup, known): (Lookup, Option<Arc<Description>>),
+        Sought { lookup, known }: Sought,
     ) -> Result<()> {
         let weight = Weight {
             own_bytes: body.inputs.payload_bytes() as u64 + body.params.read_bytes(),
@@ -192,7 +207,7 @@ impl Ventilator {
             tensors: body.inputs.tensors.len(),
             named_bytes: known.as_ref().map_or_else(|| load_bytes(&lookup), |_| 0),
         };
-        let arrival = self.arrive(from, body.timeout_ms, &weight)?;
+        let arrival = self.arrive(asker, body.timeout_ms, &weight)?;
         match known {
             Some(model) if origin.again => {
                 self.learnt.remember(&origin.header, lookup, &model, &body);
@@ -206,7 +221,7 @@ impl Ventilator {
     /// Whether there is room for a request, and until when it may wait.
     fn arrive(
         &mut self,
-        (reply, request): (ReplyTo, RequestId),
+        asker: Asker,
         timeout_ms: Option<u64>,
         weight: &Weight,
     ) -> Result<Arrival> {
@@ -225,11 +240,11 @@ impl Ventilator {
         let timeout = own_us.or(default_us);
         // What its header made is held as long as its rows are.
         let bytes = own_bytes + weight.header_bytes as u64 + TENSOR_BYTES * weight.tensors as u64;
-        self.check_room(reply, bytes + weight.named_bytes)?;
+        self.check_room(asker.client, bytes + weight.named_bytes)?;
         Ok(Arrival {
             serial: self.new_serial(),
-            reply,
-            request,
+            reply: asker.client,
+            request: asker.id,
             arrived_us,
             deadline_us: timeout.map(|timeout| arrived_us.saturating_add(timeout)),
             bytes,
@@ -239,8 +254,7 @@ impl Ventilator {
     /// Whether so many bytes of a client fit into the queue, beside what waits for models.
     pub(super) fn check_room(&self, client: ReplyTo, bytes: u64) -> Result<()> {
         let (parked, beside) = (self.catalog.parked_shares(), self.catalog.beside());
-        let scheduler = &self.requests.scheduler;
-        scheduler.check_room(client, bytes, parked, beside)
+        self.requests.check_room(client, bytes, parked, beside)
     }
 
     /// What a lookup names. No file is touched.
@@ -267,21 +281,17 @@ impl Ventilator {
 
     /// The model that a request waited for is described.
     pub(super) fn take_parked(&mut self, parked: Waiting, model: Arc<Description>) -> Result<()> {
-        let Arrival { reply, request, .. } = parked.arrival;
+        let asker = parked.arrival.asker();
         let label = self.ledger.label(&model);
         match self.enqueue(parked, model) {
             Ok(()) => Ok(()),
-            Err(error) => self.refuse((reply, request), label, &error),
+            Err(error) => self.refuse(asker, label, &error),
         }
     }
 
     /// A request ends while it waits for its model, of which it is not known whether there is one.
     pub(super) fn refuse_parked(&mut self, arrival: &Arrival, error: &Error) -> Result<()> {
-        self.refuse(
-            (arrival.reply, arrival.request),
-            ModelLabel::default(),
-            error,
-        )
+        self.refuse(arrival.asker(), ModelLabel::default(), error)
     }
 
     /// Takes a request into the queue whose model is described.

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::message::{ReplyTo, RequestId, Serial};
-use crate::metrics::ByDoor;
+use crate::metrics::ByProtocol;
 use foldhash::HashMap;
 
 /// Sessions that are remembered before those are looked for that have nothing open. There are
@@ -80,10 +80,10 @@ impl Clients {
     }
 
     /// How many callers of doors have something open, by the kind of door.
-    pub(super) fn callers(&self) -> ByDoor<u64> {
-        let mut counts = ByDoor::default();
+    pub(super) fn callers(&self) -> ByProtocol<u64> {
+        let mut counts = ByProtocol::default();
         for reply in self.sessions.keys().filter(|of| of.caller().is_some()) {
-            *counts.of_mut(reply.door_kind()) += 1;
+            *counts.of_mut(reply.protocol()) += 1;
         }
         counts
     }

@@ -21,37 +21,37 @@ const PLACES: usize = 512;
 const MAX_BYTES: usize = 1024;
 
 /// What a header leads to.
-pub(super) struct KnownInfer {
-    pub(super) lookup: Arc<Lookup>,
-    pub(super) model: Arc<Description>,
-    pub(super) group: u64,
-    pub(super) rows: usize,
-    pub(super) params: Bytes,
+pub(in crate::pipeline) struct KnownInfer {
+    pub(in crate::pipeline) lookup: Arc<Lookup>,
+    pub(in crate::pipeline) model: Arc<Description>,
+    pub(in crate::pipeline) group: u64,
+    pub(in crate::pipeline) rows: usize,
+    pub(in crate::pipeline) params: Bytes,
     /// Of the parameters, once they are read.
-    pub(super) params_bytes: u64,
-    pub(super) priority: Priority,
-    pub(super) stream: bool,
-    pub(super) on_bad_row: OnBadRow,
-    pub(super) timeout_ms: Option<u64>,
-    pub(super) header_bytes: usize,
+    pub(in crate::pipeline) params_bytes: u64,
+    pub(in crate::pipeline) priority: Priority,
+    pub(in crate::pipeline) stream: bool,
+    pub(in crate::pipeline) on_bad_row: OnBadRow,
+    pub(in crate::pipeline) timeout_ms: Option<u64>,
+    pub(in crate::pipeline) header_bytes: usize,
     /// In the model's order.
-    pub(super) inputs: Vec<KnownInput>,
+    pub(in crate::pipeline) inputs: Vec<KnownInput>,
     /// Payload frames, of all inputs.
-    pub(super) frames: usize,
+    pub(in crate::pipeline) frames: usize,
 }
 
 /// An input, and which of the payload's frames it begins with.
-pub(super) struct KnownInput {
-    pub(super) frame: usize,
-    pub(super) name: Arc<str>,
-    pub(super) datatype: DataType,
-    pub(super) shape: Vec<usize>,
+pub(in crate::pipeline) struct KnownInput {
+    pub(in crate::pipeline) frame: usize,
+    pub(in crate::pipeline) name: Arc<str>,
+    pub(in crate::pipeline) datatype: DataType,
+    pub(in crate::pipeline) shape: Vec<usize>,
 }
 
 impl KnownInfer {
     /// The inputs of a message with this header. `None` if the payload is not what the header says: the long way tells
     /// what is wrong with it.
-    pub(super) fn inputs(&self, frames: &[Bytes]) -> Option<Batch> {
+    pub(in crate::pipeline) fn inputs(&self, frames: &[Bytes]) -> Option<Batch> {
         let (_, payload) = frames.split_first()?;
         if payload.len() != self.frames {
             return None;
@@ -74,7 +74,7 @@ impl KnownInfer {
 }
 
 /// What is known of a header.
-pub(super) enum Sight {
+pub(in crate::pipeline) enum Sight {
     Known(RequestId, Arc<KnownInfer>),
     /// It has come before: worth keeping, with what it leads to.
     Again,
@@ -90,7 +90,7 @@ struct Place {
 
 /// The headers that are known.
 #[derive(Default)]
-pub(super) struct KnownHeaders {
+pub(in crate::pipeline) struct KnownHeaders {
     hasher: RandomState,
     places: Vec<Option<Place>>,
     /// For each place the hash of the header that came last and was not kept.
@@ -106,7 +106,7 @@ impl KnownHeaders {
     }
 
     /// Looks a header up, and notes that it has come.
-    pub(super) fn find(&mut self, header: &[u8]) -> Sight {
+    pub(in crate::pipeline) fn find(&mut self, header: &[u8]) -> Sight {
         if header.len() > MAX_BYTES {
             return Sight::New;
         }
@@ -129,7 +129,7 @@ impl KnownHeaders {
     }
 
     /// Keeps what a header leads to.
-    pub(super) fn keep(&mut self, header: &[u8], leads_to: KnownInfer) {
+    pub(in crate::pipeline) fn keep(&mut self, header: &[u8], leads_to: KnownInfer) {
         if leads_to.lookup.has_other_paths() || header.len() > MAX_BYTES {
             return;
         }
@@ -154,17 +154,17 @@ impl KnownHeaders {
     }
 
     /// Nothing leads to that model any more.
-    pub(super) fn forget(&mut self, model: ModelId) {
+    pub(in crate::pipeline) fn forget(&mut self, model: ModelId) {
         self.remove(|known| known.model.id == model);
     }
 
-    /// A lookup leads there now.
-    pub(super) fn learn(&mut self, lookup: &Lookup, model: ModelId) {
+    /// A lookup leads to that model now: what it led to before is forgotten.
+    pub(in crate::pipeline) fn forget_others(&mut self, lookup: &Lookup, model: ModelId) {
         self.remove(|known| known.model.id != model && *known.lookup == *lookup);
     }
 
     /// Nothing is known.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::pipeline) fn clear(&mut self) {
         self.places.clear();
     }
 }
@@ -273,10 +273,10 @@ mod tests {
         let frames = infer(1, "m", 2);
         let lookup = Lookup::of(Some("m"), &crate::message::Params::new());
         headers.keep(&frames[0], leads_to("m", &old));
-        headers.learn(&lookup, old.id);
+        headers.forget_others(&lookup, old.id);
         headers.forget(new.id);
         assert!(is_known(&mut headers, &frames));
-        headers.learn(&lookup, new.id);
+        headers.forget_others(&lookup, new.id);
         assert!(!is_known(&mut headers, &frames));
         headers.keep(&frames[0], leads_to("m", &old));
         headers.forget(old.id);

@@ -5,24 +5,24 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
-use crate::catalog::{Asker, Bounds};
+use crate::catalog::Asker;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::WorkerId;
-use crate::shares::{Amount, Shares};
+use crate::shares::{Bounds, Most, Shares};
 
 /// How long a drain waits for runs that nobody wants any more.
 const RUN_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Clients that are told when the server has stopped.
 const STOPPERS: Bounds = Bounds {
-    what: "questions to be told of the end",
-    of_all: Amount {
+    what: "stop confirmations",
+    of_all: Most {
         count: 1024,
-        bytes: 1 << 20,
+        bytes: None,
     },
-    of_one: Amount {
+    of_one: Most {
         count: 64,
-        bytes: 1 << 16,
+        bytes: None,
     },
 };
 
@@ -248,6 +248,12 @@ mod tests {
         }
         let refused = life.tell_at_the_end(&asker(1, 1_000)).unwrap_err();
         assert_eq!(refused.code(), ErrorCode::ResourceExhausted);
+        let why = refused.message();
+        assert!(
+            why.starts_with("64 stop confirmations of this client"),
+            "{why}"
+        );
+        assert!(!why.contains("bytes"), "{why}");
         life.tell_at_the_end(&asker(2, 0)).unwrap();
         assert_eq!(life.take_stoppers().len(), STOPPERS.of_one.count + 1);
         assert!(life.take_stoppers().is_empty());

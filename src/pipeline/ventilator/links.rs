@@ -9,7 +9,7 @@ use crate::message::WorkerId;
 use crate::model::Store;
 use crate::model::loader::Loader;
 use crate::pipeline::control::StopOrder;
-use crate::pipeline::doors::Doors;
+use crate::pipeline::door_queues::Doors;
 use crate::pipeline::{CancelBoard, Clock, tell};
 use crate::schedule::Lane;
 use crate::socket::Waiter;

@@ -5,33 +5,33 @@ mod recent;
 mod snapshot;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use self::recent::Counted;
-use super::requests::LegOutputs;
+use super::requests::Requests;
 use super::{Models, ServerInfo};
-use crate::catalog::{Asker, Bounds};
+use crate::catalog::Asker;
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Credit, ModelId, ModelLabel, ReplyTo, WorkerId};
 use crate::metrics::history::History;
-use crate::metrics::{Answered, ByDoor, DoorStats, ErrorCounts, Health, Labels, ROWS, Ran};
+use crate::metrics::{Answered, ByProtocol, ErrorCounts, Labels, ROWS, Ran};
 use crate::model::Description;
-use crate::pipeline::doors::Question;
-use crate::schedule::Scheduler;
-use crate::shares::{Amount, Shares};
+use crate::pipeline::door_queues::Question;
+use crate::shares::{Bounds, Most, Shares};
 use crate::wire::inner::SinkReport;
-use crate::wire::server::{BrokenModel, ModelInfo, QueueInfo, Status, TotalsInfo, WorkerInfo};
+use crate::wire::server::{
+    FailedModel, ModelInfo, QueueInfo, ServerMessage, Status, TotalsInfo, WorkerInfo,
+};
 
 /// Status questions that wait for the sink's report.
 const QUESTIONS: Bounds = Bounds {
     what: "status questions",
-    of_all: Amount {
+    of_all: Most {
         count: 4096,
-        bytes: 1 << 20,
+        bytes: None,
     },
-    of_one: Amount {
+    of_one: Most {
         count: 64,
-        bytes: 1 << 16,
+        bytes: None,
     },
 };
 
@@ -78,14 +78,27 @@ impl Askers {
     }
 }
 
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum WorkerState {
+    #[default]
+    Starting,
+    Up,
+    Lost,
+}
+
 #[derive(Clone, Default)]
 struct Worker {
-    up: bool,
-    lost: bool,
+    state: WorkerState,
     chunks: u64,
     rows: u64,
     compute_us: u64,
     model: Option<ModelId>,
+}
+
+impl Worker {
+    fn is_up(&self) -> bool {
+        self.state == WorkerState::Up
+    }
 }
 
 /// Counters, and those who wait for the sink's.
@@ -95,7 +108,7 @@ pub(super) struct Ledger {
     /// By label.
     ran: Vec<Ran>,
     /// Errors of what is no request that the sink answers.
-    refused: ByDoor<ErrorCounts>,
+    refused: ByProtocol<ErrorCounts>,
     pub(super) dropped: u64,
     askers: Askers,
     /// The workers' counters a while ago.
@@ -109,14 +122,14 @@ impl Ledger {
             workers: vec![Worker::default(); workers],
             labels: Labels::new(),
             ran: Vec::new(),
-            refused: ByDoor::default(),
+            refused: ByProtocol::default(),
             dropped: 0,
             askers: Askers::default(),
         }
     }
 
     pub(super) fn count_refused(&mut self, reply: ReplyTo, error: &Error) {
-        self.refused.of_mut(reply.door_kind()).add(error.code());
+        self.refused.of_mut(reply.protocol()).add(error.code());
     }
 
     /// Under what a served model is counted.
@@ -136,11 +149,11 @@ impl Ledger {
     }
 
     pub(super) fn worker_up(&mut self, worker: WorkerId) {
-        self.change(worker, |w| (w.up, w.lost) = (true, false));
+        self.change(worker, |w| w.state = WorkerState::Up);
     }
 
     pub(super) fn worker_lost(&mut self, worker: WorkerId) {
-        self.change(worker, |w| (w.up, w.lost) = (false, true));
+        self.change(worker, |w| w.state = WorkerState::Lost);
     }
 
     /// A chunk has ended.
@@ -174,24 +187,42 @@ impl Ledger {
         self.askers.take(token)
     }
 
+    /// The answers to these questions.
+    pub(super) fn reports(
+        &mut self,
+        askers: &[(Asker, Question)],
+        server: &Reported<'_>,
+        sink: &SinkReport,
+    ) -> Reports {
+        let is_asked = |question| askers.iter().any(|(_, asked)| *asked == question);
+        Reports {
+            status: is_asked(Question::Status)
+                .then(|| ServerMessage::StatusOk(Box::new(self.status(server, sink)))),
+            metrics: is_asked(Question::Metrics)
+                .then(|| ServerMessage::MetricsOk(Box::new(self.snapshot(server, sink)))),
+            health: is_asked(Question::Health)
+                .then(|| ServerMessage::HealthOk(self.health(server))),
+        }
+    }
+
     /// What status says.
-    pub(super) fn status(&self, server: &Reported<'_>, sink: &SinkReport) -> Status {
+    fn status(&self, server: &Reported<'_>, sink: &SinkReport) -> Status {
         let Reported {
             info,
-            scheduler,
+            requests,
             catalog,
             ..
         } = server;
         let up_us = server.up_us.max(1);
-        let windows = self.windows(up_us, scheduler);
+        let windows = self.windows(up_us, requests);
         let worker = |(index, w): (usize, &Worker)| WorkerInfo {
             id: index as u32,
             device: info.devices.get(index).cloned().unwrap_or_default(),
-            state: match (w.up, w.lost) {
-                (_, true) => "lost",
-                (false, false) => "starting",
-                _ if scheduler.held(WorkerId(index as u32)) > 0 => "busy",
-                _ => "idle",
+            state: match w.state {
+                WorkerState::Starting => "starting",
+                WorkerState::Lost => "lost",
+                WorkerState::Up if requests.is_busy(WorkerId(index as u32)) => "busy",
+                WorkerState::Up => "idle",
             }
             .to_owned(),
             model: w
@@ -213,7 +244,7 @@ impl Ledger {
         for (code, count) in of_requests.chain(refused).flat_map(ErrorCounts::by_code) {
             *errors.entry(code.as_str().to_owned()).or_default() += count;
         }
-        let waiting = scheduler.waiting();
+        let waiting = requests.waiting();
         Status {
             version: info.welcome.server_version.clone(),
             uptime_s: up_us / 1_000_000,
@@ -230,7 +261,7 @@ impl Ledger {
                 rows: sink.answered.iter().map(Answered::rows).sum(),
                 failed_rows: sink.answered.iter().map(Answered::failed_rows).sum(),
                 chunks: self.workers.iter().map(|w| w.chunks).sum(),
-                coalesced: scheduler.coalesced(),
+                coalesced: requests.coalesced(),
                 dropped: self.dropped + sink.undelivered,
                 errors,
             },
@@ -268,22 +299,42 @@ impl RanChunk {
 /// What is told besides counters comes from here.
 pub(super) struct Reported<'a> {
     pub(super) info: &'a ServerInfo,
-    pub(super) scheduler: &'a Scheduler<Arc<LegOutputs>>,
+    pub(super) requests: &'a Requests,
     pub(super) catalog: &'a Models,
     pub(super) up_us: u64,
     pub(super) pending: u64,
-    /// Without the workers, whom the ledger knows.
-    pub(super) health: Health,
-    /// Without what was refused, which the ledger counts.
-    pub(super) doors: ByDoor<DoorStats>,
+    pub(super) is_started: bool,
+    pub(super) is_draining: bool,
+    /// Doors that are open; the port is one.
+    pub(super) open_doors: ByProtocol<u64>,
+    /// Sessions that are connected, and callers of doors.
+    pub(super) sessions: ByProtocol<u64>,
+}
+
+/// The answers to questions of one moment: to each kind that was asked one, whoever asked.
+pub(super) struct Reports {
+    status: Option<ServerMessage>,
+    metrics: Option<ServerMessage>,
+    health: Option<ServerMessage>,
+}
+
+impl Reports {
+    /// The answer to such a question, if it is among those that this was made for.
+    pub(super) fn to(&self, question: Question) -> Option<&ServerMessage> {
+        match question {
+            Question::Status => self.status.as_ref(),
+            Question::Metrics => self.metrics.as_ref(),
+            Question::Health => self.health.as_ref(),
+        }
+    }
 }
 
 /// Models that do not open: each version once, by whatever it was asked for.
-fn broken(catalog: &Models) -> Vec<BrokenModel> {
-    let mut all: Vec<BrokenModel> = Vec::new();
+fn broken(catalog: &Models) -> Vec<FailedModel> {
+    let mut all: Vec<FailedModel> = Vec::new();
     for (failure, served) in catalog.failures() {
         all.retain(|of| (&of.name, &of.version) != (&failure.name, &failure.version));
-        all.push(BrokenModel {
+        all.push(FailedModel {
             name: failure.name.clone(),
             version: failure.version.clone(),
             code: failure.code.as_str().to_owned(),

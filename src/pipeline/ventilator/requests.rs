@@ -13,9 +13,10 @@ use crate::message::{
     WorkerId,
 };
 use crate::model::{BatchKind, Description};
-use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler};
+use crate::schedule::{Assignment, Job, Lane, Limits, Scheduler, Waiting};
+use crate::shares::{Amount, Shares};
 use crate::tensor::Batch;
-use crate::wire::inner::{Arrived, Close, LostWorker, Out, ToSink};
+use crate::wire::inner::{Arrived, Close, CloseEnd, LostWorker, Out, ToSink};
 
 /// A request of at most so many bytes is copied beside the others of its chunk: as one message they are cheaper to send
 /// and to run than each by itself. The copying of larger ones is the worker's, who has no clients to serve.
@@ -66,14 +67,6 @@ pub(crate) struct Given {
     pub(crate) chunk: Chunk<Bytes>,
 }
 
-/// Whether the sink is to answer a request that is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answered {
-    Not,
-    /// It has, with an error of its own.
-    BySink,
-}
-
 /// What a lost worker does while it is settled what it has left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meanwhile {
@@ -84,7 +77,7 @@ enum Meanwhile {
 
 /// The queue, with what is held for its requests.
 pub(crate) struct Requests {
-    pub(in crate::pipeline) scheduler: Scheduler<Arc<LegOutputs>>,
+    scheduler: Scheduler<Arc<LegOutputs>>,
     held: HashMap<Serial, Held>,
     /// Lost workers of which the sink has not said yet what had arrived, and how they are meanwhile.
     settling: HashMap<WorkerId, Meanwhile>,
@@ -135,7 +128,7 @@ impl Requests {
         // Closed before the credit is booked: a request whose last chunk failed is not finished but failed.
         for (serial, error) in &credit.failed {
             tracing::debug!(serial = serial.0, %error, "a chunk failed");
-            self.close(*serial, error, Answered::Not);
+            self.close(*serial, error);
         }
         if !credit.handed.is_empty() {
             let leg_outputs = Arc::new(LegOutputs {
@@ -187,7 +180,7 @@ impl Requests {
             }
             for serial in losses.abandoned {
                 let error = Error::unavailable("each worker that ran it was lost");
-                self.close(serial, &error, Answered::Not);
+                self.close(serial, &error);
             }
         }
         if self.settling.remove(&arrived.worker) == Some(Meanwhile::Up) {
@@ -202,7 +195,16 @@ impl Requests {
     }
 
     /// Ends a request with an error, if it has not ended: then its answer is on its way.
-    pub(crate) fn close(&mut self, serial: Serial, error: &Error, answered: Answered) {
+    pub(crate) fn close(&mut self, serial: Serial, error: &Error) {
+        self.end(serial, || CloseEnd::Error(error.clone()));
+    }
+
+    /// The sink has ended a request with an error of its own, and wants to know how many chunks of it were given out.
+    pub(crate) fn answered_by_sink(&mut self, serial: Serial) {
+        self.end(serial, || CloseEnd::AnsweredBySink);
+    }
+
+    fn end(&mut self, serial: Serial, end: impl FnOnce() -> CloseEnd) {
         let Some(chunks) = self.scheduler.close(serial) else {
             return;
         };
@@ -217,8 +219,7 @@ impl Requests {
                 label: held.label,
                 chunks,
                 arrived_us: held.arrived_us,
-                answered: answered == Answered::BySink,
-                error: error.clone(),
+                end: end(),
             }));
         }
     }
@@ -226,7 +227,7 @@ impl Requests {
     /// Closes the requests whose deadline has passed.
     pub(crate) fn expire(&mut self, now_us: u64) {
         for serial in self.scheduler.expired(now_us) {
-            self.close(serial, &deadline_passed(), Answered::Not);
+            self.close(serial, &deadline_passed());
         }
     }
 
@@ -238,6 +239,72 @@ impl Requests {
             lane: assignment.lane,
             chunk: self.chunk(assignment, now_us),
         })
+    }
+
+    /// Whether a client may add a request of so many `bytes` to what waits here, beside what is `parked`, and what else
+    /// counts in the queue's bounds.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED`, saying of what there is no more room.
+    pub(crate) fn check_room(
+        &self,
+        client: ReplyTo,
+        bytes: u64,
+        parked: &Shares,
+        beside: Amount,
+    ) -> Result<()> {
+        self.scheduler.check_room(client, bytes, parked, beside)
+    }
+
+    /// A model is forgotten: so is its pace.
+    pub(crate) fn forget_model(&mut self, model: ModelId) {
+        self.scheduler.forget(model);
+    }
+
+    /// What waits.
+    pub(crate) fn waiting(&self) -> Waiting {
+        self.scheduler.waiting()
+    }
+
+    /// When something will be due without any event.
+    pub(crate) fn due_us(&self) -> Option<u64> {
+        self.scheduler.due_us()
+    }
+
+    /// No request is open and no chunk is out.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    /// Every request that is not closed.
+    pub(crate) fn open(&self) -> Vec<Serial> {
+        self.scheduler.open()
+    }
+
+    /// Small requests that shared a chunk so far.
+    pub(crate) fn coalesced(&self) -> u64 {
+        self.scheduler.coalesced()
+    }
+
+    /// Workers that hold chunks.
+    pub(crate) fn busy_workers(&self) -> usize {
+        self.scheduler.busy_workers()
+    }
+
+    /// Whether a worker holds chunks.
+    pub(crate) fn is_busy(&self, worker: WorkerId) -> bool {
+        self.scheduler.held(worker) > 0
+    }
+
+    /// No worker has a place for another small chunk: what is small waits until a chunk ends.
+    pub(crate) fn is_full_of_small(&self) -> bool {
+        self.scheduler.is_full_of_small()
+    }
+
+    /// Chunks that are out.
+    #[cfg(test)]
+    pub(crate) fn chunks_out(&self) -> usize {
+        self.scheduler.out().len()
     }
 
     /// Requests whose rows are held.
@@ -274,7 +341,6 @@ impl Requests {
             until: assignment.legs.end,
             goes_on: false,
             spent_us: leg_outputs.map_or(0, |leg_outputs| leg_outputs.spent_us),
-            attempt: assignment.attempt,
             model: assignment.model,
             label: ModelLabel::default(),
             run: assignment.run.map(|rows| rows as u64),

@@ -11,12 +11,11 @@ use super::life::Phase;
 use super::report::{Reported, models};
 use crate::catalog::{Answer, Asker, QUESTION_BYTES, load_bytes};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{DoorKind, ModelLabel, Params, ReplyTo, RequestId};
-use crate::metrics::{ByDoor, DoorStats, Health};
+use crate::message::{ModelLabel, Params, Protocol, ReplyTo, RequestId};
 use crate::model::Lookup;
-use crate::pipeline::doors::{Question, Said};
+use crate::pipeline::door_queues::{Question, Said};
 use crate::wire::client::{self, ClientMessage, Malformed};
-use crate::wire::inner::{Close, SinkReport, ToSink};
+use crate::wire::inner::{Close, CloseEnd, SinkReport, ToSink};
 use crate::wire::params::RawParams;
 use crate::wire::server::{self, ServerMessage, StopState};
 use crate::zmtp::router::Incoming;
@@ -29,12 +28,12 @@ enum Order {
 }
 
 /// How long messages are read before the chunks that they allow are given out.
-const TURN: Duration = Duration::from_micros(500);
+const READ_TIME: Duration = Duration::from_micros(500);
 
 impl Ventilator {
     /// Takes what clients have said, for as long as a turn is.
     pub(super) fn hear_clients(&mut self, now: Instant) -> Result<()> {
-        let end = now + TURN;
+        let end = now + READ_TIME;
         while let Some(incoming) = self.links.router.next(now) {
             match incoming {
                 Incoming::Message(reply, frames) => self.hear_frames(reply, frames)?,
@@ -46,7 +45,7 @@ impl Ventilator {
             }
         }
         // A turn of their own: neither side can keep the other from being heard.
-        let end = Instant::now() + TURN;
+        let end = Instant::now() + READ_TIME;
         while let Some(said) = self.links.doors.next() {
             match said {
                 Said::Message(reply, message) => self.hear(reply, message, Origin::default())?,
@@ -199,64 +198,29 @@ impl Ventilator {
     pub(super) fn answer_questions(&mut self, token: u64, sink: &SinkReport) -> Result<()> {
         let (askers, again) = self.ledger.take_askers(token);
         if !askers.is_empty() {
+            // Its own protocol has one way in, the port, and its sessions are the port's connections.
+            let (mut open_doors, mut sessions) = (self.links.doors.count(), self.clients.callers());
+            *open_doors.of_mut(Protocol::Zmq) = 1;
+            *sessions.of_mut(Protocol::Zmq) = self.links.router.connected() as u64;
             let server = Reported {
                 info: &self.info,
-                scheduler: &self.requests.scheduler,
+                requests: &self.requests,
                 catalog: &self.catalog,
                 up_us: self.links.clock.now_us(),
                 pending: self.pending(),
-                health: Health {
-                    is_started: self.life.is_started(),
-                    is_draining: self.life.phase != Phase::Serving,
-                    ..Health::default()
-                },
-                doors: self.count_doors(),
+                is_started: self.life.is_started(),
+                is_draining: self.life.phase != Phase::Serving,
+                open_doors,
+                sessions,
             };
-            // Of each kind once, whoever asks.
-            let (mut status, mut metrics, mut health) = (None, None, None);
-            for (_, question) in &askers {
-                let ledger = &mut self.ledger;
-                match question {
-                    Question::Status if status.is_none() => {
-                        status = Some(Box::new(ledger.status(&server, sink)));
-                    }
-                    Question::Metrics if metrics.is_none() => {
-                        metrics = Some(Box::new(ledger.snapshot(&server, sink)));
-                    }
-                    Question::Health => health = Some(ledger.health(&server)),
-                    Question::Status | Question::Metrics => {}
-                }
-            }
-            let status = status.map(ServerMessage::StatusOk);
-            let metrics = metrics.map(ServerMessage::MetricsOk);
-            let health = health.map(ServerMessage::HealthOk);
+            let reports = self.ledger.reports(&askers, &server, sink);
             for (asker, question) in askers {
-                let answer = match question {
-                    Question::Status => &status,
-                    Question::Metrics => &metrics,
-                    Question::Health => &health,
-                };
-                if let Some(answer) = answer {
-                    self.answer_asker(&asker, answer);
+                if let Some(report) = reports.to(question) {
+                    self.answer_asker(&asker, report);
                 }
             }
         }
         self.ask_sink(again)
-    }
-
-    fn count_doors(&self) -> ByDoor<DoorStats> {
-        let (open, callers) = (self.links.doors.count(), self.clients.callers());
-        let mut doors: ByDoor<DoorStats> = ByDoor::default();
-        for (kind, open) in open.each() {
-            *doors.of_mut(kind) = DoorStats {
-                open: *open,
-                sessions: *callers.of(kind),
-                ..DoorStats::default()
-            };
-        }
-        let own = doors.of_mut(DoorKind::Zmq);
-        (own.open, own.sessions) = (1, self.links.router.connected() as u64);
-        doors
     }
 
     /// Tells somebody what the catalog has for them.
@@ -291,7 +255,11 @@ impl Ventilator {
                     return Ok(());
                 }
                 // Answered where its result would have come.
-                self.refuse((reply, id), ModelLabel::default(), &malformed.error)
+                self.refuse(
+                    Asker { client: reply, id },
+                    ModelLabel::default(),
+                    &malformed.error,
+                )
             }
             Some(id) => {
                 self.refuse_on_port(reply, id, malformed.error);
@@ -327,26 +295,21 @@ impl Ventilator {
 
     /// Has the sink answer a request that never entered the queue. The label says for which model it was, if that
     /// is known.
-    pub(super) fn refuse(
-        &mut self,
-        (reply, request): (ReplyTo, RequestId),
-        label: ModelLabel,
-        error: &Error,
-    ) -> Result<()> {
+    pub(super) fn refuse(&mut self, asker: Asker, label: ModelLabel, error: &Error) -> Result<()> {
         // The sink has not heard of it, by whatever number.
         let serial = self.new_serial();
-        tracing::debug!(serial = serial.0, request_id = request.0, %error, "refused");
+        tracing::debug!(serial = serial.0, request_id = asker.id.0, %error, "refused");
         let now_us = self.links.clock.now_us();
-        self.clients.end(reply, request);
+        let Asker { client, id } = asker;
+        self.clients.end(client, id);
         self.tell_sink(&ToSink::Close(Close {
             serial,
-            reply,
-            request,
+            reply: client,
+            request: id,
             label,
             chunks: 0,
             arrived_us: now_us,
-            answered: false,
-            error: error.clone(),
+            end: CloseEnd::Error(error.clone()),
         }))
     }
 

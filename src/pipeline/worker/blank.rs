@@ -4,7 +4,7 @@
 use super::run::{Done, join};
 use crate::error::Result;
 use crate::message::{Chunk, FailedRows, Member};
-use crate::tensor::{Batch, Tensor};
+use crate::tensor::Batch;
 
 /// What rows that failed are replaced by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(in crate::pipeline) fn filled(
     failed: &[FailedRows],
     fill: Fill,
 ) -> Result<Option<Batch>> {
-    let Some(like) = runs.iter().find(|run| rows_of(run) > 0) else {
+    let Some(like) = runs.iter().find(|run| run.row_count().unwrap_or(0) > 0) else {
         return Ok(None);
     };
     let gap = |failed: &FailedRows| match fill {
@@ -49,7 +49,7 @@ pub(in crate::pipeline) fn filled(
             pieces.push(gap(failed)?);
             row += failed.count;
         }
-        row += rows_of(run);
+        row += run.row_count().unwrap_or(0) as u64;
         pieces.push(run.clone());
     }
     for failed in gaps {
@@ -62,10 +62,6 @@ pub(in crate::pipeline) fn filled(
 pub(super) fn repeated(batch: &Batch, rows: u64) -> Result<Batch> {
     let row = batch.slice_rows(0, 1);
     join(&vec![row; rows as usize])
-}
-
-fn rows_of(batch: &Batch) -> u64 {
-    batch.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64
 }
 
 /// Where an entry lies, to see whether two rows have the same.

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::faults::{self, Fault};
+use crate::faults::{self, Fault, FaultKind};
 use crate::message::{Member, ModelId, RequestId, WorkerId};
 use crate::model::ModelSource;
 
@@ -33,6 +33,7 @@ pub(super) fn begin(worker: WorkerId, source: Arc<dyn ModelSource>) {
 
 /// A model runs, or is opened, for these members' rows.
 pub(super) fn running(model: ModelId, leg: u32, members: &[Member]) {
+    faults::begin_call();
     RUNNING.with_borrow_mut(|running| {
         if let Some(running) = running {
             (running.model, running.leg) = (model, leg);
@@ -47,6 +48,15 @@ pub(super) fn running(model: ModelId, leg: u32, members: &[Member]) {
 
 /// The same error, which the log has if it is the model's fault.
 pub(super) fn noted(error: Error) -> Error {
+    noted_as(FaultKind::Error, error)
+}
+
+/// As [`noted`], of what was caught as a panic.
+pub(super) fn noted_panic(error: Error) -> Error {
+    noted_as(FaultKind::Panic, error)
+}
+
+fn noted_as(kind: FaultKind, error: Error) -> Error {
     RUNNING.with_borrow(|running| {
         if let Some(running) = running {
             let (model, version) = running.source.name(running.model).unwrap_or_default();
@@ -55,6 +65,7 @@ pub(super) fn noted(error: Error) -> Error {
                 version: &version,
                 by: &format!("worker {}, leg {}", running.worker, running.leg),
                 requests: &running.requests,
+                kind,
                 error: &error,
             });
         }

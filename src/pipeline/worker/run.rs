@@ -4,8 +4,8 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::bad_row_search::{BadRowSearch, Before, Budget};
 use super::blank::{Fill, filled, repeated, with_earlier};
-use super::halves::{Before, Budget, Halves};
 use super::{Worker, faults};
 use crate::error::{Error, Result, panic_message};
 use crate::message::{Chunk, FailedRows, Handed, Member, ModelId, OnBadRow, Rows};
@@ -151,7 +151,7 @@ impl Computed {
         };
         for mut done in std::mem::take(&mut self.done) {
             if done.runs.is_empty() {
-                match repeated(&like, rows_of(&done.members)) {
+                match repeated(&like, member_rows(&done.members)) {
                     Ok(rows) => done.runs.push(rows),
                     Err(error) => {
                         let members = done.members.into_iter();
@@ -166,7 +166,7 @@ impl Computed {
     }
 }
 
-fn rows_of(members: &[Member]) -> u64 {
+fn member_rows(members: &[Member]) -> u64 {
     members.iter().map(|member| member.rows).sum()
 }
 
@@ -188,7 +188,7 @@ impl Worker {
                 computed.sent += self.send_done(chunk, &mut computed.done, now_us - started_us)?;
                 sent_us = now_us;
             }
-            self.compute_together(lane, chunk, (range, &mut computed))?;
+            self.compute_together(lane, chunk, range, &mut computed)?;
         }
         Ok(Some(computed))
     }
@@ -264,10 +264,10 @@ impl Worker {
         if member.on_bad_row == OnBadRow::Fail || member.whole {
             return Ok(Verdict::Fails(located(&running.piece(&rows), error)));
         }
-        let mut halves = Halves::new(member.offset);
-        let mut before = self.how_it_is(chunk);
-        halves.ran_and_failed(rows, &error, before);
-        while let Some(rows) = halves.next() {
+        let mut search = BadRowSearch::new(member.offset);
+        let mut before = self.state_after_failure(chunk);
+        search.ran_and_failed(rows, &error, before);
+        while let Some(rows) = search.next() {
             if running.lane == Lane::Bulk {
                 self.step_aside()?;
             }
@@ -280,7 +280,7 @@ impl Worker {
                 .take(before)
                 .and_then(|()| legs.try_for_each(|leg| self.open(chunk.model, leg).map(drop)));
             if let Err(error) = may_run {
-                halves.give_up(rows, &error);
+                search.give_up(rows, &error);
                 break;
             }
             before = Before::Intact;
@@ -288,19 +288,19 @@ impl Worker {
                 Ok(outputs) => running.runs.push(outputs),
                 Err(RunError::Outputs(error)) => return Ok(Verdict::Fails(error)),
                 Err(RunError::Batch(error)) => {
-                    before = self.how_it_is(chunk);
-                    halves.ran_and_failed(rows, &error, before);
+                    before = self.state_after_failure(chunk);
+                    search.ran_and_failed(rows, &error, before);
                 }
             }
         }
-        for failed in halves.into_failed() {
+        for failed in search.into_failed() {
             failed.push_to(&mut running.failed);
         }
         Ok(Verdict::GoesOn)
     }
 
     /// Whether the model has to be opened anew after the run that failed.
-    fn how_it_is(&self, chunk: &Chunk) -> Before {
+    fn state_after_failure(&self, chunk: &Chunk) -> Before {
         let mut legs = chunk.leg..chunk.until;
         let is_intact = |leg| {
             let model = self.models.get(&(chunk.model, leg));
@@ -320,7 +320,8 @@ impl Worker {
         &mut self,
         lane: Lane,
         chunk: &Chunk,
-        (range, computed): (Range<usize>, &mut Computed),
+        range: Range<usize>,
+        computed: &mut Computed,
     ) -> Result<()> {
         let members = &chunk.members[range.clone()];
         if members.len() > 1
@@ -425,7 +426,7 @@ impl Worker {
                 self.models.remove(&(chunk.model, leg));
                 let why = panic_message(&*panic);
                 let error = Error::internal(format!("the model panicked: {why}"));
-                Err(faults::noted(error))
+                Err(faults::noted_panic(error))
             }
         }
     }
@@ -437,13 +438,14 @@ impl Worker {
             Entry::Vacant(entry) => {
                 let (source, worker) = (&self.setup.source, self.setup.id);
                 let opened = catch_unwind(AssertUnwindSafe(|| source.open(id, leg, worker)));
-                let model = opened.unwrap_or_else(|panic| {
-                    let why = panic_message(&*panic);
-                    Err(Error::internal(format!(
-                        "opening the model panicked: {why}"
-                    )))
-                });
-                let model = model.map_err(faults::noted)?;
+                let model = match opened {
+                    Ok(opened) => opened.map_err(faults::noted)?,
+                    Err(panic) => {
+                        let why = panic_message(&*panic);
+                        let error = Error::internal(format!("opening the model panicked: {why}"));
+                        return Err(faults::noted_panic(error));
+                    }
+                };
                 Ok(entry.insert(model))
             }
         }

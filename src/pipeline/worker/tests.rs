@@ -85,7 +85,6 @@ impl Bench {
             until: 1,
             goes_on: false,
             spent_us: 0,
-            attempt: 0,
             model,
             label: ModelLabel(0),
             run: None,

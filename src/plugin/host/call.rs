@@ -220,7 +220,7 @@ pub(crate) struct InferCall<'a> {
 
 /// Why a run failed, and whether the instance may be used again.
 #[derive(Debug)]
-pub(crate) struct Broken {
+pub(crate) struct InferFailure {
     pub(crate) error: Error,
     pub(crate) instance_lost: bool,
 }
@@ -230,9 +230,9 @@ impl Instance {
     ///
     /// # Errors
     /// What the plugin reports, with the rows that it names; or `INTERNAL`, naming what it returned that does not fit.
-    pub(crate) fn infer(&mut self, call: &InferCall<'_>) -> Result<Batch, Broken> {
+    pub(crate) fn infer(&mut self, call: &InferCall<'_>) -> Result<Batch, InferFailure> {
         let plugin = &self.plugin;
-        let lost = |error: Error| Broken {
+        let lost = |error: Error| InferFailure {
             error,
             instance_lost: true,
         };
@@ -242,7 +242,7 @@ impl Instance {
                 plugin.label
             ))));
         };
-        let shown = Shown::of(call.inputs).map_err(|e| Broken {
+        let shown = Shown::of(call.inputs).map_err(|e| InferFailure {
             error: e.context(&plugin.label),
             instance_lost: false,
         })?;
@@ -260,7 +260,7 @@ impl Instance {
             let outputs = context.outputs.finish();
             outputs.map_err(|e| e.context(&plugin.label))
         });
-        outputs.map_err(|error| Broken {
+        outputs.map_err(|error| InferFailure {
             error,
             instance_lost: status == abi::BROKEN,
         })

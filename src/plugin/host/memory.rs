@@ -86,7 +86,7 @@ impl Buffer {
             } => {
                 let first = first.as_ptr();
                 within(first.addr(), *length).then(|| {
-                    Bytes::from_owner(Part {
+                    Bytes::from_owner(BlockSlice {
                         // Within the block, as was just seen.
                         start: first.wrapping_add(start - first.addr()),
                         bytes,
@@ -128,17 +128,17 @@ impl Buffer {
     }
 }
 
-/// Part of a block.
-struct Part {
+/// A piece of a block.
+struct BlockSlice {
     start: *const u8,
     bytes: usize,
     _buffer: Arc<Buffer>,
 }
 
 // SAFETY: the memory belongs to the buffer, which is Send and Sync.
-unsafe impl Send for Part {}
+unsafe impl Send for BlockSlice {}
 
-impl AsRef<[u8]> for Part {
+impl AsRef<[u8]> for BlockSlice {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: `Buffer::part` has seen that it lies in the block, which the buffer keeps; blocks are filled when
         // they are made, and a plugin does not write to them any more once it gave them out.

@@ -118,7 +118,7 @@ unsafe extern "C" fn log(level: u32, message: abi::Str) {
         let message = unsafe { read_message(message) };
         if let Some(place) = message.strip_prefix(abi::PANICKED_AT) {
             // The error that follows says the rest, and the log has it with its model and its request.
-            crate::faults::panicked_at(place);
+            crate::faults::panicked_elsewhere(Some(place));
             return Ok(());
         }
         let plugin = RUNNING.with_borrow(Clone::clone);

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::call::Broken;
+use super::call::InferFailure;
 use super::{EngineSession, InferCall, Instance, Library, Plugin, Services};
 use crate::error::{Error, ErrorCode, Result};
 use crate::message::{Member, OnBadRow, Params, Run};
@@ -127,7 +127,7 @@ fn load(what: &str) -> Loaded {
 }
 
 impl Loaded {
-    fn infer(&mut self, batch: &Batch) -> Result<Batch, Broken> {
+    fn infer(&mut self, batch: &Batch) -> Result<Batch, InferFailure> {
         let run = Run::alone(&self.params);
         let rows = match self.signature.rows {
             crate::signature::Rows::Independent => Some(batch.rows().unwrap()),

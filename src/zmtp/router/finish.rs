@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::SILENCE;
-use super::super::connection::Connection as Ended;
+use super::super::connection::Connection;
 use super::super::poller::{Interest, Poller};
 use super::Router;
 use crate::error::Result;
@@ -15,7 +15,7 @@ const READS: usize = 64;
 
 /// The connections that are still to be closed.
 pub(crate) struct Closing {
-    connections: Vec<Connection>,
+    connections: Vec<ClosingPeer>,
     /// When the rest is given up.
     until: Option<Instant>,
     /// How long a peer may take no byte until its connection is given up.
@@ -24,7 +24,7 @@ pub(crate) struct Closing {
     lost: u64,
 }
 
-struct Connection {
+struct ClosingPeer {
     token: u64,
     /// Bytes that had not arrived at the last step, ours and the system's.
     left: u64,
@@ -58,7 +58,7 @@ impl Router {
         let tokens = self.peers.tokens().into_iter();
         Closing {
             connections: tokens
-                .map(|token| Connection {
+                .map(|token| ClosingPeer {
                     token,
                     left: u64::MAX,
                     progress: now,
@@ -140,7 +140,12 @@ impl Router {
         self.poller = poller;
     }
 
-    fn close_one(&mut self, closing: &mut Connection, now: Instant, stall_limit: Duration) -> Step {
+    fn close_one(
+        &mut self,
+        closing: &mut ClosingPeer,
+        now: Instant,
+        stall_limit: Duration,
+    ) -> Step {
         let token = closing.token;
         // What still arrives is read: closing a TCP stream with unread bytes discards what the peer has not received.
         let mut reads = 0;
@@ -180,8 +185,8 @@ impl Router {
         Step::Open
     }
 
-    /// This connection ends.
-    pub(super) fn note_unwritten(&mut self, connection: &Ended) {
+    /// Counts what this connection leaves unwritten: it ends.
+    pub(super) fn note_unwritten(&mut self, connection: &Connection) {
         if connection.is_ready() {
             self.unwritten_bytes += connection.waiting_bytes();
         }

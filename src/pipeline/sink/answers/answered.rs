@@ -33,7 +33,7 @@ impl Span {
 /// Remembers each request with its chunks: as long as the ventilator counts one of them as out, it may close the
 /// request. The first and the last chunk are enough to see that none is out.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct AnsweredSpans {
     spans: HashMap<Serial, Span>,
     /// So many are kept before the ventilator is asked which chunks are out.
     keeps: usize,
@@ -41,9 +41,9 @@ pub(super) struct Answered {
     asked: bool,
 }
 
-impl Answered {
-    pub(super) fn new(keeps: usize) -> Answered {
-        Answered {
+impl AnsweredSpans {
+    pub(super) fn new(keeps: usize) -> AnsweredSpans {
+        AnsweredSpans {
             spans: HashMap::default(),
             keeps,
             ask_at: keeps,

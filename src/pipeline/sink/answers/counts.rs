@@ -2,12 +2,12 @@
 
 use hdrhistogram::Histogram;
 
-use super::outlet::Asker;
+use super::outlet::Recipient;
 use crate::error::{Error, Result};
 use crate::message::{ModelLabel, Stats};
 use crate::metrics::history::History;
 use crate::metrics::{Answered, DURATIONS_US};
-use crate::wire::inner::{AnsweredRecently, Answers, SinkReport};
+use crate::wire::inner::{AnswerCounts, AnsweredRecently, SinkReport};
 use crate::wire::server::LatencyInfo;
 
 /// The counters, and how long answers took.
@@ -17,7 +17,7 @@ pub(super) struct Counts {
     /// By the label of the models.
     answered: Vec<Answered>,
     /// The same a while ago.
-    history: History<Vec<Answers>>,
+    history: History<Vec<AnswerCounts>>,
 }
 
 impl Counts {
@@ -35,7 +35,7 @@ impl Counts {
     pub(super) fn note(&mut self, now_us: u64) {
         let answered = &self.answered;
         self.history
-            .note(now_us, || answered.iter().map(Answers::of).collect());
+            .note(now_us, || answered.iter().map(AnswerCounts::of).collect());
     }
 
     /// When it has to wake for that.
@@ -44,13 +44,14 @@ impl Counts {
     }
 
     fn recent(&self, now_us: u64) -> Vec<AnsweredRecently> {
-        let now: Vec<Answers> = self.answered.iter().map(Answers::of).collect();
+        let now: Vec<AnswerCounts> = self.answered.iter().map(AnswerCounts::of).collect();
         let windows = self.history.windows(now_us);
         let windows = windows.map(|(covered, mut copies)| {
             let (_, before) = copies.next().unzip();
-            let none = Answers::default();
-            let before = |place| before.and_then(|of: &Vec<Answers>| of.get(place));
-            let since = |(place, now): (usize, &Answers)| now.since(before(place).unwrap_or(&none));
+            let none = AnswerCounts::default();
+            let before = |place| before.and_then(|of: &Vec<AnswerCounts>| of.get(place));
+            let since =
+                |(place, now): (usize, &AnswerCounts)| now.since(before(place).unwrap_or(&none));
             AnsweredRecently {
                 covered,
                 answers: now.iter().enumerate().map(since).collect(),
@@ -59,7 +60,7 @@ impl Counts {
         windows.collect()
     }
 
-    /// What is counted under a label: the ventilator gives so many and no more.
+    /// The counters of `label`, made at first use; the ventilator bounds the labels.
     fn of(&mut self, label: ModelLabel) -> &mut Answered {
         let place = label.0 as usize;
         if place >= self.answered.len() {
@@ -69,11 +70,11 @@ impl Counts {
     }
 
     /// A result of so many rows leaves.
-    pub(super) fn result(&mut self, asker: &Asker, rows: u64, stats: &Stats, now_us: u64) {
-        let total_us = now_us.saturating_sub(asker.arrived_us);
+    pub(super) fn result(&mut self, recipient: &Recipient, rows: u64, stats: &Stats, now_us: u64) {
+        let total_us = now_us.saturating_sub(recipient.arrived_us);
         self.latency.saturating_record(total_us.max(1));
-        let of = self.of(asker.label);
-        let requests = of.requests.of_mut(asker.reply.door_kind());
+        let of = self.of(recipient.label);
+        let requests = of.requests.of_mut(recipient.reply.protocol());
         requests.results += 1;
         requests.rows += rows;
         of.queue.record(&DURATIONS_US, stats.queue_us, 1);
@@ -83,17 +84,17 @@ impl Counts {
     }
 
     /// Of the rows of a result so many have failed.
-    pub(super) fn failed_rows(&mut self, asker: &Asker, rows: u64) {
-        let of = self.of(asker.label);
-        of.requests.of_mut(asker.reply.door_kind()).failed_rows += rows;
+    pub(super) fn failed_rows(&mut self, recipient: &Recipient, rows: u64) {
+        let of = self.of(recipient.label);
+        of.requests.of_mut(recipient.reply.protocol()).failed_rows += rows;
     }
 
     /// An error leaves.
-    pub(super) fn error(&mut self, asker: &Asker, error: &Error, now_us: u64) {
-        let of = self.of(asker.label);
-        let requests = of.requests.of_mut(asker.reply.door_kind());
+    pub(super) fn error(&mut self, recipient: &Recipient, error: &Error, now_us: u64) {
+        let of = self.of(recipient.label);
+        let requests = of.requests.of_mut(recipient.reply.protocol());
         requests.errors.add(error.code());
-        of.failed_us += now_us.saturating_sub(asker.arrived_us);
+        of.failed_us += now_us.saturating_sub(recipient.arrived_us);
     }
 
     pub(super) fn report(&self, now_us: u64) -> SinkReport {

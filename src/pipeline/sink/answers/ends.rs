@@ -1,30 +1,30 @@
 //! What a request is answered at its end: its result, or an error.
 
 use super::bad_rows::Filled;
-use super::outlet::{Action, Asker, Outlet, Turn};
-use super::{Answers, Gathering, Piece};
+use super::outlet::{Action, Handling, Outlet, Recipient};
+use super::{AnswerState, Gathering, Piece};
 use crate::error::{Error, Result};
 use crate::message::{FailedRows, Stats};
-use crate::tensor::{Batch, Tensor};
-use crate::wire::rows::ResultRows;
+use crate::tensor::Batch;
+use crate::wire::result_writer::ResultRows;
 use crate::wire::server::{Outputs, ServerMessage};
 
-impl Answers {
+impl AnswerState {
     pub(super) fn complete(
         &mut self,
         piece: &Piece<'_>,
         done: Gathering,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) {
         let member = piece.member;
         if done.bad.rows() > 0 {
-            return self.complete_bad(piece, done, turn);
+            return self.complete_bad(piece, done, handling);
         }
         if member.stream {
-            let asker = piece.asker();
+            let recipient = piece.recipient();
             self.counts
-                .result(&asker, member.total, &done.stats, turn.now_us);
-            turn.answer(asker, ServerMessage::End(member.total, done.stats));
+                .result(&recipient, member.total, &done.stats, handling.now_us);
+            handling.answer(recipient, ServerMessage::End(member.total, done.stats));
             return;
         }
         self.release(member.reply, done.counted);
@@ -33,7 +33,7 @@ impl Answers {
             parts: done.gather.into_parts(),
             failed: Vec::new(),
         };
-        self.answer_result(piece, outputs, done.stats, turn);
+        self.answer_result(piece, outputs, done.stats, handling);
     }
 
     /// All rows have come of a request of which some failed.
@@ -41,23 +41,23 @@ impl Answers {
         &mut self,
         piece: &Piece<'_>,
         done: Gathering,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) {
-        let (member, asker, stats) = (piece.member, piece.asker(), done.stats);
+        let (member, recipient, stats) = (piece.member, piece.recipient(), done.stats);
         self.release(member.reply, done.counted);
         if let Some(error) = done.bad.error_of_all(member.total) {
-            return self.answer_error(asker, error, turn);
+            return self.answer_error(recipient, error, handling);
         }
         if member.stream {
             self.counts
-                .result(&asker, member.total, &stats, turn.now_us);
-            self.counts.failed_rows(&asker, done.bad.rows());
-            return turn.answer(asker, ServerMessage::End(member.total, stats));
+                .result(&recipient, member.total, &stats, handling.now_us);
+            self.counts.failed_rows(&recipient, done.bad.rows());
+            return handling.answer(recipient, ServerMessage::End(member.total, stats));
         }
         let filled = Filled::of(done.gather, member.total);
         let bytes = done.counted + filled.missing_bytes();
-        if !self.has_room(member.reply, bytes, turn) {
-            return self.answer_error(asker, self.too_large(bytes), turn);
+        if !self.has_room(member.reply, bytes, handling) {
+            return self.answer_error(recipient, self.too_large(bytes), handling);
         }
         match filled.into_parts() {
             Ok(parts) => {
@@ -66,9 +66,9 @@ impl Answers {
                     parts,
                     failed: done.bad.into_entries(),
                 };
-                self.answer_result(piece, outputs, stats, turn);
+                self.answer_result(piece, outputs, stats, handling);
             }
-            Err(error) => self.answer_error(asker, error, turn),
+            Err(error) => self.answer_error(recipient, error, handling),
         }
     }
 
@@ -77,16 +77,16 @@ impl Answers {
         piece: &Piece<'_>,
         outputs: Outputs,
         stats: Stats,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) {
-        let asker = piece.asker();
+        let recipient = piece.recipient();
         if let Err(error) = check_alike(&outputs.parts) {
-            return self.answer_error(asker, error, turn);
+            return self.answer_error(recipient, error, handling);
         }
-        if self.count_result(piece, outputs.bytes(), &stats, turn) {
+        if self.count_result(piece, outputs.bytes(), &stats, handling) {
             let failed = outputs.failed.iter().map(|failed| failed.count).sum();
-            self.counts.failed_rows(&asker, failed);
-            turn.answer(asker, ServerMessage::Result(outputs, stats));
+            self.counts.failed_rows(&recipient, failed);
+            handling.answer(recipient, ServerMessage::Result(outputs, stats));
         }
     }
 
@@ -94,10 +94,10 @@ impl Answers {
         &mut self,
         piece: &Piece<'_>,
         rows: ResultRows<'_>,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) {
-        if self.count_result(piece, rows.payload_bytes(), &rows.stats(), turn) {
-            turn.outlet.perform(Action::Result {
+        if self.count_result(piece, rows.payload_bytes(), &rows.stats(), handling) {
+            handling.outlet.perform(Action::Result {
                 reply: piece.member.reply,
                 request: piece.member.request,
                 rows,
@@ -111,15 +111,15 @@ impl Answers {
         piece: &Piece<'_>,
         bytes: u64,
         stats: &Stats,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) -> bool {
-        let asker = piece.asker();
-        if !self.has_room(asker.reply, bytes, turn) {
-            self.answer_error(asker, self.too_large(bytes), turn);
+        let recipient = piece.recipient();
+        if !self.has_room(recipient.reply, bytes, handling) {
+            self.answer_error(recipient, self.too_large(bytes), handling);
             return false;
         }
         self.counts
-            .result(&asker, piece.member.total, stats, turn.now_us);
+            .result(&recipient, piece.member.total, stats, handling.now_us);
         true
     }
 
@@ -133,20 +133,21 @@ impl Answers {
 
     pub(super) fn answer_error(
         &mut self,
-        asker: Asker,
+        recipient: Recipient,
         error: Error,
-        turn: &mut Turn<'_, impl Outlet>,
+        handling: &mut Handling<'_, impl Outlet>,
     ) {
-        self.counts.error(&asker, &error, turn.now_us);
-        turn.answer(asker, ServerMessage::Error(error));
+        self.counts.error(&recipient, &error, handling.now_us);
+        handling.answer(recipient, ServerMessage::Error(error));
     }
 }
 
 /// Sends the runs of a stream's member, one part each. Of rows that failed there is one run, or none.
 pub(super) fn send_parts(
     piece: &Piece<'_>,
-    (runs, failed): (Vec<Batch>, Vec<FailedRows>),
-    turn: &mut Turn<'_, impl Outlet>,
+    runs: Vec<Batch>,
+    failed: Vec<FailedRows>,
+    handling: &mut Handling<'_, impl Outlet>,
 ) {
     if !failed.is_empty() {
         let outputs = Outputs {
@@ -154,20 +155,20 @@ pub(super) fn send_parts(
             batched: true,
             failed,
         };
-        return turn.answer(
-            piece.asker(),
+        return handling.answer(
+            piece.recipient(),
             ServerMessage::Part(piece.member.offset, outputs),
         );
     }
     let mut offset = piece.member.offset;
     for run in runs {
-        let rows = run.tensors.first().and_then(Tensor::rows).unwrap_or(0) as u64;
+        let rows = run.row_count().unwrap_or(0) as u64;
         let outputs = Outputs {
             parts: vec![run],
             batched: true,
             failed: Vec::new(),
         };
-        turn.answer(piece.asker(), ServerMessage::Part(offset, outputs));
+        handling.answer(piece.recipient(), ServerMessage::Part(offset, outputs));
         offset += rows;
     }
 }

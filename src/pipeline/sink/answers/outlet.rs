@@ -2,7 +2,7 @@
 
 use crate::message::{Member, ModelLabel, ReplyTo, RequestId};
 use crate::wire::inner::ToVentilator;
-use crate::wire::rows::ResultRows;
+use crate::wire::result_writer::ResultRows;
 use crate::wire::server::ServerMessage;
 
 /// What is to be done, at once.
@@ -33,7 +33,7 @@ pub(crate) trait Outlet {
 
 /// Who gets an answer.
 #[derive(Clone, Copy)]
-pub(super) struct Asker {
+pub(super) struct Recipient {
     pub(super) reply: ReplyTo,
     pub(super) request: RequestId,
     pub(super) arrived_us: u64,
@@ -41,9 +41,9 @@ pub(super) struct Asker {
     pub(super) label: ModelLabel,
 }
 
-impl Asker {
-    pub(super) fn of(member: &Member, label: ModelLabel) -> Asker {
-        Asker {
+impl Recipient {
+    pub(super) fn of(member: &Member, label: ModelLabel) -> Recipient {
+        Recipient {
             reply: member.reply,
             request: member.request,
             arrived_us: member.arrived_us,
@@ -53,16 +53,16 @@ impl Asker {
 }
 
 /// What one message is handled with: the time, and where its actions go.
-pub(super) struct Turn<'a, O> {
+pub(super) struct Handling<'a, O> {
     pub(super) now_us: u64,
     pub(super) outlet: &'a mut O,
 }
 
-impl<O: Outlet> Turn<'_, O> {
-    pub(super) fn answer(&mut self, asker: Asker, message: ServerMessage) {
+impl<O: Outlet> Handling<'_, O> {
+    pub(super) fn answer(&mut self, recipient: Recipient, message: ServerMessage) {
         self.outlet.perform(Action::Answer {
-            reply: asker.reply,
-            request: asker.request,
+            reply: recipient.reply,
+            request: recipient.request,
             message,
         });
     }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use super::*;
 use crate::error::ErrorCode;
 use crate::message::{FailedRows, RequestId, WorkerId};
-use crate::pipeline::sink::messages::*;
+use crate::pipeline::sink::tests::messages::*;
 use crate::tensor::{Batch, Tensor};
 use crate::wire::inner::Out;
 use crate::wire::server::ServerMessage;
@@ -44,7 +44,7 @@ impl Outlet for Told {
 }
 
 struct Bench {
-    answers: Answers,
+    answers: AnswerState,
     told: Told,
 }
 
@@ -56,7 +56,7 @@ fn bench(max_client_bytes: u64) -> Bench {
         answered: 100,
     };
     Bench {
-        answers: Answers::new(&bounds).unwrap(),
+        answers: AnswerState::new(&bounds).unwrap(),
         told: Told::default(),
     }
 }
@@ -269,7 +269,6 @@ fn too_much_for_one_client_ends_that_request_once() {
         ToVentilator::Abort(Serial(1))
     ));
     // The ventilator closes it without another answer.
-    let error = Error::internal("answered");
     bench.tell(ToSink::Close(Close {
         serial: Serial(1),
         reply: REPLY,
@@ -277,8 +276,7 @@ fn too_much_for_one_client_ends_that_request_once() {
         label: LABEL,
         chunks: 3,
         arrived_us: 0,
-        answered: true,
-        error,
+        end: CloseEnd::AnsweredBySink,
     }));
     bench.done(&parts[2]);
     bench.hears_nothing();
@@ -394,7 +392,6 @@ fn members_of_one_run_get_their_own_rows_of_it() {
     bench.tell(ToSink::Part(Box::new(Part {
         chunk: ChunkId(9),
         worker: WorkerId(0),
-        attempt: 0,
         label: LABEL,
         compute_us: 10,
         members,

@@ -1,15 +1,12 @@
 //! What status says of the last seconds, and of each model.
 
-use std::sync::Arc;
-
 use super::super::Models;
-use super::super::requests::LegOutputs;
+use super::super::requests::Requests;
 use super::Ledger;
 use crate::message::WorkerId;
 use crate::metrics::history::Covered;
 use crate::metrics::{Answered, DURATIONS_US, ErrorCounts, Histogram};
-use crate::schedule::Scheduler;
-use crate::wire::inner::{Answers, SinkReport};
+use crate::wire::inner::{AnswerCounts, SinkReport};
 use crate::wire::server::{LatencyInfo, ModelCounts, ModelRecent, RecentInfo, WorkerRecent};
 
 /// A worker's counters.
@@ -47,9 +44,9 @@ impl WorkersRecently {
 
 impl Ledger {
     /// The ventilator is about to wait: the workers' counters are remembered from time to time.
-    pub(in super::super) fn note(&mut self, now_us: u64, scheduler: &Scheduler<Arc<LegOutputs>>) {
+    pub(in super::super) fn note(&mut self, now_us: u64, requests: &Requests) {
         let workers = &self.workers;
-        self.history.note(now_us, || counted(workers, scheduler));
+        self.history.note(now_us, || counted(workers, requests));
     }
 
     /// When it has to wake for that.
@@ -57,12 +54,8 @@ impl Ledger {
         self.history.due_us()
     }
 
-    pub(super) fn windows(
-        &self,
-        now_us: u64,
-        scheduler: &Scheduler<Arc<LegOutputs>>,
-    ) -> Vec<WorkersRecently> {
-        let now = counted(&self.workers, scheduler);
+    pub(super) fn windows(&self, now_us: u64, requests: &Requests) -> Vec<WorkersRecently> {
+        let now = counted(&self.workers, requests);
         let windows = self.history.windows(now_us).map(|(covered, copies)| {
             let copies: Vec<_> = copies.collect();
             let of = |(index, now): (usize, &Counted)| {
@@ -113,12 +106,12 @@ impl Ledger {
     }
 }
 
-fn counted(workers: &[super::Worker], scheduler: &Scheduler<Arc<LegOutputs>>) -> Vec<Counted> {
+fn counted(workers: &[super::Worker], requests: &Requests) -> Vec<Counted> {
     let of = |(index, worker): (usize, &super::Worker)| Counted {
         chunks: worker.chunks,
         rows: worker.rows,
         compute_us: worker.compute_us,
-        is_busy: scheduler.held(WorkerId(index as u32)) > 0,
+        is_busy: requests.is_busy(WorkerId(index as u32)),
     };
     workers.iter().enumerate().map(of).collect()
 }
@@ -155,7 +148,7 @@ pub(super) fn recent(workers: &[WorkersRecently], sink: &SinkReport) -> Vec<Rece
     let of = |workers: &WorkersRecently| {
         let covered = workers.covered;
         let answered = (sink.recent.iter()).find(|of| of.covered.seconds == covered.seconds);
-        let mut all = Answers::default();
+        let mut all = AnswerCounts::default();
         for of in answered.iter().flat_map(|of| &of.answers) {
             all.results += of.results;
             all.rows += of.rows;
@@ -181,7 +174,7 @@ pub(super) fn recent(workers: &[WorkersRecently], sink: &SinkReport) -> Vec<Rece
 }
 
 fn of_model(place: usize, sink: &SinkReport) -> Vec<ModelRecent> {
-    let none = Answers::default();
+    let none = AnswerCounts::default();
     let recent = sink.recent.iter().map(|recent| {
         let (of, covered) = (recent.answers.get(place).unwrap_or(&none), recent.covered);
         ModelRecent {

@@ -1,30 +1,23 @@
 //! What metrics and probes are told, of the same counters as status.
 
 use super::{Ledger, Reported};
-use crate::metrics::{Health, ModelStats, Snapshot, WorkerStats};
+use crate::metrics::{ByProtocol, DoorStats, Health, ModelStats, Snapshot, WorkerStats};
 use crate::wire::inner::SinkReport;
 
 impl Ledger {
     /// What probes are told.
-    pub(in super::super) fn health(&self, server: &Reported<'_>) -> Health {
+    pub(super) fn health(&self, server: &Reported<'_>) -> Health {
         Health {
-            workers_up: self.workers.iter().filter(|w| w.up).count() as u64,
+            workers_up: self.workers.iter().filter(|w| w.is_up()).count() as u64,
             workers: self.workers.len() as u64,
-            ..server.health
+            is_started: server.is_started,
+            is_draining: server.is_draining,
         }
     }
 
     /// The counters.
-    pub(in super::super) fn snapshot(
-        &mut self,
-        server: &Reported<'_>,
-        sink: &SinkReport,
-    ) -> Snapshot {
-        let mut doors = server.doors;
-        for (kind, refused) in self.refused.each() {
-            doors.of_mut(kind).refused = *refused;
-        }
-        let waiting = server.scheduler.waiting();
+    pub(super) fn snapshot(&mut self, server: &Reported<'_>, sink: &SinkReport) -> Snapshot {
+        let waiting = server.requests.waiting();
         Snapshot {
             version: server.info.welcome.server_version.clone(),
             up_us: server.up_us,
@@ -32,13 +25,25 @@ impl Ledger {
             models: self.models(server, sink),
             models_loaded: server.catalog.served().count() as u64,
             workers: self.workers(server),
-            doors,
+            doors: self.doors(server),
             queue_requests: server.pending,
             queue_rows: waiting.rows as u64,
             queue_bytes: waiting.bytes,
-            coalesced: server.scheduler.coalesced(),
+            coalesced: server.requests.coalesced(),
             dropped: self.dropped + sink.undelivered,
         }
+    }
+
+    fn doors(&self, server: &Reported<'_>) -> ByProtocol<DoorStats> {
+        let mut doors: ByProtocol<DoorStats> = ByProtocol::default();
+        for (protocol, open) in server.open_doors.each() {
+            *doors.of_mut(protocol) = DoorStats {
+                open: *open,
+                sessions: *server.sessions.of(protocol),
+                refused: *self.refused.of(protocol),
+            };
+        }
+        doors
     }
 
     /// By name: what is served, and what something was counted of.
@@ -68,7 +73,7 @@ impl Ledger {
         let stats = |(index, worker): (usize, &super::Worker)| WorkerStats {
             id: index as u32,
             device: server.info.devices.get(index).cloned().unwrap_or_default(),
-            is_up: worker.up,
+            is_up: worker.is_up(),
             busy_us: worker.compute_us,
             chunks: worker.chunks,
             rows: worker.rows,

@@ -138,7 +138,7 @@ impl Slot {
 
 impl Pipeline {
     pub(super) fn new(mut door: Door, max_client_bytes: u64) -> Pipeline {
-        door.gather();
+        door.wake_by_hand();
         Pipeline(Rc::new(Inner {
             door: RefCell::new(door),
             asked: Asked::default(),
@@ -437,17 +437,8 @@ fn stopped() -> Error {
 }
 
 fn unexpected(message: &ServerMessage) -> Error {
-    // Names of the protocol, no values.
-    let kind = match message {
-        ServerMessage::Result(..) => "a result",
-        ServerMessage::Part(..) => "a part",
-        ServerMessage::End(..) => "the end of a stream",
-        ServerMessage::MetricsOk(_) => "counters",
-        ServerMessage::HealthOk(_) => "the server's health",
-        ServerMessage::ModelsOk(_) => "a list of models",
-        _ => "something else",
-    };
     Error::internal(format!(
-        "the pipeline has answered another question: {kind}"
+        "the pipeline has answered another question: {}",
+        message.kind()
     ))
 }

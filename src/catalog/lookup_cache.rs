@@ -16,10 +16,10 @@ use serde_json::Value;
 /// Most bytes of names, and of lookups with other paths.
 const MAX_NAMES_BYTES: u64 = 4 << 20;
 const MAX_PATHS_BYTES: u64 = 8 << 20;
-/// What one client may have of each.
-const OF_ONE: u64 = 4;
-/// What is larger than so small a part is not kept: the loader looks it up again.
-const PART: u64 = 64;
+/// One client may have this part of each, as a divisor.
+const CLIENT_SHARE_DIVISOR: u64 = 4;
+/// An entry that is larger than this part, as a divisor, is not kept: the loader looks it up again.
+const ENTRY_SHARE_DIVISOR: u64 = 64;
 /// Of an entry besides its lookup: its places in the maps, and its part of a client's place.
 const ENTRY_BYTES: u64 = 384;
 
@@ -30,15 +30,15 @@ const VALUE_BYTES: u64 = 64;
 
 /// What is known.
 pub(super) struct LookupCache {
-    names: Part,
-    paths: Part,
+    names: LookupTable,
+    paths: LookupTable,
 }
 
 impl Default for LookupCache {
     fn default() -> LookupCache {
         LookupCache {
-            names: Part::new(MAX_NAMES_BYTES),
-            paths: Part::new(MAX_PATHS_BYTES),
+            names: LookupTable::new(MAX_NAMES_BYTES),
+            paths: LookupTable::new(MAX_PATHS_BYTES),
         }
     }
 }
@@ -72,7 +72,7 @@ impl LookupCache {
     }
 }
 
-struct Part {
+struct LookupTable {
     most_bytes: u64,
     bytes: u64,
     entries: HashMap<Arc<Lookup>, Entry>,
@@ -98,9 +98,9 @@ struct Owner {
     stamps: BTreeSet<u64>,
 }
 
-impl Part {
-    fn new(most_bytes: u64) -> Part {
-        Part {
+impl LookupTable {
+    fn new(most_bytes: u64) -> LookupTable {
+        LookupTable {
             most_bytes,
             bytes: 0,
             entries: HashMap::default(),
@@ -122,11 +122,11 @@ impl Part {
             return;
         }
         let bytes = ENTRY_BYTES + lookup_bytes(lookup);
-        if bytes > self.most_bytes / PART {
+        if bytes > self.most_bytes / ENTRY_SHARE_DIVISOR {
             return;
         }
         while self.owners.get(client).map_or(0, |owner| owner.bytes) + bytes
-            > self.most_bytes / OF_ONE
+            > self.most_bytes / CLIENT_SHARE_DIVISOR
         {
             self.evict(Some(client));
         }
@@ -244,13 +244,13 @@ mod tests {
         MockSource::default().add("m", Behaviour::Echo)
     }
 
-    fn check(part: &Part) {
-        let sum = part.entries.values().map(|e| e.bytes).sum::<u64>();
-        assert!(sum == part.bytes && sum <= part.most_bytes);
-        let of_owners = part.owners.values().map(|o| o.bytes).sum::<u64>();
-        let stamps = part.owners.values().map(|o| o.stamps.len()).sum::<usize>();
-        assert_eq!((of_owners, stamps), (part.bytes, part.entries.len()));
-        assert_eq!(part.order.len(), part.entries.len());
+    fn check(table: &LookupTable) {
+        let sum = table.entries.values().map(|e| e.bytes).sum::<u64>();
+        assert!(sum == table.bytes && sum <= table.most_bytes);
+        let of_owners = table.owners.values().map(|o| o.bytes).sum::<u64>();
+        let stamps = table.owners.values().map(|o| o.stamps.len()).sum::<usize>();
+        assert_eq!((of_owners, stamps), (table.bytes, table.entries.len()));
+        assert_eq!(table.order.len(), table.entries.len());
     }
 
     #[test]
@@ -273,7 +273,10 @@ mod tests {
         check(&cache.names);
         check(&cache.paths);
         let attacker = &cache.paths.owners[&client(1)];
-        assert!(attacker.bytes <= MAX_PATHS_BYTES / OF_ONE && attacker.stamps.len() > 1_000);
+        assert!(
+            attacker.bytes <= MAX_PATHS_BYTES / CLIENT_SHARE_DIVISOR
+                && attacker.stamps.len() > 1_000
+        );
         assert!(cache.get(&with_path("m", "49999")).is_some());
     }
 
@@ -292,7 +295,7 @@ mod tests {
         }
         assert!(!cache.paths.entries.contains_key(&unused));
         check(&cache.paths);
-        assert!(cache.paths.bytes > MAX_PATHS_BYTES - MAX_PATHS_BYTES / PART);
+        assert!(cache.paths.bytes > MAX_PATHS_BYTES - MAX_PATHS_BYTES / ENTRY_SHARE_DIVISOR);
     }
 
     #[test]

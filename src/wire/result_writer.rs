@@ -240,7 +240,7 @@ mod tests {
             ResultWriter::default().write(RequestId(1), &result, &mut out);
             out
         };
-        // Whoever holds the memory shows in whether it can be had back.
+        // A lent output is queued at its own address, a copied one is not.
         let (all, half) = (written(0..2), written(0..1));
         assert!(all.lends(bytes.as_ptr()));
         assert!(!half.lends(bytes.as_ptr()));

@@ -5,15 +5,15 @@ use crate::message::{
     ChunkId, Member, ModelLabel, OnBadRow, Outcome, Part, Ran, ReplyTo, RequestId, Serial, WorkerId,
 };
 use crate::tensor::{Batch, Tensor};
-use crate::wire::inner::{Close, ToSink};
+use crate::wire::inner::{Close, CloseEnd, ToSink};
 use crate::wire::server::ServerMessage;
 
 /// The client that all of it is for.
-pub(super) const REPLY: ReplyTo = ReplyTo([7; 16]);
+pub(in crate::pipeline::sink) const REPLY: ReplyTo = ReplyTo([7; 16]);
 /// The model that it is counted for.
-pub(super) const LABEL: ModelLabel = ModelLabel(3);
+pub(in crate::pipeline::sink) const LABEL: ModelLabel = ModelLabel(3);
 
-pub(super) fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member {
+pub(in crate::pipeline::sink) fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member {
     Member {
         serial: Serial(serial),
         reply: REPLY,
@@ -30,7 +30,7 @@ pub(super) fn member(serial: u64, offset: u64, rows: u64, total: u64) -> Member 
 }
 
 /// What a run gave for the rows of one member.
-pub(super) fn alone(batch: Batch) -> Outcome {
+pub(in crate::pipeline::sink) fn alone(batch: Batch) -> Outcome {
     Outcome::Done(vec![Ran {
         members: 1,
         runs: vec![batch],
@@ -39,7 +39,7 @@ pub(super) fn alone(batch: Batch) -> Outcome {
 }
 
 /// Rows that say where they belong.
-pub(super) fn rows(member: &Member) -> Batch {
+pub(in crate::pipeline::sink) fn rows(member: &Member) -> Batch {
     let values: Vec<f32> = (member.offset..member.offset + member.rows)
         .map(|row| row as f32)
         .collect();
@@ -50,15 +50,18 @@ pub(super) fn rows(member: &Member) -> Batch {
 }
 
 /// A part of the chunk that the member's offset names: with this outcome, or its rows.
-pub(super) fn part(member: &Member, outcome: Option<Outcome>) -> ToSink {
+pub(in crate::pipeline::sink) fn part(member: &Member, outcome: Option<Outcome>) -> ToSink {
     part_of(member.offset + 1, member, outcome)
 }
 
-pub(super) fn part_of(chunk: u64, member: &Member, outcome: Option<Outcome>) -> ToSink {
+pub(in crate::pipeline::sink) fn part_of(
+    chunk: u64,
+    member: &Member,
+    outcome: Option<Outcome>,
+) -> ToSink {
     ToSink::Part(Box::new(Part {
         chunk: ChunkId(chunk),
         worker: WorkerId(0),
-        attempt: 0,
         label: LABEL,
         compute_us: 10,
         members: vec![member.clone()],
@@ -67,7 +70,7 @@ pub(super) fn part_of(chunk: u64, member: &Member, outcome: Option<Outcome>) -> 
 }
 
 /// The request was cancelled after so many chunks of it were given out.
-pub(super) fn close(member: &Member, chunks: u64) -> ToSink {
+pub(in crate::pipeline::sink) fn close(member: &Member, chunks: u64) -> ToSink {
     ToSink::Close(Close {
         serial: member.serial,
         reply: member.reply,
@@ -75,13 +78,12 @@ pub(super) fn close(member: &Member, chunks: u64) -> ToSink {
         label: LABEL,
         chunks,
         arrived_us: 0,
-        answered: false,
-        error: Error::new(ErrorCode::Cancelled, "taken back"),
+        end: CloseEnd::Error(Error::new(ErrorCode::Cancelled, "taken back")),
     })
 }
 
 /// The rows of a result.
-pub(super) fn values(answer: ServerMessage) -> Vec<f32> {
+pub(in crate::pipeline::sink) fn values(answer: ServerMessage) -> Vec<f32> {
     let ServerMessage::Result(outputs, _) = answer else {
         panic!("{answer:?}")
     };
@@ -92,7 +94,7 @@ pub(super) fn values(answer: ServerMessage) -> Vec<f32> {
 }
 
 /// The code of an error.
-pub(super) fn code(answer: ServerMessage) -> ErrorCode {
+pub(in crate::pipeline::sink) fn code(answer: ServerMessage) -> ErrorCode {
     match answer {
         ServerMessage::Error(error) => error.code(),
         other => panic!("{other:?}"),

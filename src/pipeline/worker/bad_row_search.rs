@@ -15,8 +15,8 @@ use crate::message::FailedRows;
 const FURTHER_RUNS: u32 = 256;
 /// Most of them for which the model has to be opened anew, since the run before panicked.
 const AFTER_PANICS: u32 = 8;
-/// Into so many parts the rows of a run are cut that failed.
-const HALVES: u64 = 2;
+/// Into so many parts the rows of a run are cut that failed with an error.
+const PARTS_AFTER_ERROR: u64 = 2;
 /// And of one that panicked. One row of 256 is found behind three panics then, one of 4,096 behind four.
 const PARTS_AFTER_PANIC: u64 = 16;
 
@@ -72,7 +72,7 @@ impl Budget {
 
 /// The rows of a run that failed.
 #[derive(Debug)]
-pub(super) struct Halves {
+pub(super) struct BadRowSearch {
     /// The number in the request of the row that is counted as 0 here.
     offset: u64,
     /// To be run again, the last one next.
@@ -80,9 +80,9 @@ pub(super) struct Halves {
     failed: Vec<FailedRows>,
 }
 
-impl Halves {
-    pub(super) fn new(offset: u64) -> Halves {
-        Halves {
+impl BadRowSearch {
+    pub(super) fn new(offset: u64) -> BadRowSearch {
+        BadRowSearch {
             offset,
             todo: Vec::new(),
             failed: Vec::new(),
@@ -110,7 +110,7 @@ impl Halves {
             _ if count <= 1 => self.fail(rows, error),
             _ => {
                 let parts = match model {
-                    Before::Intact => HALVES,
+                    Before::Intact => PARTS_AFTER_ERROR,
                     Before::Panicked => PARTS_AFTER_PANIC.min(count),
                 };
                 let end = |part: u64| rows.start + part * (count / parts) + part.min(count % parts);
@@ -178,7 +178,7 @@ mod tests {
     /// Runs rows from row 100 of a request on, of which these are bad. Gives those that were answered, what failed, and the
     /// number of further runs.
     fn run(count: u64, bad: &BTreeSet<u64>, says: Says) -> (BTreeSet<u64>, Vec<FailedRows>, u32) {
-        let mut halves = Halves::new(100);
+        let mut search = BadRowSearch::new(100);
         let mut budget = Budget::default();
         let mut answered = BTreeSet::new();
         let attempt = |rows: &Range<u64>| match bad.range(rows.clone()).next() {
@@ -200,13 +200,13 @@ mod tests {
         };
         let mut before = behind_bad;
         if let Err(error) = attempt(&(0..count)) {
-            halves.ran_and_failed(0..count, &error, before);
+            search.ran_and_failed(0..count, &error, before);
         } else {
             answered.extend(0..count);
         }
-        while let Some(rows) = halves.next() {
+        while let Some(rows) = search.next() {
             if let Err(error) = budget.take(before) {
-                halves.give_up(rows, &error);
+                search.give_up(rows, &error);
                 break;
             }
             runs += 1;
@@ -215,11 +215,11 @@ mod tests {
                 Ok(()) => answered.extend(rows),
                 Err(error) => {
                     before = behind_bad;
-                    halves.ran_and_failed(rows, &error, before);
+                    search.ran_and_failed(rows, &error, before);
                 }
             }
         }
-        (answered, halves.into_failed(), runs)
+        (answered, search.into_failed(), runs)
     }
 
     proptest! {

@@ -4,20 +4,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::known_headers::{KnownHeaders, KnownInfer, KnownInput, Sight};
-use super::requests::{Held, Requests};
+use super::sink::answers::{Action, AnswerState, Bounds, Outlet};
+use super::ventilator::known_headers::{KnownHeaders, KnownInfer, KnownInput, Sight};
+use super::ventilator::requests::{Held, Requests};
 use crate::message::{
     Credit, ModelLabel, OnBadRow, Outcome, Params, Part, Priority, Ran, ReplyTo, Request,
     RequestId, Rows, Serial, WorkerId,
 };
 use crate::model::mock::{Behaviour, MockSource};
 use crate::model::{Description, Lookup};
-use crate::pipeline::sink::answers::{Action, Answers, Bounds, Outlet};
 use crate::schedule::{Job, Limits};
 use crate::tensor::{DataType, Tensor};
 use crate::wire::client::write_infer;
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
-use crate::wire::rows::ResultWriter;
+use crate::wire::result_writer::ResultWriter;
 use crate::zmtp::codec::{self, Decoder, Event};
 use crate::zmtp::mechanism::{Mechanism, Null, SocketType};
 use crate::zmtp::outgoing::Outgoing;
@@ -58,7 +58,7 @@ struct Path {
     decoder: Decoder,
     headers: KnownHeaders,
     requests: Requests,
-    answers: Answers,
+    answers: AnswerState,
     exit: Exit,
     model: Arc<Description>,
     last: u64,
@@ -137,7 +137,7 @@ impl Path {
             decoder,
             headers,
             requests,
-            answers: Answers::new(&bounds).unwrap(),
+            answers: AnswerState::new(&bounds).unwrap(),
             exit: Exit::default(),
             model,
             last: 0,
@@ -220,7 +220,6 @@ impl Path {
         let part = ToSink::Part(Box::new(Part {
             chunk: chunk.id,
             worker: WorkerId(0),
-            attempt: 0,
             label: chunk.label,
             compute_us: 30,
             outcome: Outcome::Done(vec![Ran {

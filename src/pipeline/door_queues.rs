@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::message::{DoorKind, ReplyTo, RequestId};
-use crate::metrics::ByDoor;
+use crate::message::{Protocol, ReplyTo, RequestId};
+use crate::metrics::ByProtocol;
 use crate::waker::Waker;
 use crate::wire::client::ClientMessage;
 use crate::wire::params::RawParams;
@@ -74,14 +74,14 @@ struct Heard {
     queue: VecDeque<Said>,
     /// The descriptor can be read.
     is_set: bool,
+    /// The server has stopped: nothing is taken any more, and no door is opened.
+    over: bool,
 }
 
 #[derive(Debug, Default)]
 struct Open {
-    doors: HashMap<u32, (DoorKind, Arc<Answers>)>,
+    doors: HashMap<u32, (Protocol, Arc<AnswerQueue>)>,
     last: u32,
-    /// The server has stopped: no door is opened any more.
-    over: bool,
 }
 
 /// No update can be cut in half, so a poisoned lock is as good as any.
@@ -110,13 +110,14 @@ impl Doors {
     ///
     /// # Errors
     /// `UNAVAILABLE` if the server has stopped, or no descriptor is left.
-    pub(crate) fn open(&self, kind: DoorKind) -> Result<(u32, Arc<Answers>)> {
-        let answers = Arc::new(Answers {
+    pub(crate) fn open(&self, kind: Protocol) -> Result<(u32, Arc<AnswerQueue>)> {
+        let answers = Arc::new(AnswerQueue {
             waker: Waker::new()?,
             told: Mutex::default(),
         });
         let mut open = lock(&self.open);
-        if open.over {
+        // Under the lock of the doors, of which `end` tells those that are open.
+        if lock(&self.said).over {
             return Err(Error::unavailable("the server has stopped"));
         }
         open.last += 1;
@@ -125,9 +126,9 @@ impl Doors {
         Ok((number, answers))
     }
 
-    /// How many doors of each kind are open.
-    pub(crate) fn count(&self) -> ByDoor<u64> {
-        let mut counts = ByDoor::default();
+    /// How many doors of each protocol are open.
+    pub(crate) fn count(&self) -> ByProtocol<u64> {
+        let mut counts = ByProtocol::default();
         for (kind, _) in lock(&self.open).doors.values() {
             *counts.of_mut(*kind) += 1;
         }
@@ -147,10 +148,10 @@ impl Doors {
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too much waits for it, `UNAVAILABLE` if it has stopped.
     pub(crate) fn say(&self, what: Said) -> Result<()> {
-        if lock(&self.open).over {
+        let mut said = lock(&self.said);
+        if said.over {
             return Err(Error::unavailable("the server has stopped"));
         }
-        let mut said = lock(&self.said);
         if said.queue.len() >= MAX_SAID {
             return Err(Error::exhausted(format!(
                 "{MAX_SAID} messages of doors wait to be read; try later"
@@ -185,7 +186,7 @@ impl Doors {
         !lock(&self.said).queue.is_empty()
     }
 
-    fn of(&self, to: ReplyTo) -> Option<(Arc<Answers>, u64)> {
+    fn of(&self, to: ReplyTo) -> Option<(Arc<AnswerQueue>, u64)> {
         let (door, caller) = to.caller()?;
         let (_, answers) = lock(&self.open).doors.get(&door)?.clone();
         Some((answers, caller))
@@ -239,8 +240,8 @@ impl Doors {
 
     /// The server has stopped: every door learns it.
     pub(crate) fn end(&self) {
-        let mut open = lock(&self.open);
-        open.over = true;
+        let open = lock(&self.open);
+        lock(&self.said).over = true;
         for (_, answers) in open.doors.values() {
             let mut told = lock(&answers.told);
             told.over = true;
@@ -252,7 +253,7 @@ impl Doors {
 
 /// The answers of one door.
 #[derive(Debug)]
-pub(crate) struct Answers {
+pub(crate) struct AnswerQueue {
     waker: Waker,
     told: Mutex<Waiting>,
 }
@@ -267,7 +268,7 @@ struct Waiting {
     over: bool,
 }
 
-impl Answers {
+impl AnswerQueue {
     pub(crate) fn waker(&self) -> &Waker {
         &self.waker
     }
@@ -311,19 +312,19 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
-    use crate::message::DoorKind;
+    use crate::message::Protocol;
 
     fn is_set(waker: &Waker) -> bool {
         let mut fds = [PollFd::new(waker, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
     }
 
-    fn doors() -> (Doors, ReplyTo, Arc<Answers>) {
+    fn doors() -> (Doors, ReplyTo, Arc<AnswerQueue>) {
         let doors = Doors::new().unwrap();
-        let (number, answers) = doors.open(DoorKind::Http).unwrap();
+        let (number, answers) = doors.open(Protocol::Http).unwrap();
         (
             doors,
-            ReplyTo::of_caller(DoorKind::Http, number, 7),
+            ReplyTo::of_caller(Protocol::Http, number, 7),
             answers,
         )
     }
