@@ -49,7 +49,7 @@ class Bare:
         self.id = 1
 
     def prepare(self, rows, model):
-        return wire.infer(values.columns(rows, False), model, None, 30.0)
+        return wire.infer(values.columns(rows, values.VIEWED), model=model, timeout=30.0)
 
     def send(self, request):
         self.id += 1

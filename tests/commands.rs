@@ -175,7 +175,7 @@ fn in_parts(id: mdm::RequestId, request: mdm::Request) -> Vec<Act> {
 }
 
 #[test]
-fn infer_runs_files_of_every_kind() {
+fn infer_gives_each_kind_of_file_back_as_an_echo_does() {
     let manners = Manners {
         models: vec![model("whole", "whole")],
         ..Manners::default()

@@ -210,7 +210,7 @@ fn a_bad_picture_is_named_within_bounded_memory_and_the_next_request_works() {
             assert_eq!(next, labels[..7]);
         }
         // 30,000 x 30,000 pixels would be 2.7 GB; and nothing of what was refused is kept.
-        let peak = peak_bytes(server.pid());
+        let peak = common::peak_bytes(server.pid());
         assert!(
             peak < before + 256 * MEGABYTE,
             "{} MB at most, {} MB before",
@@ -231,14 +231,6 @@ fn a_bad_picture_is_named_within_bounded_memory_and_the_next_request_works() {
             after / MEGABYTE
         );
     });
-}
-
-/// The most memory that a process has had resident.
-fn peak_bytes(pid: u32) -> u64 {
-    let status = common::text(format!("/proc/{pid}/status").as_ref());
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.expect("VmHWM") * 1024
 }
 
 #[test]

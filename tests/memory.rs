@@ -185,7 +185,7 @@ fn a_file_larger_than_its_memory_goes_through_mdm_infer() {
             .unwrap();
         let mut peak = 0;
         let status = loop {
-            peak = common::peak_bytes(infer.id()).max(peak);
+            peak = common::peak_bytes_unless_ended(infer.id()).unwrap_or(peak);
             if let Some(status) = infer.try_wait().unwrap() {
                 break status;
             }
@@ -193,6 +193,7 @@ fn a_file_larger_than_its_memory_goes_through_mdm_infer() {
         };
         assert!(status.success(), "{status}");
         println!("MB at most: {}", peak >> 20);
+        assert!(peak > 0, "it ended before its memory was looked at");
         assert!(peak <= MOST_BYTES, "{} MB", peak >> 20);
         let mut file = std::fs::File::open(&output).unwrap();
         let read = npyz::NpyHeader::from_reader(&mut file).unwrap();

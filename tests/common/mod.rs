@@ -197,17 +197,20 @@ impl Server {
         self.dir.path().join("models")
     }
 
-    /// Its log so far.
+    /// Its log so far. A server that is ready has one.
+    #[track_caller]
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log.txt")).unwrap_or_default()
+        text(&self.dir.path().join("log.txt"))
     }
 
     /// Its resident memory, in bytes.
+    #[track_caller]
     pub fn resident_bytes(&self) -> u64 {
         resident_bytes(self.pid())
     }
 
     /// The memory that it has asked for, used or not.
+    #[track_caller]
     pub fn virtual_bytes(&self) -> u64 {
         bytes_of(self.pid(), "VmSize:")
     }
@@ -262,23 +265,67 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The resident memory of a process, which has to be running: of one that has ended, nothing would seem to have grown.
+#[track_caller]
 pub fn resident_bytes(pid: u32) -> u64 {
     bytes_of(pid, "VmRSS:")
 }
 
-/// The most resident memory that a process has had so far.
+/// The most resident memory that a process has had so far, which has to be running.
+#[track_caller]
 pub fn peak_bytes(pid: u32) -> u64 {
     bytes_of(pid, "VmHWM:")
 }
 
-fn bytes_of(pid: u32, name: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
+/// As [`peak_bytes`] of a process that may end meanwhile; `None` once it has.
+pub fn peak_bytes_unless_ended(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmHWM:")
 }
 
-/// Reads a file that a test left.
+#[track_caller]
+fn bytes_of(pid: u32, name: &str) -> u64 {
+    match status_bytes(pid, name) {
+        Some(bytes) => bytes,
+        None => panic!("process {pid} has no {name} it has ended"),
+    }
+}
+
+/// A line of what the system says of a process; one that has ended, and was not waited for, has none about memory.
+fn status_bytes(pid: u32, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib = line.trim().trim_end_matches(" kB").parse::<u64>();
+    Some(kib.expect("a number of kB") * 1024)
+}
+
+/// The processor time that a running process has used.
+#[track_caller]
+pub fn processor_time(pid: u32) -> Duration {
+    let stat = text(format!("/proc/{pid}/stat").as_ref());
+    // Behind the name, which may have blanks in it: the state, and fields 14 and 15, in hundredths of a second.
+    let behind = stat.rsplit(')').next().expect("fields");
+    let fields: Vec<&str> = behind.split_whitespace().collect();
+    assert!(!matches!(fields[0], "Z" | "X"), "process {pid} has ended");
+    let ticks = fields[11..13]
+        .iter()
+        .map(|t| t.parse::<u64>().expect("a number"));
+    Duration::from_millis(10 * ticks.sum::<u64>())
+}
+
+/// The open descriptors of a running process.
+#[track_caller]
+pub fn descriptors(pid: u32) -> usize {
+    // The folder of one that has ended can be there still, and empty.
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    assert!(open > 0, "process {pid} has no descriptors: it has ended");
+    open
+}
+
+/// Reads a text file, which has to be there.
+#[track_caller]
 pub fn text(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
+    match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) => panic!("{}: {e}", path.display()),
+    }
 }

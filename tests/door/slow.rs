@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::common::{PATIENCE, within};
+use crate::common::{PATIENCE, processor_time, within};
 use crate::http::Http;
 use crate::{LIMIT, echo_request, server};
 
@@ -189,14 +189,4 @@ fn two_thousand_idle_connections_cost_little_and_no_processor_time() {
             assert_eq!(http.get("/v2").status, 200);
         }
     });
-}
-
-/// The processor time that a process has used.
-fn processor_time(pid: u32) -> Duration {
-    let stat = crate::common::text(format!("/proc/{pid}/stat").as_ref());
-    // Behind the name, which may have blanks in it: fields 14 and 15, in hundredths of a second.
-    let behind = stat.rsplit(')').next().expect("fields");
-    let ticks = behind.split_whitespace().skip(11).take(2);
-    let ticks: u64 = ticks.map(|t| t.parse::<u64>().expect("a number")).sum();
-    Duration::from_millis(10 * ticks)
 }

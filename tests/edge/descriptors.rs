@@ -4,10 +4,10 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Server, eventually, within};
+use crate::common::{Server, descriptors, eventually, processor_time, within};
 use crate::peer::plain;
 use crate::raw::{Raw, receive, send};
-use crate::{LIMIT, folder, processor_time, server, slow, wide};
+use crate::{LIMIT, folder, server, slow, wide};
 
 /// The processor time that a server uses in a second in which nobody asks it for anything.
 fn busy_in_a_second(server: &Server) -> Duration {
@@ -44,11 +44,6 @@ fn sigterm_is_heard_with_all_descriptors_used_up() {
         stops_soon(&mut server);
         drop(held);
     });
-}
-
-/// Open descriptors of a process.
-fn descriptors(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
 /// Sets how many descriptors a running process may have, by a command of util-linux.

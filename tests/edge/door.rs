@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mdm::config::Config;
 use mdm::message::RequestId;
@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
 use crate::built;
-use crate::common::{PATIENCE, models, onnx, within};
+use crate::common::{PATIENCE, eventually, models, onnx, within};
 use crate::models::{BUSY_ROWS, busy, busy_rows};
 use crate::raw::{Raw, dealer, echo, receive, routing_id, send};
 use crate::{LIMIT, WIDTH};
@@ -156,14 +156,6 @@ pub fn status(door: &mut Door, caller: u64) -> Status {
             ServerMessage::StatusOk(status) => *status,
             other => panic!("expected a status, got {other:?}"),
         },
-    }
-}
-
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

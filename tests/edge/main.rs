@@ -99,13 +99,3 @@ fn rows_run(raw: &mut Raw) -> u64 {
     let rows = workers.iter().map(|w| w["rows"].as_u64().expect("a count"));
     rows.sum()
 }
-
-/// The processor time that a process has used.
-fn processor_time(pid: u32) -> Duration {
-    let stat = common::text(format!("/proc/{pid}/stat").as_ref());
-    // Behind the name, which may have blanks in it: fields 14 and 15, in hundredths of a second.
-    let behind = stat.rsplit(')').next().expect("fields");
-    let ticks = behind.split_whitespace().skip(11).take(2);
-    let ticks: u64 = ticks.map(|t| t.parse::<u64>().expect("a number")).sum();
-    Duration::from_millis(10 * ticks)
-}

@@ -10,8 +10,8 @@ use mdm::wire::server::ServerMessage;
 use mdm::{DataType, ErrorCode, Params};
 
 use crate::LIMIT;
-use crate::common::{onnx, within};
-use crate::door::{Inside, code, eventually, floats, keep_busy, next, slow, status, with_inside};
+use crate::common::{eventually, onnx, within};
+use crate::door::{Inside, code, floats, keep_busy, next, slow, status, with_inside};
 use crate::raw::{echo, receive, send};
 
 fn metrics(door: &mut Door) -> Snapshot {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{eventually, within};
+use crate::common::{descriptors, eventually, within};
 use crate::peer::{Pair, Version, ended, greeting, plain};
 use crate::raw::{Raw, echo};
 use crate::{LIMIT, server};
@@ -113,8 +113,7 @@ fn ten_thousand_sessions_at_once() {
             assert_eq!(pair.out.receive().expect("a result").floats(), [3.0; 4]);
         }
         drop(pairs);
-        let open = || std::fs::read_dir(format!("/proc/{}/fd", server.pid()));
-        eventually("they are gone", || open().map_or(0, Iterator::count) < 200);
+        eventually("they are gone", || descriptors(server.pid()) < 200);
         Raw::open(&server).round(&[[4.0; 4]]);
     });
 }

@@ -76,7 +76,7 @@ fn panics_of_a_model_are_in_the_log_once_for_many() {
 #[test]
 fn an_internal_error_is_in_the_log() {
     within(PATIENCE, || {
-        let server = Server::start(folder(&[("table.onnx", onnx::failing_at_run())]), &[]);
+        let mut server = Server::start(folder(&[("table.onnx", onnx::failing_at_run())]), &[]);
         refused(
             server.client().infer(&[3i64, 99], "table"),
             ErrorCode::Internal,
@@ -92,9 +92,14 @@ fn an_internal_error_is_in_the_log() {
         refused(
             server.client().infer(&[3i32], "table"),
             ErrorCode::InvalidArgument,
-            &[],
+            &["expected INT64"],
         );
-        assert!(!server.log().contains("expected INT64"));
+        // The log is written a moment later, and whole when the server has ended.
+        server.signal("TERM");
+        server.wait();
+        let log = server.log();
+        assert!(log.contains("stopped"), "{log}");
+        assert!(!log.contains("expected INT64"), "{log}");
     });
 }
 

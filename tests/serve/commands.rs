@@ -121,7 +121,7 @@ pub fn npy(path: &Path) -> (Vec<u64>, npyz::NpyFile<std::io::Cursor<Vec<u8>>>) {
 }
 
 #[test]
-fn infer_runs_files_of_every_kind() {
+fn infer_runs_each_kind_of_file_through_models() {
     within(PATIENCE, || {
         let digits = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits");
         let model = std::fs::read(digits.join("digits.onnx")).unwrap();

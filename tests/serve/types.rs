@@ -145,7 +145,7 @@ fn strings_come_back_empty_long_and_in_any_script() {
 }
 
 #[test]
-fn models_of_every_shape() {
+fn models_of_every_shape_take_and_give_the_rows_that_their_shapes_say() {
     within(PATIENCE, || {
         let fixed = fixed_batch(8);
         let dir = models(&[

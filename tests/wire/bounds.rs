@@ -103,7 +103,7 @@ fn a_queue_full_of_requests() {
 }
 
 #[test]
-fn a_queue_full_of_bytes() {
+fn a_request_beyond_max_queue_bytes_is_refused_and_a_small_one_of_another_client_runs() {
     within(LIMIT, || {
         let server = server(&["--max-queue-bytes", "10MiB", "--max-request-bytes", "10MiB"]);
         let mut raw = Raw::open(&server);

@@ -62,7 +62,7 @@ fn server_says(id: u64, message: &ServerMessage, header: &str, payload: &[&[u8]]
 }
 
 #[test]
-fn questions() {
+fn each_question_is_written_and_read_as_its_golden_bytes() {
     let id = RequestId(5);
     let m = "m".to_owned();
     let table = [
@@ -150,7 +150,7 @@ fn numbers_have_any_width() {
 }
 
 #[test]
-fn an_infer_with_everything() {
+fn an_infer_with_every_field_is_written_and_read_as_its_golden_bytes() {
     let strings = Tensor::from_strings("s", None, &["ab", "c"]).expect("a tensor");
     let params = serde_json::json!({"k": 1, "n": null, "t": ["x", true, -1, 1.5]});
     let request = Request {
@@ -184,7 +184,7 @@ fn an_infer_with_everything() {
 }
 
 #[test]
-fn an_infer_with_the_least() {
+fn what_an_infer_leaves_out_has_no_bytes_and_may_be_said_as_well() {
     let request = Request {
         inputs: Batch {
             tensors: vec![Tensor::from_slice("", vec![1], &[7u8]).expect("a tensor")],
@@ -216,7 +216,7 @@ const STATS: Stats = Stats {
 };
 
 #[test]
-fn results_parts_and_ends() {
+fn results_parts_and_ends_are_written_and_read_as_their_golden_bytes() {
     let part = |name: &str, rows: &[[f32; 2]]| Batch {
         tensors: vec![tensor(name, rows)],
     };
@@ -259,7 +259,7 @@ fn results_parts_and_ends() {
 }
 
 #[test]
-fn rows_that_failed() {
+fn rows_that_failed_are_told_in_results_parts_and_errors() {
     let failed = |first: u64, count: u64| FailedRows {
         first,
         count,
@@ -294,7 +294,7 @@ fn rows_that_failed() {
 
 /// Two outputs in two parts: output by output, and each part's offsets start at 0.
 #[test]
-fn groups_of_frames() {
+fn a_result_in_parts_has_its_frames_output_by_output() {
     let part = |number: u8, text: &str| Batch {
         tensors: vec![
             Tensor::from_slice("n", vec![1], &[number]).expect("a tensor"),
@@ -319,7 +319,7 @@ fn groups_of_frames() {
 }
 
 #[test]
-fn errors_and_small_answers() {
+fn errors_and_small_answers_are_written_and_read_as_their_golden_bytes() {
     let error = Error::new(ErrorCode::NotFound, "no m");
     server_says(
         9,
@@ -401,7 +401,7 @@ fn model() -> ModelInfo {
 }
 
 #[test]
-fn hello_models_and_load() {
+fn answers_to_hello_models_and_load_are_written_and_read_as_their_golden_bytes() {
     let welcome = Welcome {
         server_version: "1.2.3".to_owned(),
         port_out: 5556,
@@ -431,7 +431,7 @@ fn hello_models_and_load() {
 }
 
 #[test]
-fn status() {
+fn a_status_is_written_and_read_as_its_golden_bytes() {
     let status = Status {
         version: "1".to_owned(),
         uptime_s: 60,

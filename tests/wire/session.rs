@@ -129,7 +129,7 @@ fn what_a_killed_server_left_is_no_obstacle() {
 }
 
 #[test]
-fn ipv6() {
+fn a_server_on_an_ipv6_address_answers() {
     if let Err(e) = TcpListener::bind("[::1]:0") {
         println!("skipped: this machine has no IPv6 loopback: {e}");
         return;

@@ -71,7 +71,7 @@ def test_which_layouts_are_kept():
         packed = header(70_000, [output("y", (1, n))], (1,))
         message = headers.message(packed, [], None)._replace(header=msgpack.unpackb(packed))
         headers.learn(message, mdm.outputs.layout_of(message.header["outputs"], [1]))
-        assert headers.layout_of(packed).arrays["y"][2] == (1, n) and len(headers._known) <= headers._MOST_KNOWN
+        assert headers.known_layout(packed).arrays["y"][2] == (1, n) and len(headers._known) <= headers._MOST_KNOWN
 
 
 def test_frames_that_do_not_fit_a_layout_that_is_known_end_the_session():
@@ -118,6 +118,7 @@ def test_an_array_in_any_order_is_sent_in_its_shapes(client):
     writer = values.Requests()
     rows = np.arange(16, dtype="f4").reshape(4, 4)
     for data in (rows, rows.T, rows[::-1], np.asfortranarray(rows), rows[:, ::-1], np.broadcast_to(rows[:1], (4, 4))) * 2:
-        request = writer.write(data, True, "m", None, 1.0, None, None)
+        call = dict(model="m", params=None, timeout=1.0, priority=None, on_bad_row=None)
+        request = writer.write(data, values.COPIED, **call)
         assert request.frames == [np.ascontiguousarray(data).tobytes()] and request.nbytes >= 64
         assert np.array_equal(client.infer(data, "echo_FP32")["y"], data)

@@ -13,6 +13,7 @@ import mdm
 import numpy as np
 import pytest
 from mdm import values
+from mdm.session import INFER
 from models import all_models
 from servers import Server
 
@@ -168,12 +169,12 @@ def test_a_stream_that_is_left_early_is_taken_back(client):
 
 def test_a_stream_that_is_refused_gives_its_session_back(client):
     client.infer(ROWS, "echo_FP32")
-    (session,) = client._pool._idle[True]
+    (session,) = client._pool._idle[INFER]
     with pytest.raises(mdm.ResourceExhausted):
         client.stream(np.broadcast_to(LONG[:1], (600_000, 256)), "echo_FP32")
-    assert client._pool._idle[True] == [session]
+    assert client._pool._idle[INFER] == [session]
     assert sum(part.rows for part in client.stream(ROWS, "echo_FP32")) == 10
-    assert client._pool._idle[True] == [session]
+    assert client._pool._idle[INFER] == [session]
 
 
 def test_cancel(client):
@@ -464,9 +465,9 @@ def test_memory_does_not_grow(client):
 def test_a_large_request_is_not_copied_and_a_large_result_is_a_view(client):
     rows = np.ones((8, 1 << 20), "f4")  # 32 MiB
     for data in (rows, rows[2:5], {"x": rows}):
-        (column,) = values.columns(data, False)
+        (column,) = values.columns(data, values.VIEWED)
         assert np.shares_memory(np.frombuffer(column.frames[0], "f4"), rows)
-        (column,) = values.columns(data, True)
+        (column,) = values.columns(data, values.COPIED)
         assert not np.shares_memory(np.frombuffer(column.frames[0], "f4"), rows)
     got = client.infer(rows, "echo_FP32")["y"]
     assert np.array_equal(got, rows) and not got.flags.owndata
@@ -485,5 +486,5 @@ def test_an_idle_session_is_kept(client):
     client.infer(ROWS, "echo_FP32")
     time.sleep(7)
     pool = client._pool
-    session = pool._idle[True][-1]
-    assert same(client.infer(ROWS, "echo_FP32")) and pool._idle[True][-1] is session
+    session = pool._idle[INFER][-1]
+    assert same(client.infer(ROWS, "echo_FP32")) and pool._idle[INFER][-1] is session

@@ -19,7 +19,7 @@ def frame_of(name):
 
 def test_the_request_of_the_page():
     x = np.array([[1, 2], [3, 4]], "f4")
-    request = wire.infer(values.columns({"x": x}, False), "echo")
+    request = wire.infer(values.columns({"x": x}, values.VIEWED), model="echo")
     header = msgpack.unpackb(wire.with_id(request, 2))
     expected = msgpack.unpackb(frame_of("request, header"))
     assert header == expected and sorted(header) == sorted(expected)
@@ -61,9 +61,11 @@ def test_the_bounds_of_the_page_are_those_that_are_checked():
 def test_ids_and_layouts_that_are_kept_do_not_mix():
     writer = values.Requests()
     rows = np.arange(4, dtype="f4").reshape(2, 2)
-    ask = lambda data, model="m", timeout=1.0, **more: msgpack.unpackb(
-        wire.with_id(writer.write(data, True, model, None, timeout, more.get("priority"), None), 7)
-    )
+
+    def ask(data, model="m", timeout=1.0, priority=None):
+        call = dict(model=model, params=None, timeout=timeout, priority=priority, on_bad_row=None)
+        return msgpack.unpackb(wire.with_id(writer.write(data, values.COPIED, **call), 7))
+
     for _ in range(2):
         assert ask(rows)["inputs"][0]["shape"] == [2, 2]
         assert ask(rows.reshape(1, 4))["inputs"][0]["shape"] == [1, 4]
@@ -71,9 +73,10 @@ def test_ids_and_layouts_that_are_kept_do_not_mix():
         assert ask(rows.astype(">f4"))["inputs"][0]["dtype"] == "FP32"
         assert ask(rows, "other")["model"] == "other" and ask(rows, timeout=2.0)["timeout_ms"] == 2000
         assert ask(rows, priority="high")["priority"] == "high" and "priority" not in ask(rows)
-    swapped = writer.write(rows.astype(">f4"), True, "m", None, 1.0, None, None)
+    call = dict(model="m", params=None, timeout=1.0, priority=None, on_bad_row=None)
+    swapped = writer.write(rows.astype(">f4"), values.COPIED, **call)
     assert bytes(swapped.frames[0]) == rows.tobytes()
-    texts = writer.write(np.array(["a", "b"]), True, "m", None, 1.0, None, None)
+    texts = writer.write(np.array(["a", "b"]), values.COPIED, **call)
     assert len(texts.frames) == 2
     headers = [{"name": "y", "dtype": "FP32", "shape": [1, n]} for n in range(1, 8)]
     for _ in range(3):

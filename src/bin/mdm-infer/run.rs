@@ -115,11 +115,32 @@ fn counted(number: u64, thing: &str) -> String {
     format!("{number} {thing}{ending}")
 }
 
-/// A request on its way.
+/// A request that was sent and has no answer yet.
 struct Pending {
     ticket: Ticket,
     rows: usize,
     numbering: Numbering,
+}
+
+/// A run of rows, a few requests at a time.
+struct RowRun<'a> {
+    client: &'a Client,
+    call: Call,
+    deadline: Deadline,
+    on_bad_row: OnBadRow,
+    results: &'a mut Results,
+    times: Times,
+    sizes: Sizes,
+    reader: Reader<'a>,
+    bar: Bar,
+    /// In the order of their rows.
+    pending: VecDeque<Pending>,
+    stats: Stats,
+    rows_done: u64,
+    /// How many of these failed, and were listed.
+    failed: u64,
+    /// Why the first row failed, while no row has a result.
+    none_yet: Option<Error>,
 }
 
 /// Reads rows, and cuts them into requests.
@@ -144,111 +165,31 @@ impl Job<'_> {
     }
 
     fn run_rows(self) -> Result<Done> {
-        let Job {
-            client,
-            call,
-            deadline,
-            model,
-            source,
-            cast,
-            on_bad_row,
-            results,
-            mut times,
-        } = self;
-        let is_json = source.format() == Format::Jsonl;
-        let mut sizes = Sizes::of(&client.hello()?, model, is_json);
-        let mut reader = Reader {
-            source,
-            model,
-            cast,
-            shapes: Shapes::default(),
-            ready: Vec::new(),
-            rows: 0,
+        let is_json = self.source.format() == Format::Jsonl;
+        let run = RowRun {
+            sizes: Sizes::of(&self.client.hello()?, self.model, is_json),
+            client: self.client,
+            call: self.call,
+            deadline: self.deadline,
+            on_bad_row: self.on_bad_row,
+            results: self.results,
+            times: self.times,
+            reader: Reader {
+                source: self.source,
+                model: self.model,
+                cast: self.cast,
+                shapes: Shapes::default(),
+                ready: Vec::new(),
+                rows: 0,
+            },
+            bar: Bar::new(),
+            pending: VecDeque::new(),
+            stats: Stats::default(),
+            rows_done: 0,
+            failed: 0,
+            none_yet: None,
         };
-        let bar = Bar::new();
-        let mut pending: VecDeque<Pending> = VecDeque::new();
-        let mut stats = Stats::default();
-        let mut rows_done = 0;
-        let mut failed = 0;
-        // Why the first row failed, while no row has a result.
-        let mut none_yet: Option<Error> = None;
-        loop {
-            while pending.len() < sizes.in_flight() {
-                let next = timed(&mut times.reading, || reader.next(&sizes))?;
-                let Some((inputs, numbering)) = next else {
-                    break;
-                };
-                let rows = inputs.rows()?;
-                let call = deadline.bound(&call)?;
-                let ticket = timed(&mut times.server, || client.submit(inputs, call))
-                    .map_err(|e| numbering.in_file(e, rows))?;
-                pending.push_back(Pending {
-                    ticket,
-                    rows,
-                    numbering,
-                });
-            }
-            bar.show(rows_done, reader.source.progress(), reader.rows);
-            let Some(Pending {
-                ticket,
-                rows,
-                numbering,
-            }) = pending.pop_front()
-            else {
-                break;
-            };
-            let answer = timed(&mut times.server, || client.fetch(ticket));
-            rows_done += rows as u64;
-            let response = match answer {
-                Ok(response) => response,
-                // A request of which no row has a result has an error for its answer, which says how many of its rows may
-                // be good; others may have results.
-                Err(error) if on_bad_row == OnBadRow::Report && error.rows() == Some(0..rows) => {
-                    failed += rows as u64;
-                    let all = FailedRows {
-                        first: 0,
-                        count: rows as u64,
-                        code: error.code(),
-                        message: numbering.words(error.message()),
-                    };
-                    bar.above(|| list(&[all], &numbering));
-                    if rows_done == failed {
-                        none_yet.get_or_insert(numbering.in_file(error, rows));
-                    }
-                    timed(&mut times.writing, || results.add_blank(rows))?;
-                    continue;
-                }
-                Err(error) => return Err(numbering.in_file(error, rows).into()),
-            };
-            none_yet = None;
-            add(&mut stats, response.stats());
-            if response.rows() != Some(rows) {
-                bail!(Error::internal(format!(
-                    "the server answered {rows} rows with {:?}",
-                    response.rows()
-                )));
-            }
-            if !response.failed().is_empty() {
-                failed += count(response.failed());
-                bar.above(|| list(response.failed(), &numbering));
-            }
-            let bytes = response.parts().iter().map(Batch::payload_bytes).sum();
-            sizes.learn(rows, bytes);
-            timed(&mut times.writing, || {
-                let mut parts = response.parts().iter().cloned();
-                parts.try_for_each(|part| results.add_rows(part))
-            })?;
-        }
-        drop(bar);
-        match none_yet {
-            Some(error) => bail!(error),
-            None => Ok(Done {
-                stats,
-                rows: Some(rows_done),
-                failed,
-                times,
-            }),
-        }
+        run.run()
     }
 
     fn run_whole(self) -> Result<Done> {
@@ -288,6 +229,109 @@ impl Job<'_> {
             failed,
             times,
         })
+    }
+}
+
+impl RowRun<'_> {
+    fn run(mut self) -> Result<Done> {
+        loop {
+            self.send()?;
+            let read = self.reader.source.progress();
+            self.bar.show(self.rows_done, read, self.reader.rows);
+            let Some(oldest) = self.pending.pop_front() else {
+                break;
+            };
+            self.fetch(oldest)?;
+        }
+        // Its line is taken away before more is said.
+        drop(self.bar);
+        match self.none_yet {
+            Some(error) => bail!(error),
+            None => Ok(Done {
+                stats: self.stats,
+                rows: Some(self.rows_done),
+                failed: self.failed,
+                times: self.times,
+            }),
+        }
+    }
+
+    /// Sends requests until as many as may be are in flight, or all rows are sent.
+    fn send(&mut self) -> Result<()> {
+        while self.pending.len() < self.sizes.in_flight() {
+            let next = timed(&mut self.times.reading, || self.reader.next(&self.sizes))?;
+            let Some((inputs, numbering)) = next else {
+                break;
+            };
+            let rows = inputs.rows()?;
+            let call = self.deadline.bound(&self.call)?;
+            let ticket = timed(&mut self.times.server, || self.client.submit(inputs, call))
+                .map_err(|e| numbering.in_file(e, rows))?;
+            self.pending.push_back(Pending {
+                ticket,
+                rows,
+                numbering,
+            });
+        }
+        Ok(())
+    }
+
+    /// Waits for the answer to a request, and writes what it says.
+    fn fetch(&mut self, request: Pending) -> Result<()> {
+        let Pending {
+            ticket,
+            rows,
+            numbering,
+        } = request;
+        let answer = timed(&mut self.times.server, || self.client.fetch(ticket));
+        self.rows_done += rows as u64;
+        match answer {
+            Ok(response) => self.write(&response, rows, &numbering),
+            // A request of which no row has a result has an error for its answer, which says how many of its rows may be
+            // good; others may have results.
+            Err(error) if self.on_bad_row == OnBadRow::Report && error.rows() == Some(0..rows) => {
+                self.write_blank(error, rows, &numbering)
+            }
+            Err(error) => Err(numbering.in_file(error, rows).into()),
+        }
+    }
+
+    /// Writes a result, and lists the rows that have none.
+    fn write(&mut self, response: &Response, rows: usize, numbering: &Numbering) -> Result<()> {
+        self.none_yet = None;
+        add(&mut self.stats, response.stats());
+        if response.rows() != Some(rows) {
+            bail!(Error::internal(format!(
+                "the server answered {rows} rows with {:?}",
+                response.rows()
+            )));
+        }
+        if !response.failed().is_empty() {
+            self.failed += count(response.failed());
+            self.bar.above(|| list(response.failed(), numbering));
+        }
+        let bytes = response.parts().iter().map(Batch::payload_bytes).sum();
+        self.sizes.learn(rows, bytes);
+        timed(&mut self.times.writing, || {
+            let mut parts = response.parts().iter().cloned();
+            parts.try_for_each(|part| self.results.add_rows(part))
+        })
+    }
+
+    /// Lists the rows of a request that all failed, and leaves room for them.
+    fn write_blank(&mut self, error: Error, rows: usize, numbering: &Numbering) -> Result<()> {
+        self.failed += rows as u64;
+        let all = FailedRows {
+            first: 0,
+            count: rows as u64,
+            code: error.code(),
+            message: numbering.words(error.message()),
+        };
+        self.bar.above(|| list(&[all], numbering));
+        if self.rows_done == self.failed {
+            self.none_yet.get_or_insert(numbering.in_file(error, rows));
+        }
+        timed(&mut self.times.writing, || self.results.add_blank(rows))
     }
 }
 

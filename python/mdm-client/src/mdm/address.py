@@ -50,7 +50,7 @@ class Address:
     def __str__(self) -> str:
         return f"ipc://{self.path}" if self.path else _tcp(self.host, self.port)
 
-    def endpoints(self, until: float) -> "Generator[float, None, List[str]]":
+    def endpoints(self, deadline: float) -> "Generator[float, None, List[str]]":
         """The endpoints that the address may mean, IPv4 first: a server that was told nothing binds 127.0.0.1.
 
         A generator that yields until when to wait before it is asked again; what it returns is the list.
@@ -79,9 +79,9 @@ class Address:
             threading.Thread(target=look_up, name="mdm-resolve", daemon=True).start()
         while not found:
             now = time.monotonic()
-            if now >= until:
+            if now >= deadline:
                 raise Unavailable(f"host {self.host!r}: its address was not found in time")
-            yield min(until, now + _LOOKUP_CHECK)
+            yield min(deadline, now + _LOOKUP_CHECK)
         hosts = found[0]
         if isinstance(hosts, OSError):
             raise Unavailable(f"host {self.host!r} is not known: {hosts}")

@@ -15,7 +15,7 @@ from .pool import Pool
 from .process import current
 from .results import Result, result_of
 from .opening import Plan, T, opening, still_opening
-from .session import Session
+from .session import INFER, Session
 from .tickets import GRACE, SharedSession, gave_up
 from .wire import Request
 
@@ -67,7 +67,7 @@ async def _run(plan: "Plan[T]") -> T:
             try:
                 readable = wait.sockets and zmq.zmq_poll([(socket, zmq.POLLIN) for socket in wait.sockets], 0)
                 if not readable:
-                    left = wait.until - time.monotonic()
+                    left = wait.deadline - time.monotonic()
                     # A while at most: a descriptor that was read by another call says nothing more.
                     await asyncio.wait_for(changed.wait(), max(0.0, min(left, 0.1)))
             except asyncio.TimeoutError:
@@ -126,16 +126,16 @@ class Loops:
     async def infer(self, request: Request, limit: Optional[float]) -> Result:
         """Sends a request, and waits for its result on the loop."""
         now = time.monotonic()
-        by = None if limit is None else now + limit
-        until = None if by is None else by + GRACE
-        shared = await self._session(by)
-        ticket = shared.submit(request, now, by)
+        deadline = None if limit is None else now + limit
+        give_up_at = None if deadline is None else deadline + GRACE
+        shared = await self._session(deadline)
+        ticket = shared.submit(request, now, deadline)
         # What was read while it was sent is told by no descriptor any more.
         shared.look()
         loop = asyncio.get_running_loop()
         try:
             while ticket._outcome is None:
-                left = _CHECK_EVERY if until is None else min(_CHECK_EVERY, until - time.monotonic())
+                left = _CHECK_EVERY if give_up_at is None else min(_CHECK_EVERY, give_up_at - time.monotonic())
                 if left <= 0:
                     raise gave_up()
                 answered = loop.create_future()
@@ -151,7 +151,7 @@ class Loops:
             raise again(ticket._outcome)
         return result_of(ticket._outcome)
 
-    async def _session(self, by: Optional[float]) -> _LoopSession:
+    async def _session(self, deadline: Optional[float]) -> _LoopSession:
         self._pool.check()
         loop = asyncio.get_running_loop()
         if not self._process.is_here:
@@ -165,13 +165,13 @@ class Loops:
             lock = self._opening[loop] = asyncio.Lock()
         while lock.locked():
             # Not waited for by asyncio's own means, which before Python 3.12 may lose a lock where a time is over.
-            if by is not None and time.monotonic() >= by:
+            if deadline is not None and time.monotonic() >= deadline:
                 raise still_opening(self._pool.settings.address)
             await asyncio.sleep(_LOOK_EVERY)
         async with lock:
             found = self._of(loop)
             if found is None:
-                found = _LoopSession(await _run(opening(self._pool.settings, True, by)), loop)
+                found = _LoopSession(await _run(opening(self._pool.settings, INFER, deadline)), loop)
                 self._sessions.append(found)
             return found
 

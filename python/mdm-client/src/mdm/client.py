@@ -14,11 +14,11 @@ from .pool import Pool
 from .results import Result, result_of
 from .seconds import heartbeat, seconds
 from .opening import opening, run
-from .session import WAITS, Settings
+from .session import ASK, INFER, WAITS, Settings
 from .status import complete
 from .stream import Parts
 from .tickets import GRACE, Ticket, gave_up
-from .values import Requests
+from .values import COPIED, VIEWED, Requests
 from .wire import Message, Request
 
 if TYPE_CHECKING:
@@ -103,16 +103,27 @@ class Client(Closes):
         """
         limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
         if progress:
-            request = self._requests.write(data, True, model, params, limit, priority, on_bad_row, True)
+            request = self._requests.write(
+                data,
+                COPIED,
+                model=model,
+                params=params,
+                timeout=limit,
+                priority=priority,
+                on_bad_row=on_bad_row,
+                stream=True,
+            )
             return self._infer_with_progress(request, limit, request_rows(data))
-        request = self._requests.write(data, False, model, params, limit, priority, on_bad_row)
+        request = self._requests.write(
+            data, VIEWED, model=model, params=params, timeout=limit, priority=priority, on_bad_row=on_bad_row
+        )
         pool = self._pool
-        by = None if limit is None else time.monotonic() + limit
-        session = pool.take(True, by)
+        deadline = None if limit is None else time.monotonic() + limit
+        session = pool.take(INFER, deadline)
         id = 0
         try:
             session.check_size(request)
-            until = None if by is None else by + GRACE
+            give_up_at = None if deadline is None else deadline + GRACE
             # Without the lock for sending: nobody else has this session.
             id = session.next_id()
             session.send(request, id)
@@ -120,7 +131,7 @@ class Client(Closes):
             while message is None or message.id != id:
                 message = session.receive()
                 if message is None:
-                    if not session.wait(until):
+                    if not session.wait(give_up_at):
                         session.send_plain(wire.plain_message("cancel", id))
                         raise gave_up()
                     message = session.refused()
@@ -155,7 +166,9 @@ class Client(Closes):
     ) -> Result:
         """As :meth:`infer`, for a coroutine: it waits on asyncio's loop, and cancelling it takes the request back."""
         limit = self._limit(timeout)
-        request = self._requests.write(data, False, model, params, limit, priority, on_bad_row)
+        request = self._requests.write(
+            data, VIEWED, model=model, params=params, timeout=limit, priority=priority, on_bad_row=on_bad_row
+        )
         if self._loops is None:
             # Imported here, since asyncio is large, and most programs have no use for it.
             from .aio import Loops
@@ -175,15 +188,17 @@ class Client(Closes):
     ) -> Ticket:
         """Sends rows to a model, and leaves the result to the ticket. The data is copied, and may be written to at once."""
         limit = self._timeout if timeout is _DEFAULT else self._limit(timeout)
-        request = self._requests.write(data, True, model, params, limit, priority, on_bad_row)
+        request = self._requests.write(
+            data, COPIED, model=model, params=params, timeout=limit, priority=priority, on_bad_row=on_bad_row
+        )
         now = time.monotonic()
-        by = None if limit is None else now + limit
+        deadline = None if limit is None else now + limit
         # A session may be lost right after it was found or opened. Twice in a row is reported.
-        shared = self._pool.tickets(by)
+        shared = self._pool.tickets(deadline)
         try:
-            return shared.submit(request, now, by)
+            return shared.submit(request, now, deadline)
         except Unavailable:
-            return self._pool.tickets(by).submit(request, now, by)
+            return self._pool.tickets(deadline).submit(request, now, deadline)
 
     def fetch_all(self, tickets: Iterable[Ticket], *, progress: bool = False) -> Iterator[Result]:
         """The tickets' results, in the tickets' order.
@@ -207,7 +222,17 @@ class Client(Closes):
     ) -> Parts:
         """Runs rows through a model, and gives parts of the result as they finish, in any order."""
         limit = self._limit(timeout)
-        return Parts(self._pool, self._requests.write(data, True, model, params, limit, priority, on_bad_row, True), limit)
+        request = self._requests.write(
+            data,
+            COPIED,
+            model=model,
+            params=params,
+            timeout=limit,
+            priority=priority,
+            on_bad_row=on_bad_row,
+            stream=True,
+        )
+        return Parts(self._pool, request, limit)
 
     def hello(self) -> Dict[str, Any]:
         """The server's version and bounds."""
@@ -249,10 +274,10 @@ class Client(Closes):
         True if the server confirmed that it has stopped, False if the connection ended before, as it was stopping.
         """
         limit = self._limit(timeout)
-        until = None if limit is None else time.monotonic() + limit
+        deadline = None if limit is None else time.monotonic() + limit
         self._pool.check()
         # A session of its own that is not pooled: no call can follow on it.
-        session = run(opening(self._pool.settings, False, until))
+        session = run(opening(self._pool.settings, ASK, deadline))
         pending: Optional[int] = None
         try:
             id = session.next_id()
@@ -260,7 +285,7 @@ class Client(Closes):
             while True:
                 message = session.receive()
                 if message is None:
-                    if not session.wait(until):
+                    if not session.wait(deadline):
                         left = "the order was not confirmed" if pending is None else f"{pending} requests were left when it began"
                         raise DeadlineExceeded(f"the server has not stopped within {limit:g} s: {left}; it goes on stopping")
                 elif message.id == id and message.kind == "error":
@@ -284,8 +309,8 @@ class Client(Closes):
         model: Optional[str] = None,
         params: Optional[Mapping[str, Any]] = None,
     ) -> Message:
-        until = None if limit is None else time.monotonic() + limit
-        session = self._pool.take(False, until)
+        deadline = None if limit is None else time.monotonic() + limit
+        session = self._pool.take(ASK, deadline)
         try:
             with session.send_lock:
                 id = session.next_id()
@@ -293,7 +318,7 @@ class Client(Closes):
             while True:
                 message = session.receive()
                 if message is None:
-                    if not session.wait(until):
+                    if not session.wait(deadline):
                         raise DeadlineExceeded(f"{session.peer}: no answer to {kind} in time")
                 elif message.id == id:
                     break

@@ -31,7 +31,7 @@ _MOST_BYTES = 4_096
 _NO_HEADER: Dict[str, Any] = {}
 
 
-def layout_of(packed: bytes) -> Optional[Layout]:
+def known_layout(packed: bytes) -> Optional[Layout]:
     """How the payload of a result with that header is laid out, where that was learnt."""
     if packed.startswith(_BEGIN):
         return _known.get(packed.partition(_STATS)[0][_REST:])

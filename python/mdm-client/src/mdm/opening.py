@@ -10,7 +10,7 @@ import zmq
 from . import wire
 from .address import Address, endpoint_out
 from .errors import Error, FailedPrecondition, Internal, Unavailable, again
-from .session import Session, Settings, poll
+from .session import INFER, Purpose, Session, Settings, poll
 from .wire import Message
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ class Wait(NamedTuple):
     """What a plan waits for: one of the sockets is readable, or the time has come."""
 
     sockets: Sequence["zmq.Socket[Any]"]
-    until: float
+    deadline: float
 
 
 #: Steps between which something is waited for, so that a thread and asyncio's loop can both go through them.
@@ -32,7 +32,7 @@ def run(plan: "Plan[T]") -> T:
     try:
         wait = next(plan)
         while True:
-            poll([(socket, zmq.POLLIN) for socket in wait.sockets], wait.until)
+            poll([(socket, zmq.POLLIN) for socket in wait.sockets], wait.deadline)
             wait = next(plan)
     except StopIteration as end:
         value: T = end.value
@@ -41,22 +41,21 @@ def run(plan: "Plan[T]") -> T:
         plan.close()
 
 
-def opening(settings: Settings, infer: bool, by: Optional[float]) -> "Plan[Session]":
-    """Opens a session, for rows or for questions only, or says within the connect timeout why not.
+def opening(settings: Settings, purpose: Purpose, deadline: Optional[float]) -> "Plan[Session]":
+    """Opens a session, or says within the connect timeout why not.
 
-    ``by`` is when the time is over of the call that it is opened for.
+    ``deadline`` is when the time is over of the call that it is opened for.
     """
-    until = time.monotonic() + settings.connect_timeout
-    if by is not None:
-        until = min(until, by)
-    endpoints = yield from _found(settings.address, until)
+    connected_by = time.monotonic() + settings.connect_timeout
+    deadline = connected_by if deadline is None else min(connected_by, deadline)
+    endpoints = yield from _found(settings.address, deadline)
     first: Optional[Error] = None
     for index, endpoint in enumerate(endpoints):
         now = time.monotonic()
-        share = (until - now) / (len(endpoints) - index)
+        share = (deadline - now) / (len(endpoints) - index)
         session = Session(settings)
         try:
-            yield from _open_at(session, settings, endpoint, infer, now + share)
+            yield from _open_at(session, settings, endpoint, purpose, now + share)
             return session
         except Unavailable as e:
             session.close()
@@ -72,8 +71,8 @@ def still_opening(address: Address) -> Unavailable:
     return Unavailable(f"{address}: the session that calls share was still being opened when the call's time was over")
 
 
-def _found(address: Address, until: float) -> "Plan[List[str]]":
-    lookup = address.endpoints(until)
+def _found(address: Address, deadline: float) -> "Plan[List[str]]":
+    lookup = address.endpoints(deadline)
     while True:
         try:
             yield Wait((), next(lookup))
@@ -82,19 +81,19 @@ def _found(address: Address, until: float) -> "Plan[List[str]]":
             return found
 
 
-def _open_at(session: Session, settings: Settings, endpoint: str, infer: bool, until: float) -> "Plan[None]":
+def _open_at(session: Session, settings: Settings, endpoint: str, purpose: Purpose, deadline: float) -> "Plan[None]":
     session.connect(endpoint)
-    welcome = yield from _greet(session, "hello_ok", until)
+    welcome = yield from _greet(session, "hello_ok", deadline)
     if welcome.kind != "hello_ok":
         raise FailedPrecondition(
             f"{endpoint} is where a server's results leave (its port_out): connect to its port instead"
         )
     session.welcome = welcome.header
     session.max_request_bytes = wire.count(welcome.header, "max_request_bytes")
-    if not infer:
+    if purpose is not INFER:
         return
     if settings.port_out is not None:
-        out = (yield from _found(settings.port_out, until))[0]
+        out = (yield from _found(settings.port_out, deadline))[0]
     else:
         port_out = wire.count(welcome.header, "port_out")
         if not 0 < port_out < 65536:
@@ -102,14 +101,14 @@ def _open_at(session: Session, settings: Settings, endpoint: str, infer: bool, u
         out = endpoint_out(endpoint, port_out)
     session.connect(out)
     try:
-        answer = yield from _greet(session, "welcome", until)
+        answer = yield from _greet(session, "welcome", deadline)
     except Error as e:
         raise type(e)(f"where results leave (port_out): {e.message}") from None
     if answer.kind != "welcome":
         raise FailedPrecondition(f"{out} takes requests, expected the endpoint where results leave (port_out)")
 
 
-def _greet(session: Session, expected: str, until: float) -> "Plan[Message]":
+def _greet(session: Session, expected: str, deadline: float) -> "Plan[Message]":
     newest = session.newest
     with session.send_lock:
         id = session.next_id()
@@ -134,6 +133,6 @@ def _greet(session: Session, expected: str, until: float) -> "Plan[Message]":
         if session.lost is not None:
             raise again(session.lost)
         now = time.monotonic()
-        if now >= until:
+        if now >= deadline:
             raise Unavailable(f"{newest.endpoint}: {newest.silence()} (waited {now - started:.3g} s)")
-        yield Wait(session.sockets, until)
+        yield Wait(session.sockets, deadline)

@@ -9,7 +9,7 @@ from typing import Dict, List, Optional
 from .errors import Unavailable
 from .process import current
 from .opening import opening, run, still_opening
-from .session import Session, Settings
+from .session import ASK, INFER, Purpose, Session, Settings
 from .tickets import SharedSession
 
 #: Most idle sessions that are kept, of each kind.
@@ -27,7 +27,7 @@ class Pool:
     def _begin(self) -> None:
         self._process = current()
         self._lock = threading.Lock()
-        self._idle: Dict[bool, List[Session]] = {True: [], False: []}
+        self._idle: Dict[Purpose, List[Session]] = {INFER: [], ASK: []}
         self._tickets: Optional[SharedSession] = None
         self._opening = threading.Lock()
 
@@ -39,23 +39,23 @@ class Pool:
         if self._closed:
             raise Unavailable("the client was closed")
 
-    def take(self, infer: bool, by: Optional[float]) -> Session:
-        """A session for one call whose time is over then: an idle one that is still alive, or a new one."""
+    def take(self, purpose: Purpose, deadline: Optional[float]) -> Session:
+        """A session for one call whose time is over at the deadline: an idle one that is still alive, or a new one."""
         if self._closed or not self._process.is_here:
             self.check()
-        idle = self._idle[infer]
+        idle = self._idle[purpose]
         while True:
             try:
                 session = idle.pop()
             except IndexError:
-                return run(opening(self.settings, infer, by))
+                return run(opening(self.settings, purpose, deadline))
             if session.is_alive():
                 return session
             session.close()
 
     def give_back(self, session: Session) -> None:
         """Keeps a session for the next call, if it can be used."""
-        idle = self._idle[session.is_for_infer]
+        idle = self._idle[session.purpose]
         if not self._closed and len(idle) < _MOST_IDLE and session.can_be_kept():
             idle.append(session)
             if not self._closed:
@@ -67,13 +67,13 @@ class Pool:
                 return
         session.close()
 
-    def tickets(self, by: Optional[float]) -> SharedSession:
-        """The session that tickets share, for a call whose time is over then."""
+    def tickets(self, deadline: Optional[float]) -> SharedSession:
+        """The session that tickets share, for a call whose time is over at the deadline."""
         shared = self._tickets
         if shared is not None and shared.is_alive():
             return shared
         self.check()
-        left = -1.0 if by is None else min(max(0.0, by - monotonic()), threading.TIMEOUT_MAX)
+        left = -1.0 if deadline is None else min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX)
         if not self._opening.acquire(timeout=left):
             raise still_opening(self.settings.address)
         try:
@@ -81,7 +81,7 @@ class Pool:
             if shared is not None and shared.is_alive():
                 return shared
             # The old one is closed when the last of its tickets is gone.
-            self._tickets = SharedSession(run(opening(self.settings, True, by)))
+            self._tickets = SharedSession(run(opening(self.settings, INFER, deadline)))
             return self._tickets
         finally:
             self._opening.release()

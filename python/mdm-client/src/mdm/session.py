@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from enum import IntEnum
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import zmq
@@ -15,7 +16,7 @@ import zmq
 from .address import Address
 from .connection import Connection
 from .errors import Error, Internal, ResourceExhausted, Unavailable, again
-from .headers import FIRST_ID, layout_of, message
+from .headers import FIRST_ID, known_layout, message
 from .process import current
 from .wire import Message, Request, read
 
@@ -31,6 +32,19 @@ WAITS, _NOBLOCK, _SNDMORE = 0, int(zmq.NOBLOCK), int(zmq.SNDMORE)
 _LAST_LOOK = 0.005
 
 
+class Purpose(IntEnum):
+    """What a session is for. A number, since others are hashed by a function in Python."""
+
+    #: Requests with rows: it connects to ``port_out`` too, where results leave.
+    INFER = 0
+    #: Questions, which are answered on ``port``.
+    ASK = 1
+
+
+# By names of this module: an enum's attribute is looked up by a function in Python before Python 3.12.
+INFER, ASK = Purpose.INFER, Purpose.ASK
+
+
 class Settings(NamedTuple):
     """What is needed to open a session."""
 
@@ -40,9 +54,9 @@ class Settings(NamedTuple):
     heartbeat: Optional[float]
 
 
-def poll(items: List[Tuple["zmq.Socket[Any]", int]], until: Optional[float]) -> List[Tuple[Any, int]]:
+def poll(items: List[Tuple["zmq.Socket[Any]", int]], deadline: Optional[float]) -> List[Tuple[Any, int]]:
     """Waits until a socket is readable or the time has come, for at most a slice."""
-    left = SLICE if until is None else min(SLICE, until - time.monotonic())
+    left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
     if left <= 0:
         left = 0
     if not items:
@@ -61,8 +75,8 @@ class Session:
         self._used_at = 0.0
         self.lost: Optional[Error] = None
         self.send_lock = threading.Lock()
-        #: Whether results can reach it.
-        self.is_for_infer = False
+        #: For which it is connected so far.
+        self.purpose = ASK
         self._settings = settings
         self._connections: List[Connection] = []
         self._routing_id = _routing_id()
@@ -81,7 +95,7 @@ class Session:
     def connect(self, endpoint: str) -> Connection:
         """Opens one more connection under the session's routing id. What comes on the newest one is read."""
         newest = Connection(self.process, endpoint, self._routing_id, self._settings.heartbeat)
-        self.is_for_infer = bool(self._connections)
+        self.purpose = INFER if self._connections else ASK
         self._connections.append(newest)
         self._port = self._connections[0].socket
         self._source = newest.socket
@@ -171,7 +185,7 @@ class Session:
         except zmq.Again:
             self._receiving = False
             return None
-        layout = layout_of(packed)
+        layout = known_layout(packed)
         if layout is None:
             return self._receive_any(packed, recv)
         # To ask whether a frame follows takes longer than to receive it: here that is known.
@@ -209,7 +223,7 @@ class Session:
         self.lose(error)
         return error
 
-    def wait(self, until: Optional[float]) -> bool:
+    def wait(self, deadline: Optional[float]) -> bool:
         """Waits until there may be something to receive, for at most a slice. False when the time is over.
 
         Raises the session's loss, once what came before it was received.
@@ -217,10 +231,10 @@ class Session:
         if self.lost is not None:
             if time.monotonic() >= self._read_until:
                 raise again(self.lost)
-            until = self._read_until
-        found = poll(self._items, until)
+            deadline = self._read_until
+        found = poll(self._items, deadline)
         if not found:
-            if self.lost is None and until is not None and time.monotonic() >= until:
+            if self.lost is None and deadline is not None and time.monotonic() >= deadline:
                 return False
         elif found[0][0] is not self._source or len(found) > 1:
             self.note_losses()
@@ -244,7 +258,7 @@ class Session:
     def refused(self) -> Optional[Message]:
         """What the server refused on ``port`` in a session whose answers come elsewhere; looked at now and then only."""
         now = time.monotonic()
-        if not self.is_for_infer or now < self._looked_at_port:
+        if self.purpose is not INFER or now < self._looked_at_port:
             return None
         self._looked_at_port = now + 1.0
         with self.send_lock:

@@ -10,7 +10,7 @@ from .closing import Closes
 from .errors import Error, Internal, Unavailable
 from .pool import Pool
 from .results import Part, Stats
-from .session import Session
+from .session import INFER, Session
 from .tickets import GRACE, gave_up
 from .wire import Request
 
@@ -27,9 +27,9 @@ class Parts(Iterator[Part], Closes):
         self.rows: Optional[int] = None
         self._pool = pool
         self._session: Optional[Session] = None
-        by = None if timeout is None else time.monotonic() + timeout
-        self._until = None if by is None else by + GRACE
-        session = pool.take(True, by)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._give_up_at = None if deadline is None else deadline + GRACE
+        session = pool.take(INFER, deadline)
         try:
             session.check_size(request)
             with session.send_lock:
@@ -64,7 +64,7 @@ class Parts(Iterator[Part], Closes):
         while True:
             message = session.receive() or session.refused()
             if message is None:
-                if not session.wait(self._until):
+                if not session.wait(self._give_up_at):
                     raise gave_up()
                 continue
             if message.id != self._id:

@@ -52,8 +52,8 @@ class SharedSession:
         """Whether further requests can be sent."""
         return self.session.lost is None and self.process.is_here
 
-    def submit(self, request: Request, now: float, by: Optional[float]) -> Ticket:
-        """Sends the request of a call that began now, and whose time is over then."""
+    def submit(self, request: Request, now: float, deadline: Optional[float]) -> Ticket:
+        """Sends the request of a call that began now, and whose time is over at the deadline."""
         session = self.session
         if request.nbytes > session.max_request_bytes:
             session.check_size(request)
@@ -66,7 +66,7 @@ class SharedSession:
                 if self._dropped:
                     self._send_cancels()
                 id = session.last_id = session.last_id + 1
-                ticket = Ticket(self, id, None if by is None else by + GRACE)
+                ticket = Ticket(self, id, None if deadline is None else deadline + GRACE)
                 self._pending[id] = ref(ticket)
                 session.send(request, id)
             return ticket
@@ -121,15 +121,15 @@ class SharedSession:
                 if wake is not None:
                     wake()
 
-    def wait(self, ticket: Ticket, until: Optional[float]) -> bool:
+    def wait(self, ticket: Ticket, deadline: Optional[float]) -> bool:
         """Waits for the answer; False when the time is over."""
         while ticket._outcome is None:
             if self._read_lock.acquire(False):
                 try:
-                    return self._read_for(ticket, until)
+                    return self._read_for(ticket, deadline)
                 finally:
                     self._end_reading()
-            left = SLICE if until is None else min(SLICE, until - monotonic())
+            left = SLICE if deadline is None else min(SLICE, deadline - monotonic())
             if left <= 0:
                 return False
             awake = threading.Lock()
@@ -145,7 +145,7 @@ class SharedSession:
                 ticket._wake = None
         return True
 
-    def _read_for(self, ticket: Ticket, until: Optional[float]) -> bool:
+    def _read_for(self, ticket: Ticket, deadline: Optional[float]) -> bool:
         session = self.session
         try:
             while ticket._outcome is None:
@@ -160,7 +160,7 @@ class SharedSession:
                         # With many in flight others have come too. To take them in now leaves fewer changes between
                         # sending and receiving, each of which wakes a thread of libzmq's.
                         self._take_in()
-                elif not session.wait(until):
+                elif not session.wait(deadline):
                     return ticket._outcome is not None
                 else:
                     refused = session.refused()
@@ -252,12 +252,12 @@ def _elsewhere() -> Unavailable:
 class Ticket:
     """A request in flight. Dropping it takes the request back."""
 
-    __slots__ = ("_id", "_outcome", "_wake", "_shared", "_until", "_result", "__weakref__")
+    __slots__ = ("_id", "_outcome", "_wake", "_shared", "_give_up_at", "_result", "__weakref__")
 
-    def __init__(self, shared: SharedSession, id: int, until: Optional[float]) -> None:
+    def __init__(self, shared: SharedSession, id: int, give_up_at: Optional[float]) -> None:
         self._shared = shared
         self._id = id
-        self._until = until
+        self._give_up_at = give_up_at
         #: Wakes the thread or the coroutine that waits for it, if one does.
         self._wake: Optional[Callable[[], None]] = None
         self._result: Optional[Result] = None
@@ -286,20 +286,20 @@ class Ticket:
     def _wait(self, timeout: Optional[float]) -> None:
         if not self._shared.process.is_here:
             raise _elsewhere()
-        until = self._until
+        deadline = self._give_up_at
         if timeout is not None:
             timeout = left_of("timeout", timeout)
-            end = monotonic() + timeout
-            until = end if until is None else min(until, end)
+            asked_for = monotonic() + timeout
+            deadline = asked_for if deadline is None else min(deadline, asked_for)
         try:
-            in_time = self._shared.wait(self, until)
+            in_time = self._shared.wait(self, deadline)
         except BaseException:
             self._shared.drop(self)
             self._outcome = Cancelled("the wait for the result was interrupted")
             raise
         if in_time:
             return
-        if self._until is not None and monotonic() >= self._until:
+        if self._give_up_at is not None and monotonic() >= self._give_up_at:
             self._shared.drop(self)
             self._outcome = gave_up()
             raise gave_up()

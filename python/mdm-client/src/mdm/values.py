@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -28,8 +29,21 @@ class BF16:
             raise InvalidArgument(f"BF16: the bits are {self.bits.dtype}, expected uint16")
 
 
+class Memory(Enum):
+    """Whose memory a request is sent from."""
+
+    #: The caller's, which is not written to until the request has left: what is as the wire has it is not copied.
+    VIEWED = "viewed"
+    #: The request's own, since the caller may write to the data before it has left.
+    COPIED = "copied"
+
+
+# By names of this module: an enum's attribute is looked up by a function in Python before Python 3.12.
+VIEWED, COPIED = Memory.VIEWED, Memory.COPIED
+
+
 class Requests:
-    """Writes requests. The headers of arrays are kept: a program sends many of the same datatype and shape."""
+    """""Writes requests. The headers of arrays are kept: a program sends many of the same datatype and shape."""
 
     def __init__(self) -> None:
         #: Both parts of the header and the request's size, by what they follow from.
@@ -38,7 +52,8 @@ class Requests:
     def write(
         self,
         data: Any,
-        own: bool,
+        memory: Memory,
+        *,
         model: Optional[str],
         params: Optional[Mapping[str, Any]],
         timeout: Optional[float],
@@ -47,35 +62,42 @@ class Requests:
         stream: bool = False,
     ) -> Request:
         """The infer of that data, as :func:`columns` and :func:`wire.infer` have it."""
-        if params is not None or type(data) is not np.ndarray:
-            return infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
-        try:
+        # Not as a tuple of a class of its own: to make one takes longer than to look up what is kept.
+        key: Any = None
+        if params is None and type(data) is np.ndarray:
             key = (data.dtype, data.shape, model, timeout, priority, on_bad_row, stream)
-            head, rest, nbytes = self._kept[key]
-        except KeyError:
-            request = infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
-            # What is large, is converted, or has other frames than its bytes, is not kept.
-            small = len(request.frames) == 1 and 0 < data.nbytes < _COPY_BYTES
-            if small and data.dtype.isnative and datatypes.of_numpy(data.dtype):
+            try:
+                head, rest, nbytes = self._kept[key]
+            except KeyError:
+                pass
+            except TypeError:
+                # No key, as a model's name that is a list: the error says so.
+                key = None
+            else:
+                # In C's order, whatever the array's is.
+                return made(Request, (head, rest, [data.tobytes()], nbytes))
+        request = infer(
+            columns(data, memory),
+            model=model,
+            params=params,
+            timeout=timeout,
+            priority=priority,
+            on_bad_row=on_bad_row,
+            stream=stream,
+        )
+        # What is large, is converted, or has other frames than its bytes, is not kept.
+        if key is not None and len(request.frames) == 1 and 0 < data.nbytes < _COPY_BYTES:
+            if data.dtype.isnative and datatypes.of_numpy(data.dtype):
                 if len(self._kept) >= _MOST_KEPT:
                     self._kept.clear()
                 self._kept[key] = (request.head, request.rest, request.nbytes)
-            return request
-        except TypeError:
-            # No key, as a model's name that is a list: the error says so.
-            return infer(columns(data, own), model, params, timeout, priority, on_bad_row, stream)
-        # In C's order, whatever the array's is.
-        return made(Request, (head, rest, [data.tobytes()], nbytes))
+        return request
 
 
-def columns(data: Any, own: bool) -> List[Column]:
-    """The inputs that the data is.
-
-    With ``own`` the memory is the request's own, since the caller may write to the data before it has left; else arrays
-    that are as the wire has them are not copied.
-    """
+def columns(data: Any, memory: Memory) -> List[Column]:
+    """The inputs that the data is."""
     if type(data) is np.ndarray:
-        return [_array(ONLY, data, own)]
+        return [_array(ONLY, data, memory)]
     if isinstance(data, Mapping):
         if not data:
             raise InvalidArgument("the data is an empty dict: expected inputs by name")
@@ -83,22 +105,22 @@ def columns(data: Any, own: bool) -> List[Column]:
         for name, value in data.items():
             if not isinstance(name, str):
                 raise InvalidArgument(f"the input's name {name!r} is {type(name).__name__}, expected a string")
-            found.append(_column(name, value, own))
+            found.append(_column(name, value, memory))
         return found
-    return [_column(ONLY, data, own)]
+    return [_column(ONLY, data, memory)]
 
 
 def _wrong(name: str, why: str) -> InvalidArgument:
     return InvalidArgument(f"input {name!r}: {why}" if name else f"the input: {why}")
 
 
-def _column(name: str, value: Any, own: bool) -> Column:
+def _column(name: str, value: Any, memory: Memory) -> Column:
     if type(value) is np.ndarray:
-        return _array(name, value, own)
+        return _array(name, value, memory)
     if isinstance(value, (list, tuple)):
         return _rows(name, value)
     if isinstance(value, BF16):
-        column = _array(name, value.bits, own)
+        column = _array(name, value.bits, memory)
         return column._replace(dtype="BF16")
     if isinstance(value, (str, bytes, bytearray)):
         raise _wrong(name, f"one {type(value).__name__} is no rows: give a list of them, [{_start(value)}]")
@@ -106,7 +128,7 @@ def _column(name: str, value: Any, own: bool) -> Column:
         raise _wrong(name, "it is None")
     if not hasattr(value, "__array__") and not hasattr(value, "__array_interface__") and not isinstance(value, memoryview):
         raise _wrong(name, f"{type(value).__name__} is not taken; expected an array, or a list of rows")
-    return _array(name, _as_array(name, value), own)
+    return _array(name, _as_array(name, value), memory)
 
 
 def _start(value: Any) -> str:
@@ -132,7 +154,7 @@ def _as_array(name: str, value: Any) -> "np.ndarray[Any, Any]":
     return array
 
 
-def _array(name: str, array: "np.ndarray[Any, Any]", own: bool) -> Column:
+def _array(name: str, array: "np.ndarray[Any, Any]", memory: Memory) -> Column:
     if array.ndim == 0:
         raise _wrong(name, "it has no dimension; the first one is the row, as in shape (1,)")
     if array.shape[0] == 0:
@@ -149,13 +171,13 @@ def _array(name: str, array: "np.ndarray[Any, Any]", own: bool) -> Column:
         )
     if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
         array = array.astype(array.dtype.newbyteorder("<"))
-        own = False
+        memory = VIEWED
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
-        own = False
+        memory = VIEWED
     if array.size == 0:
         return Column(name, dtype, array.shape, (b"",), 0)
-    if own or array.nbytes < _COPY_BYTES:
+    if memory is COPIED or array.nbytes < _COPY_BYTES:
         return Column(name, dtype, array.shape, (array.tobytes(),), array.nbytes)
     # As bytes: numpy gives no buffer of a datatype that is not its own, such as bfloat16.
     return Column(name, dtype, array.shape, (array.view(np.uint8).reshape(-1).data,), array.nbytes)

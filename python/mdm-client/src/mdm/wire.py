@@ -101,6 +101,7 @@ def pack(value: Any) -> bytes:
 
 def infer(
     columns: Sequence[Column],
+    *,
     model: Optional[str] = None,
     params: Optional[Mapping[str, Any]] = None,
     timeout: Optional[float] = None,

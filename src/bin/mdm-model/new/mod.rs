@@ -121,47 +121,50 @@ fn write(
     folder: &Path,
     open: impl FnOnce(PathBuf) -> anyhow::Result<Store>,
 ) -> anyhow::Result<String> {
-    let name = &*flags.name;
     let onnx = match &flags.onnx {
         Some(from) => Some(copy_onnx(from, &folder.join("models"), open)?),
         None => None,
     };
-    let put = |file: &str, text: &str| {
-        let path = folder.join(file);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    let plugin = Plugin {
+        folder,
+        name: &flags.name,
+        onnx: onnx.as_ref(),
     };
-    let library = format!("{DLL_PREFIX}{}{DLL_SUFFIX}", name.replace('-', "_"));
-    let words = |signature: &str| {
-        vec![
-            ("name", name.to_owned()),
-            ("crate", name.replace('-', "_")),
-            ("library", library.clone()),
-            (
-                "onnx",
-                onnx.as_ref()
-                    .map_or_else(String::new, |onnx| onnx.file.clone()),
-            ),
-            ("signature", signature.to_owned()),
-        ]
+    let build = match source {
+        Some(source) => plugin.write_rust(source)?,
+        None => plugin.write_c()?,
     };
-    let build = if let Some(source) = source {
-        let mut words = words(
-            &onnx
-                .as_ref()
-                .map_or_else(String::new, |onnx| onnx.ports.in_rust()),
-        );
-        words.push(("source", source.to_owned()));
-        let (model, imports, dump) = match &onnx {
+    let rows = plugin.write_rows()?;
+    let name = plugin.name;
+    let notes = onnx.iter().flat_map(|onnx| &onnx.notes);
+    let notes: String = notes.map(|note| format!("note: {note}\n")).collect();
+    Ok(format!(
+        "{name} is written; from here:\n  cd {name}\n  {build}\n  mdm-server-start --run-script-dir models\n  \
+         mdm-infer --model {name} --input {rows}\n{notes}"
+    ))
+}
+
+/// The plugin that is written.
+struct Plugin<'a> {
+    folder: &'a Path,
+    name: &'a str,
+    /// What it is written around.
+    onnx: Option<&'a Onnx>,
+}
+
+impl Plugin<'_> {
+    /// Writes a crate, and returns what builds and tests it. `source` is where the crate `mdm` lies.
+    fn write_rust(&self, source: &str) -> anyhow::Result<String> {
+        let (signature, model, imports, dump) = match self.onnx {
             None => (
+                String::new(),
                 include_str!("templates/rust/model.rs.txt"),
-                format!("use {}::MyModel;", name.replace('-', "_")),
+                format!("use {}::MyModel;", self.name_in_code()),
                 "mdm::plugin::dump(&MyModel { mark: \"!\".to_owned() }, &library, &proxy)?;"
                     .to_owned(),
             ),
             Some(onnx) => (
+                onnx.ports.in_rust(),
                 include_str!("templates/rust/around.rs.txt"),
                 "use mdm::plugin::Proxy;\nuse serde_json::json;".to_owned(),
                 format!(
@@ -170,61 +173,96 @@ fn write(
                 ),
             ),
         };
-        words.extend([("imports", imports), ("dump", dump)]);
-        put(
+        let mut words = self.words(signature);
+        words.extend([
+            ("source", source.to_owned()),
+            ("imports", imports),
+            ("dump", dump),
+        ]);
+        self.put(
             "Cargo.toml",
             &filled(include_str!("templates/rust/Cargo.toml.txt"), &words),
         )?;
-        put(".gitignore", include_str!("templates/rust/gitignore.txt"))?;
-        put("src/lib.rs", &filled(model, &words))?;
-        put(
+        self.put(".gitignore", include_str!("templates/rust/gitignore.txt"))?;
+        self.put("src/lib.rs", &filled(model, &words))?;
+        self.put(
             "src/bin/dump.rs",
             &filled(include_str!("templates/rust/dump.rs.txt"), &words),
         )?;
-        "cargo test\n  cargo run --release".to_owned()
-    } else {
-        let words = words(
-            &onnx
-                .as_ref()
-                .map_or_else(String::new, |onnx| onnx.ports.in_c()),
-        );
-        let (model, test) = match &onnx {
+        Ok("cargo test\n  cargo run --release".to_owned())
+    }
+
+    /// Writes a plugin in C with its proxy, and returns what builds and tests it.
+    fn write_c(&self) -> anyhow::Result<String> {
+        let (name, library) = (self.name, self.library());
+        let (signature, model, test) = match self.onnx {
             None => (
+                String::new(),
                 include_str!("templates/c/model.c.txt"),
                 include_str!("templates/c/test_model.c.txt"),
             ),
-            Some(_) => (
+            Some(onnx) => (
+                onnx.ports.in_c(),
                 include_str!("templates/c/around.c.txt"),
                 include_str!("templates/c/test_around.c.txt"),
             ),
         };
-        put(&format!("{name}.c"), &filled(model, &words))?;
-        put("test.c", &filled(test, &words))?;
-        put("mdm_model.h", HEADER)?;
+        let words = self.words(signature);
+        self.put(&format!("{name}.c"), &filled(model, &words))?;
+        self.put("test.c", &filled(test, &words))?;
+        self.put("mdm_model.h", HEADER)?;
         let proxy = format!("{{\n  \"mdm\": 1,\n  \"plugin\": \"{library}\"\n}}\n");
-        put(&format!("models/{name}.proxy"), &proxy)?;
-        format!(
+        self.put(&format!("models/{name}.proxy"), &proxy)?;
+        Ok(format!(
             "cc -std=c11 -o test test.c && ./test\n  cc -std=c11 -O2 -shared -fPIC -o models/{library} {name}.c"
-        )
-    };
-    let rows = match onnx.as_ref().map(|onnx| onnx.ports.sample()) {
-        None => {
-            put("texts.txt", TEXTS)?;
-            "texts.txt"
+        ))
+    }
+
+    /// Writes rows for a first call, and returns the file's name.
+    fn write_rows(&self) -> anyhow::Result<&'static str> {
+        Ok(match self.onnx.map(|onnx| onnx.ports.sample()) {
+            None => {
+                self.put("texts.txt", TEXTS)?;
+                "texts.txt"
+            }
+            Some(Some(lines)) => {
+                self.put("rows.jsonl", &lines)?;
+                "rows.jsonl"
+            }
+            // Too large to be written as text.
+            Some(None) => "FILE    # of your own: .npy or .npz",
+        })
+    }
+
+    /// Writes one file of the folder.
+    fn put(&self, file: &str, text: &str) -> anyhow::Result<()> {
+        let path = self.folder.join(file);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
         }
-        Some(Some(lines)) => {
-            put("rows.jsonl", &lines)?;
-            "rows.jsonl"
-        }
-        // Too large to be written as text.
-        Some(None) => "FILE    # of your own: .npy or .npz",
-    };
-    let notes = onnx.iter().flat_map(|onnx| &onnx.notes);
-    let notes: String = notes.map(|note| format!("note: {note}\n")).collect();
-    Ok(format!(
-        "{name} is written; from here:\n  cd {name}\n  {build}\n  mdm-server-start --run-script-dir models\n  \
-         mdm-infer --model {name} --input {rows}\n{notes}"
-    ))
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// What templates of both languages leave open; `signature` is the model's, as the language writes it.
+    fn words(&self, signature: String) -> Vec<(&'static str, String)> {
+        let onnx = self.onnx.map(|onnx| onnx.file.clone());
+        vec![
+            ("name", self.name.to_owned()),
+            ("crate", self.name_in_code()),
+            ("library", self.library()),
+            ("onnx", onnx.unwrap_or_default()),
+            ("signature", signature),
+        ]
+    }
+
+    fn name_in_code(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// The file name of the library that it is built to.
+    fn library(&self) -> String {
+        format!("{DLL_PREFIX}{}{DLL_SUFFIX}", self.name_in_code())
+    }
 }
 
 /// A template with its words filled in.
