@@ -53,12 +53,14 @@ impl Infer {
 }
 
 /// Whether a request for a model would find it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Readiness {
     /// It is loaded, or lies in the folder, and the server serves.
     Ready,
     /// It was unloaded, and not loaded since.
     Unloaded,
+    /// It did not open when somebody last wanted it: why.
+    Broken(String),
     /// The server does not serve.
     ServerNotReady,
 }
@@ -149,7 +151,7 @@ impl<'a> Models<'a> {
         })
     }
 
-    /// Whether a request for it would find it: it is loaded, or lies in the folder and was not unloaded.
+    /// Whether it is loaded, or lies in the folder, was not unloaded, and opened when somebody last wanted it.
     ///
     /// # Errors
     /// `NOT_FOUND` for a model that is not there; what asking the server gives.
@@ -158,15 +160,26 @@ impl<'a> Models<'a> {
             let version = model.version.as_ref();
             info.name == model.name && version.is_none_or(|version| *version == info.version)
         };
-        let loaded = self.local.pipeline.models(self.caller).await?;
-        if !loaded.iter().any(named) {
-            // That it is there at all.
-            self.version(model).await?;
+        let Status {
+            models: loaded,
+            broken,
+            ..
+        } = self.local.pipeline.status(self.caller).await?;
+        let mut broken = broken.iter().filter(|of| of.name == model.name).peekable();
+        let mut why_not = None;
+        if broken.peek().is_some() || !loaded.iter().any(named) {
+            // That it is there at all, and which version it is.
+            let (_, version) = self.version(model).await?;
+            let its = broken.find(|of| is_without(of, Some(&version)));
+            why_not = its.map(reason);
         }
         self.note_loaded(&loaded).await?;
         let whole = self.model_of(&model.name).await?;
         if self.local.shared.unloaded().contains(&whole) {
             return Ok(Readiness::Unloaded);
+        }
+        if let Some(why) = why_not {
+            return Ok(Readiness::Broken(why));
         }
         Ok(match self.local.is_ready(self.caller).await {
             true => Readiness::Ready,
@@ -194,7 +207,7 @@ impl<'a> Models<'a> {
                 if !unloaded.is_empty() && unloaded.contains(&offers.model_of(name)) {
                     return Some("unloaded".to_owned());
                 }
-                let its = |of: &&BrokenModel| of.name == name && of.served_on.is_none();
+                let its = |of: &&BrokenModel| of.name == name;
                 let mut its = broken.iter().filter(its).peekable();
                 if is_served.contains(name) || its.peek().is_none() {
                     return None;
@@ -202,8 +215,8 @@ impl<'a> Models<'a> {
                 // Of several versions it is the one that matters that the name leads to.
                 let leads_to = offers.version(name, &Params::new()).ok();
                 let leads_to = leads_to.map(|(_, version)| version);
-                its.find(|of| of.version.is_none() || leads_to.is_none() || of.version == leads_to)
-                    .map(|of| format!("{}: {}", of.code, of.message))
+                its.find(|of| is_without(of, leads_to.as_deref()))
+                    .map(reason)
             };
             let names = offers.names()?.into_iter();
             let names = names.chain(is_served.iter().map(|name| (*name).to_owned()));
@@ -286,6 +299,17 @@ impl<'a> Models<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether requests for the version that a name leads to, if that is known, get nothing but the error.
+fn is_without(broken: &BrokenModel, leads_to: Option<&str>) -> bool {
+    let is_it = |version: &String| leads_to.is_none_or(|leads_to| version == leads_to);
+    broken.served_on.is_none() && broken.version.as_ref().is_none_or(is_it)
+}
+
+/// Why a model does not open.
+fn reason(broken: &BrokenModel) -> String {
+    format!("{}: {}", broken.code, broken.message)
 }
 
 /// Whether models may be loaded and unloaded here, and by this client.
