@@ -14,7 +14,7 @@ use super::translate::Infer;
 use super::translate::metadata::{self, ModelMetadata};
 use super::translate::statistics::{self, ModelStatistics};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{MODEL_VERSION, Params};
+use crate::message::{MODEL_VERSION, Params, Request};
 use crate::wire::server::{BrokenModel, ModelInfo, Status};
 
 /// A model, and the version that is asked for.
@@ -65,6 +65,20 @@ pub(crate) enum Readiness {
     ServerNotReady,
 }
 
+impl Local {
+    /// Whether the model of a request may be one that was unloaded. Which methods a model has is not looked up.
+    pub(super) fn may_be_unloaded(&self, request: &Request) -> bool {
+        let Some(name) = &request.model else {
+            return false;
+        };
+        let is_its = |unloaded: &String| {
+            let method = name.strip_prefix(unloaded.as_str());
+            method.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.shared.unloaded().iter().any(is_its)
+    }
+}
+
 /// One line of the index of models.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Indexed {
@@ -103,10 +117,28 @@ impl<'a> Models<'a> {
     /// # Errors
     /// What looking it up and reading it gives.
     pub(crate) async fn describe(self, model: &ModelName) -> Result<ModelInfo> {
+        self.describe_as(&model.name, &model.params()).await
+    }
+
+    async fn describe_as(self, name: &str, params: &Params) -> Result<ModelInfo> {
         let pipeline = &self.local.pipeline;
-        pipeline
-            .describe(self.caller, &model.name, &model.params())
-            .await
+        let info = pipeline.describe(self.caller, name, params).await?;
+        self.note_loaded(std::slice::from_ref(&info)).await?;
+        Ok(info)
+    }
+
+    /// Loads the model of a request again, if it was unloaded: it is ready from then on, even if it soon makes room for
+    /// others.
+    ///
+    /// # Errors
+    /// As [`Models::describe`].
+    pub(super) async fn load_again(self, request: &Request) -> Result<()> {
+        if let Some(model) = &request.model
+            && self.local.may_be_unloaded(request)
+        {
+            self.describe_as(model, &request.params).await?;
+        }
+        Ok(())
     }
 
     /// What a model is, and the versions that may be asked for: the one that is named, else all of its folder.
@@ -281,7 +313,7 @@ impl<'a> Models<'a> {
             .await
     }
 
-    /// What requests have loaded since it was unloaded does not count as unloaded any more.
+    /// What was loaded since it was unloaded does not count as unloaded any more.
     async fn note_loaded(self, loaded: &[ModelInfo]) -> Result<()> {
         if self.local.shared.unloaded().is_empty() {
             return Ok(());

@@ -360,3 +360,39 @@ fn a_model_that_did_not_open_is_not_ready_until_somebody_wants_it_and_it_does() 
         assert_eq!(ready(&mut http, "old", "1").await.status, 200);
     });
 }
+
+/// The bug: what a request loads was only noted when somebody asked whether it is ready, while it was still loaded.
+#[test]
+fn a_model_that_was_loaded_again_stays_ready_when_others_take_its_place() {
+    within(LIMIT, || {
+        let server = server(&["--max-models", "1", "--door-model-control"]);
+        let mut http = Http::to(&server);
+        let infer = |http: &mut Http, name: &str| {
+            let answer = http.post(&format!("/v2/models/{name}/infer"), &echo_request(1));
+            assert_eq!(answer.status, 200, "{name}: {answer:?}");
+        };
+        let ready = |http: &mut Http, name: &str| {
+            let path = format!("/v2/models/{name}/ready");
+            http.get(&path).status
+        };
+        for (name, unloaded) in [("echo", "echo"), ("many.again", "many")] {
+            infer(&mut http, name);
+            let unload = format!("/v2/repository/models/{unloaded}/unload");
+            assert_eq!(http.post(&unload, &json!({})).status, 200);
+            assert_eq!(ready(&mut http, name), 503);
+            http.post(&unload, &json!({}));
+            infer(&mut http, name);
+            infer(&mut http, "echo.own"); // there is room for one
+            assert_eq!(ready(&mut http, name), 200, "{name}");
+            // So does asking what it is, which loads it too.
+            assert_eq!(http.post(&unload, &json!({})).status, 200);
+            assert_eq!(http.get(&format!("/v2/models/{name}")).status, 200);
+            infer(&mut http, "echo.own");
+            assert_eq!(ready(&mut http, name), 200, "{name}");
+            // What others load changes nothing.
+            assert_eq!(http.post(&unload, &json!({})).status, 200);
+            infer(&mut http, "echo.own");
+            assert_eq!(ready(&mut http, name), 503, "{name}");
+        }
+    });
+}
