@@ -50,7 +50,7 @@ impl Local {
         let own = own.and_then(|time| Instant::now().checked_add(time));
         let until = own.into_iter().chain(until).min();
         let has_text = request.inputs.tensors.iter().any(is_text);
-        if has_text || self.may_be_unloaded(&request) {
+        if has_text || !self.has_started() || self.may_be_unloaded(&request) {
             let readied = self.looked_up(caller, request, has_text);
             request = match until {
                 None => readied.await?,
@@ -66,13 +66,14 @@ impl Local {
         Ok(request)
     }
 
-    /// The request, once its model was read that has to be read ahead of it.
+    /// The request, once the server has started and the model was read that has to be read ahead of it.
     async fn looked_up(
         &self,
         caller: &Caller,
         request: Request,
         has_text: bool,
     ) -> Result<Request> {
+        self.check_started(caller).await?;
         Models::of(self, caller).load_again(&request).await?;
         match has_text {
             true => self.with_documents(caller, request).await,
