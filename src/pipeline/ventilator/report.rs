@@ -84,6 +84,7 @@ struct Worker {
     lost: bool,
     chunks: u64,
     rows: u64,
+    runs: u64,
     compute_us: u64,
     model: Option<ModelId>,
 }
@@ -148,6 +149,7 @@ impl Ledger {
         self.change(ran.worker, |w| {
             w.chunks += 1;
             w.rows += ran.rows;
+            w.runs += ran.runs;
             w.compute_us += ran.compute_us;
             w.model = Some(ran.model);
         });

@@ -256,6 +256,7 @@ impl Ventilator {
         }
         let own = doors.of_mut(DoorKind::Zmq);
         (own.open, own.sessions) = (1, self.links.router.connected() as u64);
+        own.connections = self.links.router.connections() as u64;
         doors
     }
 

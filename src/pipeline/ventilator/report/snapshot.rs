@@ -1,6 +1,7 @@
 //! What metrics and probes are told, of the same counters as status.
 
 use super::{Ledger, Reported};
+use crate::message::DoorKind;
 use crate::metrics::{Health, ModelStats, Snapshot, WorkerStats};
 use crate::wire::inner::SinkReport;
 
@@ -24,6 +25,7 @@ impl Ledger {
         for (kind, refused) in self.refused.each() {
             doors.of_mut(kind).refused = *refused;
         }
+        doors.of_mut(DoorKind::Zmq).connections += sink.connections;
         let waiting = server.scheduler.waiting();
         Snapshot {
             version: server.info.welcome.server_version.clone(),
@@ -72,6 +74,7 @@ impl Ledger {
             busy_us: worker.compute_us,
             chunks: worker.chunks,
             rows: worker.rows,
+            runs: worker.runs,
         };
         self.workers.iter().enumerate().map(stats).collect()
     }
