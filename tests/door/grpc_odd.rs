@@ -21,6 +21,7 @@ use crate::grpc::protocol::ModelInferResponse;
 use crate::grpc::{Client, eventually, mlp, with_server};
 use crate::grpc_stream::slow;
 use crate::infer::rows;
+use crate::odd::FLAT_BYTES;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 
@@ -237,7 +238,7 @@ fn a_malformed_call_is_told_what_is_wrong_and_costs_no_more() {
         assert!(status == StatusCode::OK && answered.get("grpc-status").is_none());
         client.infer(one).await.expect("the same as ever");
         eventually("what they held is free", || {
-            server.resident_bytes() < before + (200 << 20)
+            server.resident_bytes() < before + FLAT_BYTES
         })
         .await;
     });
