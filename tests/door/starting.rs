@@ -1,6 +1,7 @@
 //! A server that is still starting: what waits for a model that is being read is told to come again.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -31,13 +32,13 @@ fn requests_are_refused_with_503_until_the_server_is_ready() {
             Server::start(folder, &flags)
         });
         eventually("the door is open", || {
-            std::net::TcpStream::connect(("127.0.0.1", http_port)).is_ok()
+            TcpStream::connect(("127.0.0.1", http_port)).is_ok()
         });
         let mut http = Http::to_port(http_port);
         let ready = http.get("/v2/health/ready").status;
         let mut infer = |name: &str| -> Option<Answer> {
             let mut http = Http::to_port(http_port);
-            http.wait_for(std::time::Duration::from_secs(10));
+            http.wait_for(Duration::from_secs(10));
             let body = echo_request(1).to_string();
             let path = format!("/v2/models/{name}/infer");
             http.ask("POST", &path, &[], body.as_bytes());
@@ -53,9 +54,15 @@ fn requests_are_refused_with_503_until_the_server_is_ready() {
                 ..ModelInferRequest::default()
             };
             let called = client.call::<_, ModelInferResponse>("ModelInfer", request);
-            tokio::time::timeout(std::time::Duration::from_secs(10), called).await
+            tokio::time::timeout(Duration::from_secs(10), called).await
         });
-        release(&pipe);
+        // As often as it is read.
+        std::thread::spawn(move || {
+            loop {
+                release(&pipe);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
         let _server = starting.join().expect("it becomes ready");
         assert_eq!(ready, 503);
         for answer in answers {
