@@ -14,6 +14,7 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use super::frames::Frames;
 use super::shared::Shared;
 use super::submit::Caller;
 use crate::message::Protocol;
@@ -64,6 +65,7 @@ pub(crate) struct Connection {
     last_taken: Cell<u32>,
     last_read: Cell<u32>,
     speaks: Cell<Speaks>,
+    frames: RefCell<Frames>,
     /// What its protocol has left behind, and whether it was done.
     left: Cell<Option<TcpStream>>,
     ended_well: Cell<bool>,
@@ -76,7 +78,7 @@ enum Speaks {
     InTurn,
     /// HTTP/2, of whose beginning so many bytes are still to come.
     Preface(usize),
-    /// HTTP/2: its streams come and go by themselves, and no byte means that a head begins.
+    /// HTTP/2: its streams come and go by themselves, and its frames tell when a head begins.
     Streams,
 }
 
@@ -113,7 +115,9 @@ impl Connection {
 
     /// A request has begun; it ends when what this gives is dropped.
     pub(crate) fn begin(self: &Rc<Self>) -> Open {
-        self.head_since.set(None);
+        if self.speaks.get() == Speaks::InTurn {
+            self.head_since.set(None);
+        }
         self.open.set(self.open.get() + 1);
         Open(self.clone())
     }
@@ -193,11 +197,12 @@ impl Connection {
         if longer(self.stalled_since.get(), STALL_SECONDS) || longer(owed_since, STALL_SECONDS) {
             return Wanted::Close;
         }
-        if self.open.get() > 0 {
-            return self.wanted.get();
-        }
+        // With requests open too: over HTTP/2 the next ones come beside them.
         if longer(self.head_since.get(), HEAD_SECONDS) {
             return Wanted::Close;
+        }
+        if self.open.get() > 0 {
+            return self.wanted.get();
         }
         if longer(Some(self.last_read.get()), IDLE_SECONDS) {
             return Wanted::Finish;
@@ -205,8 +210,8 @@ impl Connection {
         self.wanted.get()
     }
 
-    /// So many bytes were read.
-    pub(super) fn note_read(&self, bytes: usize) {
+    /// These bytes were read.
+    pub(super) fn note_read(&self, bytes: &[u8]) {
         let now = self.clock.get();
         self.last_read.set(now);
         match self.speaks.get() {
@@ -215,13 +220,24 @@ impl Connection {
                     self.head_since.set(Some(now));
                 }
             }
-            Speaks::Preface(left) if bytes < left => self.speaks.set(Speaks::Preface(left - bytes)),
-            Speaks::Preface(_) => {
+            Speaks::Preface(left) if bytes.len() < left => {
+                self.speaks.set(Speaks::Preface(left - bytes.len()));
+            }
+            Speaks::Preface(left) => {
                 self.speaks.set(Speaks::Streams);
                 self.head_since.set(None);
+                self.note_frames(&bytes[left..]);
             }
-            Speaks::Streams => {}
+            Speaks::Streams => self.note_frames(bytes),
         }
+    }
+
+    fn note_frames(&self, bytes: &[u8]) {
+        let mut frames = self.frames.borrow_mut();
+        let was_between = frames.read(bytes);
+        let since = self.head_since.get().filter(|_| !was_between);
+        let since = since.unwrap_or_else(|| self.clock.get());
+        self.head_since.set(frames.is_in_head().then_some(since));
     }
 
     /// The system has taken bytes, or would not.
@@ -324,6 +340,7 @@ impl Connections {
             last_taken: Cell::new(0),
             last_read: Cell::new(self.clock.get()),
             speaks: Cell::new(Speaks::InTurn),
+            frames: RefCell::default(),
             left: Cell::new(None),
             ended_well: Cell::new(false),
         });

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::incoming::HERE_BYTES;
 use super::local::Local;
+use super::models::Models;
 use super::submit::Caller;
 use super::translate::strings::to_documents;
 use crate::error::{Error, ErrorCode, Result};
@@ -48,8 +49,9 @@ impl Local {
         let own = request.timeout_ms.map(Duration::from_millis);
         let own = own.and_then(|time| Instant::now().checked_add(time));
         let until = own.into_iter().chain(until).min();
-        if request.inputs.tensors.iter().any(is_text) {
-            let readied = self.with_documents(caller, request);
+        let has_text = request.inputs.tensors.iter().any(is_text);
+        if has_text || !self.has_started() || self.may_be_unloaded(&request) {
+            let readied = self.looked_up(caller, request, has_text);
             request = match until {
                 None => readied.await?,
                 Some(until) => tokio::time::timeout_at(until, readied)
@@ -62,6 +64,21 @@ impl Local {
         let millis = left.map(|left| left.as_micros().div_ceil(1000).max(1));
         request.timeout_ms = millis.map(|millis| u64::try_from(millis).unwrap_or(u64::MAX));
         Ok(request)
+    }
+
+    /// The request, once the server has started and the model was read that has to be read ahead of it.
+    async fn looked_up(
+        &self,
+        caller: &Caller,
+        request: Request,
+        has_text: bool,
+    ) -> Result<Request> {
+        self.check_started(caller).await?;
+        Models::of(self, caller).load_again(&request).await?;
+        match has_text {
+            true => self.with_documents(caller, request).await,
+            false => Ok(request),
+        }
     }
 
     async fn with_documents(&self, caller: &Caller, mut request: Request) -> Result<Request> {

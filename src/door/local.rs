@@ -1,5 +1,6 @@
 //! What the tasks of one door thread share, and what they can tell of the server.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(crate) struct Local {
     pub(crate) shared: Arc<Shared>,
     pub(super) documents: Documents,
     offers: Offers,
+    /// The server has started, which it never takes back.
+    started: Cell<bool>,
 }
 
 impl Local {
@@ -31,6 +34,7 @@ impl Local {
             shared,
             documents: Documents::default(),
             offers,
+            started: Cell::new(false),
         }
     }
 
@@ -59,6 +63,27 @@ impl Local {
     pub(crate) async fn is_ready(&self, caller: &Caller) -> bool {
         let health = self.health(caller).await;
         health.is_some_and(|health| health.is_ready())
+    }
+
+    /// Whether it is known that the server has started.
+    pub(super) fn has_started(&self) -> bool {
+        self.started.get()
+    }
+
+    /// Lets requests pass once every worker was up and every model of `--preload` was opened.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` before.
+    pub(super) async fn check_started(&self, caller: &Caller) -> Result<()> {
+        if self.has_started() {
+            return Ok(());
+        }
+        let health = self.health(caller).await;
+        let is_started = health.is_some_and(|health| health.is_started);
+        self.started.set(is_started);
+        is_started.then_some(()).ok_or_else(|| {
+            Error::unavailable("the server is not ready: it has not opened all models of --preload on all workers yet")
+        })
     }
 
     /// What is counted, as Prometheus reads it.

@@ -10,7 +10,7 @@
 //! between the runtime and the ventilator, and no lock is taken however many connections there are. What the tasks of a
 //! thread share is in `local.rs`, what the threads share in `shared.rs`.
 //!
-//! A connection is a caller (`connections.rs`, its bytes in `watched.rs`, hyper over them in `serving.rs`): the pipeline's
+//! A connection is a caller (`connections.rs`, its bytes in `watched.rs` and `frames.rs`, hyper over them in `serving.rs`): the pipeline's
 //! turns and bounds count it as they count a session. When the future that waits for an answer is dropped, as hyper does when
 //! the peer has gone, the request is cancelled. What was answered is counted by status in `responses.rs`.
 //!
@@ -25,6 +25,7 @@ mod connections;
 mod counted;
 mod documents;
 mod errors;
+mod frames;
 mod grpc;
 mod http;
 mod incoming;

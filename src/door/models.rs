@@ -14,7 +14,7 @@ use super::translate::Infer;
 use super::translate::metadata::{self, ModelMetadata};
 use super::translate::statistics::{self, ModelStatistics};
 use crate::error::{Error, ErrorCode, Result};
-use crate::message::{MODEL_VERSION, Params};
+use crate::message::{MODEL_VERSION, Params, Request};
 use crate::wire::server::{FailedModel, ModelInfo, Status};
 
 /// A model, and the version that is asked for.
@@ -53,14 +53,30 @@ impl Infer {
 }
 
 /// Whether a request for a model would find it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Readiness {
     /// It is loaded, or lies in the folder, and the server serves.
     Ready,
     /// It was unloaded, and not loaded since.
     Unloaded,
+    /// It did not open when somebody last wanted it: why.
+    Broken(String),
     /// The server does not serve.
     ServerNotReady,
+}
+
+impl Local {
+    /// Whether the model of a request may be one that was unloaded. Which methods a model has is not looked up.
+    pub(super) fn may_be_unloaded(&self, request: &Request) -> bool {
+        let Some(name) = &request.model else {
+            return false;
+        };
+        let is_its = |unloaded: &String| {
+            let method = name.strip_prefix(unloaded.as_str());
+            method.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.shared.unloaded().iter().any(is_its)
+    }
 }
 
 /// One line of the index of models.
@@ -101,10 +117,28 @@ impl<'a> Models<'a> {
     /// # Errors
     /// What looking it up and reading it gives.
     pub(crate) async fn describe(self, model: &ModelName) -> Result<ModelInfo> {
+        self.describe_as(&model.name, &model.params()).await
+    }
+
+    async fn describe_as(self, name: &str, params: &Params) -> Result<ModelInfo> {
         let pipeline = &self.local.pipeline;
-        pipeline
-            .describe(self.caller, &model.name, &model.params())
-            .await
+        let info = pipeline.describe(self.caller, name, params).await?;
+        self.note_loaded(std::slice::from_ref(&info)).await?;
+        Ok(info)
+    }
+
+    /// Loads the model of a request again, if it was unloaded: it is ready from then on, even if it soon makes room for
+    /// others.
+    ///
+    /// # Errors
+    /// As [`Models::describe`].
+    pub(super) async fn load_again(self, request: &Request) -> Result<()> {
+        if let Some(model) = &request.model
+            && self.local.may_be_unloaded(request)
+        {
+            self.describe_as(model, &request.params).await?;
+        }
+        Ok(())
     }
 
     /// What a model is, and the versions that may be asked for: the one that is named, else all of its folder.
@@ -149,7 +183,7 @@ impl<'a> Models<'a> {
         })
     }
 
-    /// Whether a request for it would find it: it is loaded, or lies in the folder and was not unloaded.
+    /// Whether it is loaded, or lies in the folder, was not unloaded, and opened when somebody last wanted it.
     ///
     /// # Errors
     /// `NOT_FOUND` for a model that is not there; what asking the server gives.
@@ -158,15 +192,26 @@ impl<'a> Models<'a> {
             let version = model.version.as_ref();
             info.name == model.name && version.is_none_or(|version| *version == info.version)
         };
-        let loaded = self.local.pipeline.models(self.caller).await?;
-        if !loaded.iter().any(named) {
-            // That it is there at all.
-            self.version(model).await?;
+        let Status {
+            models: loaded,
+            broken,
+            ..
+        } = self.local.pipeline.status(self.caller).await?;
+        let mut broken = broken.iter().filter(|of| of.name == model.name).peekable();
+        let mut why_not = None;
+        if broken.peek().is_some() || !loaded.iter().any(named) {
+            // That it is there at all, and which version it is.
+            let (_, version) = self.version(model).await?;
+            let its = broken.find(|of| is_without(of, Some(&version)));
+            why_not = its.map(reason);
         }
         self.note_loaded(&loaded).await?;
         let whole = self.model_of(&model.name).await?;
         if self.local.shared.unloaded().contains(&whole) {
             return Ok(Readiness::Unloaded);
+        }
+        if let Some(why) = why_not {
+            return Ok(Readiness::Broken(why));
         }
         Ok(match self.local.is_ready(self.caller).await {
             true => Readiness::Ready,
@@ -194,7 +239,7 @@ impl<'a> Models<'a> {
                 if !unloaded.is_empty() && unloaded.contains(&offers.model_of(name)) {
                     return Some("unloaded".to_owned());
                 }
-                let its = |of: &&FailedModel| of.name == name && of.served_on.is_none();
+                let its = |of: &&FailedModel| of.name == name;
                 let mut its = broken.iter().filter(its).peekable();
                 if is_served.contains(name) || its.peek().is_none() {
                     return None;
@@ -202,8 +247,8 @@ impl<'a> Models<'a> {
                 // Of several versions it is the one that matters that the name leads to.
                 let leads_to = offers.version(name, &Params::new()).ok();
                 let leads_to = leads_to.map(|(_, version)| version);
-                its.find(|of| of.version.is_none() || leads_to.is_none() || of.version == leads_to)
-                    .map(|of| format!("{}: {}", of.code, of.message))
+                its.find(|of| is_without(of, leads_to.as_deref()))
+                    .map(reason)
             };
             let names = offers.names()?.into_iter();
             let names = names.chain(is_served.iter().map(|name| (*name).to_owned()));
@@ -268,7 +313,7 @@ impl<'a> Models<'a> {
             .await
     }
 
-    /// What requests have loaded since it was unloaded does not count as unloaded any more.
+    /// What was loaded since it was unloaded does not count as unloaded any more.
     async fn note_loaded(self, loaded: &[ModelInfo]) -> Result<()> {
         if self.local.shared.unloaded().is_empty() {
             return Ok(());
@@ -286,6 +331,17 @@ impl<'a> Models<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether requests for the version that a name leads to, if that is known, get nothing but the error.
+fn is_without(broken: &FailedModel, leads_to: Option<&str>) -> bool {
+    let is_it = |version: &String| leads_to.is_none_or(|leads_to| version == leads_to);
+    broken.served_on.is_none() && broken.version.as_ref().is_none_or(is_it)
+}
+
+/// Why a model does not open.
+fn reason(broken: &FailedModel) -> String {
+    format!("{}: {}", broken.code, broken.message)
 }
 
 /// Whether models may be loaded and unloaded here, and by this client.

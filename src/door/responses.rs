@@ -54,6 +54,9 @@ impl Responses {
             return;
         };
         let code = Code::from_bytes(status.as_bytes());
+        if code == Code::Cancelled {
+            return; // only for a client that is gone, and reads none of it
+        }
         if let Some(count) = self.grpc.get(code as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -99,7 +102,7 @@ mod tests {
             responses.count(Protocol::Grpc, &reply);
             responses.count(Protocol::Inside, &reply);
         }
-        for code in ["0", "4", "999"] {
+        for code in ["0", "1", "4", "999"] {
             let mut headers = HeaderMap::new();
             headers.insert("grpc-status", code.parse().unwrap());
             responses.count_end(Protocol::Grpc, &headers);

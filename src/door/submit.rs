@@ -7,14 +7,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use foldhash::HashMap;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::message::{Params, Request, RequestId, Stats};
 use crate::metrics::{Health, Snapshot};
 use crate::server::{Door, DoorAnswer};
 use crate::wire::server::{ModelInfo, Outputs, ServerMessage, Status};
+
+/// How far a client's clock may be ahead of ours at the end of its request's time, at least and at most.
+const CLOCKS_APART: Duration = Duration::from_millis(10);
+const MOST_APART: Duration = Duration::from_secs(1);
 
 /// The pipeline of a door thread is woken once for what all tasks that could run have asked.
 #[derive(Default)]
@@ -153,7 +159,9 @@ impl Pipeline {
     /// # Errors
     /// What the server answers; `UNAVAILABLE` once it has stopped.
     pub(crate) async fn infer(&self, caller: &Caller, request: Request) -> Result<(Rows, Stats)> {
+        let near_end = near_end(&request);
         let mut answers = self.ask(caller, |door, caller| door.submit(caller, request))?;
+        answers.near_end = near_end;
         match answers.next().await? {
             (ServerMessage::Result(outputs, stats), held) => Ok((Rows { outputs, held }, stats)),
             (other, _) => Err(unexpected(&other)),
@@ -169,7 +177,9 @@ impl Pipeline {
             stream: true,
             ..request
         };
-        let answers = self.ask(caller, |door, caller| door.submit(caller, request))?;
+        let near_end = near_end(&request);
+        let mut answers = self.ask(caller, |door, caller| door.submit(caller, request))?;
+        answers.near_end = near_end;
         Ok(Parts(answers))
     }
 
@@ -286,6 +296,7 @@ impl Pipeline {
             id,
             slot,
             ended: false,
+            near_end: None,
         })
     }
 
@@ -359,12 +370,15 @@ impl Pipeline {
     }
 }
 
-/// The answers to one question. Dropped before the last one was taken, it takes the question back.
+/// The answers to one question. Dropped before the last one was taken, it takes the question back, or leaves it to its
+/// deadline if that has come.
 struct Answers {
     pipeline: Pipeline,
     id: RequestId,
     slot: Rc<Slot>,
     ended: bool,
+    /// From then on whoever leaves does so since the time is over, which ends the request by itself.
+    near_end: Option<Instant>,
 }
 
 impl Answers {
@@ -396,7 +410,9 @@ impl Drop for Answers {
             return;
         }
         let inner = &self.pipeline.0;
-        if inner.waiting.borrow_mut().remove(&self.id).is_some() {
+        let is_waiting = inner.waiting.borrow_mut().remove(&self.id).is_some();
+        let is_over = self.near_end.is_some_and(|end| end <= Instant::now());
+        if is_waiting && !is_over {
             inner.door.borrow_mut().cancel(self.id);
             inner.asked.note();
         }
@@ -423,6 +439,14 @@ impl Parts {
             (other, _) => Err(unexpected(&other)),
         })
     }
+}
+
+/// When a client that leaves has waited as long as it wanted to. Clients of gRPC tell their time rounded up by as much as a
+/// hundredth, count it from before it was sent, and reset their call when it is over: mostly a moment before it is here.
+fn near_end(request: &Request) -> Option<Instant> {
+    let time = Duration::from_millis(request.timeout_ms?);
+    let before = (CLOCKS_APART + time / 64).min(MOST_APART).min(time);
+    Instant::now().checked_add(time - before)
 }
 
 fn payload_bytes(message: &ServerMessage) -> u64 {

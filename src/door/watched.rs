@@ -48,8 +48,8 @@ impl AsyncRead for Watched {
         };
         let before = buffer.filled().len();
         let read = Pin::new(stream).poll_read(cx, buffer);
-        let bytes = buffer.filled().len() - before;
-        if bytes > 0 {
+        let bytes = &buffer.filled()[before..];
+        if !bytes.is_empty() {
             self.connection.note_read(bytes);
         }
         read

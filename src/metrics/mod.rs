@@ -177,6 +177,8 @@ pub struct WorkerStats {
     pub chunks: u64,
     /// Rows that ran there.
     pub rows: u64,
+    /// Runs of models there.
+    pub runs: u64,
 }
 
 /// What probes ask. That it is answered at all shows that the loops turn: the question goes through both of them.
@@ -206,6 +208,8 @@ pub struct DoorStats {
     pub open: u64,
     /// Sessions that are connected; behind other doors, callers that have requests open.
     pub sessions: u64,
+    /// Connections of ZeroMQ's two ports; other doors count their own.
+    pub connections: u64,
     /// Questions and orders, and requests that could not even be numbered, that were answered with an error.
     pub refused: ErrorCounts,
 }

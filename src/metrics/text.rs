@@ -237,6 +237,11 @@ impl Page {
             "Rows that ran on the worker.",
             of(|worker| worker.rows as f64),
         );
+        self.counter(
+            "mdm_worker_runs_total",
+            "Runs of models on the worker; its rows by its runs are the rows of each.",
+            of(|worker| worker.runs as f64),
+        );
     }
 
     fn doors(&mut self, snapshot: &Snapshot, outside: &Outside) {
@@ -254,7 +259,9 @@ impl Page {
                     .map(|(code, count)| sample(&[own, ("code", code.as_str())], count as f64)),
             );
         }
-        let connections = outside.connections.iter();
+        let zmq = snapshot.doors.of(Protocol::Zmq);
+        let own = (zmq.open > 0).then_some((Protocol::Zmq, zmq.connections));
+        let connections = own.iter().chain(&outside.connections);
         let connections = connections
             .map(|(kind, count)| sample(&[("door", kind.as_str())], *count as f64))
             .collect::<Vec<_>>();

@@ -88,6 +88,7 @@ impl Outlet for Exit {
             } => self.answer(reply, request, message),
             Action::TellVentilator(ToVentilator::Report(token, mut report)) => {
                 report.undelivered += self.undelivered;
+                report.connections = self.router.connections() as u64;
                 self.tell_ventilator(ToVentilator::Report(token, report));
             }
             Action::TellVentilator(message) => self.tell_ventilator(message),

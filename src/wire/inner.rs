@@ -136,6 +136,8 @@ pub(crate) struct SinkReport {
     pub answered: Vec<Answered>,
     /// Answers that nobody was there to read.
     pub undelivered: u64,
+    /// Connections to its port.
+    pub connections: u64,
     /// From arrival to answer.
     pub latency: LatencyInfo,
     /// What was answered in each window that ends now.

@@ -416,6 +416,11 @@ impl Router {
         }
     }
 
+    /// Connections that are open.
+    pub(crate) fn connections(&self) -> usize {
+        self.peers.len()
+    }
+
     /// Peers that have said who they are.
     pub(crate) fn connected(&self) -> usize {
         self.peers.named()

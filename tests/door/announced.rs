@@ -1,12 +1,13 @@
 //! What clients announce and what is to be read first: neither costs memory ahead of bytes, nor time beyond a deadline.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::json;
 
 use crate::built;
-use crate::common::{Server, within};
+use crate::common::{Server, onnx, within};
 use crate::grpc::protocol::infer_parameter::ParameterChoice;
 use crate::grpc::protocol::{ModelInferRequest, ModelInferResponse};
 use crate::grpc::{Client, input, parameter};
@@ -39,10 +40,11 @@ fn a_length_that_is_announced_reserves_no_memory_ahead_of_its_bytes() {
     });
 }
 
-/// A server whose model "stuck" is not read before a named pipe is opened and closed.
-fn stuck() -> (Server, std::path::PathBuf) {
+/// A folder whose model "stuck" is not read before a named pipe is opened and closed; "echo" is.
+pub fn stuck_folder() -> (tempfile::TempDir, PathBuf) {
     let plugin = std::fs::read(built::plugin("echo_plugin")).unwrap();
-    let folder = crate::common::models(&[("libecho.so", plugin)]);
+    let echo = onnx::echo(mdm::DataType::Fp32, &[4]);
+    let folder = crate::common::models(&[("libecho.so", plugin), ("echo.onnx", echo)]);
     let pipe = folder.path().join("pipe");
     assert!(
         Command::new("mkfifo")
@@ -55,12 +57,18 @@ fn stuck() -> (Server, std::path::PathBuf) {
         json!({"mdm": 1, "plugin": "libecho.so", "entry": "faulty", "state": {"wait_for": pipe}});
     let file = folder.path().join("models/stuck.proxy");
     std::fs::write(file, proxy.to_string()).unwrap();
+    (folder, pipe)
+}
+
+/// A server over it.
+fn stuck() -> (Server, PathBuf) {
+    let (folder, pipe) = stuck_folder();
     let server = Server::start(folder, &["--http-port", "0", "--grpc-port", "0"]);
     (server, pipe)
 }
 
 /// Lets the model be read.
-fn release(pipe: &std::path::Path) {
+pub fn release(pipe: &std::path::Path) {
     let mut pipe = std::fs::File::options().write(true).open(pipe).unwrap();
     pipe.write_all(b"go").unwrap();
 }

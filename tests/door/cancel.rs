@@ -3,6 +3,8 @@
 use serde_json::json;
 
 use crate::common::{Server, eventually, within};
+use crate::grpc::with_server;
+use crate::grpc_odd::{Whole, connect_to};
 use crate::http::Http;
 use crate::{LIMIT, server, slow_request};
 
@@ -84,5 +86,42 @@ fn a_deadline_ends_a_request_with_504() {
         let answer = http.post_binary("/v2/models/slow/infer", &json, &behind);
         assert_eq!(answer.status, 504, "{answer:?}");
         eventually("nothing runs", || requests(&server) == 0);
+        let errors = server.client().status().expect("a status").totals.errors;
+        assert_eq!(errors.get("DEADLINE_EXCEEDED"), Some(&1), "{errors:?}");
+        // What ran has stopped: nothing more is run, and most never was.
+        let run = rows_run(&server);
+        assert!(
+            run < ROWS as u64 / 2,
+            "{run} rows were run after its deadline"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert_eq!(rows_run(&server), run);
+    });
+}
+
+/// Over HTTP/2 a request is taken back by itself; its connection goes on.
+#[test]
+fn a_stream_of_http2_that_is_reset_cancels_its_request_alone() {
+    with_server(&["--http-port", "0", "--preload", "slow"], async |server| {
+        let (mut client, _connection) = connect_to(server.http_port).await;
+        let (json, behind) = slow_request(ROWS);
+        let json = json.to_string();
+        let request = hyper::Request::post("http://localhost/v2/models/slow/infer")
+            .header("inference-header-content-length", json.len());
+        let body = Whole::of([json.into_bytes(), behind].concat());
+        let request = request.body(body).expect("a request");
+        client.ready().await.expect("a connection");
+        let waits = tokio::spawn(client.send_request(request));
+        crate::grpc::eventually("it runs", || requests(server) == 1).await;
+        waits.abort();
+        crate::grpc::eventually("it is cancelled", || cancelled(server) == 1).await;
+        crate::grpc::eventually("nothing runs", || requests(server) == 0).await;
+        let run = rows_run(server);
+        assert!(run < ROWS as u64 / 2, "{run} rows were run for nobody");
+        let live = hyper::Request::get("http://localhost/v2/health/live");
+        let live = live.body(Whole::of(Vec::new())).expect("a request");
+        client.ready().await.expect("the same connection");
+        let answer = client.send_request(live).await.expect("an answer");
+        assert_eq!(answer.status(), 200);
     });
 }

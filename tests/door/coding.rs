@@ -108,3 +108,47 @@ fn a_body_that_unpacks_to_more_than_a_request_may_have_is_refused_with_little_me
         assert!(grown < 64 << 20, "{grown}");
     });
 }
+
+/// The bug: of two, the first was taken, and the body read as what it is not.
+#[test]
+fn headers_that_say_how_a_body_is_read_are_said_once() {
+    within(LIMIT, || {
+        let server = server(&[]);
+        let mut http = Http::to(&server);
+        let text = echo_request(1).to_string();
+        let length = text.len().to_string();
+        let coding = ("content-encoding", "identity");
+        let json = ("Inference-Header-Content-Length", length.as_str());
+        for (headers, status, why) in [
+            (
+                vec![coding, ("content-encoding", "gzip")],
+                415,
+                "Content-Encoding",
+            ),
+            (
+                vec![("content-encoding", "gzip"), coding],
+                415,
+                "Content-Encoding",
+            ),
+            (
+                vec![("content-encoding", "gzip, gzip")],
+                415,
+                "Content-Encoding",
+            ),
+            (vec![json, (json.0, "7")], 400, json.0),
+            (vec![json, json], 400, json.0),
+        ] {
+            let body = text.as_bytes();
+            let answer = http.request("POST", "/v2/models/echo/infer", &headers, body);
+            assert_eq!(answer.status, status, "{headers:?}: {answer:?}");
+            assert!(answer.error().contains(why), "{headers:?}: {answer:?}");
+        }
+        let answer = http.request(
+            "POST",
+            "/v2/models/echo/infer",
+            &[coding, json],
+            text.as_bytes(),
+        );
+        assert_eq!(answer.status, 200, "{answer:?}");
+    });
+}

@@ -139,3 +139,40 @@ fn calls_of_grpc_are_counted_by_how_they_end_refused_ones_too() {
         }
     });
 }
+
+#[test]
+fn runs_are_counted_by_worker_and_connections_of_the_servers_own_protocol_too() {
+    within(LIMIT, || {
+        let server = server(&["--max-batch-size", "4"]);
+        let mut http = Http::to(&server);
+        let page = |http: &mut Http| String::from_utf8(http.get("/metrics").body).unwrap();
+        let value = |page: &str, name: &str| -> f64 {
+            let mut lines = page.lines().filter(|line| line.starts_with(name));
+            let line = lines.next().unwrap_or_else(|| panic!("no {name}: {page}"));
+            let (_, value) = line.rsplit_once(' ').expect("a value");
+            value.parse().expect("a number")
+        };
+        let connections = "mdm_connections{door=\"zmq\"}";
+        assert_eq!(value(&page(&mut http), connections), 0.0);
+        let client = server.client();
+        let rows = mdm::Tensor::from_slice("x", vec![10, 4], &[0f32; 40]).unwrap();
+        client.infer(rows, "echo").expect("a result");
+        let text = page(&mut http);
+        // One of each port.
+        assert_eq!(value(&text, connections), 2.0);
+        let (runs, rows) = (
+            value(&text, "mdm_worker_runs_total{worker=\"0\""),
+            value(&text, "mdm_worker_rows_total{worker=\"0\""),
+        );
+        // Of at most four rows; one was the model's first run.
+        assert!(
+            (3.0..=10.0).contains(&runs) && rows >= 10.0,
+            "{runs} {rows}"
+        );
+        assert_eq!(runs, value(&text, "mdm_run_rows_count{model=\"echo\""));
+        drop(client);
+        crate::common::eventually("its connections are closed", || {
+            value(&page(&mut http), connections) == 0.0
+        });
+    });
+}

@@ -9,6 +9,7 @@ use crate::grpc::{Client, mlp, with_server};
 use crate::grpc_stream::slow;
 use crate::http::Http;
 use crate::infer::rows;
+use crate::odd::FLAT_BYTES;
 use crate::{LIMIT, echo_request, server, slow_request};
 
 /// Requests of a flood, and the rows of each: together they take a worker more than ten seconds.
@@ -39,6 +40,7 @@ fn requests_that_are_sent_ahead_on_one_connection_keep_no_other_waiting() {
             (0..FLOOD).all(|_| flood.send(&request))
         });
         assert_eq!(told.answer().expect("an answer").status, 200);
+        let memory = server.resident_bytes();
         let mut honest = Http::to(&server);
         for _ in 0..20 {
             let answer = honest.post("/v2/models/echo/infer", &echo_request(1));
@@ -50,6 +52,9 @@ fn requests_that_are_sent_ahead_on_one_connection_keep_no_other_waiting() {
         told.hang_up();
         sending.join().expect("no panic");
         crate::common::eventually("nothing runs for who has gone", || requests(&server) == 0);
+        crate::common::eventually("what it held is free", || {
+            server.resident_bytes() < memory + FLAT_BYTES
+        });
     });
 }
 

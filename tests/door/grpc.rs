@@ -30,8 +30,12 @@ pub struct Client(Grpc<Channel>);
 
 impl Client {
     pub async fn to(server: &Server) -> Client {
-        assert_ne!(server.grpc_port, 0, "a server with a door for gRPC");
-        let address = format!("http://127.0.0.1:{}", server.grpc_port);
+        Client::to_port(server.grpc_port).await
+    }
+
+    pub async fn to_port(port: u16) -> Client {
+        assert_ne!(port, 0, "a server with a door for gRPC");
+        let address = format!("http://127.0.0.1:{port}");
         let channel = Channel::from_shared(address).expect("an address");
         let channel = channel.connect().await.expect("a connection");
         let most = 1 << 30;

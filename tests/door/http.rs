@@ -210,6 +210,12 @@ impl Http {
     }
 
     /// Ends one direction, and goes on reading.
+    /// Answers are waited for no longer than that.
+    pub fn wait_for(&self, time: std::time::Duration) {
+        let set = self.stream.get_ref().set_read_timeout(Some(time));
+        set.expect("a timeout");
+    }
+
     pub fn end_writing(&self) {
         let ended = self.stream.get_ref().shutdown(Shutdown::Write);
         ended.expect("an open connection");

@@ -27,6 +27,12 @@ fn header(index: u8, value: &str) -> Vec<u8> {
     [&[index, value.len() as u8], value.as_bytes()].concat()
 }
 
+/// A header by its name.
+pub fn named(name: &str, value: &str) -> Vec<u8> {
+    let name = [&[0, name.len() as u8], name.as_bytes()].concat();
+    [&name[..], &[value.len() as u8], value.as_bytes()].concat()
+}
+
 /// The headers of `GET path`, or of a POST.
 pub fn head(method: u8, path: &str) -> Vec<u8> {
     // :method, :scheme http, :authority, :path
@@ -40,7 +46,11 @@ pub struct Http2(TcpStream);
 
 impl Http2 {
     pub fn to(server: &Server) -> Http2 {
-        let mut stream = TcpStream::connect(("127.0.0.1", server.http_port)).unwrap();
+        Http2::to_port(server.http_port)
+    }
+
+    pub fn to_port(port: u16) -> Http2 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(START).unwrap();
         stream.write_all(&frame(SETTINGS, 0, 0, b"")).unwrap();
@@ -108,14 +118,22 @@ fn requests_share_a_connection_of_http2() {
 #[test]
 fn a_flood_of_resets_ends_its_connection_and_no_other() {
     within(LIMIT, || {
-        let server = server(&[]);
-        let mut honest = Http::to(&server);
-        let mut flood = Http2::to(&server);
-        let head = head(GET, "/v2/health/live");
+        let server = server(&["--grpc-port", "0"]);
+        reset_flood(&server, server.http_port, &head(GET, "/v2/health/live"));
+        let call = head(POST, "/inference.GRPCInferenceService/ServerLive");
+        let kind = named("content-type", "application/grpc");
+        reset_flood(&server, server.grpc_port, &[call, kind].concat());
+    });
+}
+
+fn reset_flood(server: &Server, port: u16, head: &[u8]) {
+    {
+        let mut honest = Http::to(server);
+        let mut flood = Http2::to_port(port);
         let pair = |stream: u32| {
             let taken_back = frame(RST_STREAM, 0, stream, &8u32.to_be_bytes());
             [
-                frame(HEADERS, END_HEADERS | END_STREAM, stream, &head),
+                frame(HEADERS, END_HEADERS | END_STREAM, stream, head),
                 taken_back,
             ]
             .concat()
@@ -139,5 +157,111 @@ fn a_flood_of_resets_ends_its_connection_and_no_other() {
                 .status,
             200
         );
+    }
+}
+
+/// Heads of more than 64 KiB, and one that never ends, in frame after frame.
+#[test]
+fn a_flood_of_headers_ends_its_request_or_its_connection_and_costs_no_memory() {
+    within(LIMIT, || {
+        let server = server(&["--grpc-port", "0"]);
+        let mut honest = Http::to(&server);
+        let mut serve = || {
+            let answer = honest.post("/v2/models/echo/infer", &echo_request(1));
+            assert_eq!(answer.status, 200);
+        };
+        serve();
+        let memory = server.resident_bytes();
+        let some: Vec<u8> = (0..100)
+            .flat_map(|index| named(&format!("a{index}"), &"x".repeat(100)))
+            .collect();
+        for port in [server.http_port, server.grpc_port] {
+            // About 110 KB in whole, then what goes on for up to 100 MB.
+            for frames in [10, 10_000] {
+                let mut flood = Http2::to_port(port);
+                assert!(flood.send(&frame(HEADERS, END_STREAM, 1, &head(GET, "/v2"))));
+                let sent = (0..frames).all(|index| {
+                    let is_last = frames == 10 && index == frames - 1;
+                    let flags = if is_last { END_HEADERS } else { 0 };
+                    flood.send(&frame(9, flags, 1, &some))
+                });
+                serve();
+                let mut refused = !sent;
+                while let Some((kind, _, stream, _)) = flood.next() {
+                    // An answer of its own is one that refuses it: there is no path without its end.
+                    refused |= matches!(kind, GOAWAY | RST_STREAM) || stream == 1;
+                    if refused {
+                        break;
+                    }
+                }
+                assert!(
+                    refused || flood.next().is_none(),
+                    "{frames} frames are read on"
+                );
+            }
+        }
+        serve();
+        let grown = server.resident_bytes().saturating_sub(memory);
+        assert!(grown < 16 << 20, "{grown} bytes more");
+    });
+}
+
+/// The bug: only HTTP/1 had a bound on the time that a head takes.
+#[test]
+fn a_head_of_http2_that_never_ends_ends_its_connection_whatever_else_that_does() {
+    within(LIMIT, || {
+        let server = server(&["--grpc-port", "0", "--preload", "slow"]);
+        let ports = [server.http_port, server.grpc_port];
+        let crawling: Vec<_> = ports
+            .into_iter()
+            .flat_map(|port| [false, true].map(|is_busy| (port, is_busy)))
+            .map(|(port, is_busy)| {
+                let mut http2 = Http2::to_port(port);
+                if is_busy && port == server.http_port {
+                    // A request of its own that runs for long.
+                    let (json, behind) = crate::slow_request(40_000);
+                    let json = json.to_string();
+                    let head = [
+                        head(POST, "/v2/models/slow/infer"),
+                        named("inference-header-content-length", &json.len().to_string()),
+                    ]
+                    .concat();
+                    assert!(http2.send(&frame(HEADERS, END_HEADERS, 1, &head)));
+                    let body = [json.as_bytes(), &behind[..10_000]].concat();
+                    assert!(http2.send(&frame(DATA, 0, 1, &body)));
+                }
+                let mut begun = frame(HEADERS, 0, 3, &head(GET, "/v2/health/live"));
+                if is_busy {
+                    // In the midst of a frame.
+                    begun[4] = END_HEADERS | END_STREAM;
+                    begun.pop();
+                }
+                assert!(http2.send(&begun));
+                http2
+            })
+            .collect();
+        let mut honest = Http2::to(&server);
+        let live = frame(
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            1,
+            &head(GET, "/v2/health/live"),
+        );
+        assert!(honest.send(&live));
+        honest.body(1);
+        let started = std::time::Instant::now();
+        for mut http2 in crawling {
+            while http2.next().is_some() {}
+            let took = started.elapsed();
+            assert!(took < std::time::Duration::from_secs(14), "{took:?}");
+        }
+        let live = frame(
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            3,
+            &head(GET, "/v2/health/live"),
+        );
+        assert!(honest.send(&live));
+        assert_eq!(honest.body(3), b"{\"live\":true}");
     });
 }

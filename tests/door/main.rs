@@ -30,6 +30,7 @@ mod places;
 mod python;
 mod refused;
 mod slow;
+mod starting;
 mod stop;
 
 use std::time::Duration;

@@ -305,3 +305,94 @@ fn over_grpc_the_methods_of_a_model_are_ready_as_the_model_is() {
         all_are(&mut client, true, "loaded again").await;
     });
 }
+
+/// The bug: the index said UNAVAILABLE with the reason, while a probe was told that the model is ready.
+#[test]
+fn a_model_that_did_not_open_is_not_ready_until_somebody_wants_it_and_it_does() {
+    with_server(&["--http-port", "0"], async |server| {
+        let mut http = Http::to(server);
+        let mut client = Client::to(server).await;
+        let junk = server.models().join("junk.onnx");
+        std::fs::write(&junk, "no model").unwrap();
+        std::fs::create_dir_all(server.models().join("old/4")).unwrap();
+        std::fs::write(server.models().join("old/4/model.onnx"), "no model").unwrap();
+        let infer = |http: &mut Http, name: &str| {
+            let path = format!("/v2/models/{name}/infer");
+            http.post(&path, &echo_request(1)).status
+        };
+        let mut ready = async |http: &mut Http, name: &str, version: &str| {
+            let path = match version {
+                "" => format!("/v2/models/{name}/ready"),
+                version => format!("/v2/models/{name}/versions/{version}/ready"),
+            };
+            let answer = http.get(&path);
+            let asked = ModelReadyRequest {
+                name: name.to_owned(),
+                version: version.to_owned(),
+            };
+            let told: ModelReadyResponse = client.call("ModelReady", asked).await.unwrap();
+            assert_eq!(
+                told.ready,
+                answer.status == 200,
+                "{name} {version}: {answer:?}"
+            );
+            answer
+        };
+        let answer = ready(&mut http, "junk", "").await;
+        assert_eq!(answer.status, 200, "nobody knows yet: {answer:?}");
+        assert_eq!(infer(&mut http, "junk"), 422);
+        let answer = ready(&mut http, "junk", "").await;
+        assert_eq!(answer.status, 503, "{answer:?}");
+        let why = answer.error();
+        assert!(
+            why.contains("not ready") && why.contains("junk.onnx"),
+            "{why}"
+        );
+        std::fs::copy(server.models().join("echo.onnx"), &junk).unwrap();
+        assert_eq!(infer(&mut http, "junk"), 200);
+        assert_eq!(ready(&mut http, "junk", "").await.status, 200);
+        // One version is broken, and it is the one that the name leads to.
+        assert_eq!(infer(&mut http, "old/versions/3"), 200);
+        assert_eq!(infer(&mut http, "old"), 422);
+        assert_eq!(ready(&mut http, "old", "").await.status, 503);
+        assert_eq!(ready(&mut http, "old", "4").await.status, 503);
+        assert_eq!(ready(&mut http, "old", "3").await.status, 200);
+        assert_eq!(ready(&mut http, "old", "1").await.status, 200);
+    });
+}
+
+/// The bug: what a request loads was only noted when somebody asked whether it is ready, while it was still loaded.
+#[test]
+fn a_model_that_was_loaded_again_stays_ready_when_others_take_its_place() {
+    within(LIMIT, || {
+        let server = server(&["--max-models", "1", "--door-model-control"]);
+        let mut http = Http::to(&server);
+        let infer = |http: &mut Http, name: &str| {
+            let answer = http.post(&format!("/v2/models/{name}/infer"), &echo_request(1));
+            assert_eq!(answer.status, 200, "{name}: {answer:?}");
+        };
+        let ready = |http: &mut Http, name: &str| {
+            let path = format!("/v2/models/{name}/ready");
+            http.get(&path).status
+        };
+        for (name, unloaded) in [("echo", "echo"), ("many.again", "many")] {
+            infer(&mut http, name);
+            let unload = format!("/v2/repository/models/{unloaded}/unload");
+            assert_eq!(http.post(&unload, &json!({})).status, 200);
+            assert_eq!(ready(&mut http, name), 503);
+            http.post(&unload, &json!({}));
+            infer(&mut http, name);
+            infer(&mut http, "echo.own"); // there is room for one
+            assert_eq!(ready(&mut http, name), 200, "{name}");
+            // So does asking what it is, which loads it too.
+            assert_eq!(http.post(&unload, &json!({})).status, 200);
+            assert_eq!(http.get(&format!("/v2/models/{name}")).status, 200);
+            infer(&mut http, "echo.own");
+            assert_eq!(ready(&mut http, name), 200, "{name}");
+            // What others load changes nothing.
+            assert_eq!(http.post(&unload, &json!({})).status, 200);
+            infer(&mut http, "echo.own");
+            assert_eq!(ready(&mut http, name), 503, "{name}");
+        }
+    });
+}

@@ -93,6 +93,27 @@ fn tritonclient_over_grpc_gets_what_it_expects() {
     check("tritonclient", "tritonclient_grpc.py", |s| s.grpc_port);
 }
 
+/// The bug: its deadlines counted as cancelled, since its client resets the call as they come.
+#[test]
+fn tritonclients_deadlines_and_cancels_end_what_runs_and_are_counted_as_what_they_are() {
+    let Some(mut python) = python_with("tritonclient") else {
+        return;
+    };
+    within(LIMIT, move || {
+        let slow = common::models(&[("slow.onnx", onnx::bilstm())]);
+        let server = Server::start(slow, &["--grpc-port", "0", "--preload", "slow"]);
+        python
+            .arg(source("tritonclient_gives_up.py"))
+            .arg(format!("127.0.0.1:{}", server.grpc_port));
+        succeeds(python);
+        let status = server.client().status().expect("a status");
+        let count = |code: &str| status.totals.errors.get(code).copied().unwrap_or(0);
+        assert_eq!((count("DEADLINE_EXCEEDED"), count("CANCELLED")), (2, 1));
+        let run: u64 = status.workers.iter().map(|worker| worker.rows).sum();
+        assert!(run < 60_000, "{run} of 120000 rows were run for nobody");
+    });
+}
+
 #[test]
 fn kserves_grpc_client_gets_what_it_expects() {
     check("kserve", "kserve_grpc.py", |s| s.grpc_port);

@@ -30,9 +30,16 @@ impl Coding {
     /// # Errors
     /// 415 for any other way.
     pub(super) fn of_request(headers: &HeaderMap) -> Result<Option<Coding>, Refusal> {
-        let Some(said) = headers.get(CONTENT_ENCODING) else {
+        let mut all = headers.get_all(CONTENT_ENCODING).iter();
+        let Some(said) = all.next() else {
             return Ok(None);
         };
+        if all.next().is_some() {
+            return Err(Refusal::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "Content-Encoding comes more than once: a body is packed in one way, expected gzip, deflate or identity",
+            ));
+        }
         let name = said.to_str().unwrap_or_default().trim();
         if name.is_empty() || name.eq_ignore_ascii_case("identity") {
             return Ok(None);

@@ -89,14 +89,16 @@ pub(super) async fn answer(
 
 /// The length of the JSON ahead of tensors, if there are any.
 fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Refusal> {
-    let Some(value) = headers.get(&JSON_LENGTH) else {
+    let mut all = headers.get_all(&JSON_LENGTH).iter();
+    let Some(value) = all.next() else {
         return Ok(None);
     };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    let length = length.filter(|_| all.next().is_none());
     length.map(Some).ok_or_else(|| {
         Refusal::new(
             StatusCode::BAD_REQUEST,
-            format!("Inference-Header-Content-Length is {value:?}, expected a number of bytes"),
+            format!("Inference-Header-Content-Length is {value:?}, expected one number of bytes"),
         )
     })
 }

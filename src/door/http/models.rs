@@ -59,8 +59,9 @@ pub(super) async fn ready(local: &Local, open: &Open, model: &ModelName) -> Resu
             let ready = json!({"name": model.name, "ready": true});
             return Ok(reply::json(StatusCode::OK, &ready));
         }
-        Readiness::Unloaded => "it was unloaded",
-        Readiness::ServerNotReady => "the server is not ready",
+        Readiness::Unloaded => "it was unloaded".to_owned(),
+        Readiness::Broken(why) => why,
+        Readiness::ServerNotReady => "the server is not ready".to_owned(),
     };
     let error = Error::unavailable(format!("model {:?} is not ready: {why}", model.name));
     Err(error.into())

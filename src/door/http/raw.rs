@@ -22,6 +22,7 @@ pub(super) async fn read(
     model: &ModelName,
     body: Bytes,
 ) -> Result<Infer> {
+    local.check_started(caller).await?;
     let described = Models::of(local, caller).describe(model).await?;
     let tensor = of_only_input(&described, body)?;
     Ok(Infer {

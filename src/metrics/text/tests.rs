@@ -28,6 +28,7 @@ fn snapshot() -> Snapshot {
                 busy_us: 1_500_000,
                 chunks: 3,
                 rows: 4,
+                runs: 2,
             })
             .collect(),
         queue_requests: 5,
@@ -39,6 +40,7 @@ fn snapshot() -> Snapshot {
     };
     snapshot.doors.of_mut(Protocol::Zmq).open = 1;
     snapshot.doors.of_mut(Protocol::Zmq).sessions = 2;
+    snapshot.doors.of_mut(Protocol::Zmq).connections = 4;
     let refused = &mut snapshot.doors.of_mut(Protocol::Http).refused;
     refused.add(ErrorCode::NotFound);
     let mut model = ModelStats {
@@ -133,6 +135,9 @@ fn what_was_counted_is_what_is_written() {
     assert_eq!(of("mdm_queue_bytes", &[]), 7.0);
     assert_eq!(of("mdm_sessions", &[zmq]), 2.0);
     assert_eq!(of("mdm_connections", &[("door", "http")]), 11.0);
+    assert_eq!(of("mdm_connections", &[zmq]), 4.0);
+    let worker = [("worker", "0"), ("device", "cpu")];
+    assert_eq!(of("mdm_worker_runs_total", &worker), 2.0);
     let refused = [("door", "http"), ("code", "NOT_FOUND")];
     assert_eq!(of("mdm_refused_messages_total", &refused), 1.0);
     assert_eq!(of("mdm_ready", &[]), 1.0);

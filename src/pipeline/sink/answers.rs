@@ -379,9 +379,12 @@ impl AnswerState {
         handling: &mut Handling<'_, impl Outlet>,
     ) {
         let member = piece.member;
+        let advice = match member.stream {
+            true => "read parts sooner, or ask for fewer rows at once",
+            false => "read results, ask for fewer rows at once, or stream",
+        };
         let error = Error::exhausted(format!(
-            "the results held for this client would pass {} bytes (--max-client-bytes): read results, ask for fewer rows \
-             at once, or stream",
+            "the results held for this client would pass {} bytes (--max-client-bytes): {advice}",
             self.max_client_bytes
         ));
         let gathered = self.drop_gathered(member.serial, member.reply);

@@ -91,6 +91,7 @@ struct Worker {
     state: WorkerState,
     chunks: u64,
     rows: u64,
+    runs: u64,
     compute_us: u64,
     model: Option<ModelId>,
 }
@@ -161,6 +162,7 @@ impl Ledger {
         self.change(ran.worker, |w| {
             w.chunks += 1;
             w.rows += ran.rows;
+            w.runs += ran.runs;
             w.compute_us += ran.compute_us;
             w.model = Some(ran.model);
         });
@@ -309,6 +311,8 @@ pub(super) struct Reported<'a> {
     pub(super) open_doors: ByProtocol<u64>,
     /// Sessions that are connected, and callers of doors.
     pub(super) sessions: ByProtocol<u64>,
+    /// Connections of the port.
+    pub(super) connections: u64,
 }
 
 /// The answers to questions of one moment: to each kind that was asked one, whoever asked.

@@ -212,6 +212,7 @@ impl Ventilator {
                 is_draining: self.life.phase != Phase::Serving,
                 open_doors,
                 sessions,
+                connections: self.links.router.connections() as u64,
             };
             let reports = self.ledger.reports(&askers, &server, sink);
             for (asker, question) in askers {

@@ -110,6 +110,7 @@ impl Counts {
         SinkReport {
             answered: self.answered.clone(),
             undelivered: 0,
+            connections: 0,
             latency,
             recent: self.recent(now_us),
         }

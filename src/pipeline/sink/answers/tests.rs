@@ -286,6 +286,23 @@ fn too_much_for_one_client_ends_that_request_once() {
     assert_eq!(bench.values().len(), 10, "the room is free again");
 }
 
+/// The bug: a stream was told to stream.
+#[test]
+fn what_is_too_much_for_one_client_comes_with_advice_that_it_can_take() {
+    for (stream, advice) in [(false, "or stream"), (true, "read parts sooner")] {
+        let mut bench = bench(5000);
+        bench.done(&Member {
+            stream,
+            ..member(1, 0, 2000, 2000)
+        });
+        let (_, ServerMessage::Error(error)) = bench.hear() else {
+            panic!("8000 bytes are too many");
+        };
+        assert!(error.message().contains(advice), "{error}");
+        assert_eq!(error.message().contains("or stream"), !stream, "{error}");
+    }
+}
+
 #[test]
 fn an_error_of_the_sinks_own_is_the_only_answer_whatever_the_ventilator_says_next() {
     // With a part still to come, and with none.

@@ -1,6 +1,7 @@
 //! What metrics and probes are told, of the same counters as status.
 
 use super::{Ledger, Reported};
+use crate::message::Protocol;
 use crate::metrics::{ByProtocol, DoorStats, Health, ModelStats, Snapshot, WorkerStats};
 use crate::wire::inner::SinkReport;
 
@@ -25,7 +26,7 @@ impl Ledger {
             models: self.models(server, sink),
             models_loaded: server.catalog.served().count() as u64,
             workers: self.workers(server),
-            doors: self.doors(server),
+            doors: self.doors(server, sink),
             queue_requests: server.pending,
             queue_rows: waiting.rows as u64,
             queue_bytes: waiting.bytes,
@@ -34,15 +35,17 @@ impl Ledger {
         }
     }
 
-    fn doors(&self, server: &Reported<'_>) -> ByProtocol<DoorStats> {
+    fn doors(&self, server: &Reported<'_>, sink: &SinkReport) -> ByProtocol<DoorStats> {
         let mut doors: ByProtocol<DoorStats> = ByProtocol::default();
         for (protocol, open) in server.open_doors.each() {
             *doors.of_mut(protocol) = DoorStats {
                 open: *open,
                 sessions: *server.sessions.of(protocol),
                 refused: *self.refused.of(protocol),
+                ..DoorStats::default()
             };
         }
+        doors.of_mut(Protocol::Zmq).connections = server.connections + sink.connections;
         doors
     }
 
@@ -77,6 +80,7 @@ impl Ledger {
             busy_us: worker.compute_us,
             chunks: worker.chunks,
             rows: worker.rows,
+            runs: worker.runs,
         };
         self.workers.iter().enumerate().map(stats).collect()
     }
