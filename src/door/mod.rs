@@ -8,7 +8,8 @@
 //! Each door thread (`runtime.rs`) has a single-threaded runtime, one `server::Door` and the connections that it has
 //! accepted. A task submits straight into that door, and the thread's reader hands it its answers: there is no thread
 //! between the runtime and the ventilator, and no lock is taken however many connections there are. What the tasks of a
-//! thread share is in `local.rs`, what the threads share in `shared.rs`.
+//! thread share is in `local.rs`, what the threads share in `shared.rs`. What takes its time runs on threads beside it
+//! (`beside.rs`).
 //!
 //! A connection is a caller (`connections.rs`, its bytes in `watched.rs`, hyper over them in `serving.rs`): the pipeline's
 //! turns and bounds count it as they count a session. When the future that waits for an answer is dropped, as hyper does when
@@ -21,6 +22,7 @@
 //! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other. `http/`
 //! and `grpc/` are the doors; each has a way into the pipeline of its own, so that requests are counted by door.
 
+mod beside;
 mod connections;
 mod counted;
 mod documents;

@@ -14,6 +14,7 @@ use super::status::status;
 use crate::door::incoming::{Growing, NEXT_BYTE, Reserved, Unread, Whole, next};
 use crate::door::inflate::Coding;
 use crate::door::local::Local;
+use crate::door::pipeline::Caller;
 use crate::error::Error;
 
 /// Where the first tensor of a message begins that has to be put together: a multiple of this, as far as memory for so
@@ -27,6 +28,7 @@ const CODINGS: &str = "identity,deflate,gzip";
 /// The messages of a call, one after the other.
 pub(super) struct Messages {
     local: Rc<Local>,
+    caller: Caller,
     body: Incoming,
     /// What has come of the next message.
     rest: Bytes,
@@ -38,6 +40,7 @@ impl Messages {
     /// `UNIMPLEMENTED` for a compression that is not here.
     pub(super) fn of(
         local: Rc<Local>,
+        caller: &Caller,
         headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Messages, Status> {
@@ -60,6 +63,7 @@ impl Messages {
         };
         Ok(Messages {
             local,
+            caller: caller.clone(),
             body,
             rest: Bytes::new(),
             coding,
@@ -136,7 +140,8 @@ impl Messages {
         match (compressed, self.coding) {
             (0, _) => Ok(Some(whole)),
             (1, Some(coding)) => {
-                let inflated = coding.inflate(&self.local, whole, 0, most).await;
+                let inflated = coding.inflate(&self.local, &self.caller, whole, 0, most);
+                let inflated = inflated.await;
                 inflated.map(Some).map_err(refused)
             }
             (1, None) => Err(Status::invalid_argument(
