@@ -15,7 +15,8 @@
 //! turns and bounds count it as they count a session. When the future that waits for an answer is dropped, as hyper does when
 //! the peer has gone, the request is cancelled. What was answered is counted by status in `responses.rs`.
 //!
-//! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it,
+//! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it
+//! (`uploads.rs` has slow ones make room),
 //! `documents.rs` readies a request for its model, `ordered.rs` gives parts in row order, `counted.rs` counts answers until
 //! they were written, `models.rs` tells of models and loads them. A door renders what comes of that.
 //!
@@ -40,6 +41,7 @@ mod runtime;
 mod serving;
 mod shared;
 mod translate;
+mod uploads;
 mod watched;
 
 use std::io;

@@ -155,18 +155,19 @@ impl Messages {
 
     /// So many bytes, in one piece of memory.
     async fn collect(&mut self, length: usize) -> Result<Whole, Status> {
-        let reserved = Reserved::none(&self.local.shared);
+        let local = self.local.clone();
+        let shared = &local.shared;
         if self.rest.is_empty() && length > 0 {
             self.rest = self.piece(Some(NEXT_BYTE)).await?.ok_or_else(cut_off)?;
         }
         if self.rest.len() >= length {
             // It came in one frame.
             let bytes = self.rest.split_to(length);
-            return Whole::of(bytes, reserved).map_err(status);
+            return Whole::of(bytes, Reserved::none(shared)).map_err(status);
         }
         let first_raw = request::first_raw(&self.rest);
         let before = first_raw.map_or(0, |at| at.wrapping_neg() % ALIGNMENT);
-        let mut whole = Growing::announced(reserved, before, length as u64);
+        let mut whole = Growing::announced(Reserved::coming(shared), before, length as u64);
         loop {
             let left = length - whole.len();
             let piece = self.rest.split_to(self.rest.len().min(left));
@@ -174,7 +175,8 @@ impl Messages {
             if piece.len() == left {
                 return Ok(whole.finish());
             }
-            self.rest = self.piece(Some(NEXT_BYTE)).await?.ok_or_else(cut_off)?;
+            let next = whole.next(&mut self.body).await.map_err(refused)?;
+            self.rest = next.ok_or_else(cut_off)?;
         }
     }
 
