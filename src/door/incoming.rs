@@ -101,10 +101,9 @@ impl Reserved {
             began: Instant::now(),
             upload: None,
         };
-        Reserved {
-            coming: Some(coming),
-            ..Reserved::none(shared)
-        }
+        let mut reserved = Reserved::none(shared);
+        reserved.coming = Some(coming);
+        reserved
     }
 
     /// Counts more bytes.

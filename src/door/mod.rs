@@ -17,7 +17,8 @@
 //!
 //! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it
 //! (`uploads.rs` has slow ones make room),
-//! `documents.rs` readies a request for its model, `ordered.rs` gives parts in row order, `counted.rs` counts answers until
+//! `documents.rs` readies a request for its model, `ordered.rs` gives parts in row order, `turn.rs` whole
+//! answers in that of their requests, `counted.rs` counts answers until
 //! they were written, `models.rs` tells of models and loads them. A door renders what comes of that.
 //!
 //! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other. `http/`
@@ -41,6 +42,7 @@ mod runtime;
 mod serving;
 mod shared;
 mod translate;
+mod turn;
 mod uploads;
 mod watched;
 
