@@ -139,7 +139,9 @@ fn large_json_holds_up_neither_look_ups_nor_small_packed_nor_large_binary_reques
             "--grpc-port",
             "0",
             "--preload",
-            "echo,wide",
+            "echo",
+            "--preload",
+            "wide",
         ];
         let folder = models(&[
             ("echo.onnx", onnx::echo(DataType::Fp32, &[4])),

@@ -162,7 +162,14 @@ fn a_bulk_request_comes_in_parts_when_asked_and_an_answer_without_rows_ends_them
 
 #[test]
 fn answers_that_wait_for_their_turn_end_neither_those_before_them_nor_themselves() {
-    let flags = ["--preload", "slow,wide", "--max-client-bytes", "16MiB"];
+    let flags = [
+        "--preload",
+        "slow",
+        "--preload",
+        "wide",
+        "--max-client-bytes",
+        "16MiB",
+    ];
     with_server(
         &[&flags[..], &["--num-worker", "2"]].concat(),
         async |server| {
