@@ -247,7 +247,7 @@ pub struct Args {
     pub max_client_bytes: Size,
 
     /// Most bytes of messages that have begun to come and not ended, over all connections; beyond it the slowest are
-    /// closed [default: as --max-queue-bytes]
+    /// closed, at the doors with 429 [default: as --max-queue-bytes]
     #[arg(long, value_name = "SIZE", help_heading = "Bounds")]
     pub max_unfinished_bytes: Option<Size>,
 

@@ -8,7 +8,6 @@ use std::time::Duration;
 use foldhash::HashMap;
 use tokio::time::Instant;
 
-use super::incoming::HERE_BYTES;
 use super::local::Local;
 use super::models::Models;
 use super::submit::Caller;
@@ -92,10 +91,10 @@ impl Local {
             let is_document = unnamed || names.iter().any(|name| name == tensor.name());
             if is_document && is_text(tensor) {
                 let text = tensor.clone();
-                let takes_its_time = text.payload_bytes() > HERE_BYTES;
+                let bytes = text.payload_bytes();
                 // Offsets are looked at here: text is read from between them.
                 let parse = move || to_documents(&text.check_values(0)?);
-                *tensor = self.beside(takes_its_time, parse).await??;
+                *tensor = self.beside(caller, bytes, parse).await??;
             }
         }
         Ok(request)

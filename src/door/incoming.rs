@@ -1,9 +1,10 @@
 //! What comes in: the pieces of a body, the one piece of memory that is made of them, and the count of its bytes.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -66,10 +67,22 @@ pub(crate) async fn next(
     Ok(None)
 }
 
+/// How long a body may come until it counts as one that is long in coming, however few bytes it has.
+const LONG_IN_COMING: Duration = Duration::from_secs(5);
+
 /// Bytes of bodies that are being read; they count as long as this lives.
 pub(crate) struct Reserved {
     shared: Arc<Shared>,
     bytes: u64,
+    /// Of a body that comes in pieces, until all of it has come.
+    coming: Option<Coming>,
+}
+
+/// A body that comes in pieces.
+struct Coming {
+    began: Instant,
+    /// Its number among the uploads that may have to make room, once it is large or long in coming.
+    upload: Option<u64>,
 }
 
 impl Reserved {
@@ -78,17 +91,76 @@ impl Reserved {
         Reserved {
             shared: shared.clone(),
             bytes: 0,
+            coming: None,
         }
+    }
+
+    /// None so far, of a body that comes in pieces.
+    pub(crate) fn coming(shared: &Arc<Shared>) -> Reserved {
+        let coming = Coming {
+            began: Instant::now(),
+            upload: None,
+        };
+        let mut reserved = Reserved::none(shared);
+        reserved.coming = Some(coming);
+        reserved
     }
 
     /// Counts more bytes.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` if there are too many over all connections.
+    /// `RESOURCE_EXHAUSTED` if there are too many over all connections, and it is not faster than others that come.
     pub(crate) fn add(&mut self, bytes: usize) -> Result<(), Error> {
-        self.shared.reserve(bytes as u64)?;
-        self.bytes += bytes as u64;
+        let bytes = bytes as u64;
+        let held = self.bytes + bytes;
+        let upload = self.note(bytes, held)?;
+        self.shared.reserve(bytes, held, upload)?;
+        self.bytes = held;
         Ok(())
+    }
+
+    /// Its number among uploads, if it is one, has come in pieces, and is large or long in coming.
+    fn note(&mut self, bytes: u64, held: u64) -> Result<Option<u64>, Error> {
+        let Some(coming) = &mut self.coming else {
+            return Ok(None);
+        };
+        let uploads = &self.shared.uploads;
+        match coming.upload {
+            Some(upload) if !uploads.note(upload, bytes, Instant::now()) => {
+                return Err(self.shared.too_slow());
+            }
+            Some(_) => {}
+            None => {
+                let now = Instant::now();
+                let is_long = now.saturating_duration_since(coming.began) > LONG_IN_COMING;
+                if held > HERE_BYTES as u64 || is_long {
+                    coming.upload = Some(uploads.add(coming.began, held, now));
+                }
+            }
+        }
+        Ok(coming.upload)
+    }
+
+    /// Ready if it has to make room for others.
+    fn poll_closed(&self, cx: &Context<'_>) -> Poll<Error> {
+        match self.upload() {
+            Some(upload) if self.shared.uploads.poll_closed(upload, cx) => {
+                Poll::Ready(self.shared.too_slow())
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    fn upload(&self) -> Option<u64> {
+        self.coming.as_ref().and_then(|coming| coming.upload)
+    }
+
+    /// All has come: it makes no room any more.
+    fn finish(&mut self) {
+        if let Some(upload) = self.upload() {
+            self.shared.uploads.remove(upload);
+        }
+        self.coming = None;
     }
 
     /// As many of something else.
@@ -100,6 +172,7 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         self.shared.release(self.bytes);
+        self.finish();
     }
 }
 
@@ -183,6 +256,19 @@ impl Growing {
         Ok(())
     }
 
+    /// The next piece of a body that is put together here, as it comes.
+    ///
+    /// # Errors
+    /// As [`next`]; `RESOURCE_EXHAUSTED` if it has to make room for others.
+    pub(crate) async fn next(&self, body: &mut Incoming) -> Result<Option<Bytes>, Unread> {
+        let mut piece = pin!(next(body, Some(NEXT_BYTE)));
+        poll_fn(|cx| match self.reserved.poll_closed(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error.into())),
+            Poll::Pending => piece.as_mut().poll(cx),
+        })
+        .await
+    }
+
     fn make_room(&mut self, room: usize) -> Result<(), Error> {
         let missing = (self.before + room).saturating_sub(self.whole.len());
         self.whole.try_reserve_exact(missing).map_err(|error| {
@@ -198,6 +284,7 @@ impl Growing {
 
     /// All of it has come.
     pub(crate) fn finish(mut self) -> Whole {
+        self.reserved.finish();
         self.whole.shrink_to_fit();
         let start = self.before.min(self.whole.len());
         Whole {
@@ -224,11 +311,11 @@ pub(crate) mod tests {
 
     /// Whether so many bytes are free, and no more.
     pub(crate) fn has_free(shared: &Shared, bytes: u64) -> bool {
-        let is_free = shared.reserve(bytes).is_ok();
+        let is_free = shared.reserve(bytes, u64::MAX, None).is_ok();
         if is_free {
             shared.release(bytes);
         }
-        is_free && shared.reserve(bytes + 1).is_err()
+        is_free && shared.reserve(bytes + 1, u64::MAX, None).is_err()
     }
 
     #[test]
@@ -247,7 +334,8 @@ pub(crate) mod tests {
         let mut second = Growing::new(whole.reserved.another(), 0, 900);
         second.push(&[3; 400]).unwrap();
         assert!(has_free(&shared, 100));
-        assert!(matches!(second.push(&[3; 101]), Err(Unread::Refused(_))));
+        // Small ones may have an eighth more.
+        assert!(matches!(second.push(&[3; 226]), Err(Unread::Refused(_))));
         assert!(matches!(
             second.push(&[3; 501]),
             Err(Unread::TooLong { most: 900, .. })

@@ -7,12 +7,16 @@ use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
 use super::incoming::{Growing, Unread, Whole};
 use super::local::Local;
+use super::submit::Caller;
 use crate::error::Error;
 
 /// How many bytes are inflated between two looks at the bounds.
 const STEP_BYTES: usize = 64 * 1024;
 /// What has more bytes is inflated beside the runtime: each may become a thousand.
 const INFLATE_HERE_BYTES: usize = 256;
+/// Inflating a byte is at most as much work as reading so many: each may become a thousand, which takes less time than reading
+/// them.
+const WORK_OF_A_BYTE: usize = 64;
 
 /// How bytes are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,14 +43,19 @@ impl Coding {
     pub(crate) async fn inflate(
         self,
         local: &Local,
+        caller: &Caller,
         packed: Whole,
         before: usize,
         most: u64,
     ) -> Result<Whole, Unread> {
-        let takes_its_time = packed.bytes.len() > INFLATE_HERE_BYTES;
-        // The count goes along: a request that is cancelled meanwhile leaves the bytes in the pool's queue.
+        let bytes = packed.bytes.len();
+        // The count goes along: a request that is cancelled meanwhile leaves its bytes in a queue.
         let inflate = move || inflate(self, &packed, before, most);
-        local.beside(takes_its_time, inflate).await?
+        if bytes <= INFLATE_HERE_BYTES {
+            return inflate();
+        }
+        let bytes = bytes.saturating_mul(WORK_OF_A_BYTE);
+        local.threads.begin(caller, bytes, inflate).await?
     }
 }
 

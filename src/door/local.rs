@@ -1,10 +1,13 @@
 //! What the tasks of one door thread share, and what they can tell of the server.
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::beside::Beside;
 use super::documents::Documents;
+use super::incoming::HERE_BYTES;
 use super::shared::Shared;
 use super::submit::{Caller, Pipeline};
 use crate::error::{Error, ErrorCode, Result};
@@ -25,16 +28,24 @@ pub(crate) struct Local {
     offers: Offers,
     /// The server has started, which it never takes back.
     started: Cell<bool>,
+    /// Threads for what takes its time.
+    pub(crate) threads: Rc<Beside>,
 }
 
 impl Local {
-    pub(super) fn new(pipeline: Pipeline, offers: Offers, shared: Arc<Shared>) -> Local {
+    pub(super) fn new(
+        pipeline: Pipeline,
+        offers: Offers,
+        shared: Arc<Shared>,
+        threads: Rc<Beside>,
+    ) -> Local {
         Local {
             pipeline,
             shared,
             documents: Documents::default(),
             offers,
             started: Cell::new(false),
+            threads,
         }
     }
 
@@ -102,19 +113,31 @@ impl Local {
         metrics::text(&snapshot, &outside)
     }
 
-    /// Runs what takes its time on a thread beside the runtime; what takes none here.
+    /// Works on so many bytes: on many beside the runtime, which serves others meanwhile; on few, which take no time, here.
     ///
     /// # Errors
     /// `INTERNAL` if it panicked.
     pub(crate) async fn beside<T: Send + 'static>(
         &self,
-        takes_its_time: bool,
+        caller: &Caller,
+        bytes: usize,
         what: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        if !takes_its_time {
+        if bytes <= HERE_BYTES {
             return Ok(what());
         }
-        let done = tokio::task::spawn_blocking(what).await;
-        done.map_err(|e| Error::internal(format!("a request could not be read: {e}")))
+        self.threads.begin(caller, bytes, what).await
+    }
+
+    /// Looks something up in the models' folder, which may take its time, beside all that works on bytes.
+    ///
+    /// # Errors
+    /// `INTERNAL` if it panicked.
+    pub(crate) async fn look_up<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        what: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        self.threads.look_up(caller, what).await
     }
 }

@@ -8,19 +8,23 @@
 //! Each door thread (`runtime.rs`) has a single-threaded runtime, one `server::Door` and the connections that it has
 //! accepted. A task submits straight into that door, and the thread's reader hands it its answers: there is no thread
 //! between the runtime and the ventilator, and no lock is taken however many connections there are. What the tasks of a
-//! thread share is in `local.rs`, what the threads share in `shared.rs`.
+//! thread share is in `local.rs`, what the threads share in `shared.rs`. What takes its time runs on threads beside it
+//! (`beside.rs`).
 //!
 //! A connection is a caller (`connections.rs`, its bytes in `watched.rs` and `frames.rs`, hyper over them in `serving.rs`): the pipeline's
 //! turns and bounds count it as they count a session. When the future that waits for an answer is dropped, as hyper does when
 //! the peer has gone, the request is cancelled. What was answered is counted by status in `responses.rs`.
 //!
-//! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it,
-//! `documents.rs` readies a request for its model, `ordered.rs` gives parts in row order, `counted.rs` counts answers until
+//! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it
+//! (`uploads.rs` has slow ones make room),
+//! `documents.rs` readies a request for its model, `ordered.rs` gives parts in row order, `turn.rs` whole
+//! answers in that of their requests, `counted.rs` counts answers until
 //! they were written, `models.rs` tells of models and loads them. A door renders what comes of that.
 //!
 //! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other. `http/`
 //! and `grpc/` are the doors; each has a way into the pipeline of its own, so that requests are counted by door.
 
+mod beside;
 mod connections;
 mod counted;
 mod documents;
@@ -39,6 +43,8 @@ mod serving;
 mod shared;
 mod submit;
 mod translate;
+mod turn;
+mod uploads;
 mod watched;
 
 use std::io;

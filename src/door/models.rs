@@ -151,7 +151,8 @@ impl<'a> Models<'a> {
             let (offers, name) = (self.local.offers(), model.name.clone());
             let find = move || offers.versions(&name);
             // One that was loaded and lies there no more has the version that is served.
-            let versions = self.local.beside(true, find).await?.unwrap_or_default();
+            let versions = self.local.look_up(self.caller, find).await?;
+            let versions = versions.unwrap_or_default();
             if !versions.is_empty() {
                 let versions = versions.iter().map(u64::to_string);
                 metadata.versions = versions.collect();
@@ -254,7 +255,7 @@ impl<'a> Models<'a> {
             let names = names.chain(is_served.iter().map(|name| (*name).to_owned()));
             Ok(names.map(|name| (name.clone(), why_not(&name))).collect())
         };
-        let names = self.local.beside(true, look).await??;
+        let names = self.local.look_up(self.caller, look).await??;
         let lines = names.into_iter().map(|(name, why_not)| {
             let served = statistics::newest(&loaded, &name);
             Indexed {
@@ -300,16 +301,18 @@ impl<'a> Models<'a> {
     async fn version(self, model: &ModelName) -> Result<(String, String)> {
         let (offers, name, params) = (self.local.offers(), model.name.clone(), model.params());
         let find = move || offers.version(&name, &params);
-        self.local.beside(true, find).await?
+        self.local.look_up(self.caller, find).await?
     }
 
     /// The name of the model that is loaded and unloaded with this one: a method's model, else its own.
     async fn model_of(self, name: &str) -> Result<String> {
         let (offers, name) = (self.local.offers(), name.to_owned());
         // Without a dot there is no method, and nothing is looked up.
-        let takes_its_time = name.contains('.');
+        if !name.contains('.') {
+            return Ok(offers.model_of(&name));
+        }
         self.local
-            .beside(takes_its_time, move || offers.model_of(&name))
+            .look_up(self.caller, move || offers.model_of(&name))
             .await
     }
 
@@ -324,7 +327,7 @@ impl<'a> Models<'a> {
             let models = names.iter().map(|name| offers.model_of(name));
             models.collect()
         };
-        let models = self.local.beside(true, look).await?;
+        let models = self.local.look_up(self.caller, look).await?;
         let mut unloaded = self.local.shared.unloaded();
         for model in &models {
             unloaded.remove(model);

@@ -16,6 +16,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local};
 
+use super::beside::{self, Beside};
 use super::connections::{Connection, Connections};
 use super::local::Local;
 use super::shared::Shared;
@@ -25,8 +26,6 @@ use crate::message::Protocol;
 use crate::server::{Door, Offers};
 use crate::thread_priority;
 
-/// Threads that parse and inflate large bodies beside the runtime, so that small requests and health checks go on.
-const POOL_THREADS: usize = 2;
 /// How long the last answers may take to leave once the server has stopped.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 /// How often connections are looked at for peers that crawl or stall.
@@ -64,7 +63,7 @@ pub(super) fn run(setup: Setup) {
     thread_priority::ask_for_short_slices();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(POOL_THREADS)
+        .max_blocking_threads(beside::THREADS)
         .thread_name("door-pool")
         // Its tasks share what is not `Send`. A `LocalSet` on a runtime would be a second queue, which every wake-up passes.
         .build_local(LocalOptions::default());
@@ -91,6 +90,7 @@ async fn serve(mut setup: Setup) -> io::Result<()> {
         pipelines: Vec::new(),
         readers: Vec::new(),
         beside: Vec::new(),
+        threads: Rc::default(),
     };
     let separate = setup.metrics.is_some();
     if let Some(opened) = setup.http {
@@ -143,6 +143,8 @@ struct Thread {
     /// Each ends when the server has stopped.
     readers: Vec<JoinHandle<()>>,
     beside: Vec<JoinHandle<()>>,
+    /// What its doors have in common.
+    threads: Rc<Beside>,
 }
 
 impl Thread {
@@ -164,7 +166,12 @@ impl Thread {
         )]
         let readable = AsyncFd::new(descriptor)?;
         let pipeline = Pipeline::new(door, self.shared.max_client_bytes);
-        let local = Local::new(pipeline.clone(), self.offers.clone(), self.shared.clone());
+        let local = Local::new(
+            pipeline.clone(),
+            self.offers.clone(),
+            self.shared.clone(),
+            self.threads.clone(),
+        );
         let local = Rc::new(local);
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let serve = move |stream, connection| serve(local.clone(), stream, connection);

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use super::incoming::HERE_BYTES;
 use super::responses::Responses;
+use super::uploads::Uploads;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::message::Protocol;
@@ -14,6 +17,9 @@ use crate::message::Protocol;
 const DESCRIPTORS_SHARE: u64 = 4;
 /// Most connections of the doors where the system's limit on descriptors is higher, or absent.
 const MOST_CONNECTIONS: u64 = 1 << 18;
+
+/// Small bodies may pass the bound of all by one part of so many: large ones never lock them out.
+const SMALL_SHARE: u64 = 8;
 
 /// Bounds, counts and settings.
 #[derive(Debug)]
@@ -35,6 +41,7 @@ pub(crate) struct Shared {
     /// By kind of door.
     connections: [AtomicUsize; Protocol::ALL.len()],
     unfinished: AtomicU64,
+    pub(super) uploads: Uploads,
     unloaded: Mutex<BTreeSet<String>>,
 }
 
@@ -56,6 +63,7 @@ impl Shared {
             max_unfinished_bytes: config.max_unfinished_bytes,
             connections: Default::default(),
             unfinished: AtomicU64::new(0),
+            uploads: Uploads::default(),
             unloaded: Mutex::default(),
         }
     }
@@ -81,13 +89,19 @@ impl Shared {
         std::iter::zip(Protocol::ALL, self.connections.iter().map(count))
     }
 
-    /// Counts bytes of a body that has not come whole. They are given back by [`Shared::release`].
+    /// Counts bytes of a body that has not come whole, which has so many with them. They are given back by
+    /// [`Shared::release`]. Where there are too many, slower uploads make room for it.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` if there are too many over all connections.
-    pub(crate) fn reserve(&self, bytes: u64) -> Result<()> {
+    /// `RESOURCE_EXHAUSTED` if there are too many over all connections, and none of them is slower.
+    pub(super) fn reserve(&self, bytes: u64, held: u64, upload: Option<u64>) -> Result<()> {
         let before = self.unfinished.fetch_add(bytes, Ordering::Relaxed);
-        if before.saturating_add(bytes) <= self.max_unfinished_bytes {
+        let most = match held <= HERE_BYTES as u64 {
+            true => self.max_unfinished_bytes + self.max_unfinished_bytes / SMALL_SHARE,
+            false => self.max_unfinished_bytes,
+        };
+        let beyond = before.saturating_add(bytes).saturating_sub(most);
+        if beyond == 0 || self.uploads.make_room(beyond, upload, Instant::now()) {
             return Ok(());
         }
         self.release(bytes);
@@ -95,6 +109,14 @@ impl Shared {
             "the requests that are being read have more than {} bytes together (--max-unfinished-bytes); try later",
             self.max_unfinished_bytes
         )))
+    }
+
+    /// What an upload is told that has to make room.
+    pub(super) fn too_slow(&self) -> Error {
+        Error::exhausted(format!(
+            "the requests that are being read have more than {} bytes together (--max-unfinished-bytes), and this one came slowest; try later",
+            self.max_unfinished_bytes
+        ))
     }
 
     pub(crate) fn release(&self, bytes: u64) {

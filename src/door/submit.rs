@@ -12,6 +12,7 @@ use std::time::Duration;
 use foldhash::HashMap;
 use tokio::time::Instant;
 
+use super::turn::Ended;
 use crate::error::{Error, Result};
 use crate::message::{Params, Request, RequestId, Stats};
 use crate::metrics::{Health, Snapshot};
@@ -46,14 +47,36 @@ impl Asked {
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     number: u64,
-    held: Arc<AtomicU64>,
+    unread: Arc<Unread>,
+}
+
+/// Bytes of answers that a caller has not read.
+#[derive(Debug, Default)]
+struct Unread {
+    held: AtomicU64,
+    /// Of these, what waits for answers before it on its stream: nobody could have read it.
+    parked: AtomicU64,
+}
+
+impl Unread {
+    /// Whether an answer of so many bytes may wait to be read, of at most so many.
+    fn takes(&self, bytes: u64, has_turn: bool, most: u64) -> bool {
+        let held = self.held.load(Ordering::Relaxed);
+        // One whose turn has come does not end for those that wait for it.
+        let counted = match has_turn {
+            true => held.saturating_sub(self.parked.load(Ordering::Relaxed)),
+            false => held,
+        };
+        // One answer is always taken: the sink has bounded it.
+        bytes == 0 || counted == 0 || counted + bytes <= most
+    }
 }
 
 impl Caller {
     pub(crate) fn new(number: u64) -> Caller {
         Caller {
             number,
-            held: Arc::default(),
+            unread: Arc::default(),
         }
     }
 
@@ -67,22 +90,40 @@ impl Caller {
 #[derive(Debug)]
 pub(crate) struct Held {
     bytes: u64,
-    of: Arc<AtomicU64>,
+    is_parked: bool,
+    of: Arc<Unread>,
 }
 
 impl Held {
-    fn new(of: &Arc<AtomicU64>, bytes: u64) -> Held {
-        of.fetch_add(bytes, Ordering::Relaxed);
+    fn new(of: &Arc<Unread>, bytes: u64, has_turn: bool) -> Held {
+        of.held.fetch_add(bytes, Ordering::Relaxed);
+        if !has_turn {
+            of.parked.fetch_add(bytes, Ordering::Relaxed);
+        }
         Held {
             bytes,
+            is_parked: !has_turn,
             of: of.clone(),
+        }
+    }
+
+    /// How many.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// They wait for no answer before them any more.
+    pub(crate) fn has_turn(&mut self) {
+        if std::mem::take(&mut self.is_parked) {
+            self.of.parked.fetch_sub(self.bytes, Ordering::Relaxed);
         }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.has_turn();
+        self.of.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -129,12 +170,18 @@ struct Inner {
 struct Slot {
     answers: RefCell<VecDeque<(ServerMessage, Held)>>,
     waker: Cell<Option<Waker>>,
-    held: Arc<AtomicU64>,
+    unread: Arc<Unread>,
+    /// The turn before that of the answer, if it waits for one.
+    before: Option<Rc<Ended>>,
 }
 
 impl Slot {
+    fn has_turn(&self) -> bool {
+        self.before.as_ref().is_none_or(|before| before.is_over())
+    }
+
     fn push(&self, message: ServerMessage, bytes: u64) {
-        let held = Held::new(&self.held, bytes);
+        let held = Held::new(&self.unread, bytes, self.has_turn());
         self.answers.borrow_mut().push_back((message, held));
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -159,8 +206,22 @@ impl Pipeline {
     /// # Errors
     /// What the server answers; `UNAVAILABLE` once it has stopped.
     pub(crate) async fn infer(&self, caller: &Caller, request: Request) -> Result<(Rows, Stats)> {
+        self.infer_behind(caller, request, None).await
+    }
+
+    /// The same for an answer that waits for its turn behind another.
+    ///
+    /// # Errors
+    /// As [`Pipeline::infer`].
+    pub(crate) async fn infer_behind(
+        &self,
+        caller: &Caller,
+        request: Request,
+        before: Option<Rc<Ended>>,
+    ) -> Result<(Rows, Stats)> {
         let near_end = near_end(&request);
-        let mut answers = self.ask(caller, |door, caller| door.submit(caller, request))?;
+        let ask = |door: &mut Door, caller| door.submit(caller, request);
+        let mut answers = self.ask_behind(caller, before, ask)?;
         answers.near_end = near_end;
         match answers.next().await? {
             (ServerMessage::Result(outputs, stats), held) => Ok((Rows { outputs, held }, stats)),
@@ -280,6 +341,15 @@ impl Pipeline {
         caller: &Caller,
         ask: impl FnOnce(&mut Door, u64) -> Result<RequestId>,
     ) -> Result<Answers> {
+        self.ask_behind(caller, None, ask)
+    }
+
+    fn ask_behind(
+        &self,
+        caller: &Caller,
+        before: Option<Rc<Ended>>,
+        ask: impl FnOnce(&mut Door, u64) -> Result<RequestId>,
+    ) -> Result<Answers> {
         if self.0.over.get() {
             return Err(stopped());
         }
@@ -288,7 +358,8 @@ impl Pipeline {
         let slot = Rc::new(Slot {
             answers: RefCell::default(),
             waker: Cell::new(None),
-            held: caller.held.clone(),
+            unread: caller.unread.clone(),
+            before,
         });
         self.0.waiting.borrow_mut().insert(id, slot.clone());
         Ok(Answers {
@@ -350,9 +421,8 @@ impl Pipeline {
             return; // whoever asked has gone
         };
         let bytes = payload_bytes(&answer.message);
-        let held = slot.held.load(Ordering::Relaxed);
-        // One answer is always taken: the sink has bounded it.
-        if bytes == 0 || held == 0 || held + bytes <= self.0.max_client_bytes {
+        let has_turn = slot.has_turn();
+        if slot.unread.takes(bytes, has_turn, self.0.max_client_bytes) {
             slot.push(answer.message, bytes);
             return;
         }
@@ -363,8 +433,12 @@ impl Pipeline {
             self.0.asked.note();
         }
         let error = Error::exhausted(format!(
-            "more than {} bytes of answers wait for this connection to read them (--max-client-bytes)",
-            self.0.max_client_bytes
+            "more than {} bytes of answers wait for {} (--max-client-bytes)",
+            self.0.max_client_bytes,
+            match has_turn {
+                true => "this connection to read them",
+                false => "those before them on their stream",
+            }
         ));
         slot.push(ServerMessage::Error(error), 0);
     }
@@ -465,4 +539,25 @@ fn unexpected(message: &ServerMessage) -> Error {
         "the pipeline has answered another question: {}",
         message.kind()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_whose_turn_has_come_does_not_end_for_those_that_wait_for_it() {
+        let unread: Arc<Unread> = Arc::default();
+        assert!(unread.takes(200, true, 100) && unread.takes(200, false, 100));
+        let mut parked = Held::new(&unread, 90, false);
+        assert!(unread.takes(10, false, 100) && !unread.takes(11, false, 100));
+        assert!(unread.takes(200, true, 100));
+        let read = Held::new(&unread, 50, true);
+        assert!(unread.takes(50, true, 100) && !unread.takes(51, true, 100));
+        drop(read);
+        parked.has_turn();
+        assert!(unread.takes(10, true, 100) && !unread.takes(11, true, 100));
+        drop(parked);
+        assert!(unread.takes(200, true, 100));
+    }
 }

@@ -1,15 +1,21 @@
-//! Answers that take their time to be written are written beside the door's thread, so that others are served meanwhile.
+//! What takes its time is read and written beside the door's thread, and does not hold others up there either.
 
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use mdm::DataType;
 use serde_json::{Value, json};
 
-use crate::LIMIT;
-use crate::common::{Server, models, onnx, within};
+use crate::common::{Server, eventually, models, onnx, within};
 use crate::events::{EVENTS, events};
 use crate::grpc::protocol::infer_parameter::ParameterChoice;
 use crate::grpc::protocol::{InferTensorContents, ModelInferRequest};
 use crate::grpc::{Client, input, parameter};
 use crate::http::Http;
+use crate::{LIMIT, echo_request};
 
 /// Numbers of a row, and rows: as text and as lists they are few bytes, which are read at once, and half a megabyte in
 /// memory.
@@ -110,6 +116,78 @@ fn large_answers_of_grpc_that_are_copied_are_written_beside_the_door() {
                         assert_eq!(is_used(&server), is_large);
                     }
                 }
+            }
+        });
+    });
+}
+
+/// JSON that takes seconds to be read, and then is none: more than is read beside what others send.
+fn endless() -> Vec<u8> {
+    const ROWS: usize = 5 << 20;
+    let head = format!(
+        r#"{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [{ROWS}, 4], "data": ["#
+    );
+    [head.as_bytes(), &b"1,".repeat(4 * ROWS - 1), b"x]}]}"].concat()
+}
+
+#[test]
+fn large_json_holds_up_neither_look_ups_nor_small_packed_nor_large_binary_requests() {
+    within(LIMIT, || {
+        let flags = [
+            "--http-port",
+            "0",
+            "--grpc-port",
+            "0",
+            "--preload",
+            "echo",
+            "--preload",
+            "wide",
+        ];
+        let folder = models(&[
+            ("echo.onnx", onnx::echo(DataType::Fp32, &[4])),
+            ("wide.onnx", onnx::echo(DataType::Fp32, &[4096])),
+            ("other.onnx", onnx::echo(DataType::Fp32, &[4])),
+        ]);
+        let server = Server::start(folder, &flags);
+        let mut packed = GzEncoder::new(Vec::new(), Compression::default());
+        let request = echo_request(500).to_string();
+        packed.write_all(request.as_bytes()).expect("it is packed");
+        let packed = packed.finish().expect("it is packed");
+        assert!(packed.len() > 256, "it is inflated at once");
+        let rows = 20; // 320 KiB
+        let input = json!({
+            "name": "x", "datatype": "FP32", "shape": [rows, 4096],
+            "parameters": {"binary_data_size": rows * 4096 * 4},
+        });
+        let json = json!({"inputs": [input], "parameters": {"binary_data_output": true}});
+        let binary = vec![0; rows * 4096 * 4];
+        let body = endless();
+        let is_answered = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let mut http = Http::to(&server);
+                    let answer = http.request("POST", "/v2/models/echo/infer", &[], &body);
+                    is_answered.store(true, Ordering::SeqCst);
+                    assert_eq!(answer.status, 400, "{answer:?}");
+                });
+            }
+            eventually("it is being read", || is_used(&server));
+            std::thread::sleep(Duration::from_millis(300)); // the others have come too
+            let mut honest = Http::to(&server);
+            for _ in 0..3 {
+                let infer = "/v2/models/echo/infer";
+                let gzip = [("content-encoding", "gzip")];
+                let answer = honest.request("POST", infer, &gzip, &packed);
+                assert_eq!(answer.status, 200, "{answer:?}");
+                assert_eq!(honest.get("/v2/models/echo").status, 200);
+                assert_eq!(honest.get("/v2/models/other/ready").status, 200);
+                let index = honest.request("POST", "/v2/repository/index", &[], b"{}");
+                assert_eq!(index.status, 200, "{index:?}");
+                let answer = honest.post_binary("/v2/models/wide/infer", &json, &binary);
+                assert_eq!(answer.status, 200);
+                let stalled = "answered only once large JSON was read";
+                assert!(!is_answered.load(Ordering::SeqCst), "{stalled}");
             }
         });
     });

@@ -161,6 +161,45 @@ fn a_bulk_request_comes_in_parts_when_asked_and_an_answer_without_rows_ends_them
 }
 
 #[test]
+fn answers_that_wait_for_their_turn_end_neither_those_before_them_nor_themselves() {
+    let flags = [
+        "--preload",
+        "slow",
+        "--preload",
+        "wide",
+        "--max-client-bytes",
+        "16MiB",
+    ];
+    with_server(
+        &[&flags[..], &["--num-worker", "2"]].concat(),
+        async |server| {
+            let mut client = Client::to(server).await;
+            let (say, mut answers) = client.stream().await;
+            // Seconds, then much more than may lie unread.
+            say.send(with_id(slow(8_000), "slow")).unwrap();
+            let (rows, count) = (64, 24);
+            for id in 0..count {
+                let echo = ModelInferRequest {
+                    model_name: "wide".to_owned(),
+                    inputs: vec![input("x", "FP32", &[rows as i64, 4096])],
+                    raw_input_contents: vec![vec![0; rows * 4096 * 4].into()],
+                    ..ModelInferRequest::default()
+                };
+                say.send(with_id(echo, &id.to_string())).unwrap();
+            }
+            drop(say);
+            let ids = (0..count).map(|id| id.to_string());
+            for id in std::iter::once("slow".to_owned()).chain(ids) {
+                let answer = answers.message().await.expect("no end").expect("an answer");
+                assert_eq!(answer.error_message, "");
+                assert_eq!(answer.infer_response.expect("rows").id, id);
+            }
+            assert!(answers.message().await.expect("a good end").is_none());
+        },
+    );
+}
+
+#[test]
 fn a_message_that_is_too_long_ends_its_stream_after_what_runs_was_answered() {
     with_server(
         &["--preload", "slow", "--max-request-bytes", "1MiB"],

@@ -77,6 +77,15 @@ impl Http {
         }
     }
 
+    /// Whether something has come that was not read.
+    pub fn has_answer(&self) -> bool {
+        let stream = self.stream.get_ref();
+        stream.set_nonblocking(true).expect("an option");
+        let peeked = stream.peek(&mut [0]);
+        stream.set_nonblocking(false).expect("an option");
+        peeked.is_ok_and(|bytes| bytes > 0)
+    }
+
     /// Closes the connection, whoever else holds it.
     pub fn hang_up(self) {
         let _ = self.stream.get_ref().shutdown(Shutdown::Both); // it may be closed

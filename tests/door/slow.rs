@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::common::{PATIENCE, processor_time, within};
+use crate::grpc::{Client, mlp};
 use crate::http::Http;
-use crate::{LIMIT, echo_request, server};
+use crate::infer::rows;
+use crate::{LIMIT, echo_request, server, server_of};
 
 #[test]
 fn a_head_or_a_body_that_does_not_come_ends_its_connection_and_idle_ones_stay() {
@@ -39,6 +41,67 @@ fn a_head_or_a_body_that_does_not_come_ends_its_connection_and_idle_ones_stay() 
         assert!(grown < 16 << 20, "{grown} bytes more");
         assert_eq!(idle.get("/v2").status, 200);
         assert_eq!(silent.get("/v2").status, 200);
+    });
+}
+
+#[test]
+fn uploads_that_drip_lock_nobody_out_and_make_room_for_who_is_faster() {
+    within(LIMIT, || {
+        let flags = [
+            "--http-port",
+            "0",
+            "--grpc-port",
+            "0",
+            "--max-request-bytes",
+            "8MiB",
+            "--max-unfinished-bytes",
+            "16MiB",
+        ];
+        let server = server_of(&flags);
+        let mut honest = Http::to(&server);
+        let small = |honest: &mut Http| {
+            let answer = honest.post("/v2/models/echo/infer", &echo_request(1));
+            assert_eq!(answer.status, 200, "{answer:?}");
+        };
+        small(&mut honest);
+        let mut dripping: Vec<Http> = (0..3).map(|_| Http::to(&server)).collect();
+        let megabytes = [6, 6, 4];
+        for (http, megabytes) in dripping.iter_mut().zip(megabytes) {
+            let head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n\
+                        content-length: 8388608\r\n\r\n";
+            assert!(http.send(head.as_bytes()));
+            assert!(http.send(&vec![b' '; (megabytes << 20) - 13]));
+        }
+        for _ in 0..8 {
+            small(&mut honest);
+            for http in &mut dripping {
+                http.send(b" ");
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut client = Client::to(&server).await;
+            client.infer(mlp(&rows(1))).await.expect("an answer");
+        });
+        // What is large is let in, too: those that drip have had their time.
+        let rows = 128; // 2 MiB
+        let input = json!({
+            "name": "x", "datatype": "FP32", "shape": [rows, 4096],
+            "parameters": {"binary_data_size": rows * 4096 * 4},
+        });
+        let json = json!({"inputs": [input], "parameters": {"binary_data_output": true}});
+        let values = vec![0; rows * 4096 * 4];
+        let answer = honest.post_binary("/v2/models/wide/infer", &json, &values);
+        assert_eq!(answer.status, 200);
+        let told = dripping.iter_mut().filter(|http| http.has_answer());
+        let told: Vec<_> = told.map(|http| http.answer().expect("an answer")).collect();
+        assert!(matches!(told.len(), 1 | 2), "{told:?}");
+        for answer in told {
+            assert_eq!(answer.status, 429, "{answer:?}");
+            assert!(answer.error().contains("slowest"), "{answer:?}");
+        }
     });
 }
 

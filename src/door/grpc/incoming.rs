@@ -14,6 +14,7 @@ use super::status::status;
 use crate::door::incoming::{Growing, NEXT_BYTE, Reserved, Unread, Whole, next};
 use crate::door::inflate::Coding;
 use crate::door::local::Local;
+use crate::door::submit::Caller;
 use crate::error::Error;
 
 /// Where the first tensor of a message begins that has to be put together: a multiple of this, as far as memory for so
@@ -27,6 +28,7 @@ const CODINGS: &str = "identity,deflate,gzip";
 /// The messages of a call, one after the other.
 pub(super) struct Messages {
     local: Rc<Local>,
+    caller: Caller,
     body: Incoming,
     /// What has come of the next message.
     rest: Bytes,
@@ -38,6 +40,7 @@ impl Messages {
     /// `UNIMPLEMENTED` for a compression that is not here.
     pub(super) fn of(
         local: Rc<Local>,
+        caller: &Caller,
         headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Messages, Status> {
@@ -60,6 +63,7 @@ impl Messages {
         };
         Ok(Messages {
             local,
+            caller: caller.clone(),
             body,
             rest: Bytes::new(),
             coding,
@@ -136,7 +140,8 @@ impl Messages {
         match (compressed, self.coding) {
             (0, _) => Ok(Some(whole)),
             (1, Some(coding)) => {
-                let inflated = coding.inflate(&self.local, whole, 0, most).await;
+                let inflated = coding.inflate(&self.local, &self.caller, whole, 0, most);
+                let inflated = inflated.await;
                 inflated.map(Some).map_err(refused)
             }
             (1, None) => Err(Status::invalid_argument(
@@ -150,18 +155,19 @@ impl Messages {
 
     /// So many bytes, in one piece of memory.
     async fn collect(&mut self, length: usize) -> Result<Whole, Status> {
-        let reserved = Reserved::none(&self.local.shared);
+        let local = self.local.clone();
+        let shared = &local.shared;
         if self.rest.is_empty() && length > 0 {
             self.rest = self.piece(Some(NEXT_BYTE)).await?.ok_or_else(cut_off)?;
         }
         if self.rest.len() >= length {
             // It came in one frame.
             let bytes = self.rest.split_to(length);
-            return Whole::of(bytes, reserved).map_err(status);
+            return Whole::of(bytes, Reserved::none(shared)).map_err(status);
         }
         let first_raw = request::first_raw(&self.rest);
         let before = first_raw.map_or(0, |at| at.wrapping_neg() % ALIGNMENT);
-        let mut whole = Growing::announced(reserved, before, length as u64);
+        let mut whole = Growing::announced(Reserved::coming(shared), before, length as u64);
         loop {
             let left = length - whole.len();
             let piece = self.rest.split_to(self.rest.len().min(left));
@@ -169,7 +175,8 @@ impl Messages {
             if piece.len() == left {
                 return Ok(whole.finish());
             }
-            self.rest = self.piece(Some(NEXT_BYTE)).await?.ok_or_else(cut_off)?;
+            let next = whole.next(&mut self.body).await.map_err(refused)?;
+            self.rest = next.ok_or_else(cut_off)?;
         }
     }
 

@@ -32,18 +32,18 @@ pub(super) async fn answer(call: &Call, mut messages: Messages) -> Result<Reply,
     outcome.await.map_err(status)
 }
 
-/// Reads a message; a large one beside the runtime. Its bytes count until they count as a request's.
+/// Reads a message; beside the runtime where that takes its time. Its bytes count until they count as a request's.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming what is wrong.
 pub(super) async fn read(call: &Call, message: Whole) -> Result<(Asked, Reserved), Refused> {
     let most = call.local.shared.max_request_bytes;
-    let takes_its_time = message.bytes.len() > HERE_BYTES;
+    let bytes = request::work_bytes(&message.bytes);
     let read = move || {
         let Whole { bytes, reserved } = message;
         request::read(bytes, most).map(|asked| (asked, reserved))
     };
-    call.local.beside(takes_its_time, read).await?
+    call.local.beside(call.caller(), bytes, read).await?
 }
 
 /// What the pipeline gets, with the call's deadline if that comes first.
@@ -74,7 +74,8 @@ pub(super) async fn write(
 ) -> Result<(Vec<Bytes>, Held)> {
     let Rows { outputs, held } = rows;
     let wanted = &asked.infer.wanted;
-    if copied_bytes(&outputs, wanted) <= HERE_BYTES {
+    let bytes = copied_bytes(&outputs, wanted);
+    if bytes <= HERE_BYTES {
         let written =
             response::write(asked.answered(), parameters, (&outputs, wanted), wrapped_in)?;
         return Ok((written, held));
@@ -90,7 +91,7 @@ pub(super) async fn write(
         let written = response::write(answered, &parameters, (&outputs, &wanted), wrapped_in)?;
         Ok((written, held))
     };
-    call.local.beside(true, write).await?
+    call.local.beside(call.caller(), bytes, write).await?
 }
 
 impl Asked {

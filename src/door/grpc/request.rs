@@ -5,6 +5,7 @@ use serde_json::{Number, Value as Json};
 
 use super::fields::{Fields, Value, varint};
 use super::lists::List;
+use crate::door::incoming::HERE_BYTES;
 use crate::door::models::ModelName;
 use crate::door::translate::options::{Options, flag};
 use crate::door::translate::read::{binary, each_once, refuse_shared_memory, wanted_output};
@@ -18,6 +19,8 @@ use crate::tensor::{Batch, DataType, Tensor};
 
 /// Most parameters of a request, of an input and of an output.
 const MAX_PARAMS: usize = 1024;
+/// Fields of a message that are looked at to tell how long it takes to read it; one with more takes its time.
+const MAX_LOOKED_AT: usize = 4 * MAX_TENSORS;
 /// Parameters that begin with this are the protocol's, and no model's.
 const RESERVED: &str = "triton_";
 /// Asks for the rows in parts, and for an answer without rows that ends them.
@@ -147,6 +150,35 @@ pub(super) fn first_raw(mut start: &[u8]) -> Option<usize> {
         }
         start = start.get(length..)?;
     }
+}
+
+/// How many bytes of a message take their time to be read: all but tensors that travel as bytes, and these too if there
+/// may be texts among them, whose lengths are taken out.
+pub(super) fn work_bytes(message: &Bytes) -> usize {
+    if message.len() <= HERE_BYTES {
+        return message.len();
+    }
+    let (mut own, mut has_texts) = (0, false);
+    let mut fields = Fields::of(message.clone());
+    for _ in 0..MAX_LOOKED_AT {
+        let Ok(Some((number, value))) = fields.next() else {
+            return match has_texts {
+                true => message.len(),
+                false => own,
+            };
+        };
+        if let Value::Bytes(bytes) = value
+            && number != 7
+        {
+            own += bytes.len();
+            if own > HERE_BYTES {
+                break;
+            }
+            let has = |name: &[u8]| bytes.windows(name.len()).any(|some| some == name);
+            has_texts |= number == 5 && (has(b"BYTES") || has(b"JSON"));
+        }
+    }
+    message.len()
 }
 
 fn few(list: &mut Vec<Bytes>, value: Value, what: &str) -> Result<()> {
@@ -325,5 +357,35 @@ pub(super) mod tests {
             first_raw(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
             None
         );
+    }
+
+    #[test]
+    fn of_a_large_message_only_texts_and_what_is_no_raw_tensor_take_their_time() {
+        let message = |datatype: &str, raw: bool, more: usize| {
+            let mut request = request(input(datatype, &[2]));
+            let bytes = vec![0; 2 * HERE_BYTES];
+            match raw {
+                true => request.raw_input_contents = vec![bytes.into()],
+                false => request.id = String::from_utf8(bytes).unwrap(),
+            }
+            let more = b"\x38\x00".repeat(more); // numbers, where tensors should be
+            Bytes::from([request.encode_to_vec(), more].concat())
+        };
+        for (datatype, raw, more, takes) in [
+            ("FP32", true, 0, false),
+            ("FP32", true, 10, false),
+            ("FP32", false, 0, true),
+            ("FP32", true, MAX_LOOKED_AT, true),
+            ("BYTES", true, 0, true),
+            ("JSON", true, 0, true),
+        ] {
+            let message = message(datatype, raw, more);
+            assert_eq!(
+                work_bytes(&message) == message.len(),
+                takes,
+                "{datatype} {more}"
+            );
+            assert!(takes || work_bytes(&message) < 100);
+        }
     }
 }

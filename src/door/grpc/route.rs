@@ -97,7 +97,8 @@ async fn dispatch(
 ) -> Result<Reply, Status> {
     let (head, body) = request.into_parts();
     let local = service.local.clone();
-    let messages = Messages::of(local.clone(), &head.headers, body)?;
+    let caller = &open.connection().caller;
+    let messages = Messages::of(local.clone(), caller, &head.headers, body)?;
     let deadline = timeout(&head.headers)?.map(|timeout| Instant::now() + timeout);
     let call = Call {
         local,

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
@@ -21,6 +21,7 @@ use super::status::{status, stopped};
 use crate::door::incoming::{Reserved, Whole};
 use crate::door::ordered::Ordered;
 use crate::door::submit::{Held, Part};
+use crate::door::turn::{Expected, Turn, Window};
 use crate::error::{Error, Result};
 use crate::message::Stats;
 
@@ -55,7 +56,8 @@ async fn read_on(
     say: &mpsc::Sender<Said>,
 ) -> Result<(), Status> {
     let mut running = JoinSet::new();
-    let mut before: Option<oneshot::Receiver<()>> = None;
+    let mut last = None;
+    let window = Window::new(call.local.shared.max_client_bytes);
     let connection = call.open.connection();
     let ended = loop {
         let message = match connection.unless_told(messages.next()).await {
@@ -72,45 +74,23 @@ async fn read_on(
         while running.len() >= MOST_OPEN {
             running.join_next().await;
         }
-        let (turn_over, turn_of_next) = oneshot::channel();
-        let turn = Turn {
-            before: before.replace(turn_of_next),
-            over: turn_over,
-        };
-        running.spawn_local(one(call.clone(), message, say.clone(), turn));
+        window.has_room().await;
+        let expected = window.expect(message.bytes.len());
+        let turn = Turn::behind(&mut last);
+        let one = one(call.clone(), message, say.clone(), (turn, expected));
+        running.spawn_local(one);
     };
     while running.join_next().await.is_some() {}
     ended
 }
 
-/// When a whole answer may leave: when that of the request before has left. It is over when this is dropped.
-struct Turn {
-    before: Option<oneshot::Receiver<()>>,
-    over: oneshot::Sender<()>,
-}
-
-impl Turn {
-    async fn come(&mut self) {
-        if let Some(before) = self.before.take() {
-            // An error is that its end was dropped, which is how a turn ends.
-            let _ = before.await;
-        }
-    }
-
-    /// Lets the next one come as soon as the one before is over.
-    fn pass(self) {
-        let Turn { before, over } = self;
-        if let Some(before) = before {
-            tokio::task::spawn_local(async move {
-                let _ = before.await; // as above
-                drop(over);
-            });
-        }
-    }
-}
-
 /// Answers one request.
-async fn one(call: Rc<Call>, message: Whole, say: mpsc::Sender<Said>, mut turn: Turn) {
+async fn one(
+    call: Rc<Call>,
+    message: Whole,
+    say: mpsc::Sender<Said>,
+    (mut turn, mut expected): (Turn, Expected),
+) {
     let (mut asked, reserved) = match infer::read(&call, message).await {
         Ok(read) => read,
         Err(Refused { model, id, error }) => {
@@ -121,16 +101,21 @@ async fn one(call: Rc<Call>, message: Whole, say: mpsc::Sender<Said>, mut turn: 
     };
     if asked.in_parts {
         turn.pass();
+        drop(expected); // no answer is held back
         if let Err(error) = in_parts(&call, &mut asked, reserved, &say).await {
             tell(&say, (refusal(named(&asked), error), None)).await;
         }
         return;
     }
-    let told = match whole(&call, &mut asked, reserved).await {
+    let mut told = match whole(&call, &mut asked, reserved, &turn).await {
         Ok((message, held)) => (message, Some(held)),
         Err(error) => (refusal(named(&asked), error), None),
     };
+    expected.has_come(told.1.as_ref().map_or(0, Held::bytes));
     turn.come().await;
+    if let Some(held) = &mut told.1 {
+        held.has_turn();
+    }
     tell(&say, told).await;
 }
 
@@ -139,9 +124,16 @@ async fn tell(say: &mpsc::Sender<Said>, (message, held): Told) {
     let _ = say.send(Said::Message(message, held)).await;
 }
 
-async fn whole(call: &Call, asked: &mut Asked, reserved: Reserved) -> Result<(Vec<Bytes>, Held)> {
+async fn whole(
+    call: &Call,
+    asked: &mut Asked,
+    reserved: Reserved,
+    turn: &Turn,
+) -> Result<(Vec<Bytes>, Held)> {
     let request = infer::take_request(call, asked, reserved).await?;
-    let (rows, _stats) = call.local.pipeline.infer(call.caller(), request).await?;
+    let pipeline = &call.local.pipeline;
+    let infer = pipeline.infer_behind(call.caller(), request, turn.before());
+    let (rows, _stats) = infer.await?;
     let parameters = [(FINAL, Parameter::Flag(true))];
     infer::write(call, asked, (rows, &parameters), Some(ANSWER_OF_STREAM)).await
 }

@@ -50,22 +50,21 @@ async fn gather(
     if said.lower() > most {
         return Err(too_long(said.lower()));
     }
-    let reserved = Reserved::none(shared);
     let first = next(body, Some(NEXT_BYTE)).await?.unwrap_or_default();
     if body.is_end_stream() || said.exact() == Some(first.len() as u64) {
         return match first.len() as u64 {
             bytes if bytes > most => Err(too_long(bytes)),
-            _ => Ok(Whole::of(first, reserved)?),
+            _ => Ok(Whole::of(first, Reserved::none(shared))?),
         };
     }
-    let before = padding(json_bytes);
+    let (before, reserved) = (padding(json_bytes), Reserved::coming(shared));
     let mut whole = match said.exact() {
         Some(bytes) => Growing::announced(reserved, before, bytes),
         None => Growing::new(reserved, before, most),
     };
     whole.push(&first)?;
     drop(first);
-    while let Some(piece) = next(body, Some(NEXT_BYTE)).await? {
+    while let Some(piece) = whole.next(body).await? {
         whole.push(&piece)?;
     }
     Ok(whole.finish())

@@ -8,9 +8,9 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue, VARY};
 use hyper::{HeaderMap, StatusCode};
 
-use super::super::incoming::HERE_BYTES;
 use super::super::inflate::Coding;
 use super::super::local::Local;
+use super::super::submit::Caller;
 use super::reply::{Pieces, Refusal, Reply, ReplyBody};
 use crate::error::Error;
 
@@ -70,7 +70,12 @@ impl Coding {
     ///
     /// # Errors
     /// 500 if it cannot be packed.
-    pub(super) async fn packed(self, local: &Local, mut reply: Reply) -> Result<Reply, Refusal> {
+    pub(super) async fn packed(
+        self,
+        local: &Local,
+        caller: &Caller,
+        mut reply: Reply,
+    ) -> Result<Reply, Refusal> {
         let ReplyBody::Pieces(pieces) = reply.body_mut() else {
             return Ok(reply);
         };
@@ -80,7 +85,8 @@ impl Coding {
         }
         let (bare, held) = std::mem::take(pieces).into_parts();
         let pack = move || self.pack(bare.iter());
-        let packed = local.beside(bytes > HERE_BYTES as u64, pack).await??;
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let packed = local.beside(caller, bytes, pack).await??;
         *pieces = Pieces::new(vec![packed]).counted_with(held);
         let headers = reply.headers_mut();
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(self.name()));

@@ -3,15 +3,11 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use hyper::HeaderMap;
-use hyper::header::ACCEPT;
-use serde_json::json;
-use tokio::task::{JoinHandle, spawn_blocking};
-
+use super::super::beside::{Begun, Beside};
 use super::super::connections::Open;
 use super::super::errors::{row_numbers, told};
 use super::super::incoming::HERE_BYTES;
@@ -23,6 +19,10 @@ use super::super::translate::write::{AnswerNames, copied_bytes, write_end, write
 use super::coding;
 use crate::error::{Error, Result};
 use crate::message::Stats;
+use bytes::Bytes;
+use hyper::HeaderMap;
+use hyper::header::ACCEPT;
+use serde_json::json;
 
 /// The media type of events.
 pub(super) const EVENTS: &str = "text/event-stream";
@@ -63,26 +63,33 @@ pub(super) struct Events {
     parts: Ordered,
     due: VecDeque<Due>,
     /// A part that is written beside the runtime.
-    writing: Option<JoinHandle<Result<Event>>>,
+    writing: Option<Begun<Result<Event>>>,
+    threads: Rc<Beside>,
     ready: VecDeque<Event>,
     ended: bool,
     /// The request counts as open until its end was told.
-    _open: Open,
+    open: Open,
 }
 
 impl Events {
     /// # Errors
     /// What ended the request before its first part, so that it can be told by a status.
-    pub(super) async fn begin(subject: Subject, mut parts: Ordered, open: Open) -> Result<Events> {
+    pub(super) async fn begin(
+        threads: Rc<Beside>,
+        subject: Subject,
+        mut parts: Ordered,
+        open: Open,
+    ) -> Result<Events> {
         let first = parts.next().await?;
         let mut events = Events {
             subject,
             parts,
             due: VecDeque::new(),
             writing: None,
+            threads,
             ready: VecDeque::new(),
             ended: false,
-            _open: open,
+            open,
         };
         events.take(first);
         poll_fn(|cx| events.poll_write(cx)).await?;
@@ -141,21 +148,22 @@ impl Events {
             if let Some(writing) = &mut self.writing {
                 let written = ready!(Pin::new(writing).poll(cx));
                 self.writing = None;
-                let panicked = |e| Error::internal(format!("a part could not be written: {e}"));
-                self.ready.push_back(written.map_err(panicked)??);
+                self.ready.push_back(written??);
             }
             match self.due.pop_front() {
                 None => return Poll::Ready(Ok(())),
                 Some(Due::Part(offset, rows)) => {
                     let wanted = self.subject.wanted.clone();
-                    let is_large = copied_bytes(&rows.outputs, &wanted) > HERE_BYTES;
+                    let bytes = copied_bytes(&rows.outputs, &wanted);
                     let write = move || {
                         let json = write_part(offset, &rows.outputs, &wanted)?;
                         Ok((event("part", &json), Some(rows.held)))
                     };
-                    match is_large {
-                        true => self.writing = Some(spawn_blocking(write)),
-                        false => self.ready.push_back(write()?),
+                    if bytes > HERE_BYTES {
+                        let caller = &self.open.connection().caller;
+                        self.writing = Some(self.threads.begin(caller, bytes, write));
+                    } else {
+                        self.ready.push_back(write()?);
                     }
                 }
                 Some(Due::End(rows, stats)) => self.end(rows, stats),

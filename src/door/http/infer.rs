@@ -14,7 +14,7 @@ use super::super::inflate::Coding;
 use super::super::local::Local;
 use super::super::models::ModelName;
 use super::super::ordered::Ordered;
-use super::super::submit::Held;
+use super::super::submit::{Caller, Held};
 use super::super::translate::write::{AnswerNames, Written};
 use super::super::translate::{Infer, read, write};
 use super::body;
@@ -50,11 +50,12 @@ pub(super) async fn answer(
     let caller = open.connection().caller.clone();
     let (infer, reserved) = match json_bytes {
         Some(0) => {
-            let Whole { bytes, reserved } = unpacked(local, whole, coding, json_bytes).await?;
+            let whole = unpacked(local, &caller, whole, coding, json_bytes).await?;
+            let Whole { bytes, reserved } = whole;
             let infer = raw::read(local, &caller, &model, bytes).await?;
             (infer, reserved)
         }
-        _ => parse(local, whole, coding, json_bytes).await?,
+        _ => parse(local, &caller, whole, coding, json_bytes).await?,
     };
     let Infer {
         id,
@@ -69,11 +70,11 @@ pub(super) async fn answer(
         let parts = Ordered::new(parts, wanted.in_order);
         let wanted = Arc::new(wanted);
         let subject = Subject { model, id, wanted };
-        let events = Events::begin(subject, parts, open).await?;
+        let events = Events::begin(local.threads.clone(), subject, parts, open).await?;
         return Ok(reply::of_events(events));
     }
     let (rows, _stats) = local.pipeline.infer(&caller, request).await?;
-    let takes_its_time = write::copied_bytes(&rows.outputs, &wanted) > HERE_BYTES;
+    let bytes = write::copied_bytes(&rows.outputs, &wanted);
     let write = move || {
         let answered = AnswerNames {
             model: &model.name,
@@ -83,7 +84,7 @@ pub(super) async fn answer(
         let written = write::write(answered, &rows.outputs, &wanted);
         written.map(|written| (written, rows))
     };
-    let (written, rows) = local.beside(takes_its_time, write).await??;
+    let (written, rows) = local.beside(&caller, bytes, write).await??;
     Ok(Answer::of(written).reply(rows.held))
 }
 
@@ -106,6 +107,7 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Refusal> {
 /// Inflates a body that comes packed.
 async fn unpacked(
     local: &Local,
+    caller: &Caller,
     whole: Whole,
     coding: Option<Coding>,
     json_bytes: Option<usize>,
@@ -115,25 +117,40 @@ async fn unpacked(
     };
     let before = body::padding(json_bytes);
     let most = local.shared.max_request_bytes;
-    Ok(coding.inflate(local, whole, before, most).await?)
+    Ok(coding.inflate(local, caller, whole, before, most).await?)
 }
 
-/// Reads the request in its body; a large one beside the runtime.
+/// Reads the request in its body; beside the runtime where that takes its time.
 async fn parse(
     local: &Local,
+    caller: &Caller,
     whole: Whole,
     coding: Option<Coding>,
     json_bytes: Option<usize>,
 ) -> Result<(Infer, Reserved), Refusal> {
-    let whole = unpacked(local, whole, coding, json_bytes).await?;
+    let whole = unpacked(local, caller, whole, coding, json_bytes).await?;
     let most = local.shared.max_request_bytes;
-    // Of tensors behind the JSON only texts take time, whose lengths are taken out.
-    let is_large = whole.bytes.len() > HERE_BYTES;
+    let bytes = work_bytes(&whole.bytes, json_bytes);
     let parse = move || {
         let Whole { bytes, reserved } = whole;
         read_body(&bytes, json_bytes, most).map(|infer| (infer, reserved))
     };
-    Ok(local.beside(is_large, parse).await??)
+    Ok(local.beside(caller, bytes, parse).await??)
+}
+
+/// How many bytes of a body take their time to be read: its JSON, and all of it if there may be texts behind that, whose
+/// lengths are taken out. Other tensors are not looked at.
+fn work_bytes(body: &Bytes, json_bytes: Option<usize>) -> usize {
+    let json = json_bytes.and_then(|bytes| body.get(..bytes));
+    let Some(json) = json.filter(|json| body.len() > HERE_BYTES && json.len() <= HERE_BYTES) else {
+        return body.len();
+    };
+    // A datatype's name can be told without being read, unless it is written with escapes.
+    let has = |word: &[u8]| json.windows(word.len()).any(|bytes| bytes == word);
+    match has(b"BYTES") || has(b"JSON") || has(b"\\") {
+        true => body.len(),
+        false => json.len(),
+    }
 }
 
 fn read_body(bytes: &Bytes, json_bytes: Option<usize>, most: u64) -> Result<Infer> {
@@ -187,5 +204,31 @@ impl Answer {
             headers.insert(JSON_LENGTH, HeaderValue::from(bytes));
         }
         reply
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_large_body_only_json_and_texts_take_their_time() {
+        let body = |json: &str| Bytes::from([json.as_bytes(), &vec![0; HERE_BYTES]].concat());
+        for (json, takes) in [
+            (r#"{"datatype": "FP32"}"#, false),
+            (r#"{"datatype": "BYTES"}"#, true),
+            (r#"{"datatype": "JSON"}"#, true),
+            (r#"{"datatype": "B\u0059TES"}"#, true),
+        ] {
+            let whole = body(json);
+            let bytes = work_bytes(&whole, Some(json.len()));
+            assert_eq!(bytes, if takes { whole.len() } else { json.len() });
+            assert_eq!(work_bytes(&whole, None), whole.len());
+            assert_eq!(work_bytes(&whole, Some(whole.len() + 1)), whole.len());
+        }
+        assert_eq!(
+            work_bytes(&body(&" ".repeat(HERE_BYTES + 1)), Some(HERE_BYTES + 1)),
+            2 * HERE_BYTES + 1
+        );
     }
 }

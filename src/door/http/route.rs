@@ -73,16 +73,16 @@ pub(super) async fn answer(
     let is_http2 = request.version() == Version::HTTP_2;
     let coding = Coding::of_answers(request.headers());
     // The request counts as open until its answer is packed, too.
-    let open_until_packed = coding.map(|_| open.connection().begin());
+    let coding = coding.map(|coding| (coding, open.connection().begin()));
     let mut reply = match dispatch(local, serves, open, request).await {
         Ok(reply) => reply,
         Err(refusal) => refusal.into(),
     };
-    if let Some(coding) = coding {
-        let packed = coding.packed(local, reply).await;
+    if let Some((coding, open)) = coding {
+        let caller = &open.connection().caller;
+        let packed = coding.packed(local, caller, reply).await;
         reply = packed.unwrap_or_else(Refusal::into);
     }
-    drop(open_until_packed);
     if is_head {
         // Over HTTP/2 the body would be sent.
         reply::leave_out_body(&mut reply);
