@@ -1,4 +1,4 @@
-"""Other ways in: messageDisMiddle's client, and `python -m mdm`."""
+"""Another way in: `python -m mdm`."""
 
 import json
 import os
@@ -11,25 +11,9 @@ import mdm
 import numpy as np
 import pytest
 from mdm.__main__ import main
-from mdm.ancestor import MessageClient
 from servers import ROOT
 
 IMAGES = ROOT / "examples/digits/images.npy"
-
-
-def test_the_ancestors_client_has_its_call(server, needs_plugin):
-    with MessageClient(ip="localhost", port=server.port, port_out=server.port_out, timeout=5000, show_server_config=False) as client:
-        rows = client.message_handle(["生于1980年", "b"], {"model_proxy_path": "shout.proxy", "c_tag": "BD"})
-        assert [row["text"] for row in rows] == ["生于1980年", "b"]
-        assert client.message_handle([], {"model_proxy_path": "shout.proxy"}) == []
-        assert client.message_handle({"ids": np.arange(6).reshape(2, 3), "text": ["x", "y"]}, {"model_proxy_path": "two.onnx"}) == [
-            {"a": [0, 1, 2], "b": "x"}, {"a": [3, 4, 5], "b": "y"},
-        ]
-        # The ancestor answered these with empty strings.
-        with pytest.raises(mdm.NotFound):
-            client.message_handle(["a"], {"model_proxy_path": "nothing.proxy"})
-        with pytest.raises(mdm.InvalidArgument, match="model_proxy_path"):
-            client.message_handle(["a"], {})
 
 
 def test_python_m_mdm_tells_versions_and_paths(capsys):
