@@ -317,7 +317,7 @@ def test_a_datatype_that_the_model_does_not_take_comes_with_a_hint(client, needs
     for rows, model, why in (
         ([[0.0] * 64], "digits", r"expected FP32, got JSON.*numpy\.asarray\(rows, numpy\.float32\)"),
         (np.zeros((2, 64)), "digits", r"expected FP32, got FP64.*numpy\.asarray\(rows, numpy\.float32\)"),
-        (np.zeros((2, 4)), "echo_BOOL", r"got FP64.*numpy\.asarray\(rows, bool\)"),
+        (np.zeros((2, 4), "i8"), "echo_BOOL", r"got INT64.*numpy\.asarray\(rows, bool\)"),
         (np.zeros((2, 4)), "echo_BF16", "mdm.BF16"), (["a", None], "texts", "a list of str"),
     ):
         for call in (client.infer, lambda *a: client.submit(*a).result(), lambda *a: list(client.stream(*a))):

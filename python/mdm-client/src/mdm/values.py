@@ -129,7 +129,23 @@ def _as_array(name: str, value: Any) -> "np.ndarray[Any, Any]":
         array = np.asarray(value)
     except Exception as e:  # each library has its own, as torch for a tensor on a GPU or with a gradient
         raise _wrong(name, f"{type(value).__name__} gives no array: {e}") from None
+    if array.dtype.kind == "f":
+        _refuse_missing(name, value)
     return array
+
+
+def _refuse_missing(name: str, value: Any) -> None:
+    """Refuses a column of integers that lacks some: they would go out as NaN, among floats."""
+    frame = getattr(value, "columns", None)
+    for label, column in [(None, value)] if frame is None else [(label, value[label]) for label in frame]:
+        kind = str(getattr(column, "dtype", getattr(column, "type", ""))).lower()
+        if not kind.startswith(("int", "uint", "bool")):
+            continue
+        given = np.asarray(column)
+        if given.dtype.kind == "f":
+            at = int(np.isnan(given).argmax())
+            where = "" if label is None else f"column {label!r}: "
+            raise _wrong(name, f"{where}element {at} is missing: fill it, or leave its row out")
 
 
 def _array(name: str, array: "np.ndarray[Any, Any]", own: bool) -> Column:

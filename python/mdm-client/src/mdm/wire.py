@@ -266,7 +266,10 @@ def _hint(message: str) -> str:
     found = re.search(r"\bexpected ([A-Z]+[0-9]*), got ([A-Z]+[0-9]*)\b", message)
     if found is None or not {found[1], found[2]} <= datatypes.ALL.keys():
         return ""
-    expected = datatypes.ALL[found[1]]
+    expected, got = datatypes.ALL[found[1]], datatypes.ALL[found[2]]
+    if expected.numpy is not None and expected.numpy.kind in "biu" and expected.name != "BF16" and got.name.startswith(("FP", "BF")):
+        # What is between two integers, and NaN, would become some integer.
+        return ""
     if expected.name == "BF16":
         given = "mdm.BF16(bits), or an array of ml_dtypes.bfloat16"
     elif expected.numpy is not None:

@@ -1,0 +1,58 @@
+"""Columns and tables of other libraries: what is missing in them, and what they hold that is no array."""
+
+import mdm
+import numpy as np
+import pytest
+from mdm.values import columns
+
+
+class Given:
+    """As a column of a library that is not here."""
+
+    def __init__(self, dtype, values):
+        self.dtype, self.values = dtype, values
+
+    def __array__(self, *_, **__):
+        if isinstance(self.values, Exception):
+            raise self.values
+        return np.array(self.values)
+
+
+def refusal(value):
+    with pytest.raises(mdm.InvalidArgument) as caught:
+        columns(value, False)
+    return str(caught.value)
+
+
+def test_integers_and_truths_that_are_missing_are_refused():
+    for dtype in ("Int64", "int64[pyarrow]", "UInt8", "Boolean"):
+        assert "the input: element 1 is missing: fill it, or leave its row out" in refusal(Given(dtype, [1.0, float("nan")]))
+    assert columns(Given("Float64", [1.0, float("nan")]), False)[0].dtype == "FP64"
+    assert columns(Given("Int64", [1, 2]), False)[0].dtype == "INT64"
+
+
+def test_no_hint_turns_floats_into_integers(client):
+    for rows in (np.array([[1.5]]), np.array([[np.nan]], "f4"), mdm.BF16(np.zeros((1, 1), "u2"))):
+        for expected in ("INT64", "UINT8", "BOOL"):
+            with pytest.raises(mdm.InvalidArgument, match=f"expected {expected}, got [FB][PF]") as caught:
+                client.infer(rows, f"echo_{expected}")
+            assert "in Python" not in str(caught.value)
+
+
+def test_pandas_integers_that_are_missing_are_refused():
+    pandas = pytest.importorskip("pandas")
+    integers = pandas.array([1, None], dtype="Int64")
+    assert "element 1 is missing" in refusal(pandas.Series(integers))
+    assert "input 'x': element 1 is missing" in refusal({"x": pandas.Series(integers)})
+    assert "element 1 is missing" in refusal(pandas.Series([True, None], dtype="boolean"))
+    assert "column 'n': element 1 is missing" in refusal(pandas.DataFrame({"n": integers}))
+    assert "is missing" in refusal(pandas.DataFrame({"n": integers, "f": [0.5, 1.5]}))
+    assert columns(pandas.Series([1.5, None]), False)[0].dtype == "FP64"
+
+
+def test_polars_integers_that_are_missing_are_refused():
+    polars = pytest.importorskip("polars")
+    assert "element 1 is missing" in refusal(polars.Series([1, None]))
+    assert "element 1 is missing" in refusal(polars.Series([True, None]))
+    assert "column 'n': element 1 is missing" in refusal(polars.DataFrame({"f": [0.5, None], "n": [1, None]}))
+    assert columns(polars.Series([1.5, None]), False)[0].dtype == "FP64"
