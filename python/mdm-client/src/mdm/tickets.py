@@ -118,8 +118,12 @@ class SharedSession:
             if ticket is not None:
                 ticket._outcome = error
                 wake = ticket._wake
-                if wake is not None:
+                if wake is None:
+                    continue
+                try:
                     wake()
+                except RuntimeError:
+                    pass  # a loop that was closed; the others are told all the same
 
     def wait(self, ticket: Ticket, until: Optional[float]) -> bool:
         """Waits for the answer; False when the time is over."""
