@@ -14,7 +14,7 @@ from typing import Callable, Deque, Dict, NoReturn, Optional, Set, Union
 from weakref import ref
 
 from . import wire
-from .errors import Cancelled, DeadlineExceeded, Error, Unavailable, again
+from .errors import Cancelled, DeadlineExceeded, Error, FailedPrecondition, Unavailable, again
 from .results import Result, result_of
 from .seconds import left as left_of
 from .session import SLICE, Session
@@ -39,7 +39,9 @@ class SharedSession:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.process = session.process
-        self._read_lock = threading.Lock()
+        #: The reader's own thread may take it again, as in a handler of signals: then `_reading` is set already.
+        self._read_lock = threading.RLock()
+        self._reading = False
         #: What is in flight. A ticket that its program drops is not held here, so that it is noticed.
         self._pending: Dict[int, "ref[Ticket]"] = {}
         self._waiting: Set[Ticket] = set()
@@ -82,7 +84,11 @@ class SharedSession:
         """Takes in what has arrived, without waiting; nothing where another thread reads."""
         if self._closed or not self.process.is_here or not self._read_lock.acquire(False):
             return
+        if self._reading:
+            self._read_lock.release()
+            return
         try:
+            self._reading = True
             self._take_in()
             self.session.look_for_losses()
             while self.session.lost is not None:
@@ -129,7 +135,10 @@ class SharedSession:
         """Waits for the answer; False when the time is over."""
         while ticket._outcome is None:
             if self._read_lock.acquire(False):
+                if self._reading:
+                    return self._read_within(ticket, until)
                 try:
+                    self._reading = True
                     return self._read_for(ticket, until)
                 finally:
                     self._end_reading()
@@ -142,12 +151,21 @@ class SharedSession:
             self._waiting.add(ticket)
             try:
                 # Whoever has ended reading meanwhile saw nobody to wake.
-                if ticket._outcome is None and self._read_lock.locked():
+                if ticket._outcome is None and self._reading:
                     awake.acquire(timeout=left)
             finally:
                 self._waiting.discard(ticket)
                 ticket._wake = None
         return True
+
+    def _read_within(self, ticket: Ticket, until: Optional[float]) -> bool:
+        """Reads on in a handler of signals that came as this thread was reading, whose own frame goes on after it."""
+        try:
+            if self.session.is_receiving:
+                raise FailedPrecondition("the signal came in the middle of an answer, which is read first: ask after its handler")
+            return self._read_for(ticket, until)
+        finally:
+            self._read_lock.release()
 
     def _read_for(self, ticket: Ticket, until: Optional[float]) -> bool:
         session = self.session
@@ -179,6 +197,7 @@ class SharedSession:
         return True
 
     def _end_reading(self) -> None:
+        self._reading = False
         self._read_lock.release()
         if self._dropped:
             self._try_cancels()
@@ -231,6 +250,8 @@ class SharedSession:
             self.session.close()
         elif self._read_lock.acquire(False):
             try:
+                if self._reading:
+                    return
                 self.lose(self.session.lost or _closed())
                 with self.session.send_lock:
                     self.session.close()
@@ -297,6 +318,8 @@ class Ticket:
             until = end if until is None else min(until, end)
         try:
             in_time = self._shared.wait(self, until)
+        except Error:
+            raise  # a handler of signals that may not read now
         except BaseException:
             self._shared.drop(self)
             self._outcome = Cancelled("the wait for the result was interrupted")
