@@ -118,6 +118,18 @@ def test_both_wheels_have_the_crates_version_and_are_small(dist):
     assert f"Requires-Dist: mdm-client=={VERSION}" in metadata and "Requires-Dist: onnxruntime>=1.19.2" in metadata
 
 
+def test_the_wheels_are_of_these_sources_and_anybody_can_read_them(dist):
+    for path in dist.glob("mdm_*.whl"):
+        assert path.stat().st_mode & 0o444 == 0o444, f"{path.name}: only its owner can install it"
+    sources = ROOT / "python/mdm-client/src/mdm"
+    written = {f"mdm/{path.relative_to(sources).as_posix()}": path.read_bytes() for path in sources.rglob("*.py")}
+    (wheel,) = dist.glob("mdm_client-*.whl")
+    with zipfile.ZipFile(wheel) as client:
+        held = {name: client.read(name) for name in client.namelist() if name.endswith(".py")}
+    differing = sorted(name for name in written.keys() | held.keys() if written.get(name) != held.get(name))
+    assert not differing, f"{wheel.name} is older than its sources ({', '.join(differing)}): run `make wheel`"
+
+
 def test_there_is_one_version():
     client = (ROOT / "python/mdm-client/src/mdm/__init__.py").read_text()
     assert re.search(r'^__version__ = "(.*)"', client, re.M).group(1) == VERSION
