@@ -4,6 +4,8 @@ import mdm
 import numpy as np
 import pytest
 from mdm.values import columns
+from packages import needed
+from servers import ROOT
 
 
 class Given:
@@ -40,7 +42,7 @@ def test_no_hint_turns_floats_into_integers(client):
 
 
 def test_pandas_integers_that_are_missing_are_refused():
-    pandas = pytest.importorskip("pandas")
+    pandas = needed("pandas")
     integers = pandas.array([1, None], dtype="Int64")
     assert "element 1 is missing" in refusal(pandas.Series(integers))
     assert "input 'x': element 1 is missing" in refusal({"x": pandas.Series(integers)})
@@ -51,8 +53,19 @@ def test_pandas_integers_that_are_missing_are_refused():
 
 
 def test_polars_integers_that_are_missing_are_refused():
-    polars = pytest.importorskip("polars")
+    polars = needed("polars")
     assert "element 1 is missing" in refusal(polars.Series([1, None]))
     assert "element 1 is missing" in refusal(polars.Series([True, None]))
     assert "column 'n': element 1 is missing" in refusal(polars.DataFrame({"f": [0.5, None], "n": [1, None]}))
     assert columns(polars.Series([1.5, None]), False)[0].dtype == "FP64"
+
+
+def test_what_single_tests_need_is_fetched_and_required(monkeypatch):
+    fetched = (ROOT / "python/requirements.txt").read_text().split()
+    assert {"ml_dtypes", "pandas", "polars", "rich", "tqdm"} <= set(fetched)
+    monkeypatch.setenv("REQUIRE_CLIENTS", "1")
+    with pytest.raises(ImportError):
+        needed("nothing_of_that_name")
+    monkeypatch.delenv("REQUIRE_CLIENTS")
+    with pytest.raises(pytest.skip.Exception):
+        needed("nothing_of_that_name")
