@@ -60,6 +60,14 @@ def test_polars_integers_that_are_missing_are_refused():
     assert columns(polars.Series([1.5, None]), False)[0].dtype == "FP64"
 
 
+def test_a_polars_column_of_structs_keeps_its_fields(client, needs_plugin):
+    polars = needed("polars")
+    rows = [{"a": 1, "b": 2.5}, {"a": None, "b": 0.5}]
+    assert columns(polars.Series(rows), False)[0].dtype == "JSON"
+    (name,) = (got := client.infer(polars.DataFrame({"s": rows})["s"], params={"model_proxy_path": "echo.proxy"}))
+    assert list(got[name]) == rows
+
+
 def test_what_single_tests_need_is_fetched_and_required(monkeypatch):
     fetched = (ROOT / "python/requirements.txt").read_text().split()
     assert {"ml_dtypes", "pandas", "polars", "rich", "tqdm"} <= set(fetched)

@@ -106,6 +106,9 @@ def _column(name: str, value: Any, own: bool) -> Column:
         raise _wrong(name, "it is None")
     if not hasattr(value, "__array__") and not hasattr(value, "__array_interface__") and not isinstance(value, memoryview):
         raise _wrong(name, f"{type(value).__name__} is not taken; expected an array, or a list of rows")
+    if str(getattr(value, "dtype", "")).startswith("Struct("):
+        # polars' rows of fields: numpy's interface has their values without the names.
+        return _rows(name, value.to_list())
     return _array(name, _as_array(name, value), own)
 
 
