@@ -131,6 +131,18 @@ def test_the_wheels_are_of_these_sources_and_anybody_can_read_them(dist):
     assert not differing, f"{wheel.name} is older than its sources ({', '.join(differing)}): run `make wheel`"
 
 
+def test_the_bench_tells_the_size_of_each_command(tmp_path):
+    needs(all(importlib.util.find_spec(name) for name in ("numpy", "zmq", "msgpack")), "the client's packages are not there")
+    found = importlib.util.spec_from_file_location("bench_of_python", ROOT / "benches/python.py")
+    bench = importlib.util.module_from_spec(found)
+    found.loader.exec_module(bench)
+    with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("a-1.data/scripts/mdm-infer", bytes(3_000_000))
+        wheel.writestr("a-1.dist-info/METADATA", "")
+    (line,) = bench.command_sizes(tmp_path / "a.whl")
+    assert line.split() == ["mdm-infer", "0.0", "MB", "3.0", "MB", "installed"]
+
+
 def test_there_is_one_version():
     client = (ROOT / "python/mdm-client/src/mdm/__init__.py").read_text()
     assert re.search(r'^__version__ = "(.*)"', client, re.M).group(1) == VERSION
