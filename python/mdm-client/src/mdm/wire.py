@@ -31,6 +31,8 @@ _MAX_PATH_BYTES = 4_096
 _MAX_TENSOR_NAME_BYTES = 1_024
 #: A map that is one entry longer has the next head byte; only up to here.
 _MOST_FIXMAP = 0x8F
+#: The parameters that need no look whether they are arrays.
+_SCALARS = frozenset((str, int, float, bool, type(None)))
 _unpack = msgpack.unpackb
 #: Makes a NamedTuple of a tuple, without the function in Python that its class is called by.
 made = tuple.__new__
@@ -194,6 +196,14 @@ def _pack_header(header: Dict[str, Any]) -> bytes:
     return packed
 
 
+def _plain_param(value: Any) -> Any:
+    """What an array among the parameters goes out as."""
+    try:
+        return plain(value)
+    except Exception as e:  # each library has its own, as torch for a tensor on a GPU
+        raise InvalidArgument(f"the parameters have no form on the wire: {e}") from None
+
+
 def _check_params(params: Mapping[str, Any]) -> None:
     """What no server takes, told before it is sent."""
     paths = 0
@@ -221,6 +231,8 @@ def _check_params(params: Mapping[str, Any]) -> None:
             if left < 0:
                 raise InvalidArgument(f"params: more than {_MAX_PARAM_VALUES} values")
             for value in values:
+                if type(value) not in _SCALARS and hasattr(value, "__array__"):
+                    value = _plain_param(value)
                 if isinstance(value, (bytes, bytearray, memoryview)):
                     raise InvalidArgument("params: bytes have no place there; send them as an input")
                 if isinstance(value, (Mapping, list, tuple)):
