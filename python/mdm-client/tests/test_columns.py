@@ -68,6 +68,19 @@ def test_a_polars_column_of_structs_keeps_its_fields(client, needs_plugin):
     assert list(got[name]) == rows
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_table_of_several_kinds_is_told_to_go_by_column(client, library):
+    frame = needed(library).DataFrame({"ids": [1, 2], "text": ["a", "b"]})
+    hint = {"pandas": "dict(df)", "polars": "df.to_dict()"}[library]
+    assert f"the table's columns are of several kinds: give them as inputs by their names, {hint}" in refusal(frame)
+    assert [column.dtype for column in columns(eval(hint, {"df": frame}), False)] == ["INT64", "BYTES"]
+
+
+def test_bfloat16_of_a_library_that_numpy_does_not_know_is_told_what_to_do():
+    said = refusal(Given("torch.bfloat16", TypeError("Got unsupported ScalarType BFloat16")))
+    assert "numpy has no bfloat16: give tensor.float(), or mdm.BF16 of its bits" in said and "ScalarType" in said
+
+
 def test_what_single_tests_need_is_fetched_and_required(monkeypatch):
     fetched = (ROOT / "python/requirements.txt").read_text().split()
     assert {"ml_dtypes", "pandas", "polars", "rich", "tqdm"} <= set(fetched)

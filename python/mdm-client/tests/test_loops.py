@@ -56,3 +56,20 @@ def test_a_waiter_that_cannot_be_woken_keeps_no_other_from_its_error(server):
         for ticket in tickets:
             with pytest.raises(mdm.Unavailable):
                 ticket.result()
+
+
+def test_a_client_closes_at_the_end_of_an_async_with(server):
+    async def call():
+        async with mdm.Client(server.address) as client:
+            return client, (await client.infer_async(ROWS, "echo_FP32")).rows
+
+    client, rows = asyncio.run(call())
+    assert rows == 4
+    with pytest.raises(mdm.Unavailable, match="closed"):
+        client.infer(ROWS, "echo_FP32")
+
+
+def test_a_wrong_port_out_is_blamed_as_such():
+    for wrong in ("x", "host:y", 70_000):
+        with pytest.raises(mdm.InvalidArgument, match="^INVALID_ARGUMENT: port_out '.*expected tcp://"):
+            mdm.Client("localhost:5555", port_out=wrong)

@@ -18,12 +18,12 @@ _LOOKUP_CHECK = 0.005
 class Address:
     """``tcp://HOST:PORT``, ``HOST:PORT`` or ``ipc://PATH``, checked for its form only."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, what: str = "server address") -> None:
         self.host, self.port, self.path = "", 0, ""
 
         def wrong(why: str) -> InvalidArgument:
             return InvalidArgument(
-                f"server address {text!r}: {why}; expected tcp://HOST:PORT, HOST:PORT or ipc://PATH"
+                f"{what} {text!r}: {why}; expected tcp://HOST:PORT, HOST:PORT or ipc://PATH"
             )
 
         if not isinstance(text, str):

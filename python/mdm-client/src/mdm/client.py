@@ -75,7 +75,7 @@ class Client(Closes):
         self._pool = Pool(
             Settings(
                 Address(address),
-                None if port_out is None else Address(_out(port_out, address)),
+                None if port_out is None else Address(_out(port_out, address), "port_out"),
                 seconds("connect_timeout", connect_timeout),
                 None if heartbeat_timeout is None else heartbeat("heartbeat_timeout", heartbeat_timeout),
             )
@@ -325,6 +325,12 @@ class Client(Closes):
         self._pool.close()
         if self._loops is not None:
             self._loops.close()
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self.close()
 
     def __del__(self) -> None:
         # Tickets keep their session for themselves.

@@ -109,7 +109,16 @@ def _column(name: str, value: Any, own: bool) -> Column:
     if str(getattr(value, "dtype", "")).startswith("Struct("):
         # polars' rows of fields: numpy's interface has their values without the names.
         return _rows(name, value.to_list())
-    return _array(name, _as_array(name, value), own)
+    array = _as_array(name, value)
+    if array.dtype.kind != "O" or not hasattr(value, "columns"):
+        return _array(name, array, own)
+    try:
+        return _array(name, array, own)
+    except InvalidArgument as e:
+        by_column = "df.to_dict()" if hasattr(value, "iter_columns") else "dict(df)"
+        raise InvalidArgument(
+            f"{e.message}; the table's columns are of several kinds: give them as inputs by their names, {by_column}"
+        ) from None
 
 
 def _start(value: Any) -> str:
@@ -131,6 +140,8 @@ def _as_array(name: str, value: Any) -> "np.ndarray[Any, Any]":
     try:
         array = np.asarray(value)
     except Exception as e:  # each library has its own, as torch for a tensor on a GPU or with a gradient
+        if "bfloat16" in str(getattr(value, "dtype", "")):
+            raise _wrong(name, f"numpy has no bfloat16: give tensor.float(), or mdm.BF16 of its bits ({e})") from None
         raise _wrong(name, f"{type(value).__name__} gives no array: {e}") from None
     if array.dtype.kind == "f":
         _refuse_missing(name, value)
