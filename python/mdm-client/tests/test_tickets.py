@@ -132,3 +132,55 @@ def test_a_signal_handler_in_the_middle_of_an_answer_is_told_so(client, monkeypa
     monkeypatch.setattr(session, "receive", interrupted)
     assert np.array_equal(ticket.result()["y"], ROWS)
     assert isinstance(told[0], mdm.FailedPrecondition) and "in the middle of an answer" in str(told[0]) and told[1] is False
+
+
+def test_a_signal_handler_in_the_middle_of_a_request_is_told_so(client, monkeypatch):
+    shared = client.submit(ROWS, "echo_FP32")._shared
+    send, told = shared.session.send, []
+
+    def interrupted(*arguments):
+        monkeypatch.undo()
+        with pytest.raises(mdm.FailedPrecondition, match="in the middle of a request") as caught:
+            client.submit(ROWS, "echo_FP32")
+        told.append(caught)
+        # Another thread waits for its turn, as ever.
+        other = threading.Thread(target=lambda: told.append(client.submit(ROWS + 1, "echo_FP32").result()["y"]))
+        other.start()
+        threads.append(other)
+        send(*arguments)
+
+    threads = []
+    monkeypatch.setattr(shared.session, "send", interrupted)
+    assert np.array_equal(client.submit(ROWS, "echo_FP32").result()["y"], ROWS)
+    threads[0].join(20)
+    assert len(told) == 2 and np.array_equal(told[1], ROWS + 1)
+
+
+def test_a_thread_that_submits_is_not_held_up_by_its_signals(client, at_signal):
+    said = []
+
+    def handle():
+        try:
+            said.append(client.submit(ROWS, "echo_FP32", timeout=10).result().rows)
+        except mdm.FailedPrecondition:
+            said.append(None)
+
+    client.submit(ROWS, "echo_FP32").result()
+    main, ended = threading.get_ident(), threading.Event()
+
+    def send_signals():
+        while not ended.wait(0.003):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    at_signal(handle)
+    sender = threading.Thread(target=send_signals)
+    sender.start()
+    try:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            tickets = [client.submit(ROWS + n, "echo_FP32", timeout=20) for n in range(20)]
+            assert all(np.array_equal(ticket.result()["y"], ROWS + n) for n, ticket in enumerate(tickets))
+    finally:
+        ended.set()
+        sender.join(10)
+    assert said.count(10) > 10

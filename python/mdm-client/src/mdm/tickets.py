@@ -6,6 +6,7 @@ answer another waiting thread goes on. A thread that only submits sends, and now
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from functools import partial
@@ -47,6 +48,8 @@ class SharedSession:
         self._waiting: Set[Ticket] = set()
         #: Requests to be cancelled: their tickets were dropped where no lock could be taken.
         self._dropped: Deque[int] = deque()
+        #: Whether a thread is sending, most probably.
+        self._sending = False
         self._look_at = 0.0
         self._closed = False
 
@@ -59,26 +62,39 @@ class SharedSession:
         session = self.session
         if request.nbytes > session.max_request_bytes:
             session.check_size(request)
+        if self._sending:
+            self._refuse_within()
         if now > self._look_at:
             self._look_at = now + _LOOK_EVERY
             self.look()
         id = 0
         try:
             with session.send_lock:
+                self._sending = True
                 if self._dropped:
                     self._send_cancels()
                 id = session.last_id = session.last_id + 1
                 ticket = Ticket(self, id, None if by is None else by + GRACE)
                 self._pending[id] = ref(ticket)
                 session.send(request, id)
+                self._sending = False
             return ticket
         except BaseException:
+            self._sending = False
             self._pending.pop(id, None)
             if session.was_interrupted:
                 # Half a message was sent. Where no other thread reads, the session ends here.
                 session.lose(session.interrupted("sent"))
                 self.look()
             raise
+
+    def _refuse_within(self) -> None:
+        """Refuses a handler of signals that came as its own thread was sending, and has the lock that it would wait for."""
+        frame = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code is SharedSession.submit.__code__ and frame.f_locals.get("self") is self:
+                raise FailedPrecondition("the signal came in the middle of a request, which is sent first: submit after its handler")
+            frame = frame.f_back  # type: ignore[assignment]
 
     def look(self) -> None:
         """Takes in what has arrived, without waiting; nothing where another thread reads."""
