@@ -28,7 +28,7 @@ def test_the_lines_of_its_programs_run(server, capsys):
         assert client.status["port"] == server.port and client.status["num_request"] == 0 and client.status["server_ip"] == "127.0.0.1"
         state = client.server_status
         print("server:", state)
-        assert type(state) is dict and state["workers"]
+        assert type(state) is dict and state["workers"] and state["server_version"] == client.status["client_version"]
         for times in (1, 20):
             found = client.message_handle(["生于1980年", "b"] * times, {**TEXTS, "c_tag": "BD", "is_independent": False})
             assert found.tolist() == ["生于1980年", "b"] * times

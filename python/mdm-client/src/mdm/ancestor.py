@@ -97,8 +97,9 @@ class MessageClient(Closes):
 
     @property
     def server_status(self) -> Dict[str, Any]:
-        """The server's settings, models, workers and counts, as ``mdm.Client.status()`` has them."""
-        return dict(self._client.status())
+        """The server's settings, models, workers and counts, as ``mdm.Client.status()`` has them, and ``server_version``."""
+        status = self._client.status()
+        return {"server_version": status.get("version"), **status}
 
     def message_handle(
         self, contents_list: Any, para_dict: Optional[Mapping[str, Any]] = None, blocking: bool = True, is_tokenized: bool = False
