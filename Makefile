@@ -107,11 +107,14 @@ WHEEL_PROFILE ?= release
 # The commands by maturin, and the client, which is pure Python, by flit.
 WHEEL = cd python/mdm-serving && CARGO_TARGET_DIR='$(abspath $(CARGO_TARGET_DIR))' '$(abspath $(PYTHON_TOOLS))/bin/maturin' build --profile $(WHEEL_PROFILE) --out '$(abspath dist)'
 CLIENT_WHEEL = cd python/mdm-client && $(WITH_PYTHON_TOOLS) $(PYTHON) -m flit_core.wheel --outdir '$(abspath dist)'
+# flit makes a file that only its owner can read.
+READABLE_WHEELS = chmod 644 dist/mdm_*.whl
 
 wheel: toolchain python-tools
 	rm -f dist/mdm_*.whl
 	$(WHEEL)
 	$(CLIENT_WHEEL)
+	$(READABLE_WHEELS)
 
 # zig brings the C library that manylinux_2_28 is named after. It has a folder of its own: pip replaces the bin/ of one that is
 # there already.
@@ -121,6 +124,7 @@ wheel-release: toolchain python-tools
 	PATH='$(abspath $(PYTHON_TOOLS))/bin':"$$PATH" PYTHONPATH='$(abspath $(PYTHON_TOOLS))/zig' && export PATH PYTHONPATH && \
 		$(WHEEL) --zig --compatibility manylinux_2_28
 	$(CLIENT_WHEEL)
+	$(READABLE_WHEELS)
 
 build: toolchain
 	$(CARGO) build --release --locked

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections import deque
 from pathlib import Path
 
@@ -214,6 +215,15 @@ def ticks():
     return sum(counted), counted[7]
 
 
+def command_sizes(wheel):
+    """A line for each command of a wheel: how large it is in there, and installed."""
+    with zipfile.ZipFile(wheel) as archive:
+        commands = [file for file in archive.infolist() if ".data/scripts/" in file.filename]
+    return [
+        f"  {file.filename.rsplit('/', 1)[1]:22}{file.compress_size / 1e6:>5.1f} MB{file.file_size / 1e6:>6.1f} MB installed" for file in commands
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a look")
@@ -251,6 +261,8 @@ def main():
     for wheel in sorted((ROOT / "dist").glob("*.whl")):
         size = wheel.stat().st_size / 1e6
         print(f"{wheel.name}: {size:.1f} MB  at most 16: {'met' if size <= 16 else 'MISSED'}")
+        for line in command_sizes(wheel):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The wheels that `make wheel` leaves in dist/: installed into fresh environments, by pip and by uv, and used by absolute path."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -118,6 +119,30 @@ def test_both_wheels_have_the_crates_version_and_are_small(dist):
     assert f"Requires-Dist: mdm-client=={VERSION}" in metadata and "Requires-Dist: onnxruntime>=1.19.2" in metadata
 
 
+def test_the_wheels_are_of_these_sources_and_anybody_can_read_them(dist):
+    for path in dist.glob("mdm_*.whl"):
+        assert path.stat().st_mode & 0o444 == 0o444, f"{path.name}: only its owner can install it"
+    sources = ROOT / "python/mdm-client/src/mdm"
+    written = {f"mdm/{path.relative_to(sources).as_posix()}": path.read_bytes() for path in sources.rglob("*.py")}
+    (wheel,) = dist.glob("mdm_client-*.whl")
+    with zipfile.ZipFile(wheel) as client:
+        held = {name: client.read(name) for name in client.namelist() if name.endswith(".py")}
+    differing = sorted(name for name in written.keys() | held.keys() if written.get(name) != held.get(name))
+    assert not differing, f"{wheel.name} is older than its sources ({', '.join(differing)}): run `make wheel`"
+
+
+def test_the_bench_tells_the_size_of_each_command(tmp_path):
+    needs(all(importlib.util.find_spec(name) for name in ("numpy", "zmq", "msgpack")), "the client's packages are not there")
+    found = importlib.util.spec_from_file_location("bench_of_python", ROOT / "benches/python.py")
+    bench = importlib.util.module_from_spec(found)
+    found.loader.exec_module(bench)
+    with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("a-1.data/scripts/mdm-infer", bytes(3_000_000))
+        wheel.writestr("a-1.dist-info/METADATA", "")
+    (line,) = bench.command_sizes(tmp_path / "a.whl")
+    assert line.split() == ["mdm-infer", "0.0", "MB", "3.0", "MB", "installed"]
+
+
 def test_there_is_one_version():
     client = (ROOT / "python/mdm-client/src/mdm/__init__.py").read_text()
     assert re.search(r'^__version__ = "(.*)"', client, re.M).group(1) == VERSION
@@ -125,11 +150,13 @@ def test_there_is_one_version():
 
 
 def test_the_sdist_of_the_client_builds(tmp_path):
-    flit_core = pytest.importorskip("flit_core.buildapi")
+    needs(importlib.util.find_spec("flit_core"), "flit_core is not there: run `make python-tools`")
+    from flit_core import buildapi
+
     here = os.getcwd()
     os.chdir(ROOT / "python/mdm-client")
     try:
-        name = flit_core.build_sdist(str(tmp_path))
+        name = buildapi.build_sdist(str(tmp_path))
     finally:
         os.chdir(here)
     with tarfile.open(tmp_path / name) as archive:

@@ -373,6 +373,20 @@ def test_a_server_that_stops_to_answer_is_noticed_by_its_silence():
             os.kill(server.pid, signal.SIGCONT)
 
 
+def test_a_question_to_a_server_that_hangs_ends_in_the_clients_time():
+    with Server(all_models()) as server, mdm.Client(server.address, timeout=0.5, connect_timeout=20) as client:
+        client.status()
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for ask in (client.status, client.models, client.hello):
+                started = time.monotonic()
+                with pytest.raises(mdm.Error) as caught:
+                    ask()
+                assert isinstance(caught.value, (mdm.DeadlineExceeded, mdm.Unavailable)) and time.monotonic() - started < 5
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+
 def sockets():
     gc.collect()
     return len(os.listdir("/proc/self/fd"))

@@ -1,4 +1,4 @@
-"""Other ways in: messageDisMiddle's client, and `python -m mdm`."""
+"""Another way in: `python -m mdm`."""
 
 import json
 import os
@@ -9,27 +9,15 @@ import threading
 
 import mdm
 import numpy as np
+import onnx_file
 import pytest
 from mdm.__main__ import main
-from mdm.ancestor import MessageClient
+from mdm.files import read, write
+from mdm.outputs import of_plain
+from mdm.results import Result
 from servers import ROOT
 
 IMAGES = ROOT / "examples/digits/images.npy"
-
-
-def test_the_ancestors_client_has_its_call(server, needs_plugin):
-    with MessageClient(ip="localhost", port=server.port, port_out=server.port_out, timeout=5000, show_server_config=False) as client:
-        rows = client.message_handle(["生于1980年", "b"], {"model_proxy_path": "shout.proxy", "c_tag": "BD"})
-        assert [row["text"] for row in rows] == ["生于1980年", "b"]
-        assert client.message_handle([], {"model_proxy_path": "shout.proxy"}) == []
-        assert client.message_handle({"ids": np.arange(6).reshape(2, 3), "text": ["x", "y"]}, {"model_proxy_path": "two.onnx"}) == [
-            {"a": [0, 1, 2], "b": "x"}, {"a": [3, 4, 5], "b": "y"},
-        ]
-        # The ancestor answered these with empty strings.
-        with pytest.raises(mdm.NotFound):
-            client.message_handle(["a"], {"model_proxy_path": "nothing.proxy"})
-        with pytest.raises(mdm.InvalidArgument, match="model_proxy_path"):
-            client.message_handle(["a"], {})
 
 
 def test_python_m_mdm_tells_versions_and_paths(capsys):
@@ -91,3 +79,76 @@ def test_python_m_mdm_says_what_is_wrong(server, capsys, tmp_path):
     ):
         assert main(arguments) == 1
         assert why in capsys.readouterr().err
+
+
+def test_lines_end_at_line_feeds_only(server, tmp_path):
+    texts = ["a\x0bb", "c\x0cd\x1c\x1d\x1e", "e\x85f", "g\u2028h\u2029i", "j\rk", "", "l"]
+    (tmp_path / "in.txt").write_bytes("\r\n".join(texts).encode())
+    out = tmp_path / "out.jsonl"
+    assert main(["infer", "--port", str(server.port), "--model", "texts", "--input", str(tmp_path / "in.txt"), "--output", str(out)]) == 0
+    assert [json.loads(line)["out"] for line in out.read_bytes().decode().strip("\n").split("\n")] == texts
+    (tmp_path / "in.jsonl").write_bytes(b"".join(json.dumps(text, ensure_ascii=False).encode() + b"\n \n" for text in texts if "\r" not in text and "\x0b" not in text and "\x0c" not in text))
+    assert [row for _, row in read(tmp_path / "in.jsonl")] == texts[2:4] + texts[5:]
+    (tmp_path / "bad.txt").write_bytes(b"good\nbad \xff\n")
+    with pytest.raises(ValueError, match="bad.txt: line 2 is no UTF-8: invalid start byte, at its byte 4"):
+        read(tmp_path / "bad.txt")
+
+
+def test_lines_of_json_reach_a_model_of_numbers(server, capsys, tmp_path):
+    def run(model, *lines, failing=False):
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        out = tmp_path / "out.jsonl"
+        code = main(["infer", "--port", str(server.port), "--model", model, "--input", str(tmp_path / "in.jsonl"), "--output", str(out)])
+        assert code == failing
+        return capsys.readouterr().err if failing else [json.loads(line) for line in out.open()]
+
+    images = np.load(IMAGES)[:2]
+    by_value, by_name = run("digits", *images.tolist()), run("digits", *({"image": row} for row in images.tolist()))
+    assert by_value == by_name and [row["label"] for row in by_value] == [0, 1]
+    for name in onnx_file.TYPES:
+        if name not in ("BYTES", "JSON", "BOOL"):
+            assert run(f"echo_{name}", [1, 0], [3, 4]) == [{"y": [1, 0]}, {"y": [3, 4]}], name
+    assert run("echo_BOOL", [True, False]) == [{"y": [True, False]}]
+    assert run("texts", "a", {"text": "b"}) == [{"out": "a"}, {"out": "b"}]
+    assert run("two", {"ids": [1, 2, 3], "text": "x"}) == [{"a": [1, 2, 3], "b": "x"}]
+    whole = {"a": [[1, 2], [3, 4], [5, 6]], "c": [1, 2, 3, 4, 5]}
+    assert run("whole", whole) == [{"b": whole["a"], "d": whole["c"]}]
+    for model, lines, why in (
+        ("two", ([1, 2, 3],), "line 1: expected an object"), ("two", ({"ids": [1, 2, 3]},), "line 1: input 'text' is missing"),
+        ("two", ({"ids": [1, 2, 3], "text": "x", "z": 1},), "'z' is no input"), ("digits", (images[0].tolist(), [1.0]), "line 2: input 'image': expected a row of shape \\[64\\]"),
+        ("echo_INT64", ([1], [1.5]), "line 2: input 'x': expected INT64, got 1.5"), ("echo_INT8", ([300],), "does not hold"), ("echo_INT64", ([2**70],), "does not hold"),
+        ("echo_FP32", ([None],), "expected FP32, got null"), ("echo_FP32", ([1e300],), "does not hold"), ("echo_FP32", ([True],), "got true"),
+        ("echo_FP32", ([1], [1, 2]), "line 2: .*shape is \\[2\\], and \\[1\\] in line 1"), ("echo_FP32", ([[1], 2],), "1: .*FP32"), ("whole", (whole, whole), "line 2: the model takes its inputs whole"),
+    ):
+        said = run(model, *lines, failing=True)
+        assert re.search(why, said) and "in.jsonl" in said, said
+
+
+def test_rows_of_anything_go_to_a_model_of_them(server, needs_plugin, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"a": [1, null]}\n"text"\n')
+    out, params = tmp_path / "out.jsonl", json.dumps({"model_proxy_path": "echo.proxy"})
+    ask = ["infer", "--port", str(server.port), "--params", params, "--input", str(tmp_path / "in.jsonl"), "--output"]
+    assert main([*ask, str(out)]) == 0
+    (key,) = json.loads(out.open().readline())
+    assert [json.loads(line)[key] for line in out.open()] == [{"a": [1, None]}, "text"]
+    (tmp_path / "in.jsonl").write_text('"text"\n')
+    assert main([*ask, str(out)]) == 0
+
+
+def test_what_a_file_does_not_hold_is_said(server, needs_plugin, capsys, tmp_path):
+    at = ["--ip", "127.0.0.1", "--port", str(server.port)]
+    np.save(tmp_path / "in.npy", np.array([[1.5, np.nan], [np.inf, 2]], "f4"))
+    out = tmp_path / "out.jsonl"
+    assert main(["infer", *at, "--model", "echo_FP32", "--input", str(tmp_path / "in.npy"), "--output", str(out)]) == 0
+    assert out.read_text() == '{"y": [1.5, null]}\n{"y": [null, 2.0]}\n'
+    (tmp_path / "in.txt").write_text("a\n")
+    for suffix in ("npz", "npy"):
+        out = tmp_path / f"json.{suffix}"
+        shout = ["--params", json.dumps({"model_proxy_path": "shout.proxy"}), "--input", str(tmp_path / "in.txt")]
+        assert main(["infer", *at, *shout, "--output", str(out)]) == 1 and not out.exists()
+        assert "is JSON, which no array holds: use .jsonl" in capsys.readouterr().err
+    frames = (np.array([0, 1, 2], "<u8").tobytes(), b"\xffa")
+    result = Result(None, [], 2, b"", [], {"out": of_plain("out", "BYTES", [(2,)], [frames])})
+    for suffix, why in (("npz", "output 'out' is no UTF-8 text"), ("npy", "output 'out' is no UTF-8 text"), ("jsonl", "row 0 has no form in JSON")):
+        with pytest.raises(ValueError, match=f"b.{suffix}: {why}.*mdm.Client"):
+            write(tmp_path / f"b.{suffix}", result)

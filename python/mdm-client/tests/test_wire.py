@@ -4,6 +4,7 @@ import re
 
 import msgpack
 import numpy as np
+import pytest
 import zmq
 from mdm import errors, outputs, results, values, wire
 from servers import ROOT
@@ -82,3 +83,18 @@ def test_ids_and_layouts_that_are_kept_do_not_mix():
     for _ in range(3):
         for n, header in enumerate(headers, 1):
             assert outputs.layout_of([header], [1]).arrays["y"][2] == (1, n)
+
+
+def test_parameters_in_arrays_are_checked_as_lists_are():
+    deep = np.zeros((1,) * 30)
+    for _ in range(33):
+        deep = [deep]
+    for params, why in (
+        ({"a": np.arange(20_000)}, "more than 10000 values"), ({"a": [np.zeros((200, 100))]}, "more than 10000 values"),
+        ({"a": np.array([b"x"])}, "bytes have no place"), ({"a": {"b": np.array([{1: 2}], object)}}, "the key 1 is int"),
+        ({"a": deep}, "nested too deep"), ({"a": np.array([{1}], object)}, "a set has no order"),
+    ):
+        with pytest.raises(errors.InvalidArgument, match=why):
+            wire.infer([], params=params)
+    sent = msgpack.unpackb(wire.with_id(wire.infer([], params={"a": np.arange(3), "b": np.float32(0.5), "c": np.array(7)}), 1))
+    assert sent["params"] == {"a": [0, 1, 2], "b": 0.5, "c": 7}

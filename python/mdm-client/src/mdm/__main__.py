@@ -8,16 +8,16 @@ import os
 import shutil
 import sys
 import sysconfig
-import zipfile
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Mapping, Optional
 
 import msgpack
 import numpy as np
 import zmq
 
-from . import Client, Error, Result, __version__
+from . import Client, Error, FailedPrecondition, __version__
+from .files import Lines, inputs, read, write
 
 COMMANDS = ("mdm-server-start", "mdm-server-status", "mdm-server-terminate", "mdm-infer", "mdm-model", "mdm-bench")
 #: Rows that are shown where no file is named.
@@ -31,11 +31,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
     infer = calls.add_parser("infer", help="run a file's rows through a model")
     infer.add_argument("--model")
     infer.add_argument("--params", type=json_object, help="a JSON object")
-    infer.add_argument("--input", required=True, type=Path, help=".npy, .npz, .txt (a text a line) or .jsonl (a row a line)")
+    forms = ".npy, .npz, .txt (a text a line) or .jsonl (a row a line: its value, or an object by the inputs' names)"
+    infer.add_argument("--input", required=True, type=Path, help=forms)
     infer.add_argument("--output", type=Path, help=".npy, .npz or .jsonl; without it the first rows are shown")
     infer.add_argument("--timeout", type=float, default=600.0, help="in seconds")
     for call in (infer, calls.add_parser("status", help="how the server is"), calls.add_parser("models", help="what is loaded")):
-        call.add_argument("--server", default="localhost:5555", help="HOST:PORT or ipc://PATH (localhost:5555)")
+        call.add_argument("--ip", default="localhost", help="the server's host (localhost)")
+        where = call.add_mutually_exclusive_group()
+        where.add_argument("--port", type=int, default=5555, help="the server's port (5555)")
+        where.add_argument("--server", help="another way to say where: HOST:PORT or ipc://PATH")
     asked = parser.parse_args(arguments)
     try:
         if asked.call is None:
@@ -43,7 +47,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         elif asked.call == "infer":
             run(asked)
         else:
-            with Client(asked.server) as client:
+            with Client(address(asked)) as client:
                 print(json.dumps(client.status() if asked.call == "status" else client.models(), indent=2, ensure_ascii=False))
     except (Error, OSError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -52,6 +56,12 @@ def main(arguments: Optional[List[str]] = None) -> int:
         # As a shell tells of a program that Ctrl-C has ended.
         return 130
     return 0
+
+
+def address(asked: Any) -> str:
+    """Where the server is."""
+    host = f"[{asked.ip}]" if ":" in asked.ip else asked.ip
+    return asked.server or f"{host}:{asked.port}"
 
 
 def json_object(text: str) -> Any:
@@ -113,67 +123,25 @@ def run(asked: Any) -> None:
     data = read(asked.input)
     if asked.output is not None and asked.output.suffix not in (".npy", ".npz", ".jsonl"):
         raise ValueError(f"{asked.output}: results are written as .npy, .npz or .jsonl")
-    with Client(asked.server, timeout=asked.timeout) as client:
+    with Client(address(asked), timeout=asked.timeout) as client:
+        if isinstance(data, Lines):
+            data = inputs(asked.input, data, described(client, asked))
         result = client.infer(data, asked.model, asked.params)
     if asked.output is None:
         for name in result:
             print(f"{name}: {result.dtypes()[name]}, {result.rows} rows" if result.rows is not None else name)
-            for row in result[name][:_ROWS]:
+            for row in [result[name]] if result.rows is None else result[name][:_ROWS]:
                 print(f"  {row}")
     else:
         write(asked.output, result)
 
 
-def read(path: Path) -> Any:
-    """The rows of a file. ValueError names the file, and what is wrong in it."""
+def described(client: Client, asked: Any) -> Mapping[str, Any]:
+    """What the model says of its inputs; nothing where the server is too old to be asked."""
     try:
-        return _read(path)
-    except (ValueError, EOFError, RecursionError, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path}: {e}") from None
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if path.suffix == ".txt":
-        return lines
-    if path.suffix == ".jsonl":
-        return [_row(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    raise ValueError("its kind is not known: expected .npy, .npz, .txt or .jsonl")
-
-
-def _row(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as e:
-        raise ValueError(f"line {number} is no JSON: {e}") from None
-
-
-def write(path: Path, result: Result) -> None:
-    """The result as a file."""
-    if path.suffix == ".npy":
-        np.save(path, _saved(result.only()), allow_pickle=False)
-    elif path.suffix == ".npz":
-        np.savez(path, **{name: _saved(result[name]) for name in result})
-    else:
-        columns = [value if isinstance(value, list) else value.tolist() for value in result.values()]
-        with path.open("w", encoding="utf-8") as file:
-            for number, row in enumerate(zip(*columns)):
-                try:
-                    line = json.dumps(dict(zip(result, row)), ensure_ascii=False)
-                except TypeError as e:
-                    raise ValueError(f"{path}: row {number} has no form in JSON ({e}): write .npz") from None
-                print(line, file=file)
-
-
-def _saved(value: Any) -> Any:
-    # Texts as numpy's own, since objects would be written as pickles.
-    array = np.asarray(value)
-    return array.astype(str) if array.dtype == object else array
+        return client.describe(asked.model, asked.params)
+    except FailedPrecondition:
+        return {}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import threading
 import time
 from typing import Generator, List, Tuple, Union
 
-from .errors import InvalidArgument, Unavailable
+from .errors import Error, InvalidArgument, Unavailable
+from .limits import is_bound, is_reached, no_more_files
 
 #: How often a lookup of a name is asked whether it is done.
 _LOOKUP_CHECK = 0.005
@@ -17,12 +18,12 @@ _LOOKUP_CHECK = 0.005
 class Address:
     """``tcp://HOST:PORT``, ``HOST:PORT`` or ``ipc://PATH``, checked for its form only."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, what: str = "server address") -> None:
         self.host, self.port, self.path = "", 0, ""
 
         def wrong(why: str) -> InvalidArgument:
             return InvalidArgument(
-                f"server address {text!r}: {why}; expected tcp://HOST:PORT, HOST:PORT or ipc://PATH"
+                f"{what} {text!r}: {why}; expected tcp://HOST:PORT, HOST:PORT or ipc://PATH"
             )
 
         if not isinstance(text, str):
@@ -63,7 +64,7 @@ class Address:
         except ValueError:
             pass
         # The system's call knows no deadline, so that it has a thread, which is left behind if it takes too long.
-        found: List[Union[OSError, List[str]]] = []
+        found: List[Union[Error, List[str]]] = []
 
         def look_up() -> None:
             try:
@@ -71,7 +72,10 @@ class Address:
                 infos.sort(key=lambda info: info[0] == socket.AF_INET6)
                 found.append(list(dict.fromkeys(str(info[4][0]) for info in infos)))
             except (OSError, UnicodeError) as e:
-                found.append(OSError(str(e)))
+                if is_bound(getattr(e, "errno", None)) or is_reached():
+                    found.append(no_more_files(str(self)))
+                else:
+                    found.append(Unavailable(f"host {self.host!r} is not known: {e}"))
 
         if self.host == "localhost":
             look_up()
@@ -83,8 +87,8 @@ class Address:
                 raise Unavailable(f"host {self.host!r}: its address was not found in time")
             yield min(deadline, now + _LOOKUP_CHECK)
         hosts = found[0]
-        if isinstance(hosts, OSError):
-            raise Unavailable(f"host {self.host!r} is not known: {hosts}")
+        if isinstance(hosts, Error):
+            raise hosts
         return [_tcp(host, self.port) for host in hosts]
 
 

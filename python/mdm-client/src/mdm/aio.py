@@ -100,6 +100,17 @@ class _LoopSession(SharedSession):
         loop.call_soon(look)
 
     def close(self) -> None:
+        """Closes the session on its loop, at the loop's next step where another thread calls: asyncio's are not for two."""
+        loop = self.loop()
+        if loop is not None and loop.is_running() and loop is not _running():
+            try:
+                loop.call_soon_threadsafe(self._close_here)
+                return
+            except RuntimeError:
+                pass  # the loop was closed meanwhile
+        self._close_here()
+
+    def _close_here(self) -> None:
         self._watch.end()
         super().close()
 
@@ -107,6 +118,14 @@ class _LoopSession(SharedSession):
         watch = getattr(self, "_watch", None)
         if watch is not None:
             watch.end()
+
+
+def _running() -> Optional[asyncio.AbstractEventLoop]:
+    """The loop that runs in this thread."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _wake(answered: "asyncio.Future[None]") -> None:

@@ -75,7 +75,7 @@ class Client(Closes):
         self._pool = Pool(
             Settings(
                 Address(address),
-                None if port_out is None else Address(_out(port_out, address)),
+                None if port_out is None else Address(_out(port_out, address), "port_out"),
                 seconds("connect_timeout", connect_timeout),
                 None if heartbeat_timeout is None else heartbeat("heartbeat_timeout", heartbeat_timeout),
             )
@@ -236,16 +236,16 @@ class Client(Closes):
 
     def hello(self) -> Dict[str, Any]:
         """The server's version and bounds."""
-        return _without_envelope(self._ask("hello_ok", self._pool.settings.connect_timeout, "hello").header)
+        return _without_envelope(self._ask("hello_ok", self._soon(), "hello").header)
 
     def status(self) -> Status:
         """The server's settings, models, workers, queue, totals and latency; None where no latency was measured."""
-        message = self._ask("status_ok", self._pool.settings.connect_timeout, "status")
+        message = self._ask("status_ok", self._soon(), "status")
         return Status(complete(_without_envelope(message.header)))
 
     def models(self) -> Models:
         """The models that are loaded."""
-        return _models(self._ask("models_ok", self._pool.settings.connect_timeout, "models"))
+        return _models(self._ask("models_ok", self._soon(), "models"))
 
     def describe(self, model: Optional[str] = None, params: Optional[Mapping[str, Any]] = None) -> Model:
         """The model that an infer with these would get: read from its file if it is not loaded, and not loaded anew."""
@@ -335,6 +335,11 @@ class Client(Closes):
             raise Internal(f"the server answered {kind} with {message.kind[:40]!r}")
         return message
 
+    def _soon(self) -> float:
+        """The time of a question that a server answers at once."""
+        connecting = self._pool.settings.connect_timeout
+        return connecting if self._timeout is None else min(self._timeout, connecting)
+
     def _limit(self, timeout: _Timeout) -> Optional[float]:
         if isinstance(timeout, _Default):
             return self._timeout
@@ -345,6 +350,12 @@ class Client(Closes):
         self._pool.close()
         if self._loops is not None:
             self._loops.close()
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self.close()
 
     def __del__(self) -> None:
         # Tickets keep their session for themselves.

@@ -7,7 +7,8 @@ from typing import Any, Optional
 
 import zmq
 
-from .errors import Unavailable
+from .errors import Error, Unavailable
+from .limits import is_bound, no_more_files
 from .process import Process
 
 #: So long an answer is waited for by a plain blocking call, which is faster than one that sees a loss too.
@@ -36,15 +37,27 @@ class Connection:
         #: Why the connection is over, if it is.
         self.lost: Optional[str] = None
         self._accepted = False
+        #: Whether it is over since the process may open no more files.
+        self._is_out_of_files = False
+        try:
+            self._open(process, routing_id, heartbeat)
+        except zmq.ZMQError as e:
+            if is_bound(e.errno):
+                raise no_more_files(endpoint) from None
+            raise Unavailable(f"{endpoint}: no connection: {e}") from None
+
+    def _open(self, process: Process, routing_id: bytes, heartbeat: Optional[float]) -> None:
         context = process.context()
         self.socket = context.socket(zmq.DEALER)
-        self.monitor = context.socket(zmq.PAIR)
+        try:
+            self.monitor = context.socket(zmq.PAIR)
+        except BaseException:
+            self.socket.close(0)
+            raise
         try:
             self._connect(routing_id, heartbeat, process.monitor_address())
-        except BaseException as e:
+        except BaseException:
             self.close()
-            if isinstance(e, zmq.ZMQError):
-                raise Unavailable(f"{endpoint}: no connection: {e}") from None
             raise
 
     def _connect(self, routing_id: bytes, heartbeat: Optional[float], monitor: str) -> None:
@@ -81,6 +94,10 @@ class Connection:
                 pass
             elif self.is_open:
                 self.lost = "the server closed the connection, or was lost"
+            elif kind == zmq.Event.CONNECT_RETRIED and not self._accepted and not self.endpoint.startswith("tcp://["):
+                # No socket was closed, so that none was opened. With IPv6 that may mean that the machine has none.
+                self.lost = "no socket"
+                self._is_out_of_files = True
             elif kind in (zmq.Event.CLOSED, zmq.Event.CONNECT_RETRIED) and not self._accepted:
                 self.lost = "there is no server: the connection was refused"
             else:
@@ -88,6 +105,10 @@ class Connection:
                     "something accepts connections there, and ended this one in the handshake: it is not an MDM server, or"
                     " it takes no more sessions"
                 )
+
+    def loss(self) -> Error:
+        """The error of a session that could not be opened, since this connection is over."""
+        return no_more_files(self.endpoint) if self._is_out_of_files else Unavailable(f"{self.endpoint}: {self.lost}")
 
     def silence(self) -> str:
         """Why there is no answer to hello."""

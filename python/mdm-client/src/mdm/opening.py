@@ -129,7 +129,7 @@ def _greet(session: Session, expected: str, deadline: float) -> "Plan[Message]":
                 return message
             continue
         if session.lost is not None and newest.lost is not None:
-            raise Unavailable(f"{newest.endpoint}: {newest.lost}")
+            raise newest.loss()
         if session.lost is not None:
             raise again(session.lost)
         now = time.monotonic()

@@ -13,7 +13,7 @@ from .session import ASK, INFER, Purpose, Session, Settings
 from .tickets import SharedSession
 
 #: Most idle sessions that are kept, of each kind.
-_MOST_IDLE = 16
+_MOST_IDLE = 64
 
 
 class Pool:

@@ -115,6 +115,11 @@ class Session:
         """Whether a call was ended between two frames of a message."""
         return self._sending or self._receiving
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a call is between two frames of a message that it receives, or was ended there."""
+        return self._receiving
+
     def interrupted(self, did: str) -> Unavailable:
         """The error of a session that has lost its place in a message."""
         return Unavailable(f"{self.peer}: the session ended, since a call was interrupted while it {did}")

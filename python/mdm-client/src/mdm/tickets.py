@@ -6,6 +6,7 @@ answer another waiting thread goes on. A thread that only submits sends, and now
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Callable, Deque, Dict, NoReturn, Optional, Set, Union
 from weakref import ref
 
 from . import wire
-from .errors import Cancelled, DeadlineExceeded, Error, Unavailable, again
+from .errors import Cancelled, DeadlineExceeded, Error, FailedPrecondition, Unavailable, again
 from .results import Result, result_of
 from .seconds import left as left_of
 from .session import SLICE, Session
@@ -39,12 +40,16 @@ class SharedSession:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.process = session.process
-        self._read_lock = threading.Lock()
+        #: The reader's own thread may take it again, as in a handler of signals: then `_reading` is set already.
+        self._read_lock = threading.RLock()
+        self._reading = False
         #: What is in flight. A ticket that its program drops is not held here, so that it is noticed.
         self._pending: Dict[int, "ref[Ticket]"] = {}
         self._waiting: Set[Ticket] = set()
         #: Requests to be cancelled: their tickets were dropped where no lock could be taken.
         self._dropped: Deque[int] = deque()
+        #: Whether a thread is sending, most probably.
+        self._sending = False
         self._look_at = 0.0
         self._closed = False
 
@@ -57,20 +62,25 @@ class SharedSession:
         session = self.session
         if request.nbytes > session.max_request_bytes:
             session.check_size(request)
+        if self._sending:
+            self._refuse_within()
         if now > self._look_at:
             self._look_at = now + _LOOK_EVERY
             self.look()
         id = 0
         try:
             with session.send_lock:
+                self._sending = True
                 if self._dropped:
                     self._send_cancels()
                 id = session.last_id = session.last_id + 1
                 ticket = Ticket(self, id, None if deadline is None else deadline + GRACE)
                 self._pending[id] = ref(ticket)
                 session.send(request, id)
+                self._sending = False
             return ticket
         except BaseException:
+            self._sending = False
             self._pending.pop(id, None)
             if session.was_interrupted:
                 # Half a message was sent. Where no other thread reads, the session ends here.
@@ -78,11 +88,23 @@ class SharedSession:
                 self.look()
             raise
 
+    def _refuse_within(self) -> None:
+        """Refuses a handler of signals that came as its own thread was sending, and has the lock that it would wait for."""
+        frame = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code is SharedSession.submit.__code__ and frame.f_locals.get("self") is self:
+                raise FailedPrecondition("the signal came in the middle of a request, which is sent first: submit after its handler")
+            frame = frame.f_back  # type: ignore[assignment]
+
     def look(self) -> None:
         """Takes in what has arrived, without waiting; nothing where another thread reads."""
         if self._closed or not self.process.is_here or not self._read_lock.acquire(False):
             return
+        if self._reading:
+            self._read_lock.release()
+            return
         try:
+            self._reading = True
             self._take_in()
             self.session.look_for_losses()
             while self.session.lost is not None:
@@ -118,14 +140,21 @@ class SharedSession:
             if ticket is not None:
                 ticket._outcome = error
                 wake = ticket._wake
-                if wake is not None:
+                if wake is None:
+                    continue
+                try:
                     wake()
+                except RuntimeError:
+                    pass  # a loop that was closed; the others are told all the same
 
     def wait(self, ticket: Ticket, deadline: Optional[float]) -> bool:
         """Waits for the answer; False when the time is over."""
         while ticket._outcome is None:
             if self._read_lock.acquire(False):
+                if self._reading:
+                    return self._read_within(ticket, deadline)
                 try:
+                    self._reading = True
                     return self._read_for(ticket, deadline)
                 finally:
                     self._end_reading()
@@ -138,12 +167,21 @@ class SharedSession:
             self._waiting.add(ticket)
             try:
                 # Whoever has ended reading meanwhile saw nobody to wake.
-                if ticket._outcome is None and self._read_lock.locked():
+                if ticket._outcome is None and self._reading:
                     awake.acquire(timeout=left)
             finally:
                 self._waiting.discard(ticket)
                 ticket._wake = None
         return True
+
+    def _read_within(self, ticket: Ticket, deadline: Optional[float]) -> bool:
+        """Reads on in a handler of signals that came as this thread was reading, whose own frame goes on after it."""
+        try:
+            if self.session.is_receiving:
+                raise FailedPrecondition("the signal came in the middle of an answer, which is read first: ask after its handler")
+            return self._read_for(ticket, deadline)
+        finally:
+            self._read_lock.release()
 
     def _read_for(self, ticket: Ticket, deadline: Optional[float]) -> bool:
         session = self.session
@@ -175,6 +213,7 @@ class SharedSession:
         return True
 
     def _end_reading(self) -> None:
+        self._reading = False
         self._read_lock.release()
         if self._dropped:
             self._try_cancels()
@@ -227,6 +266,8 @@ class SharedSession:
             self.session.close()
         elif self._read_lock.acquire(False):
             try:
+                if self._reading:
+                    return
                 self.lose(self.session.lost or _closed())
                 with self.session.send_lock:
                     self.session.close()
@@ -293,6 +334,8 @@ class Ticket:
             deadline = asked_for if deadline is None else min(deadline, asked_for)
         try:
             in_time = self._shared.wait(self, deadline)
+        except Error:
+            raise  # a handler of signals that may not read now
         except BaseException:
             self._shared.drop(self)
             self._outcome = Cancelled("the wait for the result was interrupted")

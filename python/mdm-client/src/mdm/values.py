@@ -128,7 +128,19 @@ def _column(name: str, value: Any, memory: Memory) -> Column:
         raise _wrong(name, "it is None")
     if not hasattr(value, "__array__") and not hasattr(value, "__array_interface__") and not isinstance(value, memoryview):
         raise _wrong(name, f"{type(value).__name__} is not taken; expected an array, or a list of rows")
-    return _array(name, _as_array(name, value), memory)
+    if str(getattr(value, "dtype", "")).startswith("Struct("):
+        # polars' rows of fields: numpy's interface has their values without the names.
+        return _rows(name, value.to_list())
+    array = _as_array(name, value)
+    if array.dtype.kind != "O" or not hasattr(value, "columns"):
+        return _array(name, array, memory)
+    try:
+        return _array(name, array, memory)
+    except InvalidArgument as e:
+        by_column = "df.to_dict()" if hasattr(value, "iter_columns") else "dict(df)"
+        raise InvalidArgument(
+            f"{e.message}; the table's columns are of several kinds: give them as inputs by their names, {by_column}"
+        ) from None
 
 
 def _start(value: Any) -> str:
@@ -150,8 +162,26 @@ def _as_array(name: str, value: Any) -> "np.ndarray[Any, Any]":
     try:
         array = np.asarray(value)
     except Exception as e:  # each library has its own, as torch for a tensor on a GPU or with a gradient
+        if "bfloat16" in str(getattr(value, "dtype", "")):
+            raise _wrong(name, f"numpy has no bfloat16: give tensor.float(), or mdm.BF16 of its bits ({e})") from None
         raise _wrong(name, f"{type(value).__name__} gives no array: {e}") from None
+    if array.dtype.kind == "f":
+        _refuse_missing(name, value)
     return array
+
+
+def _refuse_missing(name: str, value: Any) -> None:
+    """Refuses a column of integers that lacks some: they would go out as NaN, among floats."""
+    frame = getattr(value, "columns", None)
+    for label, column in [(None, value)] if frame is None else [(label, value[label]) for label in frame]:
+        kind = str(getattr(column, "dtype", getattr(column, "type", ""))).lower()
+        if not kind.startswith(("int", "uint", "bool")):
+            continue
+        given = np.asarray(column)
+        if given.dtype.kind == "f":
+            at = int(np.isnan(given).argmax())
+            where = "" if label is None else f"column {label!r}: "
+            raise _wrong(name, f"{where}element {at} is missing: fill it, or leave its row out")
 
 
 def _array(name: str, array: "np.ndarray[Any, Any]", memory: Memory) -> Column:

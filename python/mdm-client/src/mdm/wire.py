@@ -31,6 +31,8 @@ _MAX_PATH_BYTES = 4_096
 _MAX_TENSOR_NAME_BYTES = 1_024
 #: A map that is one entry longer has the next head byte; only up to here.
 _MOST_FIXMAP = 0x8F
+#: The parameters that need no look whether they are arrays.
+_SCALARS = frozenset((str, int, float, bool, type(None)))
 _unpack = msgpack.unpackb
 #: Makes a NamedTuple of a tuple, without the function in Python that its class is called by.
 made = tuple.__new__
@@ -195,6 +197,14 @@ def _pack_header(header: Dict[str, Any]) -> bytes:
     return packed
 
 
+def _plain_param(value: Any) -> Any:
+    """What an array among the parameters goes out as."""
+    try:
+        return plain(value)
+    except Exception as e:  # each library has its own, as torch for a tensor on a GPU
+        raise InvalidArgument(f"the parameters have no form on the wire: {e}") from None
+
+
 def _check_params(params: Mapping[str, Any]) -> None:
     """What no server takes, told before it is sent."""
     paths = 0
@@ -222,6 +232,8 @@ def _check_params(params: Mapping[str, Any]) -> None:
             if left < 0:
                 raise InvalidArgument(f"params: more than {_MAX_PARAM_VALUES} values")
             for value in values:
+                if type(value) not in _SCALARS and hasattr(value, "__array__"):
+                    value = _plain_param(value)
                 if isinstance(value, (bytes, bytearray, memoryview)):
                     raise InvalidArgument("params: bytes have no place there; send them as an input")
                 if isinstance(value, (Mapping, list, tuple)):
@@ -267,7 +279,10 @@ def _hint(message: str) -> str:
     found = re.search(r"\bexpected ([A-Z]+[0-9]*), got ([A-Z]+[0-9]*)\b", message)
     if found is None or not {found[1], found[2]} <= datatypes.ALL.keys():
         return ""
-    expected = datatypes.ALL[found[1]]
+    expected, got = datatypes.ALL[found[1]], datatypes.ALL[found[2]]
+    if expected.numpy is not None and expected.numpy.kind in "biu" and expected.name != "BF16" and got.name.startswith(("FP", "BF")):
+        # What is between two integers, and NaN, would become some integer.
+        return ""
     if expected.name == "BF16":
         given = "mdm.BF16(bits), or an array of ml_dtypes.bfloat16"
     elif expected.numpy is not None:
