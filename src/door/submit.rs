@@ -19,9 +19,9 @@ use crate::metrics::{Health, Snapshot};
 use crate::server::{Door, DoorAnswer};
 use crate::wire::server::{ModelInfo, Outputs, ServerMessage, Status};
 
-/// How far a client's clock may be ahead of ours at the end of its request's time, at least and at most.
-const CLOCKS_APART: Duration = Duration::from_millis(10);
-const MOST_APART: Duration = Duration::from_secs(1);
+/// How long a request may have been on its way, at most, and by how much its client may have rounded its time.
+const MOST_ON_ITS_WAY: Duration = Duration::from_millis(50);
+const MOST_ROUNDED: Duration = Duration::from_secs(1);
 
 /// The pipeline of a door thread is woken once for what all tasks that could run have asked.
 #[derive(Default)]
@@ -519,8 +519,8 @@ impl Parts {
 /// hundredth, count it from before it was sent, and reset their call when it is over: mostly a moment before it is here.
 fn near_end(request: &Request) -> Option<Instant> {
     let time = Duration::from_millis(request.timeout_ms?);
-    let before = (CLOCKS_APART + time / 64).min(MOST_APART).min(time);
-    Instant::now().checked_add(time - before)
+    let before = MOST_ON_ITS_WAY.min(time / 8) + MOST_ROUNDED.min(time / 64);
+    Instant::now().checked_add(time.saturating_sub(before))
 }
 
 fn payload_bytes(message: &ServerMessage) -> u64 {

@@ -157,7 +157,12 @@ fn runs_are_counted_by_worker_and_connections_of_the_servers_own_protocol_too() 
         let client = server.client();
         let rows = mdm::Tensor::from_slice("x", vec![10, 4], &[0f32; 40]).unwrap();
         client.infer(rows, "echo").expect("a result");
-        let text = page(&mut http);
+        // A chunk is counted when its worker is free again, which may be after its rows have come.
+        let mut text = String::new();
+        crate::common::eventually("all of it is counted", || {
+            text = page(&mut http);
+            value(&text, "mdm_worker_rows_total{worker=\"0\"") >= 10.0
+        });
         // One of each port.
         assert_eq!(value(&text, connections), 2.0);
         let (runs, rows) = (

@@ -293,7 +293,7 @@ fn what_is_too_much_for_one_client_comes_with_advice_that_it_can_take() {
         let mut bench = bench(5000);
         bench.done(&Member {
             stream,
-            ..member(1, 0, 2000, 2000)
+            ..member(1, 0, 2000, 4000)
         });
         let (_, ServerMessage::Error(error)) = bench.hear() else {
             panic!("8000 bytes are too many");
