@@ -34,10 +34,12 @@ impl Kind {
 
     /// That of work on so many bytes.
     fn of(bytes: usize) -> Kind {
-        match bytes {
-            ..=SHORT_BYTES => Kind::Short,
-            ..=MEDIUM_BYTES => Kind::Medium,
-            _ => Kind::Long,
+        if bytes <= SHORT_BYTES {
+            Kind::Short
+        } else if bytes <= MEDIUM_BYTES {
+            Kind::Medium
+        } else {
+            Kind::Long
         }
     }
 
