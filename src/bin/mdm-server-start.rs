@@ -172,8 +172,8 @@ fn start(config: &Config) -> Result<Started, Error> {
             Ok(doors) => doors,
             Err(error) => {
                 starting.stopper().stop(StopMode::Now);
-                // It ends as it was asked to, which is no news.
-                let _ = starting.ready();
+                // It ends as it was asked to, which is no news; it may have been ready before.
+                let _ = starting.ready().and_then(Server::wait);
                 return Err(error);
             }
         };

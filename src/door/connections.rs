@@ -13,12 +13,20 @@ use foldhash::HashMap;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::frames::Frames;
 use super::shared::Shared;
 use super::submit::Caller;
 use crate::message::Protocol;
 
+/// How many seconds connections without an answer have to end once the server has stopped, and all of them after a stop at
+/// once.
+const LAST_SECONDS: u32 = 2;
+/// How many seconds a peer may take no byte of its last answer once the server has stopped: the silence that ends a session
+/// of our own protocol.
+const LAST_STALL_SECONDS: u32 = 6;
+const SECOND: Duration = Duration::from_secs(1);
 /// How many seconds the head of a request may take from its first byte on.
 const HEAD_SECONDS: u32 = 10;
 /// How many seconds a peer may take no byte of an answer.
@@ -188,6 +196,18 @@ impl Connection {
             waker.wake();
         }
         self.told.notify_waiters();
+    }
+
+    /// Since when its peer has taken no byte of an answer that is there for it.
+    fn owes_since(&self) -> Option<u32> {
+        let taken = (self.owed.get() > 0).then(|| self.last_taken.get());
+        self.stalled_since.get().or(taken)
+    }
+
+    /// Whether there is an answer for its peer, which has taken some of it lately.
+    fn reads_its_answer(&self, now: u32) -> bool {
+        self.owes_since()
+            .is_some_and(|since| now - since <= LAST_STALL_SECONDS)
     }
 
     /// What is to become of it, if its peer crawls or stalls.
@@ -372,18 +392,37 @@ impl Connections {
         }
     }
 
-    /// Closes each once its answers were written; after so long it is closed at once.
-    pub(super) async fn finish(&self, within: Duration) {
-        let tell_all = |wanted| {
-            for connection in self.all.borrow().values() {
-                connection.tell(wanted);
+    /// Closes each once its answers were written. Those that still owe nothing after [`LAST_SECONDS`], as those whose
+    /// request was coming, are closed then. Whoever reads its answer is waited for as long as that takes, unless the server
+    /// stops `at_once`.
+    pub(super) async fn finish(&self, at_once: bool) {
+        self.tell_all(Wanted::Finish, |_| true);
+        let begun = self.clock.get();
+        loop {
+            let emptied = self.emptied.notified();
+            if self.all.borrow().is_empty() || timeout(SECOND, emptied).await.is_ok() {
+                return;
             }
-        };
-        tell_all(Wanted::Finish);
-        let emptied = self.emptied.notified();
-        if !self.all.borrow().is_empty() && tokio::time::timeout(within, emptied).await.is_err() {
-            tell_all(Wanted::Close);
+            self.look();
+            let now = self.clock.get();
+            if now - begun < LAST_SECONDS {
+                continue;
+            }
+            let given_up = |of: &Connection| at_once || !of.reads_its_answer(now);
+            if self.tell_all(Wanted::Close, given_up) {
+                tracing::warn!("answers were left that their clients at a door did not read");
+            }
         }
+    }
+
+    /// Tells connections what to do; whether any of them had a part of an answer left.
+    fn tell_all(&self, wanted: Wanted, which: impl Fn(&Connection) -> bool) -> bool {
+        let mut owed = false;
+        for connection in self.all.borrow().values().filter(|of| which(of)) {
+            owed |= connection.owes_since().is_some();
+            connection.tell(wanted);
+        }
+        owed
     }
 }
 

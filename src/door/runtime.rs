@@ -26,8 +26,6 @@ use crate::message::Protocol;
 use crate::server::{Door, Offers};
 use crate::thread_priority;
 
-/// How long the last answers may take to leave once the server has stopped.
-const LAST_WRITES: Duration = Duration::from_secs(2);
 /// How often connections are looked at for peers that crawl or stall.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after no descriptor was left for a connection.
@@ -125,12 +123,13 @@ async fn serve(mut setup: Setup) -> io::Result<()> {
     for task in thread.beside {
         task.abort();
     }
+    let at_once = thread.pipelines.iter().any(Pipeline::has_ended_at_once);
     for pipeline in thread.pipelines {
         // Another door's reader may have been the first to see the end: these may still have answers.
         let _ = pipeline.hand_out();
         pipeline.end();
     }
-    connections.finish(LAST_WRITES).await;
+    connections.finish(at_once).await;
     Ok(())
 }
 

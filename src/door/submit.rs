@@ -402,6 +402,11 @@ impl Pipeline {
         }
     }
 
+    /// Whether the server has stopped without waiting for anybody.
+    pub(super) fn has_ended_at_once(&self) -> bool {
+        self.0.door.borrow().has_ended_at_once()
+    }
+
     /// The server has stopped, or is about to be left: whoever waits is told.
     pub(super) fn end(&self) {
         self.0.over.set(true);

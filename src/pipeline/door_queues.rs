@@ -66,6 +66,8 @@ pub(crate) struct Doors {
     open: Mutex<Open>,
     /// Some door was told something since doors were last woken.
     has_told: AtomicBool,
+    /// The server has stopped without waiting for anybody.
+    at_once: AtomicBool,
 }
 
 /// What waits for the ventilator.
@@ -98,6 +100,7 @@ impl Doors {
             said: Mutex::default(),
             open: Mutex::default(),
             has_told: AtomicBool::new(false),
+            at_once: AtomicBool::new(false),
         })
     }
 
@@ -238,8 +241,14 @@ impl Doors {
         told.bytes.get(&caller).copied().unwrap_or(0)
     }
 
-    /// The server has stopped: every door learns it.
-    pub(crate) fn end(&self) {
+    /// Whether the server has stopped without waiting for anybody.
+    pub(crate) fn has_ended_at_once(&self) -> bool {
+        self.at_once.load(Ordering::Acquire)
+    }
+
+    /// The server has stopped, at once or after a drain: every door learns it.
+    pub(crate) fn end(&self, at_once: bool) {
+        self.at_once.store(at_once, Ordering::Release);
         let open = lock(&self.open);
         lock(&self.said).over = true;
         for (_, answers) in open.doors.values() {
@@ -373,7 +382,7 @@ mod tests {
         doors.wake_told();
         assert!(!is_set(answers.waker()));
         tell(4);
-        doors.end();
+        doors.end(false);
         assert!(is_set(answers.waker()));
         assert!(answers.next().unwrap().is_some() && is_set(answers.waker()));
         assert!(answers.next().is_err() && is_set(answers.waker()));

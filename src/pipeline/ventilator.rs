@@ -131,7 +131,7 @@ impl Ventilator {
         for asker in self.life.take_stoppers() {
             self.answer_asker(&asker, &stopped);
         }
-        self.links.doors.end();
+        self.links.doors.end(self.life.at_once);
         let lost = self
             .links
             .router

@@ -92,6 +92,11 @@ impl Door {
         })
     }
 
+    /// Whether the server has stopped without waiting for anybody, and not after a drain.
+    pub fn has_ended_at_once(&self) -> bool {
+        self.doors.has_ended_at_once()
+    }
+
     /// Sends rows to a model. The answer is a [`ServerMessage::Result`], or parts and their end for a stream, or an
     /// error.
     ///

@@ -77,6 +77,11 @@ impl Http {
         }
     }
 
+    /// The connection, of which nothing was read yet.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream.into_inner()
+    }
+
     /// Whether something has come that was not read.
     pub fn has_answer(&self) -> bool {
         let stream = self.stream.get_ref();

@@ -1,5 +1,6 @@
 //! A server that stops: doors finish what runs, refuse what comes, and hold nothing up.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -49,6 +50,44 @@ fn a_drain_answers_what_runs_refuses_what_comes_and_waits_for_no_idle_connection
         );
         assert!(idle.is_closed() && begun.is_closed());
         assert!(PATIENCE > Duration::from_secs(10));
+    });
+}
+
+/// The system takes some megabytes of an answer by itself, so it has to be larger than that.
+#[test]
+fn a_drain_waits_for_a_client_that_reads_its_answer_slowly() {
+    const ROWS: usize = 2048;
+    within(LIMIT, || {
+        let mut server = server(&["--preload", "wide"]);
+        let bytes = ROWS * 4096 * 4;
+        let header = json!({
+            "inputs": [{
+                "name": "x", "datatype": "FP32", "shape": [ROWS, 4096],
+                "parameters": {"binary_data_size": bytes},
+            }],
+            "parameters": {"binary_data_output": true},
+        })
+        .to_string();
+        let mut body = header.clone().into_bytes();
+        body.resize(header.len() + bytes, 0);
+        let length = header.len().to_string();
+        let headers = [("inference-header-content-length", length.as_str())];
+        let mut http = Http::to(&server);
+        let request = http.request_of("POST", "/v2/models/wide/infer", &headers, &body);
+        assert!(http.send(&request));
+        eventually("the answer comes", || http.has_answer());
+        server.signal("TERM");
+        let mut stream = http.into_stream();
+        let (mut received, mut piece) = (0, vec![0; 256 * 1024]);
+        loop {
+            match stream.read(&mut piece).expect("the whole answer") {
+                0 => break,
+                read => received += read,
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        assert!(received > bytes, "{received} of more than {bytes} bytes");
+        assert_eq!(server.wait().code(), Some(0));
     });
 }
 
