@@ -35,7 +35,12 @@ fn main() {
     let code = match run() {
         Ok(()) => 0,
         Err((code, error)) => {
-            say(format_args!("error: {}", error.message()));
+            let message = error.message();
+            let help = match message.contains("Too many open files") {
+                true => "; allow it more of them (ulimit -Hn), or start fewer workers",
+                false => "",
+            };
+            say(format_args!("error: {message}{help}"));
             code
         }
     };

@@ -75,7 +75,8 @@ impl Doors {
     /// starting: health checks say so.
     ///
     /// # Errors
-    /// `UNAVAILABLE`, naming the flag, if a port is in use; `RESOURCE_EXHAUSTED` if no thread can be started.
+    /// `UNAVAILABLE`, naming the flag, if a port is in use; or no descriptor is left; `RESOURCE_EXHAUSTED`
+    /// if no thread can be started.
     pub fn start(server: &Server, config: &Config) -> Result<Doors> {
         let open = |flag: &str, port: Option<u16>| {
             port.map(|port| listen(flag, &config.host, port))
@@ -104,6 +105,7 @@ impl Doors {
                     listener,
                 })
             };
+            let (serves, can_serve) = crossbeam_channel::bounded(1);
             let setup = runtime::Setup {
                 offers: server.offers(),
                 shared: shared.clone(),
@@ -119,12 +121,16 @@ impl Doors {
                     .take()
                     .map(|listener| opened(Protocol::Http, listener))
                     .transpose()?,
+                serves,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("door-{number}"))
                 .spawn(move || runtime::run(setup))
                 .map_err(|e| Error::exhausted(format!("a door's thread cannot be started: {e}")))?;
             doors.threads.push(thread);
+            can_serve.recv().unwrap_or_else(|_| {
+                Err(Error::internal("a door's thread ended as it was started"))
+            })?;
         }
         Ok(doors)
     }

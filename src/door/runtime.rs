@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use crossbeam_channel::{Sender, TrySendError};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::runtime::LocalOptions;
@@ -22,6 +23,7 @@ use super::local::Local;
 use super::shared::Shared;
 use super::submit::Pipeline;
 use super::{grpc, http};
+use crate::error::{Error, Result};
 use crate::message::Protocol;
 use crate::server::{Door, Offers};
 use crate::thread_priority;
@@ -53,10 +55,25 @@ pub(super) struct Setup {
     pub(super) http: Option<Opened>,
     pub(super) grpc: Option<Opened>,
     pub(super) metrics: Option<Opened>,
+    /// Told once whether the thread can serve.
+    pub(super) serves: Sender<Result<()>>,
 }
 
 /// The body of a door thread. It returns when the server has stopped, or the order comes.
 pub(super) fn run(setup: Setup) {
+    let serves = setup.serves.clone();
+    if let Err(error) = serve_on_a_runtime(setup) {
+        let error = Error::unavailable(format!("a door's thread cannot serve: {error}"));
+        // Whoever starts the doors tells what it hears; nobody listens any more once they have started.
+        if let Err(TrySendError::Full(Err(error)) | TrySendError::Disconnected(Err(error))) =
+            serves.try_send(Err(error))
+        {
+            tracing::error!(%error, "a door's thread has ended");
+        }
+    }
+}
+
+fn serve_on_a_runtime(setup: Setup) -> io::Result<()> {
     // As the loops that it talks to: small requests pass what keeps the cores busy.
     thread_priority::ask_for_short_slices();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -65,18 +82,11 @@ pub(super) fn run(setup: Setup) {
         .thread_name("door-pool")
         // Its tasks share what is not `Send`. A `LocalSet` on a runtime would be a second queue, which every wake-up passes.
         .build_local(LocalOptions::default());
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "a door's thread cannot serve");
-            return;
-        }
-    };
-    if let Err(error) = runtime.block_on(serve(setup)) {
-        tracing::error!(%error, "a door's thread has ended");
-    }
+    let runtime = runtime?;
+    let outcome = runtime.block_on(serve(setup));
     // A body that is still being inflated is nobody's any more.
     runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(mut setup: Setup) -> io::Result<()> {
@@ -115,6 +125,7 @@ async fn serve(mut setup: Setup) -> io::Result<()> {
     thread
         .beside
         .push(spawn_local(watch_over(connections.clone())));
+    let _ = setup.serves.send(Ok(())); // who starts the doors may have given up by now
     let ordered = async {
         // An error means that whoever could give an order is gone.
         let _ = setup.orders.wait_for(|order| *order == Order::Stop).await;
