@@ -16,10 +16,9 @@
 //! the peer has gone, the request is cancelled. What was answered is counted by status in `responses.rs`.
 //!
 //! What both doors do is done once: `incoming.rs` and `inflate.rs` make one piece of memory of a body and count it
-//! (`uploads.rs` has slow ones make room),
-//! `documents.rs` readies a request for its model, `ordered.rs` gives parts in row order, `turn.rs` whole
-//! answers in that of their requests, `counted.rs` counts answers until
-//! they were written, `models.rs` tells of models and loads them. A door renders what comes of that.
+//! (`uploads.rs` has slow ones make room), `documents.rs` readies a request for its model, `ordered.rs` gives parts in row
+//! order, `turn.rs` whole answers in that of their requests, `counted.rs` counts answers until they were written, `models.rs`
+//! tells of models and loads them. A door renders what comes of that.
 //!
 //! `translate/` is pure: the Open Inference Protocol's JSON and bytes on one side, requests and outputs on the other. `http/`
 //! and `grpc/` are the doors; each has a way into the pipeline of its own, so that requests are counted by door.
@@ -75,8 +74,8 @@ impl Doors {
     /// starting: health checks say so.
     ///
     /// # Errors
-    /// `UNAVAILABLE`, naming the flag, if a port is in use; or no descriptor is left; `RESOURCE_EXHAUSTED`
-    /// if no thread can be started.
+    /// `UNAVAILABLE` if a port is in use, naming the flag, or no descriptor is left; `RESOURCE_EXHAUSTED` if no thread can be
+    /// started.
     pub fn start(server: &Server, config: &Config) -> Result<Doors> {
         let open = |flag: &str, port: Option<u16>| {
             port.map(|port| listen(flag, &config.host, port))
