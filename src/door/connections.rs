@@ -396,11 +396,17 @@ impl Connections {
     /// request was coming, are closed then. Whoever reads its answer is waited for as long as that takes, unless the server
     /// stops `at_once`.
     pub(super) async fn finish(&self, at_once: bool) {
+        if self.all.borrow().is_empty() {
+            return;
+        }
         self.tell_all(Wanted::Finish, |_| true);
         let begun = self.clock.get();
         loop {
             let emptied = self.emptied.notified();
-            if self.all.borrow().is_empty() || timeout(SECOND, emptied).await.is_ok() {
+            // None that was told to close a second ago is waited for.
+            let is_closing = |of: &Rc<Connection>| of.wanted.get() == Wanted::Close;
+            let all_close = self.all.borrow().values().all(is_closing);
+            if timeout(SECOND, emptied).await.is_ok() || all_close {
                 return;
             }
             self.look();
