@@ -116,7 +116,7 @@ impl Worker {
             in_bulk: false,
             aside_us: 0,
             later: None,
-            waiter: setup.busy_poll.waiter(),
+            waiter: setup.busy_poll.worker_waiter(),
             setup,
         })
     }

@@ -6,6 +6,9 @@
 //! seldom sleeps at once, and so do all while there are as many workers with chunks as cores: then no core is asleep,
 //! and asking only takes time from those who have work. How many requests are open says nothing about that: most of
 //! them may be on their way.
+//!
+//! Ventilator and sink have a core each to ask on. Workers ask only if there are more cores than that: they would take
+//! turns with those two, and a thread that sleeps is woken fast where a core is awake.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -19,11 +22,14 @@ use zmq::Socket;
 use crate::error::{Error, Result};
 use crate::frames;
 
-/// What the loops of one server share: how long each may stay awake, and how many at once.
+/// Cores on which workers do not stay awake.
+const CORES_FOR_VENTILATOR_AND_SINK: usize = 2;
+
+/// What the loops of one server share: how long each may stay awake, and how many workers at once.
 #[derive(Clone)]
 pub(crate) struct BusyPoll {
     limit: Duration,
-    most: usize,
+    /// Workers that stay awake for their next chunk.
     awake: Arc<AtomicUsize>,
     /// Workers that have chunks.
     busy: Arc<AtomicUsize>,
@@ -35,20 +41,27 @@ impl BusyPoll {
     pub(crate) fn new(limit: Duration) -> BusyPoll {
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         BusyPoll {
-            limit,
-            // Waking a thread is cheap only while no core sleeps, so one more than there are cores.
-            most: if cores > 1 { cores + 1 } else { 0 },
+            limit: if cores > 1 { limit } else { Duration::ZERO },
             awake: Arc::default(),
             busy: Arc::default(),
             cores,
         }
     }
 
-    /// The waiter of one loop.
+    /// The waiter of the ventilator, or of the sink.
     pub(crate) fn waiter(&self) -> Waiter {
         Waiter {
             busy_poll: self.clone(),
+            is_worker: false,
             soon: false,
+        }
+    }
+
+    /// The waiter of a worker.
+    pub(crate) fn worker_waiter(&self) -> Waiter {
+        Waiter {
+            is_worker: true,
+            ..self.waiter()
         }
     }
 
@@ -61,6 +74,7 @@ impl BusyPoll {
 /// How one loop waits.
 pub(crate) struct Waiter {
     busy_poll: BusyPoll,
+    is_worker: bool,
     /// The last wait was short, so the next one may be short too.
     soon: bool,
 }
@@ -118,18 +132,39 @@ impl Waiter {
         if !self.soon || limit.is_zero() {
             return Ok(false);
         }
-        let awake = &self.busy_poll.awake;
-        let admitted = awake.fetch_add(1, Ordering::Relaxed) < self.busy_poll.most;
-        let mut news = Ok(false);
-        let has_a_core = || self.busy_poll.has_a_core();
-        while admitted && matches!(news, Ok(false)) && has_a_core() && start.elapsed() < limit {
-            news = poll_once(Some(Duration::ZERO));
-            if matches!(news, Ok(false)) {
+        let Some(_place) = self.place_awake() else {
+            return Ok(false);
+        };
+        let mut news = false;
+        while !news && self.busy_poll.has_a_core() && start.elapsed() < limit {
+            news = poll_once(Some(Duration::ZERO))?;
+            if !news {
                 thread::yield_now();
             }
         }
-        awake.fetch_sub(1, Ordering::Relaxed);
-        news
+        Ok(news)
+    }
+
+    /// A place among those that may stay awake, if there is one.
+    fn place_awake(&self) -> Option<AwakePlace<'_>> {
+        let BusyPoll { awake, cores, .. } = &self.busy_poll;
+        if !self.is_worker {
+            return Some(AwakePlace(None));
+        }
+        let place = AwakePlace(Some(awake));
+        let others = awake.fetch_add(1, Ordering::Relaxed);
+        (others < cores.saturating_sub(CORES_FOR_VENTILATOR_AND_SINK)).then_some(place)
+    }
+}
+
+/// A place among those that stay awake, until it is dropped. Only workers are counted.
+struct AwakePlace<'a>(Option<&'a AtomicUsize>);
+
+impl Drop for AwakePlace<'_> {
+    fn drop(&mut self) {
+        if let Some(awake) = self.0 {
+            awake.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
