@@ -18,6 +18,7 @@ mod address;
 mod call;
 mod control;
 mod encoded;
+mod gathering;
 mod inputs;
 mod pool;
 mod response;

@@ -19,6 +19,7 @@ use foldhash::HashMap;
 
 use super::call::{TimeLimit, gave_up};
 use super::encoded::Encoded;
+use super::gathering::Gathering;
 use super::response::Response;
 use super::session::{Session, WaitEnd, check_size};
 use crate::error::{Error, Result};
@@ -31,10 +32,6 @@ use crate::zmtp::outgoing::Outgoing;
 /// While no thread waits, a thread that submits also reads what has arrived, at most this often: answers that are not
 /// read take memory at the server.
 const READ_WHILE_SUBMITTING: Duration = Duration::from_millis(1);
-/// How long the requests of others are waited for before those that are there leave.
-const GATHER_LIMIT: Duration = Duration::from_micros(200);
-/// How many yields in a row may bring no request.
-const GATHER_IDLE_YIELDS: u32 = 2;
 
 /// A request in flight; [`Client::fetch`](super::Client::fetch) turns it into its answer. Dropping it takes the
 /// request back.
@@ -250,33 +247,6 @@ enum Goal {
     Answer(RequestId),
     /// All that was queued is written.
     Written,
-}
-
-/// A driver's wait for the requests of threads that it has just woken: sent together they cost both ends one system call
-/// and one wakeup instead of one each, and the server runs them as one chunk.
-#[derive(Default)]
-struct Gathering {
-    since: Option<Instant>,
-    expected: usize,
-    idle_yields: u32,
-}
-
-impl Gathering {
-    /// Whether to yield the core once more, as the threads that are still `expected` may be waiting for it. Those that do
-    /// something else are not waited for.
-    fn goes_on(&mut self, expected: usize) -> bool {
-        if expected == 0 {
-            return false;
-        }
-        self.idle_yields = if self.expected == expected {
-            self.idle_yields + 1
-        } else {
-            0
-        };
-        self.expected = expected;
-        let since = *self.since.get_or_insert_with(Instant::now);
-        self.idle_yields < GATHER_IDLE_YIELDS && since.elapsed() < GATHER_LIMIT
-    }
 }
 
 /// The session while one thread drives it. It is given back however that thread ends, by a panic too.
@@ -517,7 +487,7 @@ impl SharedSession {
                 wake_all(&mut to_wake);
                 return;
             }
-            if gathering.goes_on(state.expected) {
+            if gathering.goes_on(state.expected, Instant::now) {
                 drop(state);
                 wake_all(&mut to_wake);
                 thread::yield_now();
