@@ -19,7 +19,7 @@ use foldhash::HashMap;
 
 use super::call::{TimeLimit, gave_up};
 use super::encoded::Encoded;
-use super::gathering::Gathering;
+use super::gathering::{Gathering, Step};
 use super::response::Response;
 use super::session::{Session, WaitEnd, check_size};
 use crate::error::{Error, Result};
@@ -487,14 +487,17 @@ impl SharedSession {
                 wake_all(&mut to_wake);
                 return;
             }
-            if gathering.goes_on(state.expected, Instant::now) {
-                drop(state);
-                wake_all(&mut to_wake);
-                thread::yield_now();
-                continue;
+            match gathering.next(state.expected, Instant::now) {
+                Step::Yield => {
+                    drop(state);
+                    wake_all(&mut to_wake);
+                    thread::yield_now();
+                    continue;
+                }
+                Step::Send => {}
+                Step::GiveUp => state.expected = 0,
             }
             gathering = Gathering::default();
-            state.expected = 0;
             std::mem::swap(&mut backlog, &mut state.backlog);
             let idle = backlog.is_empty() && to_wake.is_empty();
             state.driver_sleeps = idle;
