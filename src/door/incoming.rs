@@ -193,10 +193,11 @@ impl Whole {
     }
 }
 
-/// How much memory is made ready at once for a body whose length was announced: what an announcement alone can cost, and
-/// only in addresses, as memory that nobody has written to is not there yet. Bodies of thousands of rows fit: each further
-/// step copies what has come, and leaves free memory behind that malloc gives back, which costs page faults.
-const AHEAD_BYTES: usize = 4 << 20;
+/// How much memory is made ready at once for a body whose length was announced: what an announcement alone can cost.
+const AHEAD_BYTES: usize = 1 << 20;
+/// A body of up to so many bytes gets all of it: in further steps each copies what has come, and leaves free memory behind
+/// that malloc gives back, which costs page faults. Until the bytes come it is addresses alone.
+const AT_ONCE_BYTES: usize = 4 << 20;
 
 /// A body that is put together: a tensor is one piece of memory. Its bytes count as they come. The memory for them grows
 /// with what has come, in few steps, since each copies what is there.
@@ -248,6 +249,7 @@ impl Growing {
         self.reserved.add(piece.len())?;
         if self.before + needed > self.whole.capacity() {
             let room = match self.is_announced {
+                true if self.most <= AT_ONCE_BYTES => self.most,
                 true => needed.saturating_mul(4).max(needed + AHEAD_BYTES),
                 false => needed.saturating_mul(2),
             };
@@ -363,7 +365,7 @@ pub(crate) mod tests {
             steps += u32::from(capacity != room);
             room = capacity;
         }
-        assert_eq!((steps, room), (3, 3 + length));
+        assert_eq!((steps, room), (4, 3 + length));
         // A short one is made room for at once.
         let mut short = Growing::announced(Reserved::none(&shared), 0, 3_000_000);
         short.push(&[1; 8]).unwrap();
