@@ -10,7 +10,7 @@ use mdm::{DataType, ErrorCode, Tensor};
 
 use crate::behind::FOR_EVER;
 use crate::common::{PATIENCE, Server, command, eventually, models, onnx, wait, within};
-use crate::models::busy as busy_model;
+use crate::models::{BUSY_ROWS, busy as busy_model};
 use crate::{numbered, refused, settled};
 
 fn echo() -> Vec<u8> {
@@ -505,8 +505,10 @@ fn a_signal_while_models_are_opened_ends_the_start_and_leaves_nothing() {
             // Its workers do not come back from warming up.
             (
                 "slow.proxy",
-                format!(r#"{{"mdm":1,"onnx":"busy.onnx","warm_up":{{"x":[{FOR_EVER}]}}}}"#)
-                    .into_bytes(),
+                format!(
+                    r#"{{"mdm":1,"onnx":"busy.onnx","options":{{"batch":{BUSY_ROWS}}},"warm_up":{{"x":[{FOR_EVER}]}}}}"#
+                )
+                .into_bytes(),
             ),
         ]);
         let before = names(dir.path());

@@ -72,7 +72,10 @@ class Address:
                 infos.sort(key=lambda info: info[0] == socket.AF_INET6)
                 found.append(list(dict.fromkeys(str(info[4][0]) for info in infos)))
             except (OSError, UnicodeError) as e:
-                if is_bound(getattr(e, "errno", None)) or is_reached():
+                if self.host == "localhost":
+                    # RFC 6761: it is this machine, also where no file that says so can be opened.
+                    found.append(["127.0.0.1"])
+                elif is_bound(getattr(e, "errno", None)) or is_reached():
                     found.append(no_more_files(str(self)))
                 else:
                     found.append(Unavailable(f"host {self.host!r} is not known: {e}"))
