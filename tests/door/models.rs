@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::common::within;
+use crate::common::{eventually, within};
 use crate::grpc::protocol::*;
 use crate::grpc::{Client, with_server};
 use crate::http::Http;
@@ -367,7 +367,12 @@ fn a_model_that_was_loaded_again_stays_ready_when_others_take_its_place() {
     within(LIMIT, || {
         let server = server(&["--max-models", "1", "--door-model-control"]);
         let mut http = Http::to(&server);
+        let client = server.client();
         let infer = |http: &mut Http, name: &str| {
+            // A result leaves before its worker says that it is free, and until then its model stays.
+            eventually("nothing is held", || {
+                client.status().expect("a status").queue.requests == 0
+            });
             let answer = http.post(&format!("/v2/models/{name}/infer"), &echo_request(1));
             assert_eq!(answer.status, 200, "{name}: {answer:?}");
         };
