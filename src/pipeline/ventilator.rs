@@ -166,7 +166,7 @@ impl Ventilator {
         let tick = self.links.router.due();
         let tick = tick.map(|at| at.saturating_duration_since(now));
         let pause = due.into_iter().chain(tick).min();
-        if self.requests.is_full_of_small() {
+        if self.requests.is_full_of_small(now_us) {
             // Nothing small that is read now could run before a chunk ends, and then it is read with what else has
             // come: in fewer turns, each of which costs a wake-up.
             let fds = [

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::groups::Groups;
 use super::pace::{Pace, Runs, Target};
 use super::turns::{Rest, Turns};
+use super::workers::KEEPS_UP_US;
 use super::{Assignment, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, Selection, Work};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::Cut;
@@ -108,6 +109,13 @@ impl<C: Clone> Scheduler<C> {
     pub(super) fn next_new(&mut self, now_us: u64) -> Option<Assignment<C>> {
         for lane in [Lane::Small, Lane::Bulk] {
             for role in [Role::Main, Role::Extra] {
+                if lane == Lane::Small {
+                    let pool = &self.pools[role as usize];
+                    self.waits_until_us[role as usize] = pool.waits_until_us(now_us);
+                    if self.waits_until_us[role as usize].is_some() {
+                        continue;
+                    }
+                }
                 let Some((worker, runs)) = self.worker_for(role, lane) else {
                     continue;
                 };
@@ -123,11 +131,24 @@ impl<C: Clone> Scheduler<C> {
                         selection,
                         leg_outputs: None,
                     };
+                    let worker = match lane {
+                        Lane::Small => self.last_if_it_keeps_up(worker, &work, now_us),
+                        Lane::Bulk => worker,
+                    };
                     return Some(self.give(worker, work, now_us));
                 }
             }
         }
         None
+    }
+
+    /// The worker that was given a small chunk last, if it keeps up with this one too, or else the one that was chosen.
+    fn last_if_it_keeps_up(&mut self, chosen: WorkerId, work: &Work<C>, now_us: u64) -> WorkerId {
+        let expected_us = self.expect_us(work);
+        let pool = self.pool(chosen);
+        expected_us
+            .and_then(|us| pool.takes_more(us, now_us))
+            .unwrap_or(chosen)
     }
 
     /// Who takes new rows that are for workers of this role, and which of their legs it runs.
@@ -204,10 +225,15 @@ impl<C: Clone> Scheduler<C> {
             .unwrap_or(UNKNOWN_ROW_US)
     }
 
-    /// How many of a group's waiting rows run as one batch: its share of the workers that are free, within the
-    /// model's pace.
+    /// How many of a group's waiting rows run as one batch: its share of the workers that are free and worth waking for
+    /// it, within the model's pace.
     fn batch_rows(&mut self, pool: Role, pace: PaceKey, waiting: usize) -> Target {
-        let idle = self.pools[pool as usize].idle().max(1);
+        let expected_us = self
+            .paces
+            .get(&pace)
+            .and_then(|pace| pace.expect_us(waiting, waiting));
+        let worth_waking = expected_us.map_or(usize::MAX, |us| us.div_ceil(KEEPS_UP_US) as usize);
+        let idle = self.pools[pool as usize].idle().min(worth_waking).max(1);
         let share = waiting.div_ceil(idle).max(self.limits.priority_rows);
         let paced = target(&self.limits, &mut self.paces, pace, Runs::Cheapest);
         Target {

@@ -197,6 +197,11 @@ impl Groups {
         }
     }
 
+    /// Whether one waits that has company enough, or has waited for it.
+    pub(super) fn has_turn(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
     /// When the next group stops waiting for company.
     pub(super) fn due_us(&self) -> Option<u64> {
         self.due.first().map(|(due_us, _)| *due_us)

@@ -125,6 +125,8 @@ pub(crate) struct Scheduler<C = ()> {
     coalesced: u64,
     /// When a small request came last.
     small_us: Option<u64>,
+    /// By role: until when small requests wait for the worker that keeps up with them.
+    waits_until_us: [Option<u64>; 2],
 }
 
 impl<C: Clone> Scheduler<C> {
@@ -147,6 +149,7 @@ impl<C: Clone> Scheduler<C> {
             waiting_rows: 0,
             coalesced: 0,
             small_us: None,
+            waits_until_us: [None; 2],
         }
     }
 
@@ -226,11 +229,10 @@ impl<C: Clone> Scheduler<C> {
         } = &work;
         self.next_chunk += 1;
         let chunk = ChunkId(self.next_chunk);
-        let rows = selection.pieces.iter().map(|p| p.rows).sum();
         // Made here and not when the chunk comes back: by then its model may be forgotten.
         let key = PaceKey::of(selection.model, &work.legs);
-        let pace = self.paces.entry(key).or_default();
-        let expected_us = pace.expect_us(selection.run.unwrap_or(rows), rows);
+        self.paces.entry(key).or_default();
+        let expected_us = self.expect_us(&work);
         let held = Held { chunk, expected_us };
         self.pool(worker).give(worker, *lane, held, now_us);
         let assignment = Assignment {
@@ -246,6 +248,16 @@ impl<C: Clone> Scheduler<C> {
         let lost = false;
         self.out.insert(chunk, Out { worker, work, lost });
         assignment
+    }
+
+    /// How long a chunk is expected to run, if its model has run before.
+    fn expect_us(&self, work: &Work<C>) -> Option<u64> {
+        let Work {
+            legs, selection, ..
+        } = work;
+        let rows = selection.pieces.iter().map(|p| p.rows).sum();
+        let pace = self.paces.get(&PaceKey::of(selection.model, legs))?;
+        pace.expect_us(selection.run.unwrap_or(rows), rows)
     }
 
     /// Books a chunk that has ended.
@@ -324,17 +336,24 @@ impl<C: Clone> Scheduler<C> {
         self.deadlines.expired(now_us, entries.len(), is_open)
     }
 
-    /// When something will be due without any event: a deadline, or the end of waiting for company.
+    /// When something will be due without any event: a deadline, the end of waiting for company, or for a worker that
+    /// did not keep up after all.
     pub(crate) fn due_us(&self) -> Option<u64> {
-        let company = self
-            .backlogs
-            .iter()
-            .zip([Role::Main, Role::Extra])
-            .filter_map(|(backlog, role)| Some((backlog.groups.due_us()?, role)))
+        let roles = [Role::Main, Role::Extra];
+        let small = roles.into_iter().flat_map(|role| self.small_due_us(role));
+        let small = small.flatten();
+        self.deadlines.due_us().into_iter().chain(small).min()
+    }
+
+    fn small_due_us(&self, role: Role) -> [Option<u64>; 2] {
+        let groups = &self.backlogs[role as usize].groups;
+        let for_worker = self.waits_until_us[role as usize];
+        let company = groups
+            .due_us()
             // Where nobody could take it, an end of waiting is no event.
-            .filter(|(_, role)| self.worker_for(*role, Lane::Small).is_some())
-            .map(|(due_us, _)| due_us);
-        self.deadlines.due_us().into_iter().chain(company).min()
+            .filter(|_| self.worker_for(role, Lane::Small).is_some())
+            .map(|due_us| due_us.max(for_worker.unwrap_or(0)));
+        [company, for_worker.filter(|_| groups.has_turn())]
     }
 
     /// What waits and what is held for it.
@@ -369,10 +388,10 @@ impl<C: Clone> Scheduler<C> {
     }
 
     /// No worker has a place for another small chunk: what is small waits until a chunk ends.
-    pub(crate) fn is_full_of_small(&self) -> bool {
+    pub(crate) fn is_full_of_small(&self, now_us: u64) -> bool {
         self.pools
             .iter()
-            .all(|pool| pool.best(Lane::Small).is_none())
+            .all(|pool| pool.best(Lane::Small).is_none() || pool.waits_until_us(now_us).is_some())
     }
 
     /// The chunks that a worker holds.

@@ -139,10 +139,10 @@ impl Pace {
             .map(|seen| seen.us_per_row)
     }
 
-    /// How long so many rows are expected to run, `run` at a time; 0 before anything is known.
-    pub(crate) fn expect_us(&self, run: usize, rows: usize) -> u64 {
-        self.us_per_row(run.min(rows))
-            .map_or(0, |us| (us * rows as f64) as u64)
+    /// How long so many rows are expected to run, `run` at a time, if anything is known.
+    pub(crate) fn expect_us(&self, run: usize, rows: usize) -> Option<u64> {
+        let us = self.us_per_row(run.min(rows))?;
+        Some((us * rows as f64) as u64)
     }
 
     /// The most rows of one run that are expected to take no longer.
@@ -401,6 +401,6 @@ mod tests {
             cut(&mut pace, MOST_US, Runs::Cheapest),
             Cut { rows: 1, run: 1 }
         );
-        assert_eq!(pace.expect_us(1, 2), 100_000);
+        assert_eq!(pace.expect_us(1, 2), Some(100_000));
     }
 }

@@ -3,6 +3,7 @@
 mod clients;
 mod legs;
 mod lost;
+mod together;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -128,8 +129,9 @@ impl World {
         let limits = &self.scheduler.limits;
         let mut main = self.workers[..limits.workers].iter();
         let idle = main.any(|w| w.running.is_none() && !w.lost);
+        let waits = limits.batch_delay_us > 0 || self.scheduler.waits_until_us[0].is_some();
         assert!(
-            !idle || limits.batch_delay_us > 0 || self.scheduler.waiting().rows == 0,
+            !idle || waits || self.scheduler.waiting().rows == 0,
             "a worker idles while {:?} waits",
             self.scheduler.waiting()
         );

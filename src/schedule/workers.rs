@@ -1,4 +1,7 @@
 //! The workers as the policy sees them: who has a place, and who will be free first.
+//!
+//! Small chunks that run fast stay with one worker while it keeps up ([`KEEPS_UP_US`]): they then meet more company, and
+//! another worker is not woken for less than the waking costs.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -8,12 +11,16 @@ use crate::message::{ChunkId, WorkerId};
 /// Fewest chunks first, then who is free first; the number settles the rest.
 type Key = (u32, u64, u32);
 
+/// A worker keeps up with small chunks while those that it holds take no longer than this together. Waking another and
+/// changing to it takes about as long where cores are few; with more to do, several workers end sooner.
+pub(super) const KEEPS_UP_US: u64 = 150;
+
 /// A chunk that a worker has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) chunk: ChunkId,
-    /// How long it is expected to run.
-    pub(super) expected_us: u64,
+    /// How long it is expected to run, if its model has run before.
+    pub(super) expected_us: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +43,20 @@ pub(super) struct Workers {
     ready: [BTreeSet<Key>; 2],
     idle: usize,
     busy: usize,
+    /// Who was given a small chunk last.
+    last_small: Option<WorkerId>,
+}
+
+impl Worker {
+    /// How long the small chunks that it holds are expected to run. `None` if that is not known, if they are late, or if
+    /// bulk is in their way.
+    fn small_us(&self, now_us: u64) -> Option<u64> {
+        let is_late = !self.small.is_empty() && now_us >= self.free_us + KEEPS_UP_US;
+        if is_late || !self.bulk.is_empty() {
+            return None;
+        }
+        self.small.iter().map(|held| held.expected_us).sum()
+    }
 }
 
 fn index(lane: Lane) -> usize {
@@ -54,6 +75,7 @@ impl Workers {
             ready: [BTreeSet::new(), BTreeSet::new()],
             idle: 0,
             busy: 0,
+            last_small: None,
         }
     }
 
@@ -92,6 +114,29 @@ impl Workers {
     pub(super) fn best_idle(&self, lane: Lane) -> Option<WorkerId> {
         let (load, _, worker) = self.ready[index(lane)].first()?;
         (*load == 0).then_some(WorkerId(*worker))
+    }
+
+    /// Who was given a small chunk last, if it keeps up.
+    fn keeping_up(&self, now_us: u64) -> Option<(WorkerId, &Worker, u64)> {
+        let id = self.last_small?;
+        let worker = self.workers.get(self.index(id)).filter(|w| w.up)?;
+        let small_us = worker.small_us(now_us)?;
+        (small_us <= KEEPS_UP_US).then_some((id, worker, small_us))
+    }
+
+    /// Who was given a small chunk last, if it has a place and keeps up with one more that takes so long.
+    pub(super) fn takes_more(&self, expected_us: u64, now_us: u64) -> Option<WorkerId> {
+        let (id, worker, small_us) = self.keeping_up(now_us)?;
+        let has_place = (worker.small.len() as u32) < self.places;
+        (has_place && small_us + expected_us <= KEEPS_UP_US).then_some(id)
+    }
+
+    /// Until when small chunks wait for a place at the worker that keeps up with them, though another has one.
+    pub(super) fn waits_until_us(&self, now_us: u64) -> Option<u64> {
+        let (_, worker, _) = self.keeping_up(now_us)?;
+        let is_full = worker.small.len() as u32 >= self.places;
+        let is_another_free = !self.ready[index(Lane::Small)].is_empty();
+        (is_full && is_another_free).then_some(worker.free_us + KEEPS_UP_US)
     }
 
     /// Changes a worker, keeping the order and the count of the idle ones.
@@ -143,9 +188,12 @@ impl Workers {
     }
 
     pub(super) fn give(&mut self, id: WorkerId, lane: Lane, held: Held, now_us: u64) {
+        if lane == Lane::Small {
+            self.last_small = Some(id);
+        }
         self.change(id, |worker| {
             if worker.small.is_empty() && worker.bulk.is_empty() {
-                worker.free_us = now_us + held.expected_us;
+                worker.free_us = now_us + held.expected_us.unwrap_or(0);
             }
             match lane {
                 Lane::Small => worker.small.push_back(held),
@@ -162,7 +210,7 @@ impl Workers {
             };
             held.retain(|held| held.chunk != chunk);
             let next = worker.small.front().or(worker.bulk.front());
-            worker.free_us = now_us + next.map_or(0, |held| held.expected_us);
+            worker.free_us = now_us + next.and_then(|held| held.expected_us).unwrap_or(0);
         });
     }
 }

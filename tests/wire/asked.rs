@@ -26,14 +26,24 @@ fn questions_about_models_hold_bounded_memory_and_delay_no_other_clients_first_r
         let (mut asks, mut other) = (Raw::open(&server), Raw::open(&server));
         let before = server.resident_bytes();
         let count = 2_000;
-        for number in 0..count {
+        // They have to come faster than the loader looks at them: they lie deep, and are written before the first is sent.
+        let deep = "d/".repeat(30);
+        let folder = server.models().join(&deep);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("file"), "").expect("a file");
+        let deep = format!("{deep}file");
+        let question = |number: usize| {
             // Each is different, and the loader looks at as many paths for it as there may be.
-            let path = |i: usize| (format!("{number}_{i}_path"), json!("other.onnx"));
+            let path = |i: usize| (format!("{number}_{i}_path"), json!(deep));
             let params: Map<String, Value> = (0..256).map(path).collect();
             let id = asks.id();
             let question =
                 json!({"v": 1, "type": "models", "id": id, "model": "other", "params": params});
-            send(&asks.port, &[pack(&question)]);
+            pack(&question)
+        };
+        let questions: Vec<_> = (0..count).map(question).collect();
+        for question in questions {
+            send(&asks.port, &[question]);
         }
         // A model that nobody has named yet.
         other.round(&[[1.0; 4]]);
@@ -52,7 +62,8 @@ fn questions_about_models_hold_bounded_memory_and_delay_no_other_clients_first_r
             seen.push(answer.kind().to_owned());
         }
         let described = |kinds: &[String]| kinds.iter().filter(|k| *k == "models_ok").count();
-        assert!(described(&seen) > 0 && described(&seen) < count);
+        let all = described(&seen);
+        assert!(all > 0 && all < count, "{all} of {count} were described");
         assert!(
             described(&seen[..earlier]) < described(&seen),
             "the other client waited for all of them"

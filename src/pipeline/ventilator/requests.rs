@@ -297,8 +297,8 @@ impl Requests {
     }
 
     /// No worker has a place for another small chunk: what is small waits until a chunk ends.
-    pub(crate) fn is_full_of_small(&self) -> bool {
-        self.scheduler.is_full_of_small()
+    pub(crate) fn is_full_of_small(&self, now_us: u64) -> bool {
+        self.scheduler.is_full_of_small(now_us)
     }
 
     /// Chunks that are out.

@@ -1,0 +1,158 @@
+//! Small chunks that run fast stay with one worker, as long as it keeps up.
+
+use super::*;
+use crate::schedule::workers::KEEPS_UP_US;
+
+/// A world whose model has run, and whose workers are idle.
+fn warm(workers: usize, us_per_row: u64) -> World {
+    let mut world = World::new(limits(workers), us_per_row);
+    world.ask(1);
+    world.run_dry();
+    world.order.clear();
+    world.now += 1_000_000;
+    world
+}
+
+fn workers(world: &World) -> Vec<u32> {
+    world.order.iter().map(|a| a.worker.0).collect()
+}
+
+#[test]
+fn a_worker_that_keeps_up_with_small_requests_gets_them_all() {
+    let mut world = warm(4, 10);
+    let mut used = std::collections::HashSet::new();
+    for _ in 0..50 {
+        world.ask(1);
+        world.ask(1);
+        world.run_dry();
+        used.extend(workers(&world));
+        world.now += 1000;
+    }
+    assert_eq!(used.len(), 1, "{used:?}");
+    // What finds no place waits for one, and runs together.
+    world.order.clear();
+    for _ in 0..10 {
+        world.ask(1);
+    }
+    assert_eq!(world.order.len(), 2);
+    world.step();
+    assert_eq!(world.order[2].pieces.len(), 8);
+    world.run_dry();
+    assert_eq!(workers(&world)[1..], [workers(&world)[0]; 2]);
+}
+
+#[test]
+fn what_one_worker_would_need_long_for_goes_to_several() {
+    let slow = KEEPS_UP_US + 1;
+    let mut world = warm(4, slow);
+    for _ in 0..4 {
+        world.ask(1);
+    }
+    let mut used = workers(&world);
+    used.sort_unstable();
+    assert_eq!(used, [0, 1, 2, 3]);
+    world.run_dry();
+
+    // Each of them little, and together much: a share for each worker that is free.
+    let mut world = warm(4, 10);
+    for _ in 0..100 {
+        let job = world.job(1);
+        world.submit(job);
+    }
+    world.give_out();
+    let mut used = workers(&world);
+    used.sort_unstable();
+    assert_eq!(used, [0, 1, 2, 3]);
+    world.run_dry();
+}
+
+#[test]
+fn no_more_workers_are_woken_than_there_is_work_for() {
+    let mut world = warm(4, 2);
+    for _ in 0..70 {
+        let job = world.job(1);
+        world.submit(job);
+    }
+    world.give_out();
+    let sizes: Vec<_> = world.order.iter().map(|a| a.pieces.len()).collect();
+    assert_eq!(sizes, [70], "140 us for one");
+    world.run_dry();
+}
+
+#[test]
+fn a_worker_that_is_late_is_not_waited_for() {
+    let mut world = warm(2, 10);
+    for _ in 0..3 {
+        world.ask(1);
+    }
+    assert_eq!(world.order.len(), 2, "the third waits");
+    let started = world.now;
+    let until = started + 10 + KEEPS_UP_US;
+    assert_eq!(world.scheduler.due_us(), Some(until));
+    assert!(world.scheduler.is_full_of_small(started));
+    // Its chunk takes ever longer.
+    assert!(world.scheduler.next(until - 1).is_none());
+    let given = world.scheduler.next(until).expect("the other worker");
+    assert_ne!(given.worker, world.order[0].worker);
+    assert!(world.scheduler.next(until).is_none());
+    assert_eq!(world.scheduler.due_us(), None);
+    assert!(!world.scheduler.is_full_of_small(until));
+}
+
+#[test]
+fn what_nothing_is_known_of_keeps_nobody_waiting() {
+    let mut world = World::new(limits(2), 10);
+    world.ask(1);
+    world.ask(1);
+    let mut used = workers(&world);
+    used.sort_unstable();
+    assert_eq!(used, [0, 1]);
+    // Nor is another model's request put behind it.
+    world.run_dry();
+    let unknown = Job {
+        model: ModelId(2),
+        group: 2,
+        ..world.job(1)
+    };
+    world.submit(unknown);
+    world.give_out();
+    world.ask(1);
+    let used = workers(&world);
+    assert_ne!(used[2], used[3]);
+    world.run_dry();
+}
+
+#[test]
+fn the_end_of_waiting_for_company_is_no_event_while_a_worker_is_waited_for() {
+    let delayed = Limits {
+        batch_delay_us: 20,
+        ..limits(2)
+    };
+    let mut world = World::new(delayed, 10);
+    let come = |world: &mut World| {
+        let job = world.job(1);
+        world.submit(job);
+        world.now += 20;
+        world.give_out();
+    };
+    come(&mut world);
+    world.run_dry();
+    world.now += 1_000_000;
+    world.order.clear();
+    world.workers.iter_mut().for_each(|w| w.running = None);
+    come(&mut world);
+    let started = world.now;
+    for _ in 0..2 {
+        let job = world.job(1);
+        world.submit(Job {
+            group: world.serial,
+            ..job
+        });
+        world.now += 20;
+        while let Some(given) = world.scheduler.next(world.now) {
+            world.order.push(given);
+        }
+    }
+    assert_eq!(world.order.len(), 2);
+    assert_eq!(world.scheduler.due_us(), Some(started + 10 + KEEPS_UP_US));
+}
