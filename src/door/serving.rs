@@ -92,17 +92,18 @@ pub(super) async fn serve<B, F>(
     stream: TcpStream,
     connection: &Rc<Connection>,
     shared: &Arc<Shared>,
-    answer: impl Fn(Open, Request<Incoming>) -> F,
+    answer: impl Fn(Open, Request<Incoming>) -> F + Clone + 'static,
 ) where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
     F: Future<Output = Response<B>> + 'static,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        let answered = answer(connection.begin(), request);
-        let (connection, shared) = (connection.clone(), shared.clone());
+        let open = connection.begin();
+        let (answer, connection, shared) = (answer.clone(), connection.clone(), shared.clone());
         async move {
-            let answered = answered.await;
+            // Made here: what is made before is moved in here, and then has room set aside for it twice.
+            let answered = answer(open, request).await;
             shared.responses.count(connection.kind, &answered);
             Ok::<_, Infallible>(answered.map(|body| Answer {
                 body,

@@ -130,9 +130,10 @@ async fn served(connections: &Rc<Connections>) -> (Peer, Rc<Connection>, Weak<Ve
     let seen = Arc::downgrade(&answer);
     let serving = {
         let (connections, connection) = (connections.clone(), connection.clone());
-        let answer = Cell::new(Some(Bytes::from_owner(Seen(answer))));
+        let answer = Rc::new(Cell::new(Some(Bytes::from_owner(Seen(answer)))));
         async move {
-            let answer = |_open, _request| std::future::ready(Response::new(Whole(answer.take())));
+            let answer =
+                move |_open, _request| std::future::ready(Response::new(Whole(answer.take())));
             serving::serve(
                 HttpVersion::Http2(HttpVersion::http2()),
                 stream,

@@ -43,11 +43,11 @@ pub(super) struct Service {
 pub(super) async fn serve(service: Service, stream: TcpStream, connection: Rc<Connection>) {
     let mut settings = HttpVersion::http2();
     settings.auto_date_header(false).max_frame_size(FRAME_BYTES);
-    let answer = |open, request| {
+    let shared = service.local.shared.clone();
+    let answer = move |open, request| {
         let service = service.clone();
         async move { route::answer(&service, open, request).await }
     };
     let protocol = HttpVersion::Http2(settings);
-    let shared = &service.local.shared;
-    serving::serve(protocol, stream, &connection, shared, answer).await;
+    serving::serve(protocol, stream, &connection, &shared, answer).await;
 }

@@ -1,5 +1,6 @@
 //! Which call leads where.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -53,11 +54,15 @@ impl Call {
         &self,
         what: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        let Some(deadline) = self.deadline else {
-            return what.await;
-        };
-        let done = tokio::time::timeout_at(deadline, what).await;
-        done.unwrap_or_else(|_| Err(too_late()))
+        // Pinned once: each of the two ways of waiting would have room for it otherwise.
+        let what = pin!(what);
+        match self.deadline {
+            None => what.await,
+            Some(deadline) => {
+                let done = tokio::time::timeout_at(deadline, what).await;
+                done.unwrap_or_else(|_| Err(too_late()))
+            }
+        }
     }
 }
 
@@ -109,16 +114,21 @@ async fn dispatch(
     let path = head.uri.path();
     let Some(method) = path.strip_prefix(INFERENCE) else {
         return match path {
-            health::CHECK => health::check(&call, messages).await,
-            health::WATCH => health::watch(call, messages).await,
+            health::CHECK => Box::pin(health::check(&call, messages)).await,
+            health::WATCH => Box::pin(health::watch(call, messages)).await,
             _ => Err(not_here(path)),
         };
     };
-    let call = match method {
-        "ModelInfer" => return infer::answer(&call, messages).await,
-        "ModelStreamInfer" => return Ok(stream::answer(call, messages)),
-        _ => &call,
-    };
+    match method {
+        "ModelInfer" => infer::answer(&call, messages).await,
+        "ModelStreamInfer" => Ok(stream::answer(call, messages)),
+        // What these need is not set aside for each inference.
+        _ => Box::pin(tell(&call, method, messages)).await,
+    }
+}
+
+/// Answers a call that is no inference.
+async fn tell(call: &Call, method: &str, messages: Messages) -> Result<Reply, Status> {
     match method {
         "ServerLive" => unary(call, messages, |asked| server_live(call, asked)).await,
         "ServerReady" => unary(call, messages, |asked| server_ready(call, asked)).await,
@@ -130,7 +140,7 @@ async fn dispatch(
         "RepositoryIndex" => unary(call, messages, |asked| index(call, asked)).await,
         "RepositoryModelLoad" => unary(call, messages, |asked| load(call, asked)).await,
         "RepositoryModelUnload" => unary(call, messages, |asked| unload(call, asked)).await,
-        _ => Err(not_here(path)),
+        _ => Err(not_here(&format!("{INFERENCE}{method}"))),
     }
 }
 

@@ -59,11 +59,12 @@ pub(super) async fn serve(
         true => HttpVersion::Http2(HttpVersion::http2()),
         false => HttpVersion::http1(),
     };
-    let answer = |open, request| {
+    let shared = local.shared.clone();
+    let answer = move |open, request| {
         let local = local.clone();
         async move { route::answer(&local, serves, open, request).await }
     };
-    serving::serve(protocol, stream, &connection, &local.shared, answer).await;
+    serving::serve(protocol, stream, &connection, &shared, answer).await;
 }
 
 /// Looks at how a connection begins, without taking anything; `None` if it closes first, or does not go on.

@@ -80,7 +80,7 @@ pub(super) async fn answer(
     };
     if let Some((coding, open)) = coding {
         let caller = &open.connection().caller;
-        let packed = coding.packed(local, caller, reply).await;
+        let packed = Box::pin(coding.packed(local, caller, reply)).await;
         reply = packed.unwrap_or_else(Refusal::into);
     }
     if is_head {
@@ -140,6 +140,19 @@ async fn dispatch(
     };
     match place {
         Place::Model(model, ModelPart::Infer) => infer::answer(local, open, model, request).await,
+        // What these need is not set aside for each inference.
+        place => Box::pin(serve(local, open, place, request)).await,
+    }
+}
+
+/// Answers a request that is no inference.
+async fn serve(
+    local: &Rc<Local>,
+    open: Open,
+    place: Place,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    match place {
         Place::Index => models::index(local, &open, request).await,
         Place::Control(control, name) => {
             models::control(local, &open, (control, name), request).await
