@@ -23,10 +23,6 @@ use mdm::wire::client::StopMode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-/// A request's memory is allocated by one thread and freed by another.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const FAILED: i32 = 1;
 const NOT_STARTED: i32 = 2;
 /// How long a full pipe that nobody reads may hold up the start or the exit.
