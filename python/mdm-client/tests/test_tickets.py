@@ -101,10 +101,10 @@ def test_a_signal_handler_may_ask_for_the_ticket_that_its_thread_waits_for_and_c
     main, got = threading.get_ident(), []
     with mdm.Client(server.address, timeout=40) as client:
         client.submit(ROWS, "echo_FP32").result()
-        slow = client.submit(np.ones((10_000, 256), "f4"), "slow")
+        slow = client.submit(np.ones((60_000, 256), "f4"), "slow")
         at_signal(lambda: got.append(slow.result().rows))
         threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
-        assert slow.result().rows == 10_000 and got == [10_000]
+        assert slow.result().rows == 60_000 and got == [60_000]
         slow = client.submit(np.ones((60_000, 256), "f4"), "slow")
         at_signal(client.close)
         threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
