@@ -198,7 +198,7 @@ bench-doors: toolchain onnxruntime
 # The client in Python, and the sizes of the wheels in dist/.
 bench-python: toolchain onnxruntime python-tools
 	$(CARGO) build --release --locked --bins
-	$(WITH_PYTHON_TOOLS) $(PYTHON) benches/python.py $(BENCH)
+	TESTED_MDM_BIN='$(abspath $(RELEASE))' $(WITH_PYTHON_TOOLS) $(PYTHON) benches/python.py $(BENCH)
 
 bench-ner: ner
 	$(CARGO) bench --locked --bench ner

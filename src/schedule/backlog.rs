@@ -131,24 +131,20 @@ impl<C: Clone> Scheduler<C> {
                         selection,
                         leg_outputs: None,
                     };
-                    let worker = match lane {
-                        Lane::Small => self.last_if_it_keeps_up(worker, &work, now_us),
-                        Lane::Bulk => worker,
+                    let expected_us = self.expect_us(&work);
+                    let worker = match (lane, expected_us) {
+                        // The one that was given a small chunk last, if it keeps up with this one too.
+                        (Lane::Small, Some(us)) => {
+                            let last = self.pool(worker).takes_more(us, now_us);
+                            last.unwrap_or(worker)
+                        }
+                        _ => worker,
                     };
-                    return Some(self.give(worker, work, now_us));
+                    return Some(self.give(worker, work, expected_us, now_us));
                 }
             }
         }
         None
-    }
-
-    /// The worker that was given a small chunk last, if it keeps up with this one too, or else the one that was chosen.
-    fn last_if_it_keeps_up(&mut self, chosen: WorkerId, work: &Work<C>, now_us: u64) -> WorkerId {
-        let expected_us = self.expect_us(work);
-        let pool = self.pool(chosen);
-        expected_us
-            .and_then(|us| pool.takes_more(us, now_us))
-            .unwrap_or(chosen)
     }
 
     /// Who takes new rows that are for workers of this role, and which of their legs it runs.

@@ -223,7 +223,13 @@ impl<C: Clone> Scheduler<C> {
             .or_else(|| self.next_new(now_us))
     }
 
-    fn give(&mut self, worker: WorkerId, work: Work<C>, now_us: u64) -> Assignment<C> {
+    fn give(
+        &mut self,
+        worker: WorkerId,
+        work: Work<C>,
+        expected_us: Option<u64>,
+        now_us: u64,
+    ) -> Assignment<C> {
         let Work {
             lane, selection, ..
         } = &work;
@@ -232,7 +238,6 @@ impl<C: Clone> Scheduler<C> {
         // Made here and not when the chunk comes back: by then its model may be forgotten.
         let key = PaceKey::of(selection.model, &work.legs);
         self.paces.entry(key).or_default();
-        let expected_us = self.expect_us(&work);
         let held = Held { chunk, expected_us };
         self.pool(worker).give(worker, *lane, held, now_us);
         let assignment = Assignment {

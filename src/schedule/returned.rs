@@ -33,7 +33,8 @@ impl<C: Clone> Scheduler<C> {
                     entry.returned -= 1;
                 }
             }
-            return Some(self.give(worker, work, now_us));
+            let expected_us = self.expect_us(&work);
+            return Some(self.give(worker, work, expected_us, now_us));
         }
     }
 

@@ -139,7 +139,6 @@ fn the_end_of_waiting_for_company_is_no_event_while_a_worker_is_waited_for() {
     world.run_dry();
     world.now += 1_000_000;
     world.order.clear();
-    world.workers.iter_mut().for_each(|w| w.running = None);
     come(&mut world);
     let started = world.now;
     for _ in 0..2 {
