@@ -1,6 +1,7 @@
 //! What there is to know of models, and loading and unloading them: what both doors do, each of which only renders it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::HeaderMap;
@@ -356,12 +357,16 @@ pub(crate) fn may_control(
     connection: &Connection,
     headers: &HeaderMap,
 ) -> Result<()> {
-    if !local.shared.model_control {
+    check_control(local.shared.model_control, connection.peer.ip(), headers)
+}
+
+fn check_control(allowed: bool, peer: IpAddr, headers: &HeaderMap) -> Result<()> {
+    if !allowed {
         return Err(Error::denied(
             "models are loaded and unloaded here only with --door-model-control",
         ));
     }
-    if !connection.peer.ip().to_canonical().is_loopback() {
+    if !peer.to_canonical().is_loopback() {
         return Err(Error::denied(
             "models are loaded and unloaded only from the server's own machine",
         ));
@@ -383,4 +388,43 @@ pub(crate) fn no_parameters(name: &str) -> Error {
     Error::invalid(format!(
         "parameters.{name}: a model is loaded as its files are, and takes no parameters"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_controlled_only_where_allowed_and_from_this_machine() {
+        let from = |peer: &str, header: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(name) = header {
+                headers.insert(name, "http://localhost".parse().unwrap());
+            }
+            check_control(true, peer.parse().unwrap(), &headers)
+        };
+        for peer in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+            assert!(from(peer, None).is_ok(), "{peer}");
+            for header in ["origin", "forwarded", "x-forwarded-for", "x-forwarded-host"] {
+                assert!(from(peer, Some(header)).is_err(), "{peer}, {header}");
+            }
+            let denied = check_control(false, peer.parse().unwrap(), &HeaderMap::new());
+            assert!(
+                denied
+                    .unwrap_err()
+                    .message()
+                    .contains("--door-model-control")
+            );
+        }
+        for peer in [
+            "10.0.0.1",
+            "128.0.0.1",
+            "::",
+            "0.0.0.0",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert!(from(peer, None).is_err(), "{peer}");
+        }
+    }
 }

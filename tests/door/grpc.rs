@@ -137,10 +137,15 @@ pub fn with_server(flags: &[&str], test: impl AsyncFnOnce(&Server) + Send + 'sta
     within(LIMIT, move || {
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let server = server_of(&[&["--grpc-port", "0"], &flags[..]].concat());
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().expect("a runtime");
-        runtime.block_on(test(&server));
+        block_on(test(&server));
     });
+}
+
+/// Runs what a client of gRPC does.
+pub fn block_on(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().expect("a runtime");
+    runtime.block_on(test);
 }
 
 /// Waits until something holds; the client's own tasks go on meanwhile.

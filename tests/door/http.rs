@@ -1,6 +1,6 @@
 //! A client of HTTP/1.1 that can be as odd as a test needs it to be.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 use serde_json::Value;
@@ -209,10 +209,14 @@ impl Http {
         (length > 0).then_some(chunk)
     }
 
-    /// Whether the server closes, and sends nothing before.
+    /// Whether the server closes, and sends nothing before. One that does neither for as long as answers are waited for has
+    /// not closed.
     pub fn is_closed(&mut self) -> bool {
-        // An error is a reset, which is as good.
-        !matches!(self.stream.read(&mut [0]), Ok(1..))
+        match self.stream.read(&mut [0]) {
+            Ok(read) => read == 0,
+            // Any other error is a reset, which is as good.
+            Err(e) => !matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
     }
 
     /// All that comes until the server closes.
@@ -223,13 +227,13 @@ impl Http {
         rest
     }
 
-    /// Ends one direction, and goes on reading.
     /// Answers are waited for no longer than that.
     pub fn wait_for(&self, time: std::time::Duration) {
         let set = self.stream.get_ref().set_read_timeout(Some(time));
         set.expect("a timeout");
     }
 
+    /// Ends one direction, and goes on reading.
     pub fn end_writing(&self) {
         let ended = self.stream.get_ref().shutdown(Shutdown::Write);
         ended.expect("an open connection");

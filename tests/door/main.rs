@@ -12,6 +12,7 @@ mod coding;
 #[path = "../common/mod.rs"]
 mod common;
 mod counted;
+mod curl;
 mod events;
 mod flood;
 mod grpc;
@@ -25,6 +26,7 @@ mod kinds;
 mod models;
 mod odd;
 mod official;
+mod parameters;
 mod places;
 #[path = "../common/python.rs"]
 mod python;

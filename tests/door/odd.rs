@@ -229,22 +229,34 @@ fn a_table_of_malformed_requests_is_told_what_is_wrong() {
                 data,
             ]
         };
-        let texts = [deep("[", "]"), deep("{\"a\":", "}")].concat();
-        for text in texts.iter().map(String::as_bytes).chain([
-            &b""[..],
-            b"{",
-            b"{\"inputs\":[",
-            b"\xff\xfe",
-            b"{\"id\":\"\xff\"}",
-            b"{\"inputs\":[]}{}",
-            b"null",
-            b"NaN",
-            b"[[[[",
-            b"{\"inputs\":[{\"name\":\"x\",\"datatype\":\"FP32\",\"shape\":[1,4],\"data\":[NaN,1,2,3]}]}",
+        let deep = [deep("[", "]"), deep("{\"a\":", "}")].concat();
+        let too_deep = [
+            "deeper than 64",
+            "recursion limit",
+            "expected an object",
+            "an object, expected a number",
+            "recursion limit",
+            "`inputs` is missing",
+        ];
+        let deep = deep.iter().map(String::as_bytes).zip(too_deep);
+        for (text, words) in deep.chain([
+            (&b""[..], "expected an object"),
+            (b"{", "EOF"),
+            (b"{\"inputs\":[", "EOF"),
+            (b"\xff\xfe", "expected an object"),
+            (b"{\"id\":\"\xff\"}", "invalid unicode"),
+            (b"{\"inputs\":[]}{}", "trailing characters"),
+            (b"null", "expected an object"),
+            (b"NaN", "expected an object"),
+            (b"[[[[", "expected an object"),
+            (
+                b"{\"inputs\":[{\"name\":\"x\",\"datatype\":\"FP32\",\"shape\":[1,4],\"data\":[NaN,1,2,3]}]}",
+                "expected value",
+            ),
         ]) {
             let answer = http.request("POST", ECHO, &[], text);
             let shown = String::from_utf8_lossy(&text[..text.len().min(60)]).into_owned();
-            check(&answer, 400, "", &shown);
+            check(&answer, 400, words, &shown);
         }
         serve();
         // Small pieces that would take far more once they are read.
@@ -393,30 +405,36 @@ fn what_is_no_http_is_answered_or_closed_and_others_go_on() {
         let huge = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n";
         let http2 =
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnothing of the kind, and more of it than a frame has";
-        for bytes in [
-            "\0\0\0\0\0\0",
-            "GET\r\n\r\n",
-            "GET /v2 HTTP/9.9\r\n\r\n",
-            "GET /v2 HTTP/1.1\r\nno colon\r\n\r\n",
-            &flood,
-            &long,
-            &path,
-            twice,
-            lengths,
-            chunk,
-            huge,
-            http2,
+        // Only what has a head that can be read is answered with a message.
+        let (bare, told) = (false, true);
+        for (bytes, status, has_message) in [
+            ("\0\0\0\0\0\0", 400, bare),
+            ("GET\r\n\r\n", 400, bare),
+            ("GET /v2 HTTP/9.9\r\n\r\n", 400, bare),
+            ("GET /v2 HTTP/1.1\r\nno colon\r\n\r\n", 400, bare),
+            (&flood, 431, bare),
+            (&long, 431, bare),
+            (&path, 431, bare),
+            (twice, 400, bare),
+            (lengths, 400, bare),
+            (chunk, 400, told),
+            (huge, 400, told),
         ] {
             let mut http = Http::to(&server);
             let shown = &bytes[..bytes.len().min(60)];
             http.send(bytes.as_bytes());
-            if http2 == bytes {
-                assert!(!http.rest().is_empty(), "it is told why it is closed");
-            } else if let Some(answer) = http.answer() {
-                assert!((400..500).contains(&answer.status), "{shown:?}: {answer:?}");
+            let answer = http.answer().expect("an answer");
+            assert_eq!(answer.status, status, "{shown:?}: {answer:?}");
+            match has_message {
+                true => assert!(answer.error().contains("body"), "{answer:?}"),
+                false => assert!(answer.body.is_empty(), "{answer:?}"),
             }
             assert!(http.is_closed(), "{shown:?} is still open");
             assert_eq!(honest.post(ECHO, &echo_request(1)).status, 200);
         }
+        let mut http = Http::to(&server);
+        http.send(http2.as_bytes());
+        assert!(!http.rest().is_empty(), "it is told why it is closed");
+        assert_eq!(honest.post(ECHO, &echo_request(1)).status, 200);
     });
 }

@@ -227,12 +227,49 @@ fn answers_that_nobody_reads_are_bounded_and_hold_nobody_up() {
 }
 
 #[test]
+fn parts_that_nobody_reads_end_their_request_at_the_bound() {
+    within(LIMIT, || {
+        let bound = ["--max-client-bytes", "8MiB", "--max-batch-size", "64"];
+        let server = server(&[&bound[..], &["--preload", "wide"]].concat());
+        let mut honest = Http::to(&server);
+        let rows = 4096; // 64 MiB, and several times that as JSON
+        let input = json!({
+            "name": "x", "datatype": "FP32", "shape": [rows, 4096],
+            "parameters": {"binary_data_size": rows * 4096 * 4},
+        });
+        let json = json!({"inputs": [input]}).to_string();
+        let length = json.len().to_string();
+        let headers = [
+            ("Inference-Header-Content-Length", length.as_str()),
+            ("Accept", "text/event-stream"),
+        ];
+        let body = [json.as_bytes(), &vec![0; rows * 4096 * 4]].concat();
+        let mut deaf = Http::to(&server);
+        deaf.ask("POST", "/v2/models/wide/infer", &headers, &body);
+        drop(body);
+        crate::common::eventually("its request has ended", || {
+            let answer = honest.post("/v2/models/echo/infer", &echo_request(1));
+            assert_eq!(answer.status, 200);
+            server.client().status().expect("a status").queue.requests == 0
+        });
+        let answer = deaf.answer().expect("an answer");
+        assert_eq!(answer.status, 200);
+        let mut events = crate::events::events(&answer.body);
+        let (name, error) = events.pop().expect("an end");
+        assert_eq!(name, "error", "{} parts came", events.len());
+        let message = error["error"].as_str().expect("a message");
+        assert!(message.contains("--max-client-bytes"), "{message}");
+    });
+}
+
+#[test]
 fn two_thousand_idle_connections_cost_little_and_no_processor_time() {
     within(LIMIT, || {
         // The doors take a quarter of what the system allows; where that is little, fewer connections show the same.
         let limit = rlimit::increase_nofile_limit(8192).unwrap_or(0) as usize;
         let count = (limit / 4).saturating_sub(16).min(2000);
         assert!(count >= 200, "this system allows {limit} descriptors");
+        println!("{count} idle connections");
         let server = server(&["--preload", "echo"]);
         let mut honest = Http::to(&server);
         assert_eq!(
