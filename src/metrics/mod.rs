@@ -249,3 +249,35 @@ impl Snapshot {
         self.models.iter().find(|model| model.name == name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_ready_while_it_has_started_and_a_worker_takes_work() {
+        let ready = Health {
+            is_started: true,
+            is_draining: false,
+            workers_up: 1,
+            workers: 2,
+        };
+        assert!(ready.is_ready());
+        for not in [
+            Health {
+                is_started: false,
+                ..ready
+            },
+            Health {
+                is_draining: true,
+                ..ready
+            },
+            Health {
+                workers_up: 0,
+                ..ready
+            },
+        ] {
+            assert!(!not.is_ready(), "{not:?}");
+        }
+    }
+}

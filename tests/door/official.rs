@@ -115,6 +115,21 @@ fn tritonclients_deadlines_and_cancels_end_what_runs_and_are_counted_as_what_the
 }
 
 #[test]
+fn grpcs_own_client_of_reflection_finds_and_calls_everything() {
+    let Some(mut python) = python_with("grpc_reflection") else {
+        return;
+    };
+    within(LIMIT, move || {
+        let server = server();
+        python
+            .arg(source("reflection.py"))
+            .arg(format!("127.0.0.1:{}", server.grpc_port));
+        let said = succeeds(python);
+        assert!(said.contains("ok calls"), "{said}");
+    });
+}
+
+#[test]
 fn kserves_grpc_client_gets_what_it_expects() {
     check("kserve", "kserve_grpc.py", |s| s.grpc_port);
 }

@@ -100,6 +100,7 @@ fn uploads_that_drip_lock_nobody_out_and_make_room_for_who_is_faster() {
         assert!(matches!(told.len(), 1 | 2), "{told:?}");
         for answer in told {
             assert_eq!(answer.status, 429, "{answer:?}");
+            assert_eq!(answer.header("retry-after"), Some("1"), "{answer:?}");
             assert!(answer.error().contains("slowest"), "{answer:?}");
         }
     });

@@ -49,7 +49,6 @@ fn a_drain_answers_what_runs_refuses_what_comes_and_waits_for_no_idle_connection
             answered.elapsed()
         );
         assert!(idle.is_closed() && begun.is_closed());
-        assert!(PATIENCE > Duration::from_secs(10));
     });
 }
 

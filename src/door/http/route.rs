@@ -345,6 +345,18 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_that_fails_has_503_says_so_and_when_to_come_again() {
+        let told = probed(true, &Live { live: true });
+        assert_eq!(
+            (told.status(), told.headers().get(RETRY_AFTER)),
+            (StatusCode::OK, None)
+        );
+        let told = probed(false, &Live { live: false });
+        assert_eq!(told.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(told.headers()[RETRY_AFTER], "1");
+    }
+
+    #[test]
     fn a_path_leads_to_its_place() {
         for (path, place) in [
             ("/v2", Place::Server),
