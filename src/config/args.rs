@@ -246,8 +246,8 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value_t = Size(256 * MIB), help_heading = "Bounds")]
     pub max_client_bytes: Size,
 
-    /// Most bytes of messages that have begun to come and not ended, over all connections; beyond it the slowest are
-    /// closed, at the doors with 429 [default: as --max-queue-bytes]
+    /// Most bytes of messages that have begun to come and not ended, over all connections to the ports for ZeroMQ, and as
+    /// many over all to the doors; beyond it the slowest are closed, at the doors with 429 [default: as --max-queue-bytes]
     #[arg(long, value_name = "SIZE", help_heading = "Bounds")]
     pub max_unfinished_bytes: Option<Size>,
 
