@@ -26,7 +26,7 @@
 //! | [`wire`] | frames ↔ messages, and the protocol's page: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` and `chunk.rs` what the loops say to each other |
 //! | `zmtp` | connections of our own that speak ZMTP: the server's two ports and the client |
 //! | `frames`, `socket`, `waker` | zero-copy frames; how the loops' sockets are set up and waited for; a descriptor to wake a loop by |
-//! | `thread_priority`, `heap` | calls of the system: which threads go first, and memory that is given back |
+//! | `thread_priority`, [`heap`] | calls of the system: which threads go first; the server's allocator, and memory that is given back |
 //! | `deadlines`, `shares` | what the queue and the catalog count alike: when requests run out of time, how much each client has |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
@@ -151,7 +151,7 @@ pub(crate) mod frames;
 #[cfg(all(feature = "server", feature = "plugin"))]
 pub mod guide;
 #[cfg(feature = "server")]
-mod heap;
+pub mod heap;
 #[cfg(feature = "server")]
 pub mod logging;
 pub mod message;

@@ -23,9 +23,8 @@ use mdm::wire::client::StopMode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-/// A request's memory is allocated by one thread and freed by another, which glibc's allocator is slow at.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mdm::heap::Allocator = mdm::heap::Allocator;
 
 const FAILED: i32 = 1;
 const NOT_STARTED: i32 = 2;
