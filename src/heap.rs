@@ -104,11 +104,11 @@ mod tests {
                 // SAFETY: blocks of these sizes, used within them and freed once.
                 unsafe {
                     let block = Allocator.alloc_zeroed(layout);
-                    assert!(!block.is_null() && block.addr() % align == 0);
+                    assert!(!block.is_null() && block.addr().is_multiple_of(align));
                     assert!((0..from).step_by(1000).all(|at| *block.add(at) == 0));
                     block.write_bytes(0xa5, from);
                     let block = Allocator.realloc(block, layout, to);
-                    assert!(!block.is_null() && block.addr() % align == 0);
+                    assert!(!block.is_null() && block.addr().is_multiple_of(align));
                     assert!((0..kept).step_by(1000).all(|at| *block.add(at) == 0xa5));
                     assert_eq!(*block.add(kept - 1), 0xa5);
                     Allocator.dealloc(block, Layout::from_size_align(to, align).unwrap());
