@@ -121,7 +121,7 @@
 )]
 #![cfg_attr(
     not(feature = "server"),
-    doc = "[`model`]: #features\n[`metrics`]: #features\n[`server`]: #features\n[`server::Door`]: #features\n[`config`]: #features\n[`logging`]: #features\n[`faults`]: #features"
+    doc = "[`model`]: #features\n[`metrics`]: #features\n[`server`]: #features\n[`server::Door`]: #features\n[`config`]: #features\n[`logging`]: #features\n[`faults`]: #features\n[`heap`]: #features"
 )]
 #![cfg_attr(
     not(all(feature = "server", feature = "plugin")),
