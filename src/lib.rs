@@ -26,7 +26,7 @@
 //! | [`wire`] | frames ↔ messages, and the protocol's page: `client.rs` what clients say, `server.rs` what they are told, `inner.rs` and `chunk.rs` what the loops say to each other |
 //! | `zmtp` | connections of our own that speak ZMTP: the server's two ports and the client |
 //! | `frames`, `socket`, `waker` | zero-copy frames; how the loops' sockets are set up and waited for; a descriptor to wake a loop by |
-//! | `thread_priority`, [`heap`] | calls of the system: which threads go first; the server's allocator, and memory that is given back |
+//! | `thread_priority`, `heap` | calls of the system: which threads go first, and memory that is given back |
 //! | `deadlines`, `shares` | what the queue and the catalog count alike: when requests run out of time, how much each client has |
 //! | `split` | pure arithmetic: cut rows, gather parts |
 //! | `schedule` | the queue and the policy as a pure state machine, with its simulation |
@@ -91,8 +91,8 @@
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
 //! 8. `unsafe` is in `frames.rs`, in `heap.rs`, `zmtp/unsent.rs` and `thread_priority.rs` (calls of the system that no crate
-//!    wraps), and for the C interface of plugins in `plugin/glue.rs` (the author's side) and `plugin/host/` (the server's
-//!    side), each block with its reason.
+//!    wraps), in the `allocator.rs` of `mdm-server-start`, and for the C interface of plugins in `plugin/glue.rs` (the author's
+//!    side) and `plugin/host/` (the server's side), each block with its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
 //! thread; on the data path two tables are shared between threads: the board of cancelled serials, which may forget, and
@@ -121,7 +121,7 @@
 )]
 #![cfg_attr(
     not(feature = "server"),
-    doc = "[`model`]: #features\n[`metrics`]: #features\n[`server`]: #features\n[`server::Door`]: #features\n[`config`]: #features\n[`logging`]: #features\n[`faults`]: #features\n[`heap`]: #features"
+    doc = "[`model`]: #features\n[`metrics`]: #features\n[`server`]: #features\n[`server::Door`]: #features\n[`config`]: #features\n[`logging`]: #features\n[`faults`]: #features"
 )]
 #![cfg_attr(
     not(all(feature = "server", feature = "plugin")),
@@ -151,7 +151,7 @@ pub(crate) mod frames;
 #[cfg(all(feature = "server", feature = "plugin"))]
 pub mod guide;
 #[cfg(feature = "server")]
-pub mod heap;
+mod heap;
 #[cfg(feature = "server")]
 pub mod logging;
 pub mod message;

@@ -5,6 +5,8 @@
 //! 128 + the signal when a second signal cut the draining short.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+mod allocator;
+
 use std::fmt::Display;
 use std::io::{self, Write};
 #[cfg(feature = "gateway")]
@@ -24,7 +26,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 #[global_allocator]
-static ALLOCATOR: mdm::heap::Allocator = mdm::heap::Allocator;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 const FAILED: i32 = 1;
 const NOT_STARTED: i32 = 2;
