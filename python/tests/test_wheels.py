@@ -184,7 +184,7 @@ def test_the_sdist_of_the_server_holds_what_it_is_built_from(tmp_path):
     root = tmp_path / archive.name[: -len(".tar.gz")]
     assert (root / "pyproject.toml").exists() and (root / "PKG-INFO").exists()
     manifests = [path for path in root.rglob("Cargo.toml") if re.search(r'^name = "mdm"', path.read_text(), re.M)]
-    assert len(manifests) == 1 and (manifests[0].parent / "src/bin/mdm-server-start.rs").exists()
+    assert len(manifests) == 1 and (manifests[0].parent / "src/bin/mdm-server-start/main.rs").exists()
     # The manifest and its lock agree, and name files that are there.
     metadata = subprocess.run(
         ["cargo", "metadata", "--locked", "--offline", "--no-deps", "--format-version", "1", "--manifest-path", manifests[0]],
