@@ -91,7 +91,7 @@
 //! 6. One engine session per worker and model, run by `&mut`. Weights are shared wherever the engine can.
 //! 7. On the data path no tensor byte is copied without a reason beside the copy.
 //! 8. `unsafe` is in `frames.rs`, in `heap.rs`, `zmtp/unsent.rs` and `thread_priority.rs` (calls of the system that no crate
-//!    wraps), in the `allocator.rs` of `mdm-server-start`, and for the C interface of plugins in `plugin/glue.rs` (the author's
+//!    wraps), in `bin/mdm-server-start/allocator.rs`, and for the C interface of plugins in `plugin/glue.rs` (the author's
 //!    side) and `plugin/host/` (the server's side), each block with its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
