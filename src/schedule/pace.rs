@@ -2,11 +2,15 @@
 //!
 //! Engines are often fastest at a batch size that nobody knows beforehand (a BiLSTM was seen at 5.6 k rows/s with 2 to
 //! 8 rows at a time and 3.0 k with 16). So the time per row is kept by the size of a run, in powers of two, and the
-//! size in use climbs to a neighbour that turned out cheaper. A chunk is as many such runs as its time allows: what
-//! a chunk costs on its way is then shared by many runs. Small chunks pass between two runs of a bulk chunk, and a cancel
+//! size in use climbs to a neighbour that turned out cheaper, and once it has none, trials (`trial.rs`) tell from time to time
+//! whether another is. A chunk is as many such runs as its time allows: what a chunk costs on its way is then shared by many runs. Small chunks pass between two runs of a bulk chunk, and a cancel
 //! counts there; so while small requests come, bulk runs are made as short as costs little.
 //!
 //! Bulk chunks become smaller towards the end of a request, so that the workers end together.
+
+mod trial;
+
+use self::trial::Trials;
 
 /// Rows in a chunk before anything is known.
 const FIRST_ROWS: usize = 64;
@@ -27,9 +31,8 @@ const CLEARLY_BETTER: f64 = 0.8;
 const SHORT_US: f64 = 300.0;
 /// ... as long as its rows cost no more than this many times what they cost at best.
 const SHORT_COSTS: f64 = 1.0 / 0.9;
-/// After so many cuts a neighbour is tried once more.
-const RETRY_CUTS: u32 = 256;
-/// The same while small requests come, when a shorter run is worth more than what it costs to find it.
+/// While small requests come each shorter size is tried once more after so many cuts: it is worth more than what it costs to
+/// find it.
 const RETRY_SHORT_CUTS: u32 = 16;
 const SIZES: usize = 24;
 
@@ -97,6 +100,9 @@ pub(crate) struct Pace {
     seen: [Seen; SIZES],
     /// The size in use, as a power of two.
     current: usize,
+    /// It had no cheaper neighbour: only a trial changes the size from now on.
+    settled: bool,
+    trials: Trials,
     cuts: u32,
 }
 
@@ -105,6 +111,8 @@ impl Default for Pace {
         Pace {
             seen: [Seen::default(); SIZES],
             current: FIRST_RUN.ilog2() as usize,
+            settled: false,
+            trials: Trials::default(),
             cuts: 0,
         }
     }
@@ -117,8 +125,14 @@ fn size_of(rows: usize) -> usize {
 impl Pace {
     /// A chunk of so many rows, `run` at a time, took so long.
     pub(crate) fn observe(&mut self, run: usize, rows: usize, us: u64) {
-        if rows > 0 {
-            self.seen[size_of(run.min(rows))].add(us as f64 / rows as f64);
+        if rows == 0 {
+            return;
+        }
+        let (size, us_per_row) = (size_of(run.min(rows)), us as f64 / rows as f64);
+        self.seen[size].add(us_per_row);
+        let cost = |size, us_per_row| us_per_row + run_overhead(size);
+        if let Some(better) = self.trials.observe(self.current, size, us_per_row, cost) {
+            self.current = better;
         }
     }
 
@@ -163,8 +177,7 @@ impl Pace {
     pub(crate) fn target(&mut self, most_us: u64, most_rows: usize, runs: Runs) -> Target {
         let limit = self.most_rows(most_us).min(most_rows).max(1);
         self.cuts = self.cuts.wrapping_add(1);
-        self.climb();
-        let mut size = self.next_size_to_try(limit);
+        let mut size = self.size(limit);
         if runs == Runs::Short {
             size = size.min(self.shortest());
         }
@@ -181,24 +194,34 @@ impl Pace {
         }
     }
 
-    /// The size in use, or a neighbour of it: one that is not known well yet, and each once in a while.
-    fn next_size_to_try(&self, limit: usize) -> usize {
+    /// The size of the next run.
+    fn size(&mut self, limit: usize) -> usize {
+        let fits = |size: usize| size < SIZES && (1usize << size) <= limit;
+        if !self.settled {
+            self.climb();
+            let new = self.new_neighbour(fits);
+            self.settled = new.is_none() && self.cost(self.current, BELIEVED).is_some();
+            return new.unwrap_or(self.current);
+        }
+        let (current, seen) = (self.current, &self.seen);
+        let cost = |size: usize| {
+            let seen = seen.get(size).filter(|seen| seen.chunks > 0)?;
+            Some(seen.usual_us_per_row + run_overhead(size))
+        };
+        self.trials.size(current, fits, cost).unwrap_or(current)
+    }
+
+    /// A neighbour of the size in use that is not known well yet.
+    fn new_neighbour(&self, fits: impl Fn(usize) -> bool) -> Option<usize> {
         let size = self.current;
         let (up, down) = (size + 1, size.saturating_sub(1));
-        let retry = self.cuts.is_multiple_of(RETRY_CUTS);
-        let up_first = (self.cuts / RETRY_CUTS).is_multiple_of(2);
         let unknown = |size| self.cost(size, BELIEVED).is_none();
         // Before the size in use was seen there is nothing to compare with.
-        let may_go_up = (1usize << up) <= limit && self.cost(size, 1).is_some();
-        let up_is_new = self.cost(up, 1).is_none();
-        let up_is_due = !unknown(size) && (unknown(up) || (retry && up_first));
-        if may_go_up && (up_is_new || up_is_due) {
-            return up;
+        let up_is_new = self.cost(size, 1).is_some() && self.cost(up, 1).is_none();
+        if fits(up) && (up_is_new || (!unknown(size) && unknown(up))) {
+            return Some(up);
         }
-        match !unknown(size) && (unknown(down) || retry) {
-            true => down,
-            false => size,
-        }
+        (!unknown(size) && unknown(down)).then_some(down)
     }
 
     /// The smallest size, of those no larger than the one in use, that costs little more than the cheapest of them. One
@@ -299,6 +322,54 @@ mod tests {
         let target = settle(bilstm, MOST_US);
         assert_eq!((target.run, target.rows % 4), (4, 0));
         assert!((48..=56).contains(&target.rows), "{target:?}");
+    }
+
+    /// The bug: the first runs of 16 rows paid for the engine's planning, and something got in the way of the first of 8.
+    /// It stayed at 4, as 8 is dearer than both.
+    #[test]
+    fn a_size_that_is_dearer_than_both_sides_is_passed() {
+        // As a BiLSTM was measured.
+        let bilstm = |run: usize| match run {
+            1 => 254.0,
+            2 => 178.3,
+            4 => 138.6,
+            8 => 143.2,
+            16 => 133.9,
+            32 => 139.4,
+            _ => 147.8,
+        };
+        let mut pace = Pace::default();
+        for turn in 0..1000 {
+            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
+            let slow = match run {
+                8 if turn < 20 => 1.1,
+                16 if turn < 20 => 1.3,
+                _ => 1.0,
+            };
+            pace.observe(run, rows, (slow * bilstm(run) * rows as f64) as u64);
+            if turn == 20 {
+                assert_eq!(pace.current, 2);
+            }
+        }
+        assert_eq!(pace.current, 4);
+    }
+
+    #[test]
+    fn trying_other_sizes_costs_little_and_busy_times_move_nothing() {
+        let cost = |run: usize| 180.0 + 40.0 * (run as f64 / 4.0).log2().abs();
+        let (mut pace, mut took, mut best) = (Pace::default(), 0.0, 0.0);
+        for turn in 0..10_000 {
+            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
+            // Others want the machine half of the time, for as long as a trial takes.
+            let slow = if turn / 10 % 2 == 0 { 2.0 } else { 1.0 };
+            pace.observe(run, rows, (slow * cost(run) * rows as f64) as u64);
+            if turn > 100 {
+                assert_eq!(pace.current, 2, "turn {turn}");
+                took += cost(run) * rows as f64;
+                best += cost(4) * rows as f64;
+            }
+        }
+        assert!(took < 1.01 * best, "{}", took / best);
     }
 
     #[test]

@@ -1,0 +1,154 @@
+//! A trial: chunks of two sizes of a run by turns, so that whatever else the machine does meets both of them.
+//!
+//! A size that was hardly used was seen at other times than the one in use, and its first run in each worker paid for the
+//! engine's planning. So what is remembered of it does not tell whether it is worth changing to.
+
+/// Chunks of each size. More than half of them are without anything that got in the way.
+const CHUNKS: usize = 7;
+/// It must be cheaper by this: machines are noisy.
+const BETTER: f64 = 0.98;
+/// Cuts before the first trial, and after one that changed the size.
+const FIRST_AFTER: u32 = 32;
+/// Each trial that changes nothing doubles the cuts before the next, up to this.
+const AFTER_AT_MOST: u32 = 512;
+/// Sizes that look dearer than the one in use by this are tried in one round of so many.
+const DEAR: f64 = 1.15;
+const DEAR_ROUNDS: u32 = 4;
+/// A size may lie between two that are cheaper, so the one behind it is tried too.
+const STEPS: [isize; 4] = [1, 2, -1, -2];
+
+#[derive(Clone, Debug)]
+struct Trial {
+    size: usize,
+    there: Vec<f64>,
+    here: Vec<f64>,
+}
+
+impl Trial {
+    /// Whether the size tried is better than the one in use, once that is known: as a rule, and at its best.
+    fn is_better(&self, cost: impl Fn(usize, f64) -> f64, current: usize) -> Option<bool> {
+        if self.there.len() < CHUNKS || self.here.len() < CHUNKS {
+            return None;
+        }
+        let sorted = |size: usize, seen: &[f64]| {
+            let mut costs: Vec<f64> = seen.iter().map(|us| cost(size, *us)).collect();
+            costs.sort_by(f64::total_cmp);
+            costs
+        };
+        let (there, here) = (sorted(self.size, &self.there), sorted(current, &self.here));
+        Some(
+            [0, CHUNKS / 2]
+                .iter()
+                .all(|at| there[*at] < here[*at] * BETTER),
+        )
+    }
+}
+
+/// The trials of one model, one after the other.
+#[derive(Clone, Debug)]
+pub(super) struct Trials {
+    now: Option<Trial>,
+    /// Trials begun.
+    begun: u32,
+    /// Cuts until the next.
+    left: u32,
+    /// Cuts between the last and the next.
+    after: u32,
+    cuts: u32,
+}
+
+impl Default for Trials {
+    fn default() -> Trials {
+        Trials {
+            now: None,
+            begun: 0,
+            left: FIRST_AFTER,
+            after: FIRST_AFTER,
+            cuts: 0,
+        }
+    }
+}
+
+impl Trials {
+    /// The size of the next run, if it is not the one in use. `cost` is what a size was seen to cost, if it may be tried.
+    pub(super) fn size(
+        &mut self,
+        current: usize,
+        fits: impl Fn(usize) -> bool,
+        cost: impl Fn(usize) -> Option<f64>,
+    ) -> Option<usize> {
+        self.cuts = self.cuts.wrapping_add(1);
+        if self.now.is_none() {
+            self.left = self.left.saturating_sub(1);
+            if self.left > 0 {
+                return None;
+            }
+            self.begin(current, &fits, cost);
+        }
+        let trial = self.now.as_ref()?;
+        // Not every other cut, which might always be the same worker's.
+        let is_turn = self.cuts.wrapping_mul(0x9e37_79b1) >> 31 == 1;
+        (is_turn && trial.there.len() < CHUNKS && fits(trial.size)).then_some(trial.size)
+    }
+
+    fn begin(
+        &mut self,
+        current: usize,
+        fits: impl Fn(usize) -> bool,
+        cost: impl Fn(usize) -> Option<f64>,
+    ) {
+        let here = cost(current);
+        for _ in STEPS {
+            let (step, round) = (
+                STEPS[self.begun as usize % STEPS.len()],
+                self.begun / STEPS.len() as u32,
+            );
+            self.begun = self.begun.wrapping_add(1);
+            let is_dear = |size| matches!((cost(size), here), (Some(there), Some(here)) if there > here * DEAR);
+            let size = current.checked_add_signed(step).filter(|size| fits(*size));
+            if let Some(size) =
+                size.filter(|size| round.is_multiple_of(DEAR_ROUNDS) || !is_dear(*size))
+            {
+                self.now = Some(Trial {
+                    size,
+                    there: Vec::with_capacity(CHUNKS),
+                    here: Vec::with_capacity(CHUNKS),
+                });
+                return;
+            }
+        }
+        self.ended(false);
+    }
+
+    fn ended(&mut self, changed: bool) {
+        self.now = None;
+        self.after = match changed {
+            true => FIRST_AFTER,
+            false => (2 * self.after).min(AFTER_AT_MOST),
+        };
+        self.left = self.after;
+    }
+
+    /// A chunk of a size took so long per row. Gives the size to change to, if the trial has ended with that; `cost` is what
+    /// a row costs in all in runs of a size.
+    pub(super) fn observe(
+        &mut self,
+        current: usize,
+        size: usize,
+        us_per_row: f64,
+        cost: impl Fn(usize, f64) -> f64,
+    ) -> Option<usize> {
+        let trial = self.now.as_mut()?;
+        let seen = match size {
+            size if size == trial.size => &mut trial.there,
+            size if size == current => &mut trial.here,
+            _ => return None,
+        };
+        if seen.len() < CHUNKS {
+            seen.push(us_per_row);
+        }
+        let (better, tried) = (trial.is_better(cost, current)?, trial.size);
+        self.ended(better);
+        better.then_some(tried)
+    }
+}
