@@ -10,6 +10,8 @@
 
 mod trial;
 
+use std::ops::RangeInclusive;
+
 use self::trial::Trials;
 
 /// Rows in a chunk before anything is known.
@@ -177,12 +179,17 @@ impl Pace {
     pub(crate) fn target(&mut self, most_us: u64, most_rows: usize, runs: Runs) -> Target {
         let limit = self.most_rows(most_us).min(most_rows).max(1);
         self.cuts = self.cuts.wrapping_add(1);
-        let mut size = self.size(limit);
+        let (mut size, mut is_try) = (self.size(limit), false);
         if runs == Runs::Short {
-            size = size.min(self.shortest());
+            let short = self.shortest();
+            let next = self.short_to_try().unwrap_or(short);
+            // Small requests wait for such a run, so there is one of it and not a chunk full.
+            is_try = next > short;
+            size = size.min(next);
         }
         let run = (1usize << size).min(limit);
         let rows = match self.us_per_row(run) {
+            _ if is_try => run,
             None => FIRST_ROWS,
             Some(us) => rows_in(most_us / GOAL_PART, us),
         };
@@ -224,10 +231,8 @@ impl Pace {
         (!unknown(size) && unknown(down)).then_some(down)
     }
 
-    /// The smallest size, of those no larger than the one in use, that costs little more than the cheapest of them. One
-    /// that is not known is tried, and each once in a while: what was measured beside something else may have looked too
-    /// dear.
-    fn shortest(&self) -> usize {
+    /// The sizes that runs may have while small requests come.
+    fn short_sizes(&self) -> RangeInclusive<usize> {
         let long_enough = |size: usize| {
             let rows = 1usize << size;
             let us = self.us_per_row(rows).unwrap_or(0.0) * rows as f64;
@@ -236,20 +241,31 @@ impl Pace {
         let least = (0..self.current)
             .rev()
             .take_while(|size| long_enough(*size));
-        let least = least.last().unwrap_or(self.current);
-        let sizes = least..=self.current;
-        if self.cuts.is_multiple_of(RETRY_SHORT_CUTS) {
-            let turn = (self.cuts / RETRY_SHORT_CUTS) as usize;
-            return least + turn % sizes.count();
-        }
-        let known = |size: &usize| self.seen[*size].chunks >= BELIEVED;
-        if let Some(unknown) = sizes.clone().rev().find(|size| !known(size)) {
-            return unknown;
-        }
+        least.last().unwrap_or(self.current)..=self.current
+    }
+
+    /// The smallest of them that costs little more than the cheapest.
+    fn shortest(&self) -> usize {
+        let sizes = self.short_sizes().filter(|size| self.is_known(*size));
         let cost = |size: usize| self.seen[size].usual_us_per_row + run_overhead(size);
         let best = sizes.clone().map(cost).fold(f64::MAX, f64::min);
         let cheap = |size: &usize| cost(*size) <= best * SHORT_COSTS;
         sizes.into_iter().find(cheap).unwrap_or(self.current)
+    }
+
+    fn is_known(&self, size: usize) -> bool {
+        self.seen[size].chunks >= BELIEVED
+    }
+
+    /// One of them that is not known, and each once in a while: what was measured beside something else may have looked too
+    /// dear.
+    fn short_to_try(&self) -> Option<usize> {
+        if self.cuts.is_multiple_of(RETRY_SHORT_CUTS) {
+            let sizes = self.short_sizes();
+            let turn = (self.cuts / RETRY_SHORT_CUTS) as usize;
+            return Some(sizes.start() + turn % sizes.clone().count());
+        }
+        self.short_sizes().rev().find(|size| !self.is_known(*size))
     }
 
     fn climb(&mut self) {
