@@ -155,6 +155,12 @@ impl Pace {
             .map(|seen| seen.us_per_row)
     }
 
+    /// How long a run of a size is expected to take; 0 if nothing is known.
+    fn run_us(&self, size: usize) -> f64 {
+        let rows = 1usize << size;
+        self.us_per_row(rows).unwrap_or(0.0) * rows as f64
+    }
+
     /// How long so many rows are expected to run, `run` at a time, if anything is known.
     pub(crate) fn expect_us(&self, run: usize, rows: usize) -> Option<u64> {
         let us = self.us_per_row(run.min(rows))?;
@@ -180,7 +186,7 @@ impl Pace {
         let limit = self.most_rows(most_us).min(most_rows).max(1);
         self.cuts = self.cuts.wrapping_add(1);
         let (mut size, mut is_try) = (self.size(limit), false);
-        if runs == Runs::Short {
+        if runs == Runs::Short && self.run_us(size) > SHORT_US {
             let short = self.shortest();
             let next = self.short_to_try().unwrap_or(short);
             // Small requests wait for such a run, so there is one of it and not a chunk full.
@@ -233,14 +239,9 @@ impl Pace {
 
     /// The sizes that runs may have while small requests come.
     fn short_sizes(&self) -> RangeInclusive<usize> {
-        let long_enough = |size: usize| {
-            let rows = 1usize << size;
-            let us = self.us_per_row(rows).unwrap_or(0.0) * rows as f64;
-            us >= SHORT_US
-        };
         let least = (0..self.current)
             .rev()
-            .take_while(|size| long_enough(*size));
+            .take_while(|size| self.run_us(*size) >= SHORT_US);
         least.last().unwrap_or(self.current)..=self.current
     }
 
@@ -466,6 +467,19 @@ mod tests {
         assert_eq!(settle_short(light).run, 512);
         // One row at a time cannot be made shorter.
         assert_eq!(settle_short(|_| 50_000.0).run, 1);
+    }
+
+    /// The bug: no longer run was tried while small requests came, so a model that had them from the first moment stayed at
+    /// runs of 8 rows, at a third of its rate.
+    #[test]
+    fn a_cheap_model_gets_to_long_runs_while_small_requests_come() {
+        let mut pace = Pace::default();
+        for _ in 0..100 {
+            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Short);
+            let us_per_row = 0.7 + 10.0 / run as f64;
+            pace.observe(run, rows, (us_per_row * rows as f64) as u64);
+        }
+        assert!(cut(&mut pace, MOST_US, Runs::Short).run >= 256, "{pace:?}");
     }
 
     #[test]
