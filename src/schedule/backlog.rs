@@ -255,7 +255,7 @@ impl<C: Clone> Scheduler<C> {
         let (model, client, priority) = (entry.job.model, entry.job.client, entry.job.priority);
         let legs = runs.of(&entry.job);
         let left = entry.job.rows - entry.given;
-        let Target { rows, run } = if entry.job.splittable {
+        let Target { rows, run, .. } = if entry.job.splittable {
             let of = |legs: &Range<u32>| {
                 let key = PaceKey::of(model, legs);
                 target(&self.limits, &mut self.paces, key, size)
@@ -265,6 +265,7 @@ impl<C: Clone> Scheduler<C> {
             Target {
                 rows: left,
                 run: None,
+                worth: 1,
             }
         };
         let piece = Piece {
@@ -291,7 +292,11 @@ impl<C: Clone> Scheduler<C> {
 }
 
 /// What cannot be split is not put together either, and runs as it is.
-const ONE_BY_ONE: Target = Target { rows: 0, run: None };
+const ONE_BY_ONE: Target = Target {
+    rows: 0,
+    run: None,
+    worth: 1,
+};
 
 /// What a model's pace says of its next chunk.
 pub(super) fn target(
@@ -309,6 +314,7 @@ pub(super) fn target(
         None => Target {
             rows: most_rows,
             run: None,
+            worth: 1,
         },
     }
 }
@@ -322,7 +328,11 @@ fn cut(
 ) -> Target {
     let job = &entry.job;
     let left = job.rows - entry.given;
-    let Target { mut rows, run } = paced(legs);
+    let Target {
+        mut rows,
+        run,
+        worth,
+    } = paced(legs);
     // A chunk keeps its rows through all its legs: the slowest of them decides.
     for leg in legs.end..job.legs.len() as u32 {
         rows = rows.min(paced(&(leg..leg + 1)).rows);
@@ -335,7 +345,7 @@ fn cut(
     let step = job.step.max(1);
     let cut = Cut {
         most: rows.next_multiple_of(step),
-        floor: limits.priority_rows.max(step),
+        floor: limits.priority_rows.max(step).max(worth),
         workers: limits.workers + extra,
         step,
     };
@@ -344,12 +354,12 @@ fn cut(
         let run = run.next_multiple_of(step);
         let rows = cut.guided(left, run);
         let run = Some(run);
-        return Target { rows, run };
+        return Target { rows, run, worth };
     }
     if entry.planned == 0 || left.div_ceil(entry.planned) > cut.most {
         entry.planned = cut.chunks(left);
     }
     let rows = cut.next(left, entry.planned);
     entry.planned -= 1;
-    Target { rows, run }
+    Target { rows, run, worth }
 }

@@ -13,6 +13,7 @@ mod trial;
 use std::ops::RangeInclusive;
 
 use self::trial::Trials;
+use super::workers::KEEPS_UP_US;
 
 /// Rows in a chunk before anything is known.
 const FIRST_ROWS: usize = 64;
@@ -85,6 +86,8 @@ pub(crate) struct Target {
     pub rows: usize,
     /// Rows that run at once; `None`: all of the chunk's.
     pub run: Option<usize>,
+    /// Fewer rows are not worth a chunk of their own, where the request has more: another worker would take as long to wake.
+    pub worth: usize,
 }
 
 /// How long runs should be.
@@ -194,7 +197,8 @@ impl Pace {
             size = size.min(next);
         }
         let run = (1usize << size).min(limit);
-        let rows = match self.us_per_row(run) {
+        let us_per_row = self.us_per_row(run);
+        let rows = match us_per_row {
             _ if is_try => run,
             None => FIRST_ROWS,
             Some(us) => rows_in(most_us / GOAL_PART, us),
@@ -204,6 +208,7 @@ impl Pace {
         Target {
             rows: rows.min(most_rows.max(1)),
             run: Some(run),
+            worth: us_per_row.map_or(1, |us| rows_in(KEEPS_UP_US, us)),
         }
     }
 
@@ -310,7 +315,7 @@ mod tests {
     }
 
     fn cut(pace: &mut Pace, most_us: u64, runs: Runs) -> Cut {
-        let Target { rows, run } = pace.target(most_us, 1024, runs);
+        let Target { rows, run, .. } = pace.target(most_us, 1024, runs);
         let run = run.unwrap();
         Cut { rows, run }
     }
@@ -329,8 +334,8 @@ mod tests {
         let target = cut(&mut Pace::default(), MOST_US, Runs::Cheapest);
         assert_eq!(target, Cut { rows: 64, run: 8 });
         let target = Pace::default().target(MOST_US, 5, Runs::Cheapest);
-        let (rows, run) = (5, Some(5));
-        assert_eq!(target, Target { rows, run });
+        let (rows, run, worth) = (5, Some(5), 1);
+        assert_eq!(target, Target { rows, run, worth });
     }
 
     #[test]
@@ -419,6 +424,16 @@ mod tests {
         assert!(settle(|run| 3.0 + 40.0 / run as f64, 1_000_000).run >= 256);
         let most = settle(|run| 100.0 + 400.0 / run as f64, MOST_US);
         assert!(most.run >= 64 && most.rows * 100 <= 20_000, "{most:?}");
+    }
+
+    #[test]
+    fn a_chunk_is_worth_its_way_from_a_time_on_and_not_a_number_of_rows() {
+        for (us_per_row, worth) in [(1, KEEPS_UP_US as usize), (30, 5), (10_000, 1)] {
+            let mut pace = Pace::default();
+            pace.observe(8, 64, 64 * us_per_row);
+            let target = pace.target(MOST_US, 1024, Runs::Cheapest);
+            assert_eq!(target.worth, worth, "{us_per_row} us a row");
+        }
     }
 
     #[test]
