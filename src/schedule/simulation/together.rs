@@ -155,3 +155,26 @@ fn the_end_of_waiting_for_company_is_no_event_while_a_worker_is_waited_for() {
     assert_eq!(world.order.len(), 2);
     assert_eq!(world.scheduler.due_us(), Some(started + 10 + KEEPS_UP_US));
 }
+
+/// The bug: a request of a cheap model ended in a dozen chunks, each of which took longer to hand on than to run.
+#[test]
+fn chunks_of_a_cheap_model_are_worth_their_way_to_the_last() {
+    let us_per_row = 1;
+    let mut world = warm(2, us_per_row);
+    for rows in [200, 1000, 8000] {
+        world.order.clear();
+        world.ask(rows);
+        world.run_dry();
+        let mut sizes: Vec<_> = world.order.iter().map(|a| a.pieces[0].rows).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), rows);
+        // All but the last, which is what was left.
+        sizes.sort_unstable();
+        let worth = (KEEPS_UP_US / us_per_row) as usize;
+        assert!(sizes[1..].iter().all(|rows| *rows >= worth), "{sizes:?}");
+    }
+    // Of a slow one the last chunks are short, so that the workers end together.
+    let mut world = warm(2, 200);
+    world.ask(1000);
+    world.run_dry();
+    assert!(world.order.last().is_some_and(|a| a.pieces[0].rows <= 16));
+}
