@@ -3,8 +3,9 @@
 //! Engines are often fastest at a batch size that nobody knows beforehand (a BiLSTM was seen at 5.6 k rows/s with 2 to
 //! 8 rows at a time and 3.0 k with 16). So the time per row is kept by the size of a run, in powers of two, and the
 //! size in use climbs to a neighbour that turned out cheaper, and once it has none, trials (`trial.rs`) tell from time to time
-//! whether another is. A chunk is as many such runs as its time allows: what a chunk costs on its way is then shared by many runs. Small chunks pass between two runs of a bulk chunk, and a cancel
-//! counts there; so while small requests come, bulk runs are made as short as costs little.
+//! whether another is. A chunk is as many such runs as its time allows: what a chunk costs on its way is then shared by
+//! many runs. Small chunks pass between two runs of a bulk chunk, and a cancel counts there; so while small requests come,
+//! bulk runs are made as short as costs little.
 //!
 //! Bulk chunks become smaller towards the end of a request, so that the workers end together.
 
@@ -28,6 +29,8 @@ const RUN_OVERHEAD_US: f64 = 20.0;
 const BETTER: f64 = 0.98;
 /// Chunks of a size before it is believed.
 const BELIEVED: u32 = 3;
+/// Chunks that are cut for a size at most before it is known: those of requests that have not the rows for it tell nothing.
+const MOST_TRIES: u32 = 256;
 /// A neighbour that is cheaper by this is believed at once: a cheap model is soon run many rows at a time.
 const CLEARLY_BETTER: f64 = 0.8;
 /// While small requests come between, a run is made shorter down to this, which a small request can well wait for ...
@@ -43,6 +46,8 @@ const SIZES: usize = 24;
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     chunks: u32,
+    /// Chunks that were cut to get to know it.
+    tries: u32,
     /// What it takes lately, to tell when something will end.
     us_per_row: f64,
     /// What it takes when nothing gets in its way, to tell sizes apart: down quickly, up slowly.
@@ -217,9 +222,12 @@ impl Pace {
         let fits = |size: usize| size < SIZES && (1usize << size) <= limit;
         if !self.settled {
             self.climb();
-            let new = self.new_neighbour(fits);
-            self.settled = new.is_none() && self.cost(self.current, BELIEVED).is_some();
-            return new.unwrap_or(self.current);
+            if let Some(new) = self.new_neighbour(fits) {
+                self.seen[new].tries += 1;
+                return new;
+            }
+            self.settled = self.cost(self.current, BELIEVED).is_some();
+            return self.current;
         }
         let (current, seen) = (self.current, &self.seen);
         let cost = |size: usize| {
@@ -233,13 +241,18 @@ impl Pace {
     fn new_neighbour(&self, fits: impl Fn(usize) -> bool) -> Option<usize> {
         let size = self.current;
         let (up, down) = (size + 1, size.saturating_sub(1));
-        let unknown = |size| self.cost(size, BELIEVED).is_none();
+        let is_known = |size, chunks| self.cost(size, chunks).is_some();
+        let may_try = |size: usize, chunks| {
+            let tries = self.seen.get(size).map_or(MOST_TRIES, |seen| seen.tries);
+            !is_known(size, chunks) && tries < MOST_TRIES
+        };
         // Before the size in use was seen there is nothing to compare with.
-        let up_is_new = self.cost(size, 1).is_some() && self.cost(up, 1).is_none();
-        if fits(up) && (up_is_new || (!unknown(size) && unknown(up))) {
+        let up_is_new = is_known(size, 1) && may_try(up, 1);
+        let is_known_well = is_known(size, BELIEVED);
+        if fits(up) && (up_is_new || (is_known_well && may_try(up, BELIEVED))) {
             return Some(up);
         }
-        (!unknown(size) && unknown(down)).then_some(down)
+        (is_known_well && may_try(down, BELIEVED)).then_some(down)
     }
 
     /// The sizes that runs may have while small requests come.
@@ -392,6 +405,20 @@ mod tests {
             }
         }
         assert!(took < 1.01 * best, "{}", took / best);
+    }
+
+    /// The bug: a size that no chunk had the rows for was tried for ever, and all chunks ran whole.
+    #[test]
+    fn a_size_that_no_chunk_has_the_rows_for_is_given_up() {
+        let mut pace = Pace::default();
+        let mut whole = 0;
+        for turn in 0..5_000 {
+            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
+            let (rows, run) = (rows.min(12), run.min(12));
+            pace.observe(run, rows, 180 * rows as u64 + 500 * u64::from(run != 4));
+            whole += usize::from(turn >= MOST_TRIES && run == 12);
+        }
+        assert!(whole < 5_000 / 20, "{whole}");
     }
 
     #[test]

@@ -5,6 +5,10 @@
 
 /// Chunks of each size. More than half of them are without anything that got in the way.
 const CHUNKS: usize = 7;
+/// Chunks that are cut for a trial at most: some are shorter than one run of the size that is tried, and tell nothing of it.
+const MOST_CHUNKS: u32 = 2 * CHUNKS as u32;
+/// Cuts after which a trial is given up: what it waits for does not come.
+const MOST_CUTS: u32 = 256;
 /// It must be cheaper by this: machines are noisy.
 const BETTER: f64 = 0.98;
 /// Cuts before the first trial, and after one that changed the size.
@@ -20,11 +24,31 @@ const STEPS: [isize; 4] = [1, 2, -1, -2];
 #[derive(Clone, Debug)]
 struct Trial {
     size: usize,
+    /// Microseconds per row at that size, and at the one in use.
     there: Vec<f64>,
     here: Vec<f64>,
+    /// Chunks cut for it.
+    given: u32,
+    /// Cuts since it began.
+    cuts: u32,
 }
 
 impl Trial {
+    fn new(size: usize) -> Trial {
+        Trial {
+            size,
+            there: Vec::with_capacity(CHUNKS),
+            here: Vec::with_capacity(CHUNKS),
+            given: 0,
+            cuts: 0,
+        }
+    }
+
+    /// Whether it may have one more chunk.
+    fn wants_more(&self) -> bool {
+        self.there.len() < CHUNKS && self.given < MOST_CHUNKS
+    }
+
     /// Whether the size tried is better than the one in use, once that is known: as a rule, and at its best.
     fn is_better(&self, cost: impl Fn(usize, f64) -> f64, current: usize) -> Option<bool> {
         if self.there.len() < CHUNKS || self.here.len() < CHUNKS {
@@ -85,10 +109,19 @@ impl Trials {
             }
             self.begin(current, &fits, cost);
         }
-        let trial = self.now.as_ref()?;
+        let trial = self.now.as_mut()?;
+        trial.cuts += 1;
+        if trial.cuts > MOST_CUTS {
+            self.ended(false);
+            return None;
+        }
         // Not every other cut, which might always be the same worker's.
         let is_turn = self.cuts.wrapping_mul(0x9e37_79b1) >> 31 == 1;
-        (is_turn && trial.there.len() < CHUNKS && fits(trial.size)).then_some(trial.size)
+        if !is_turn || !trial.wants_more() || !fits(trial.size) {
+            return None;
+        }
+        trial.given += 1;
+        Some(trial.size)
     }
 
     fn begin(
@@ -109,11 +142,7 @@ impl Trials {
             if let Some(size) =
                 size.filter(|size| round.is_multiple_of(DEAR_ROUNDS) || !is_dear(*size))
             {
-                self.now = Some(Trial {
-                    size,
-                    there: Vec::with_capacity(CHUNKS),
-                    here: Vec::with_capacity(CHUNKS),
-                });
+                self.now = Some(Trial::new(size));
                 return;
             }
         }
