@@ -9,13 +9,13 @@ const CHUNKS: usize = 7;
 const MOST_CHUNKS: u32 = 2 * CHUNKS as u32;
 /// Cuts after which a trial is given up: what it waits for does not come.
 const MOST_CUTS: u32 = 256;
-/// It must be cheaper by this: machines are noisy.
-const BETTER: f64 = 0.98;
+/// As a rule it must be cheaper by this: machines are noisy. At its best it must be cheaper at all.
+const BETTER: f64 = 0.985;
 /// Cuts before the first trial, and after one that changed the size.
 const FIRST_AFTER: u32 = 32;
-/// Each trial that changes nothing doubles the cuts before the next, up to this.
+/// Each round of trials that changes nothing doubles the cuts between them, up to this.
 const AFTER_AT_MOST: u32 = 512;
-/// Sizes that look dearer than the one in use by this are tried in one round of so many.
+/// Sizes that look dearer than the one in use by this are tried in the first of so many rounds.
 const DEAR: f64 = 1.15;
 const DEAR_ROUNDS: u32 = 4;
 /// A size may lie between two that are cheaper, so the one behind it is tried too.
@@ -60,11 +60,8 @@ impl Trial {
             costs
         };
         let (there, here) = (sorted(self.size, &self.there), sorted(current, &self.here));
-        Some(
-            [0, CHUNKS / 2]
-                .iter()
-                .all(|at| there[*at] < here[*at] * BETTER),
-        )
+        let usual = CHUNKS / 2;
+        Some(there[usual] < here[usual] * BETTER && there[0] < here[0])
     }
 }
 
@@ -151,10 +148,11 @@ impl Trials {
 
     fn ended(&mut self, changed: bool) {
         self.now = None;
-        self.after = match changed {
-            true => FIRST_AFTER,
-            false => (2 * self.after).min(AFTER_AT_MOST),
-        };
+        if changed {
+            (self.begun, self.after) = (0, FIRST_AFTER);
+        } else if (self.begun as usize).is_multiple_of(STEPS.len()) {
+            self.after = (2 * self.after).min(AFTER_AT_MOST);
+        }
         self.left = self.after;
     }
 
