@@ -37,7 +37,7 @@ impl Cut {
     /// The next chunk's rows where chunks need not be alike: a part of what is left, so that the last ones are small
     /// and end together. Whole runs of `run` rows where that makes sense.
     pub(crate) fn guided(&self, rows: usize, run: usize) -> usize {
-        let share = rows.div_ceil(ROUNDS * self.workers.max(1));
+        let share = guided_share(rows, self.workers);
         let unit = if share >= run {
             run.max(1)
         } else {
@@ -49,6 +49,11 @@ impl Cut {
             .min(self.most.max(1))
             .min(rows)
     }
+}
+
+/// The part of the rows that are left which is one chunk of [`Cut::guided`], but for its bounds.
+pub(crate) fn guided_share(rows: usize, workers: usize) -> usize {
+    rows.div_ceil(ROUNDS * workers.max(1))
 }
 
 /// Chunks that each worker has still to come, at the size of the next.

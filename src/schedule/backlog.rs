@@ -12,7 +12,7 @@ use super::turns::{Rest, Turns};
 use super::workers::KEEPS_UP_US;
 use super::{Assignment, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, Selection, Work};
 use crate::message::{Priority, Role, Serial, WorkerId};
-use crate::split::Cut;
+use crate::split::{Cut, guided_share};
 use foldhash::HashMap;
 
 /// After so many chunks of high priority in a row, normal bulk gets one.
@@ -231,7 +231,8 @@ impl<C: Clone> Scheduler<C> {
         let worth_waking = expected_us.map_or(usize::MAX, |us| us.div_ceil(KEEPS_UP_US) as usize);
         let idle = self.pools[pool as usize].idle().min(worth_waking).max(1);
         let share = waiting.div_ceil(idle).max(self.limits.priority_rows);
-        let paced = target(&self.limits, &mut self.paces, pace, Runs::Cheapest);
+        let there = share.min(waiting);
+        let paced = target(&self.limits, &mut self.paces, pace, there, Runs::Cheapest);
         Target {
             rows: share.min(paced.rows),
             ..paced
@@ -256,9 +257,9 @@ impl<C: Clone> Scheduler<C> {
         let legs = runs.of(&entry.job);
         let left = entry.job.rows - entry.given;
         let Target { rows, run, .. } = if entry.job.splittable {
-            let of = |legs: &Range<u32>| {
+            let of = |legs: &Range<u32>, there| {
                 let key = PaceKey::of(model, legs);
-                target(&self.limits, &mut self.paces, key, size)
+                target(&self.limits, &mut self.paces, key, there, size)
             };
             cut(&self.limits, entry, &legs, of)
         } else {
@@ -298,11 +299,12 @@ const ONE_BY_ONE: Target = Target {
     worth: 1,
 };
 
-/// What a model's pace says of its next chunk.
+/// What a model's pace says of its next chunk, where there are so many rows for it.
 pub(super) fn target(
     limits: &Limits,
     paces: &mut HashMap<PaceKey, Pace>,
     key: PaceKey,
+    there: usize,
     runs: Runs,
 ) -> Target {
     let most_rows = limits.max_batch_rows;
@@ -310,7 +312,7 @@ pub(super) fn target(
         Some(most_us) => paces
             .entry(key)
             .or_default()
-            .target(most_us, most_rows, runs),
+            .target(most_us, most_rows, there, runs),
         None => Target {
             rows: most_rows,
             run: None,
@@ -324,29 +326,28 @@ fn cut(
     limits: &Limits,
     entry: &mut Entry,
     legs: &Range<u32>,
-    mut paced: impl FnMut(&Range<u32>) -> Target,
+    mut paced: impl FnMut(&Range<u32>, usize) -> Target,
 ) -> Target {
     let job = &entry.job;
     let left = job.rows - entry.given;
-    let Target {
-        mut rows,
-        run,
-        worth,
-    } = paced(legs);
-    // A chunk keeps its rows through all its legs: the slowest of them decides.
-    for leg in legs.end..job.legs.len() as u32 {
-        rows = rows.min(paced(&(leg..leg + 1)).rows);
-    }
     let extra = if job.legs.len() > 1 {
         limits.extra_workers
     } else {
         0
     };
+    let workers = limits.workers + extra;
+    // A chunk keeps its rows through all its legs: the slowest of them decides. What a later leg would rather try is not
+    // asked now.
+    let later = legs.end..job.legs.len() as u32;
+    let most = later.map(|leg| paced(&(leg..leg + 1), 0).rows).min();
+    let most = most.unwrap_or(usize::MAX);
+    let Target { rows, run, worth } = paced(legs, guided_share(left, workers).min(most));
+    let rows = rows.min(most);
     let step = job.step.max(1);
     let cut = Cut {
         most: rows.next_multiple_of(step),
         floor: limits.priority_rows.max(step).max(worth),
-        workers: limits.workers + extra,
+        workers,
         step,
     };
     if let Some(run) = run {

@@ -29,8 +29,6 @@ const RUN_OVERHEAD_US: f64 = 20.0;
 const BETTER: f64 = 0.98;
 /// Chunks of a size before it is believed.
 const BELIEVED: u32 = 3;
-/// Chunks that are cut for a size at most before it is known: those of requests that have not the rows for it tell nothing.
-const MOST_TRIES: u32 = 256;
 /// A neighbour that is cheaper by this is believed at once: a cheap model is soon run many rows at a time.
 const CLEARLY_BETTER: f64 = 0.8;
 /// While small requests come between, a run is made shorter down to this, which a small request can well wait for ...
@@ -46,8 +44,6 @@ const SIZES: usize = 24;
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     chunks: u32,
-    /// Chunks that were cut to get to know it.
-    tries: u32,
     /// What it takes lately, to tell when something will end.
     us_per_row: f64,
     /// What it takes when nothing gets in its way, to tell sizes apart: down quickly, up slowly.
@@ -189,11 +185,18 @@ impl Pace {
     }
 
     /// The rows of the next chunk, and of its runs: the cheapest size known that takes no longer than `most_us`, or a
-    /// shorter one, and as many runs as make a chunk worth its way.
-    pub(crate) fn target(&mut self, most_us: u64, most_rows: usize, runs: Runs) -> Target {
+    /// shorter one, and as many runs as make a chunk worth its way. `there` is how many rows there are for it: a size that
+    /// takes more is not tried with them.
+    pub(crate) fn target(
+        &mut self,
+        most_us: u64,
+        most_rows: usize,
+        there: usize,
+        runs: Runs,
+    ) -> Target {
         let limit = self.most_rows(most_us).min(most_rows).max(1);
         self.cuts = self.cuts.wrapping_add(1);
-        let (mut size, mut is_try) = (self.size(limit), false);
+        let (mut size, mut is_try) = (self.size(limit, there), false);
         if runs == Runs::Short && self.run_us(size) > SHORT_US {
             let short = self.shortest();
             let next = self.short_to_try().unwrap_or(short);
@@ -217,19 +220,23 @@ impl Pace {
         }
     }
 
-    /// The size of the next run.
-    fn size(&mut self, limit: usize) -> usize {
-        let fits = |size: usize| size < SIZES && (1usize << size) <= limit;
+    /// The size of the next run of up to `limit` rows, for which so many are there.
+    fn size(&mut self, limit: usize, there: usize) -> usize {
+        let within = |rows: usize, size: usize| size < SIZES && (1usize << size) <= rows;
+        let fits = |size: usize| within(limit.min(there), size);
         if !self.settled {
             self.climb();
-            if let Some(new) = self.new_neighbour(fits) {
-                self.seen[new].tries += 1;
-                return new;
-            }
-            self.settled = self.cost(self.current, BELIEVED).is_some();
-            return self.current;
+            let new = self.new_neighbour(fits);
+            let around = self.current.saturating_sub(1)..=self.current + 1;
+            self.settled = around
+                .filter(|size| within(limit, *size))
+                .all(|size| self.cost(size, BELIEVED).is_some());
+            return new.unwrap_or(self.current);
         }
         let (current, seen) = (self.current, &self.seen);
+        if !fits(current) {
+            return current;
+        }
         let cost = |size: usize| {
             let seen = seen.get(size).filter(|seen| seen.chunks > 0)?;
             Some(seen.usual_us_per_row + run_overhead(size))
@@ -241,18 +248,13 @@ impl Pace {
     fn new_neighbour(&self, fits: impl Fn(usize) -> bool) -> Option<usize> {
         let size = self.current;
         let (up, down) = (size + 1, size.saturating_sub(1));
-        let is_known = |size, chunks| self.cost(size, chunks).is_some();
-        let may_try = |size: usize, chunks| {
-            let tries = self.seen.get(size).map_or(MOST_TRIES, |seen| seen.tries);
-            !is_known(size, chunks) && tries < MOST_TRIES
-        };
+        let unknown = |size| self.cost(size, BELIEVED).is_none();
         // Before the size in use was seen there is nothing to compare with.
-        let up_is_new = is_known(size, 1) && may_try(up, 1);
-        let is_known_well = is_known(size, BELIEVED);
-        if fits(up) && (up_is_new || (is_known_well && may_try(up, BELIEVED))) {
+        let up_is_new = self.cost(size, 1).is_some() && self.cost(up, 1).is_none();
+        if fits(up) && (up_is_new || (!unknown(size) && unknown(up))) {
             return Some(up);
         }
-        (is_known_well && may_try(down, BELIEVED)).then_some(down)
+        (!unknown(size) && unknown(down) && fits(down)).then_some(down)
     }
 
     /// The sizes that runs may have while small requests come.
@@ -328,7 +330,7 @@ mod tests {
     }
 
     fn cut(pace: &mut Pace, most_us: u64, runs: Runs) -> Cut {
-        let Target { rows, run, .. } = pace.target(most_us, 1024, runs);
+        let Target { rows, run, .. } = pace.target(most_us, 1024, 1024, runs);
         let run = run.unwrap();
         Cut { rows, run }
     }
@@ -346,7 +348,7 @@ mod tests {
     fn nothing_known_means_64_rows_and_few_at_once() {
         let target = cut(&mut Pace::default(), MOST_US, Runs::Cheapest);
         assert_eq!(target, Cut { rows: 64, run: 8 });
-        let target = Pace::default().target(MOST_US, 5, Runs::Cheapest);
+        let target = Pace::default().target(MOST_US, 5, 5, Runs::Cheapest);
         let (rows, run, worth) = (5, Some(5), 1);
         assert_eq!(target, Target { rows, run, worth });
     }
@@ -409,16 +411,49 @@ mod tests {
 
     /// The bug: a size that no chunk had the rows for was tried for ever, and all chunks ran whole.
     #[test]
-    fn a_size_that_no_chunk_has_the_rows_for_is_given_up() {
+    fn a_size_that_a_chunk_has_not_the_rows_for_is_not_tried_with_it() {
         let mut pace = Pace::default();
-        let mut whole = 0;
-        for turn in 0..5_000 {
-            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
-            let (rows, run) = (rows.min(12), run.min(12));
-            pace.observe(run, rows, 180 * rows as u64 + 500 * u64::from(run != 4));
-            whole += usize::from(turn >= MOST_TRIES && run == 12);
+        for turn in 0..1000 {
+            let run = pace.target(MOST_US, 1024, 12, Runs::Cheapest).run.unwrap();
+            assert!(run <= 8, "turn {turn}");
+            pace.observe(run, 12, 180 * 12 + 500 * u64::from(run != 4));
         }
-        assert!(whole < 5_000 / 20, "{whole}");
+        assert_eq!(pace.current, 2);
+    }
+
+    /// What takes longer than a chunk may is not waited for.
+    #[test]
+    fn a_slow_model_whose_runs_are_bounded_by_time_gets_its_trials() {
+        let mut pace = Pace::default();
+        for _ in 0..1000 {
+            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
+            pace.observe(
+                run,
+                rows,
+                (2000.0 + 800.0 / run as f64) as u64 * rows as u64,
+            );
+        }
+        assert!(pace.settled && pace.current == 3, "{pace:?}");
+    }
+
+    /// Small requests that run together have not the rows for what bulk should try.
+    #[test]
+    fn groups_of_small_requests_use_up_no_trials() {
+        let cost = |run: usize| 0.7 + 10.0 / run as f64;
+        let (mut pace, mut bulk) = (Pace::default(), 0);
+        for turn in 0..4000 {
+            // Small ones alone, then four for each chunk of bulk.
+            let there = if turn < 2000 || turn % 5 > 0 {
+                11
+            } else {
+                1024
+            };
+            let Target { rows, run, .. } = pace.target(MOST_US, 1024, there, Runs::Cheapest);
+            let (rows, run) = (rows.min(there), run.unwrap().min(there));
+            pace.observe(run, rows, (cost(run) * rows as f64) as u64);
+            bulk += usize::from(there > 11 && run < 256);
+        }
+        assert!(pace.current >= 8 && bulk < 40, "{bulk} {pace:?}");
     }
 
     #[test]
@@ -458,7 +493,7 @@ mod tests {
         for (us_per_row, worth) in [(1, KEEPS_UP_US as usize), (30, 5), (10_000, 1)] {
             let mut pace = Pace::default();
             pace.observe(8, 64, 64 * us_per_row);
-            let target = pace.target(MOST_US, 1024, Runs::Cheapest);
+            let target = pace.target(MOST_US, 1024, 1024, Runs::Cheapest);
             assert_eq!(target.worth, worth, "{us_per_row} us a row");
         }
     }

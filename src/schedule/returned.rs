@@ -77,8 +77,9 @@ impl<C: Clone> Scheduler<C> {
             let next = work.legs.end..work.legs.end + 1;
             if work.selection.run.is_some() {
                 let pace = PaceKey::of(work.selection.model, &next);
+                let rows = work.selection.pieces.iter().map(|piece| piece.rows).sum();
                 work.selection.run =
-                    backlog::target(&self.limits, &mut self.paces, pace, Runs::Cheapest).run;
+                    backlog::target(&self.limits, &mut self.paces, pace, rows, Runs::Cheapest).run;
             }
             self.returned[role as usize].push_back(Work {
                 legs: next,

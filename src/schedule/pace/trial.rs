@@ -5,7 +5,7 @@
 
 /// Chunks of each size. More than half of them are without anything that got in the way.
 const CHUNKS: usize = 7;
-/// Chunks that are cut for a trial at most: some are shorter than one run of the size that is tried, and tell nothing of it.
+/// Chunks that are cut for a trial at most: some run shorter, as small requests come, and tell nothing of it.
 const MOST_CHUNKS: u32 = 2 * CHUNKS as u32;
 /// Cuts after which a trial is given up: what it waits for does not come.
 const MOST_CUTS: u32 = 256;
@@ -75,7 +75,6 @@ pub(super) struct Trials {
     left: u32,
     /// Cuts between the last and the next.
     after: u32,
-    cuts: u32,
 }
 
 impl Default for Trials {
@@ -85,7 +84,6 @@ impl Default for Trials {
             begun: 0,
             left: FIRST_AFTER,
             after: FIRST_AFTER,
-            cuts: 0,
         }
     }
 }
@@ -98,7 +96,6 @@ impl Trials {
         fits: impl Fn(usize) -> bool,
         cost: impl Fn(usize) -> Option<f64>,
     ) -> Option<usize> {
-        self.cuts = self.cuts.wrapping_add(1);
         if self.now.is_none() {
             self.left = self.left.saturating_sub(1);
             if self.left > 0 {
@@ -113,7 +110,7 @@ impl Trials {
             return None;
         }
         // Not every other cut, which might always be the same worker's.
-        let is_turn = self.cuts.wrapping_mul(0x9e37_79b1) >> 31 == 1;
+        let is_turn = trial.cuts.wrapping_mul(0x9e37_79b1) >> 31 == 1;
         if !is_turn || !trial.wants_more() || !fits(trial.size) {
             return None;
         }
