@@ -7,8 +7,9 @@
 //! ```
 //! Each door thread (`runtime.rs`) has a single-threaded runtime, one `server::Door` and the connections that it has
 //! accepted. A task submits straight into that door, and the thread's reader hands it its answers: there is no thread
-//! between the runtime and the ventilator, and no lock that many connections wait for: those there are guard a list between two
-//! threads for as long as an entry takes. What the tasks of a thread share is in `local.rs`, what the threads share in `shared.rs`. What takes its time runs on threads beside it
+//! between the runtime and the ventilator, and no lock that many connections wait for: those there are guard a list between
+//! two threads for as long as an entry takes. What the tasks of a thread share is in `local.rs`, what the threads share in
+//! `shared.rs`. What takes its time runs on threads beside it
 //! (`beside.rs`).
 //!
 //! A connection is a caller (`connections.rs`, its bytes in `watched.rs` and `frames.rs`, hyper over them in `serving.rs`): the pipeline's

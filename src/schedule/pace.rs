@@ -361,36 +361,6 @@ mod tests {
         assert!((48..=56).contains(&target.rows), "{target:?}");
     }
 
-    /// The bug: the first runs of 16 rows paid for the engine's planning, and something got in the way of the first of 8.
-    /// It stayed at 4, as 8 is dearer than both.
-    #[test]
-    fn a_size_that_is_dearer_than_both_sides_is_passed() {
-        // As a BiLSTM was measured.
-        let bilstm = |run: usize| match run {
-            1 => 254.0,
-            2 => 178.3,
-            4 => 138.6,
-            8 => 143.2,
-            16 => 133.9,
-            32 => 139.4,
-            _ => 147.8,
-        };
-        let mut pace = Pace::default();
-        for turn in 0..1000 {
-            let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
-            let slow = match run {
-                8 if turn < 20 => 1.1,
-                16 if turn < 20 => 1.3,
-                _ => 1.0,
-            };
-            pace.observe(run, rows, (slow * bilstm(run) * rows as f64) as u64);
-            if turn == 20 {
-                assert_eq!(pace.current, 2);
-            }
-        }
-        assert_eq!(pace.current, 4);
-    }
-
     #[test]
     fn trying_other_sizes_costs_little_and_busy_times_move_nothing() {
         let cost = |run: usize| 180.0 + 40.0 * (run as f64 / 4.0).log2().abs();
@@ -434,26 +404,6 @@ mod tests {
             );
         }
         assert!(pace.settled && pace.current == 3, "{pace:?}");
-    }
-
-    /// Small requests that run together have not the rows for what bulk should try.
-    #[test]
-    fn groups_of_small_requests_use_up_no_trials() {
-        let cost = |run: usize| 0.7 + 10.0 / run as f64;
-        let (mut pace, mut bulk) = (Pace::default(), 0);
-        for turn in 0..4000 {
-            // Small ones alone, then four for each chunk of bulk.
-            let there = if turn < 2000 || turn % 5 > 0 {
-                11
-            } else {
-                1024
-            };
-            let Target { rows, run, .. } = pace.target(MOST_US, 1024, there, Runs::Cheapest);
-            let (rows, run) = (rows.min(there), run.unwrap().min(there));
-            pace.observe(run, rows, (cost(run) * rows as f64) as u64);
-            bulk += usize::from(there > 11 && run < 256);
-        }
-        assert!(pace.current >= 8 && bulk < 40, "{bulk} {pace:?}");
     }
 
     #[test]

@@ -176,3 +176,78 @@ impl Trials {
         better.then_some(tried)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Pace, Runs, Target};
+
+    const MOST_US: u64 = 20_000;
+
+    /// As a BiLSTM was measured.
+    fn bilstm(run: usize) -> f64 {
+        match run {
+            1 => 254.0,
+            2 => 178.3,
+            3 | 4 => 138.6,
+            8 => 143.2,
+            16 => 133.9,
+            32 => 139.4,
+            _ => 147.8,
+        }
+    }
+
+    /// A pace that has settled at 4 rows, as 8 are dearer than both 4 and 16: the first runs of 16 paid for the engine's
+    /// planning, and something got in the way of the first of 8.
+    fn behind_a_dear_size() -> Pace {
+        let mut pace = Pace::default();
+        for _ in 0..20 {
+            let Target { rows, run, .. } = pace.target(MOST_US, 1024, 1024, Runs::Cheapest);
+            let run = run.unwrap();
+            let slow = match run {
+                8 => 1.1,
+                16 => 1.3,
+                _ => 1.0,
+            };
+            pace.observe(run, rows, (slow * bilstm(run) * rows as f64) as u64);
+        }
+        assert_eq!((pace.current, pace.settled), (2, true));
+        pace
+    }
+
+    /// Chunks of so many rows at most.
+    fn observe_bilstm(pace: &mut Pace, chunks: usize, runs: Runs, there: impl Fn(usize) -> usize) {
+        for chunk in 0..chunks {
+            let there = there(chunk);
+            let Target { rows, run, .. } = pace.target(MOST_US, 1024, there, runs);
+            let (rows, run) = (rows.min(there), run.unwrap().min(there));
+            pace.observe(run, rows, (bilstm(run) * rows as f64) as u64);
+        }
+    }
+
+    /// The bug: it stayed there.
+    #[test]
+    fn a_size_that_is_dearer_than_both_sides_is_passed() {
+        let mut pace = behind_a_dear_size();
+        observe_bilstm(&mut pace, 1000, Runs::Cheapest, |_| 1024);
+        assert_eq!(pace.current, 4);
+    }
+
+    /// They have not the rows for what is tried.
+    #[test]
+    fn groups_of_small_requests_use_up_no_trials() {
+        let mut pace = behind_a_dear_size();
+        let there = |chunk: usize| if chunk.is_multiple_of(5) { 1024 } else { 3 };
+        observe_bilstm(&mut pace, 5000, Runs::Cheapest, there);
+        assert_eq!(pace.current, 4);
+    }
+
+    /// What is tried is not run while small requests come.
+    #[test]
+    fn a_trial_that_small_requests_came_into_does_not_keep_others_from_beginning() {
+        let mut pace = behind_a_dear_size();
+        observe_bilstm(&mut pace, 2000, Runs::Short, |_| 1024);
+        assert_eq!(pace.current, 2);
+        observe_bilstm(&mut pace, 3000, Runs::Cheapest, |_| 1024);
+        assert_eq!(pace.current, 4);
+    }
+}
