@@ -21,6 +21,9 @@ const HIGH_IN_A_ROW: u32 = 7;
 const UNKNOWN_ROW_US: f64 = 100.0;
 /// After a small request others are expected for so long.
 const SMALL_COME_US: u64 = 1_000_000;
+/// Where none has come for so long none is waited for: one a minute at most finds a worker in a run of a heavy model that is
+/// longer than a chunk may be.
+const NONE_COME_US: u64 = 60_000_000;
 /// Chunks that may wait for each worker with a device before the extra workers begin no more.
 const WAITING_PER_WORKER: usize = 2;
 
@@ -248,7 +251,8 @@ impl<C: Clone> Scheduler<C> {
         let since_small = self.small_us.map(|at| now_us.saturating_sub(at));
         let size = match since_small {
             Some(us) if us < SMALL_COME_US => Runs::Short,
-            _ => Runs::Cheapest,
+            Some(us) if us < NONE_COME_US => Runs::Cheapest,
+            _ => Runs::Long,
         };
         let serial = self.backlogs[role as usize].next_bulk()?;
         // Only open requests with rows left are in the turns.
@@ -265,8 +269,7 @@ impl<C: Clone> Scheduler<C> {
         } else {
             Target {
                 rows: left,
-                run: None,
-                worth: 1,
+                ..ONE_BY_ONE
             }
         };
         let piece = Piece {
@@ -297,6 +300,7 @@ const ONE_BY_ONE: Target = Target {
     rows: 0,
     run: None,
     worth: 1,
+    ample: usize::MAX,
 };
 
 /// What a model's pace says of its next chunk, where there are so many rows for it.
@@ -315,8 +319,7 @@ pub(super) fn target(
             .target(most_us, most_rows, there, runs),
         None => Target {
             rows: most_rows,
-            run: None,
-            worth: 1,
+            ..ONE_BY_ONE
         },
     }
 }
@@ -341,12 +344,15 @@ fn cut(
     let later = legs.end..job.legs.len() as u32;
     let most = later.map(|leg| paced(&(leg..leg + 1), 0).rows).min();
     let most = most.unwrap_or(usize::MAX);
-    let Target { rows, run, worth } = paced(legs, guided_share(left, workers).min(most));
-    let rows = rows.min(most);
+    let target = paced(legs, guided_share(left, workers).min(most));
+    let Target {
+        run, worth, ample, ..
+    } = target;
+    let rows = target.rows.min(most);
     let step = job.step.max(1);
     let cut = Cut {
         most: rows.next_multiple_of(step),
-        floor: limits.priority_rows.max(step).max(worth),
+        floor: limits.priority_rows.min(ample).max(step).max(worth),
         workers,
         step,
     };
@@ -355,12 +361,16 @@ fn cut(
         let run = run.next_multiple_of(step);
         let rows = cut.guided(left, run);
         let run = Some(run);
-        return Target { rows, run, worth };
+        return Target {
+            rows,
+            run,
+            ..target
+        };
     }
     if entry.planned == 0 || left.div_ceil(entry.planned) > cut.most {
         entry.planned = cut.chunks(left);
     }
     let rows = cut.next(left, entry.planned);
     entry.planned -= 1;
-    Target { rows, run, worth }
+    Target { rows, ..target }
 }

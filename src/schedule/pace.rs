@@ -20,6 +20,10 @@ use super::workers::KEEPS_UP_US;
 const FIRST_ROWS: usize = 64;
 /// Rows in a run before anything is known. A large model may need much memory for each.
 const FIRST_RUN: usize = 8;
+/// Where nobody waits, so many rows may run at once for so many times as long as a chunk may: engines run several rows of the
+/// heaviest models faster than one.
+const LONG_RUN: usize = 8;
+const LONG_TIMES: u64 = 25;
 /// A chunk of several runs should take this part of what a chunk may: much longer than it takes to hand on, and short
 /// beside the longest.
 const GOAL_PART: u64 = 2;
@@ -89,11 +93,15 @@ pub(crate) struct Target {
     pub run: Option<usize>,
     /// Fewer rows are not worth a chunk of their own, where the request has more: another worker would take as long to wake.
     pub worth: usize,
+    /// A chunk of so many rows is no short one, however few they are.
+    pub ample: usize,
 }
 
 /// How long runs should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Runs {
+    /// As long as is cheapest, even if that is longer than a chunk may take: nobody waits for its end.
+    Long,
     /// As long as is cheapest.
     Cheapest,
     /// Short, for small requests that pass between two of them, as far as that costs little.
@@ -184,6 +192,12 @@ impl Pace {
         rows
     }
 
+    /// The most rows of one run where nobody waits for its end.
+    fn long_rows(&self, most_us: u64) -> usize {
+        let long = self.most_rows(LONG_TIMES * most_us).min(LONG_RUN);
+        self.most_rows(most_us).max(long)
+    }
+
     /// The rows of the next chunk, and of its runs: the cheapest size known that takes no longer than `most_us`, or a
     /// shorter one, and as many runs as make a chunk worth its way. `there` is how many rows there are for it: a size that
     /// takes more is not tried with them.
@@ -194,7 +208,11 @@ impl Pace {
         there: usize,
         runs: Runs,
     ) -> Target {
-        let limit = self.most_rows(most_us).min(most_rows).max(1);
+        let limit = match runs {
+            Runs::Long => self.long_rows(most_us),
+            Runs::Cheapest | Runs::Short => self.most_rows(most_us),
+        };
+        let limit = limit.min(most_rows).max(1);
         self.cuts = self.cuts.wrapping_add(1);
         let (mut size, mut is_try) = (self.size(limit, there), false);
         if runs == Runs::Short && self.run_us(size) > SHORT_US {
@@ -206,17 +224,15 @@ impl Pace {
         }
         let run = (1usize << size).min(limit);
         let us_per_row = self.us_per_row(run);
-        let rows = match us_per_row {
-            _ if is_try => run,
-            None => FIRST_ROWS,
-            Some(us) => rows_in(most_us / GOAL_PART, us),
-        };
+        let ample = us_per_row.map_or(FIRST_ROWS, |us| rows_in(most_us / GOAL_PART, us));
+        let rows = if is_try { run } else { ample };
         // Whole runs, one at least.
         let rows = (rows / run).max(1) * run;
         Target {
             rows: rows.min(most_rows.max(1)),
             run: Some(run),
             worth: us_per_row.map_or(1, |us| rows_in(KEEPS_UP_US, us)),
+            ample,
         }
     }
 
@@ -349,8 +365,7 @@ mod tests {
         let target = cut(&mut Pace::default(), MOST_US, Runs::Cheapest);
         assert_eq!(target, Cut { rows: 64, run: 8 });
         let target = Pace::default().target(MOST_US, 5, 5, Runs::Cheapest);
-        let (rows, run, worth) = (5, Some(5), 1);
-        assert_eq!(target, Target { rows, run, worth });
+        assert_eq!((target.rows, target.run, target.worth), (5, Some(5), 1));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The policy under thousands of workers and a million requests, in simulated time.
 
 mod clients;
+mod heavy;
 mod legs;
 mod lost;
 mod together;
