@@ -32,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::message::{Protocol, Role, WorkerId};
 use crate::model::loader::Loader;
 use crate::model::{Engine, EngineLog, Store, StoreConfig};
+use crate::pipeline::beside_bulk::BesideBulk;
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::door_queues::Doors;
 use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
@@ -212,6 +213,7 @@ impl Server {
             }),
             store,
             board: CancelBoard::new(),
+            beside_bulk: Arc::new(BesideBulk::new()),
             doors: Arc::new(Doors::new()?),
             clock: Clock::start(),
             busy_poll: BusyPoll::new(config.busy_poll),
@@ -378,6 +380,7 @@ struct Shared {
     config: Arc<Config>,
     store: Arc<Store>,
     board: Arc<CancelBoard>,
+    beside_bulk: Arc<BesideBulk>,
     doors: Arc<Doors>,
     clock: Clock,
     busy_poll: BusyPoll,
@@ -446,6 +449,7 @@ fn start_worker(
         },
         source: shared.store.clone(),
         board: shared.board.clone(),
+        beside_bulk: shared.beside_bulk.clone(),
         clock: shared.clock,
         busy_poll: shared.busy_poll.clone(),
     };
@@ -536,6 +540,7 @@ fn run_ventilator(shared: Shared, own: VentilatorOnly, opened: Sender<Result<()>
         loader: sockets.loader,
         store: shared.store,
         board: shared.board,
+        beside_bulk: shared.beside_bulk,
         clock: shared.clock,
         waiter: shared.busy_poll.waiter(),
     };

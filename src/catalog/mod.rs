@@ -107,6 +107,11 @@ impl<P> Catalog<P> {
         self.models.release(model);
     }
 
+    /// Whether something goes on once a request has ended.
+    pub(crate) fn waits_for_requests(&self) -> bool {
+        self.models.room.has_leaving() || self.parked_count() > 0
+    }
+
     // ---- those who wait ------------------------------------------------------------------------------------------
 
     /// A request names a model that is not known: it waits.

@@ -68,6 +68,11 @@ impl Room {
         self.uses.entry(model).or_default().last = self.last_use;
     }
 
+    /// Whether a model leaves as soon as its last request has ended.
+    pub(super) fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
     /// A request that needed it has ended.
     pub(super) fn release(&mut self, model: ModelId) -> Last {
         if let Some(used) = self.uses.get_mut(&model) {

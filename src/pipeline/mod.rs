@@ -20,6 +20,7 @@
 
 #[cfg(test)]
 mod allocations;
+pub(crate) mod beside_bulk;
 pub(crate) mod control;
 pub(crate) mod door_queues;
 #[cfg(test)]

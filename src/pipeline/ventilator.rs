@@ -151,7 +151,11 @@ impl Ventilator {
         self.ledger.note(now_us, &self.requests);
         let busy = self.requests.busy_workers();
         self.links.waiter.busy(busy);
-        if self.links.router.has_work() || self.links.doors.has_said() {
+        let awaits_credit = self.requests.small_ones_wait()
+            || self.catalog.waits_for_requests()
+            || self.life.phase != Phase::Serving;
+        let may_sleep = self.links.beside_bulk.may_sleep(awaits_credit);
+        if !may_sleep || self.links.router.has_work() || self.links.doors.has_said() {
             self.links.router.wait(Some(Duration::ZERO))?;
             return Ok(());
         }
@@ -187,6 +191,7 @@ impl Ventilator {
 
     /// Takes what came from inside, until nothing is left, which the inbox's descriptor needs to tell of what comes next.
     fn hear_inside(&mut self) -> Result<()> {
+        self.take_credits_left()?;
         if !self.links.router.take_inner_readable() {
             return Ok(());
         }
@@ -194,6 +199,8 @@ impl Ventilator {
             let Some(message) = frames::receive(&mut self.links.inbox, zmq::DONTWAIT)? else {
                 return Ok(());
             };
+            // A worker left them before it sent what comes now.
+            self.take_credits_left()?;
             self.take(inner::read_to_ventilator(message)?)?;
         }
         self.links.router.keep_inner_readable();
@@ -219,6 +226,7 @@ impl Ventilator {
                 self.act_for_catalog()
             }
             ToVentilator::Credit(credit) => self.take_credit(credit),
+            ToVentilator::CreditsLeft => Ok(()), // they were taken before
             ToVentilator::Down(worker, why) => {
                 tracing::warn!(
                     worker_id = worker.0,
@@ -275,6 +283,13 @@ impl Ventilator {
                 Ok(())
             }
         }
+    }
+
+    fn take_credits_left(&mut self) -> Result<()> {
+        while let Some(credit) = self.links.beside_bulk.take() {
+            self.take_credit(credit)?;
+        }
+        Ok(())
     }
 
     fn take_credit(&mut self, credit: Credit) -> Result<()> {
@@ -408,6 +423,9 @@ impl Ventilator {
                 lane,
                 chunk,
             } = given;
+            if lane == Lane::Small {
+                self.links.beside_bulk.small_chunk_given(now_us);
+            }
             let socket = self.links.lanes[worker.0 as usize].of(lane);
             if let Err(error) = tell(socket, inner::write_chunk(&chunk)) {
                 tracing::warn!(worker_id = worker.0, %error, "a worker does not take its chunk");

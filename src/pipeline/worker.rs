@@ -15,6 +15,7 @@ use foldhash::HashMap;
 use zmq::{Context, Socket};
 
 use self::run::{Computed, Done};
+use super::beside_bulk::{BesideBulk, Left};
 use super::{CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, report_opened, tell};
 use crate::error::{Error, Result, panic_message};
 use crate::message::{
@@ -35,6 +36,7 @@ pub(crate) struct Setup {
     pub role: Role,
     pub source: Arc<dyn ModelSource>,
     pub board: Arc<CancelBoard>,
+    pub beside_bulk: Arc<BesideBulk>,
     pub clock: Clock,
     pub busy_poll: BusyPoll,
 }
@@ -279,8 +281,14 @@ impl Worker {
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
     fn step_aside(&mut self) -> Result<()> {
         let started_us = self.setup.clock.now_us();
+        let small_come = self.setup.beside_bulk.small_chunks_come(started_us);
         self.in_bulk = true;
         while self.later.is_none() && self.choice.first() == Lane::Small {
+            if small_come {
+                // The ventilator, the sink or a client may be ready to run on this core and have had more than their part of
+                // it when it was given to this thread. The system would look at that again at its next tick, in up to 4 ms.
+                std::thread::yield_now();
+            }
             let Some(message) = frames::receive(&mut self.small, zmq::DONTWAIT)? else {
                 break;
             };
@@ -363,7 +371,7 @@ impl Worker {
         failed: Vec<(Serial, Error)>,
         handed: Vec<Handed>,
     ) -> Result<()> {
-        self.tell_ventilator(ToVentilator::Credit(Credit {
+        let credit = Credit {
             worker: self.setup.id,
             chunk: chunk.id,
             model: chunk.model,
@@ -374,7 +382,16 @@ impl Worker {
             spent_us: chunk.spent_us,
             failed,
             handed,
-        }))
+        };
+        // What is to run again or to go on is waited for, as is the end of what runs by itself.
+        if !self.in_bulk || !credit.failed.is_empty() || !credit.handed.is_empty() {
+            return self.tell_ventilator(ToVentilator::Credit(credit));
+        }
+        match self.setup.beside_bulk.leave(credit) {
+            Left::Quietly => Ok(()),
+            Left::Awaited => self.tell_ventilator(ToVentilator::CreditsLeft),
+            Left::Not(credit) => self.tell_ventilator(ToVentilator::Credit(*credit)),
+        }
     }
 
     /// Opens every leg of a model that may come here.

@@ -20,7 +20,7 @@ const HIGH_IN_A_ROW: u32 = 7;
 /// What a row is taken to cost before its model has run: the turns are then by rows.
 const UNKNOWN_ROW_US: f64 = 100.0;
 /// After a small request others are expected for so long.
-const SMALL_COME_US: u64 = 1_000_000;
+pub(super) const SMALL_COME_US: u64 = 1_000_000;
 /// Where none has come for so long none is waited for: one a minute at most finds a worker in a run of a heavy model that is
 /// longer than a chunk may be.
 const NONE_COME_US: u64 = 60_000_000;
@@ -248,11 +248,12 @@ impl<C: Clone> Scheduler<C> {
         runs: LegsToRun,
         now_us: u64,
     ) -> Option<(Selection, Range<u32>)> {
-        let since_small = self.small_us.map(|at| now_us.saturating_sub(at));
-        let size = match since_small {
-            Some(us) if us < SMALL_COME_US => Runs::Short,
-            Some(us) if us < NONE_COME_US => Runs::Cheapest,
-            _ => Runs::Long,
+        let size = if self.small_came_within(SMALL_COME_US, now_us) {
+            Runs::Short
+        } else if self.small_came_within(NONE_COME_US, now_us) {
+            Runs::Cheapest
+        } else {
+            Runs::Long
         };
         let serial = self.backlogs[role as usize].next_bulk()?;
         // Only open requests with rows left are in the turns.

@@ -39,7 +39,7 @@ use crate::deadlines::Deadlines;
 use crate::error::Result;
 use crate::message::{ChunkId, ModelId, ReplyTo, Role, Serial, WorkerId};
 use crate::shares::{Amount, Shares};
-use backlog::Backlog;
+use backlog::{Backlog, SMALL_COME_US};
 use foldhash::HashMap;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
@@ -265,6 +265,11 @@ impl<C: Clone> Scheduler<C> {
         pace.expect_us(selection.run.unwrap_or(rows), rows)
     }
 
+    fn small_came_within(&self, us: u64, now_us: u64) -> bool {
+        self.small_us
+            .is_some_and(|at| now_us.saturating_sub(at) < us)
+    }
+
     /// Books a chunk that has ended.
     fn take_back(
         &mut self,
@@ -278,9 +283,10 @@ impl<C: Clone> Scheduler<C> {
         let Work {
             legs, selection, ..
         } = &out.work;
+        let small_came = self.small_came_within(SMALL_COME_US, now_us);
         let pace = self.paces.get_mut(&PaceKey::of(selection.model, legs));
         if let (Some((rows, us)), Some(pace)) = (ran, pace) {
-            pace.observe(selection.run.unwrap_or(rows), rows, us);
+            pace.observe(selection.run.unwrap_or(rows), rows, us, small_came);
         }
         Some(out)
     }
@@ -390,6 +396,11 @@ impl<C: Clone> Scheduler<C> {
     /// Workers that hold chunks.
     pub(crate) fn busy_workers(&self) -> usize {
         self.pools.iter().map(Workers::busy).sum()
+    }
+
+    /// Whether small requests wait for a worker.
+    pub(crate) fn small_ones_wait(&self) -> bool {
+        self.backlogs.iter().any(|backlog| backlog.groups.has_turn())
     }
 
     /// No worker has a place for another small chunk: what is small waits until a chunk ends.

@@ -9,10 +9,10 @@
 //!
 //! Bulk chunks become smaller towards the end of a request, so that the workers end together.
 
+mod short;
 mod trial;
 
-use std::ops::RangeInclusive;
-
+use self::short::{SHORT_US, ShortRuns};
 use self::trial::Trials;
 use super::workers::KEEPS_UP_US;
 
@@ -35,13 +35,6 @@ const BETTER: f64 = 0.98;
 const BELIEVED: u32 = 3;
 /// A neighbour that is cheaper by this is believed at once: a cheap model is soon run many rows at a time.
 const CLEARLY_BETTER: f64 = 0.8;
-/// While small requests come between, a run is made shorter down to this, which a small request can well wait for ...
-const SHORT_US: f64 = 300.0;
-/// ... as long as its rows cost no more than this many times what they cost at best.
-const SHORT_COSTS: f64 = 1.0 / 0.9;
-/// While small requests come each shorter size is tried once more after so many cuts: it is worth more than what it costs to
-/// find it.
-const RETRY_SHORT_CUTS: u32 = 16;
 const SIZES: usize = 24;
 
 /// The time per row at one size.
@@ -117,7 +110,7 @@ pub(crate) struct Pace {
     /// It had no cheaper neighbour: only a trial changes the size from now on.
     settled: bool,
     trials: Trials,
-    cuts: u32,
+    short: ShortRuns,
 }
 
 impl Default for Pace {
@@ -127,7 +120,7 @@ impl Default for Pace {
             current: FIRST_RUN.ilog2() as usize,
             settled: false,
             trials: Trials::default(),
-            cuts: 0,
+            short: ShortRuns::default(),
         }
     }
 }
@@ -137,13 +130,16 @@ fn size_of(rows: usize) -> usize {
 }
 
 impl Pace {
-    /// A chunk of so many rows, `run` at a time, took so long.
-    pub(crate) fn observe(&mut self, run: usize, rows: usize, us: u64) {
+    /// A chunk of so many rows, `run` at a time, took so long, while small requests came or not.
+    pub(crate) fn observe(&mut self, run: usize, rows: usize, us: u64, small_came: bool) {
         if rows == 0 {
             return;
         }
         let (size, us_per_row) = (size_of(run.min(rows)), us as f64 / rows as f64);
         self.seen[size].add(us_per_row);
+        if small_came {
+            self.short.observe(size, us_per_row);
+        }
         let cost = |size, us_per_row| us_per_row + run_overhead(size);
         if let Some(better) = self.trials.observe(self.current, size, us_per_row, cost) {
             self.current = better;
@@ -213,13 +209,11 @@ impl Pace {
             Runs::Cheapest | Runs::Short => self.most_rows(most_us),
         };
         let limit = limit.min(most_rows).max(1);
-        self.cuts = self.cuts.wrapping_add(1);
         let (mut size, mut is_try) = (self.size(limit, there), false);
         if runs == Runs::Short && self.run_us(size) > SHORT_US {
-            let short = self.shortest();
-            let next = self.short_to_try().unwrap_or(short);
+            let next = self.short.next(self.short_sizes());
             // Small requests wait for such a run, so there is one of it and not a chunk full.
-            is_try = next > short;
+            is_try = next > self.short.in_use();
             size = size.min(next);
         }
         let run = (1usize << size).min(limit);
@@ -274,35 +268,11 @@ impl Pace {
     }
 
     /// The sizes that runs may have while small requests come.
-    fn short_sizes(&self) -> RangeInclusive<usize> {
+    fn short_sizes(&self) -> std::ops::RangeInclusive<usize> {
         let least = (0..self.current)
             .rev()
             .take_while(|size| self.run_us(*size) >= SHORT_US);
         least.last().unwrap_or(self.current)..=self.current
-    }
-
-    /// The smallest of them that costs little more than the cheapest.
-    fn shortest(&self) -> usize {
-        let sizes = self.short_sizes().filter(|size| self.is_known(*size));
-        let cost = |size: usize| self.seen[size].usual_us_per_row + run_overhead(size);
-        let best = sizes.clone().map(cost).fold(f64::MAX, f64::min);
-        let cheap = |size: &usize| cost(*size) <= best * SHORT_COSTS;
-        sizes.into_iter().find(cheap).unwrap_or(self.current)
-    }
-
-    fn is_known(&self, size: usize) -> bool {
-        self.seen[size].chunks >= BELIEVED
-    }
-
-    /// One of them that is not known, and each once in a while: what was measured beside something else may have looked too
-    /// dear.
-    fn short_to_try(&self) -> Option<usize> {
-        if self.cuts.is_multiple_of(RETRY_SHORT_CUTS) {
-            let sizes = self.short_sizes();
-            let turn = (self.cuts / RETRY_SHORT_CUTS) as usize;
-            return Some(sizes.start() + turn % sizes.clone().count());
-        }
-        self.short_sizes().rev().find(|size| !self.is_known(*size))
     }
 
     fn climb(&mut self) {

@@ -107,6 +107,8 @@ pub(crate) enum ToVentilator {
     Up(WorkerId),
     /// A chunk has ended.
     Credit(Credit),
+    /// A credit that is waited for was left beside this: see `pipeline/beside_bulk.rs`.
+    CreditsLeft,
     /// A model was opened ahead of its first chunk, or could not be.
     Opened(WorkerId, ModelId, Option<Error>),
     /// A worker is lost, with whatever it held.

@@ -8,6 +8,7 @@ use zmq::Socket;
 use crate::message::WorkerId;
 use crate::model::Store;
 use crate::model::loader::Loader;
+use crate::pipeline::beside_bulk::BesideBulk;
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::door_queues::Doors;
 use crate::pipeline::{CancelBoard, Clock, tell};
@@ -34,6 +35,7 @@ pub(crate) struct Links {
     pub loader: Loader,
     pub store: Arc<Store>,
     pub board: Arc<CancelBoard>,
+    pub beside_bulk: Arc<BesideBulk>,
     pub clock: Clock,
     pub waiter: Waiter,
 }

@@ -296,6 +296,11 @@ impl Requests {
         self.scheduler.held(worker) > 0
     }
 
+    /// Whether small requests wait for a worker.
+    pub(crate) fn small_ones_wait(&self) -> bool {
+        self.scheduler.small_ones_wait()
+    }
+
     /// No worker has a place for another small chunk: what is small waits until a chunk ends.
     pub(crate) fn is_full_of_small(&self, now_us: u64) -> bool {
         self.scheduler.is_full_of_small(now_us)
