@@ -205,6 +205,7 @@ impl Server {
         let (port, port_out) = (ports.port, ports.port_out);
         let files = ports.files.clone();
         let log = log_of(port);
+        let busy_poll = BusyPoll::new(config.busy_poll);
         let shared = Shared {
             context: context.clone(),
             config: Arc::new(Config {
@@ -213,10 +214,10 @@ impl Server {
             }),
             store,
             board: CancelBoard::new(),
-            beside_bulk: Arc::new(BesideBulk::new()),
+            beside_bulk: Arc::new(BesideBulk::new(busy_poll.cores())),
             doors: Arc::new(Doors::new()?),
             clock: Clock::start(),
-            busy_poll: BusyPoll::new(config.busy_poll),
+            busy_poll,
             stop: Arc::new(StopOrder::new()?),
             stop_sink: Arc::new(StopOrder::new()?),
         };

@@ -14,6 +14,10 @@ use crate::message::Credit;
 const PLACES: usize = 1024;
 /// After a small chunk others are expected for so long.
 const SMALL_COME_US: u64 = 1_000_000;
+/// Processor time that bulk has, on all cores together, between two times that small chunks pass. To let them pass costs bulk
+/// about a tenth of that where every core is busy, however short they are: ventilator, sink and client are woken for it, and
+/// the model's rows leave the core's cache.
+const BETWEEN_US: u64 = 1_000;
 
 #[derive(Debug)]
 pub(crate) struct BesideBulk {
@@ -23,6 +27,10 @@ pub(crate) struct BesideBulk {
     is_awaited: AtomicBool,
     /// When a small chunk was given out last; 0: never.
     small_us: AtomicU64,
+    /// When one last ran between two runs of a bulk chunk.
+    passed_us: AtomicU64,
+    /// How long bulk has all cores between two such times, if it has them all.
+    between_us: u64,
 }
 
 /// What became of a credit that was to be left.
@@ -37,13 +45,15 @@ pub(crate) enum Left {
 }
 
 impl BesideBulk {
-    pub(crate) fn new() -> BesideBulk {
+    pub(crate) fn new(cores: usize) -> BesideBulk {
         let (leave, left) = bounded(PLACES);
         BesideBulk {
             leave,
             left,
             is_awaited: AtomicBool::new(false),
             small_us: AtomicU64::new(0),
+            passed_us: AtomicU64::new(0),
+            between_us: BETWEEN_US / cores.max(1) as u64,
         }
     }
 
@@ -67,6 +77,18 @@ impl BesideBulk {
         last_us > 0 && now_us.saturating_sub(last_us) < SMALL_COME_US
     }
 
+    /// Where all cores are inside models: whether bulk has had them for long enough to let small chunks pass once more, at any
+    /// worker.
+    pub(crate) fn may_pass(&self, now_us: u64) -> bool {
+        let passed_us = self.passed_us.load(Ordering::Relaxed);
+        now_us.saturating_sub(passed_us) >= self.between_us
+    }
+
+    /// Small chunks have passed.
+    pub(crate) fn passed(&self, now_us: u64) {
+        self.passed_us.store(now_us, Ordering::Relaxed);
+    }
+
     // ---- the ventilator's side -----------------------------------------------------------------------------------
 
     pub(crate) fn take(&self) -> Option<Credit> {
@@ -83,5 +105,79 @@ impl BesideBulk {
     /// A small chunk was given out.
     pub(crate) fn small_chunk_given(&self, now_us: u64) {
         self.small_us.store(now_us.max(1), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{ChunkId, ModelId, ModelLabel, WorkerId};
+
+    fn credit(chunk: u64) -> Credit {
+        Credit {
+            worker: WorkerId(0),
+            chunk: ChunkId(chunk),
+            model: ModelId(1),
+            label: ModelLabel(0),
+            rows: 1,
+            runs: 1,
+            compute_us: 1,
+            spent_us: 0,
+            failed: Vec::new(),
+            handed: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_credit_that_is_awaited_is_never_left_untold() {
+        let beside = BesideBulk::new(2);
+        assert!(beside.may_sleep(false));
+        assert!(matches!(beside.leave(credit(1)), Left::Quietly));
+        // It came before the ventilator began to wait: it must look once more.
+        assert!(!beside.may_sleep(true));
+        assert_eq!(beside.take(), Some(credit(1)));
+        assert!(beside.may_sleep(true));
+        assert!(matches!(beside.leave(credit(2)), Left::Awaited));
+        // Nobody waits any more.
+        assert!(beside.may_sleep(false));
+        assert!(matches!(beside.leave(credit(3)), Left::Quietly));
+        assert_eq!(
+            [beside.take(), beside.take(), beside.take()],
+            [Some(credit(2)), Some(credit(3)), None]
+        );
+    }
+
+    #[test]
+    fn what_finds_no_place_is_given_back() {
+        let beside = BesideBulk::new(2);
+        for chunk in 0..PLACES as u64 {
+            assert!(matches!(beside.leave(credit(chunk)), Left::Quietly));
+        }
+        match beside.leave(credit(5000)) {
+            Left::Not(refused) => assert_eq!(*refused, credit(5000)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn bulk_has_the_cores_between_two_times_that_small_chunks_pass() {
+        for cores in [1, 2, 64] {
+            let (beside, between) = (BesideBulk::new(cores), BETWEEN_US / cores as u64);
+            let now = 1_000_000;
+            assert!(beside.may_pass(now));
+            beside.passed(now);
+            assert!(!beside.may_pass(now + between - 1));
+            assert!(beside.may_pass(now + between));
+        }
+    }
+
+    #[test]
+    fn small_chunks_are_expected_for_a_second_after_one() {
+        let beside = BesideBulk::new(2);
+        assert!(!beside.small_chunks_come(10));
+        beside.small_chunk_given(10);
+        assert!(beside.small_chunks_come(10));
+        assert!(beside.small_chunks_come(9), "another core's clock");
+        assert!(!beside.small_chunks_come(10 + SMALL_COME_US));
     }
 }

@@ -191,8 +191,9 @@ impl Worker {
             return Ok((Lane::Small, message));
         }
         loop {
+            let bulk_first = self.choice.first() == Lane::Bulk || !self.small_may_pass();
             let mut lanes = [(Lane::Small, &mut self.small), (Lane::Bulk, &mut self.bulk)];
-            if self.choice.first() == Lane::Bulk {
+            if bulk_first {
                 lanes.reverse();
             }
             for (lane, socket) in lanes {
@@ -228,7 +229,10 @@ impl Worker {
         let bulk_waits = matches!(lane, Lane::Small)
             && (self.in_bulk || self.bulk.get_events()?.contains(zmq::POLLIN));
         match bulk_waits {
-            true => self.choice.overtook_bulk(compute_us),
+            true => {
+                self.choice.overtook_bulk(compute_us);
+                self.setup.beside_bulk.passed(self.setup.clock.now_us());
+            }
             false => self.choice.bulk_had_its_turn(),
         }
         let Some(mut computed) = computed else {
@@ -278,17 +282,31 @@ impl Worker {
         self.send_credit(chunk, RowsRan::default(), errors, Vec::new())
     }
 
+    /// Whether small chunks may go before bulk now.
+    fn small_may_pass(&self) -> bool {
+        let Setup {
+            busy_poll,
+            beside_bulk,
+            clock,
+            ..
+        } = &self.setup;
+        busy_poll.has_a_core() || beside_bulk.may_pass(clock.now_us())
+    }
+
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
     fn step_aside(&mut self) -> Result<()> {
         let started_us = self.setup.clock.now_us();
         let small_come = self.setup.beside_bulk.small_chunks_come(started_us);
+        if small_come && !self.setup.busy_poll.has_a_core() {
+            // The ventilator, the sink or a client may be ready to run on this core and have had more than their part of it
+            // when it was given to this thread. The system would look at that again at its next tick, in up to 4 ms.
+            std::thread::yield_now();
+            if !self.small_may_pass() {
+                return Ok(());
+            }
+        }
         self.in_bulk = true;
         while self.later.is_none() && self.choice.first() == Lane::Small {
-            if small_come {
-                // The ventilator, the sink or a client may be ready to run on this core and have had more than their part of
-                // it when it was given to this thread. The system would look at that again at its next tick, in up to 4 ms.
-                std::thread::yield_now();
-            }
             let Some(message) = frames::receive(&mut self.small, zmq::DONTWAIT)? else {
                 break;
             };

@@ -400,7 +400,9 @@ impl<C: Clone> Scheduler<C> {
 
     /// Whether small requests wait for a worker.
     pub(crate) fn small_ones_wait(&self) -> bool {
-        self.backlogs.iter().any(|backlog| backlog.groups.has_turn())
+        self.backlogs
+            .iter()
+            .any(|backlog| backlog.groups.has_turn())
     }
 
     /// No worker has a place for another small chunk: what is small waits until a chunk ends.

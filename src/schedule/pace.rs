@@ -325,7 +325,7 @@ mod tests {
         let mut pace = Pace::default();
         for _ in 0..60 {
             let Cut { rows, run } = cut(&mut pace, most_us, Runs::Cheapest);
-            pace.observe(run, rows, (us_per_row(run) * rows as f64) as u64);
+            pace.observe(run, rows, (us_per_row(run) * rows as f64) as u64, false);
         }
         cut(&mut pace, most_us, Runs::Cheapest)
     }
@@ -354,7 +354,7 @@ mod tests {
             let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Cheapest);
             // Others want the machine half of the time, for as long as a trial takes.
             let slow = if turn / 10 % 2 == 0 { 2.0 } else { 1.0 };
-            pace.observe(run, rows, (slow * cost(run) * rows as f64) as u64);
+            pace.observe(run, rows, (slow * cost(run) * rows as f64) as u64, false);
             if turn > 100 {
                 assert_eq!(pace.current, 2, "turn {turn}");
                 took += cost(run) * rows as f64;
@@ -371,7 +371,7 @@ mod tests {
         for turn in 0..1000 {
             let run = pace.target(MOST_US, 1024, 12, Runs::Cheapest).run.unwrap();
             assert!(run <= 8, "turn {turn}");
-            pace.observe(run, 12, 180 * 12 + 500 * u64::from(run != 4));
+            pace.observe(run, 12, 180 * 12 + 500 * u64::from(run != 4), false);
         }
         assert_eq!(pace.current, 2);
     }
@@ -386,6 +386,7 @@ mod tests {
                 run,
                 rows,
                 (2000.0 + 800.0 / run as f64) as u64 * rows as u64,
+                false,
             );
         }
         assert!(pace.settled && pace.current == 3, "{pace:?}");
@@ -409,7 +410,7 @@ mod tests {
             // Every seventh chunk, which is one of the size in use, takes three times as long.
             let slow = if turn % 7 == 0 { 3.0 } else { 1.0 };
             let us_per_row = 180.0 + 12.0 * (run as f64 / 4.0).log2().abs();
-            pace.observe(run, rows, (slow * us_per_row * rows as f64) as u64);
+            pace.observe(run, rows, (slow * us_per_row * rows as f64) as u64, false);
             if turn > 100 {
                 assert_eq!(pace.current, 2, "turn {turn}");
             }
@@ -427,7 +428,7 @@ mod tests {
     fn a_chunk_is_worth_its_way_from_a_time_on_and_not_a_number_of_rows() {
         for (us_per_row, worth) in [(1, KEEPS_UP_US as usize), (30, 5), (10_000, 1)] {
             let mut pace = Pace::default();
-            pace.observe(8, 64, 64 * us_per_row);
+            pace.observe(8, 64, 64 * us_per_row, false);
             let target = pace.target(MOST_US, 1024, 1024, Runs::Cheapest);
             assert_eq!(target.worth, worth, "{us_per_row} us a row");
         }
@@ -443,7 +444,7 @@ mod tests {
             }
             rows_before += rows;
             let us_per_row = 1.0 + 20.0 / run as f64;
-            pace.observe(run, rows, (us_per_row * rows as f64) as u64);
+            pace.observe(run, rows, (us_per_row * rows as f64) as u64, false);
         }
         assert!(rows_before < 6000, "{rows_before}");
     }
@@ -451,6 +452,7 @@ mod tests {
     /// What a model that takes so long per row settles at while small requests come.
     fn settle_short(us_per_row: impl Fn(usize) -> f64) -> Cut {
         let mut pace = Pace::default();
+        let mut settled = None;
         for turn in 0..600 {
             let runs = if turn < 100 {
                 Runs::Cheapest
@@ -458,12 +460,17 @@ mod tests {
                 Runs::Short
             };
             let Cut { rows, run } = cut(&mut pace, MOST_US, runs);
-            pace.observe(run, rows, (us_per_row(run) * rows as f64) as u64);
+            let us = (us_per_row(run) * rows as f64) as u64;
+            pace.observe(run, rows, us, runs == Runs::Short);
+            // But for tries.
+            if runs != Runs::Short
+                || size_of(run) == pace.short.in_use()
+                || pace.short.in_use() == 0
+            {
+                settled = Some(Cut { rows, run });
+            }
         }
-        while pace.cuts % RETRY_SHORT_CUTS == RETRY_SHORT_CUTS - 1 {
-            pace.cuts += 1;
-        }
-        cut(&mut pace, MOST_US, Runs::Short)
+        settled.unwrap()
     }
 
     #[test]
@@ -489,7 +496,7 @@ mod tests {
         for _ in 0..100 {
             let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Short);
             let us_per_row = 0.7 + 10.0 / run as f64;
-            pace.observe(run, rows, (us_per_row * rows as f64) as u64);
+            pace.observe(run, rows, (us_per_row * rows as f64) as u64, true);
         }
         assert!(cut(&mut pace, MOST_US, Runs::Short).run >= 256, "{pace:?}");
     }
@@ -497,19 +504,19 @@ mod tests {
     #[test]
     fn what_looked_dear_once_is_tried_again_while_small_requests_come() {
         let mut pace = Pace::default();
-        for turn in 0..1000 {
+        for turn in 0..3000 {
             let Cut { rows, run } = cut(&mut pace, MOST_US, Runs::Short);
             // Something else ran at first.
             let slow = if turn < 20 && run < 8 { 3.0 } else { 1.0 };
-            pace.observe(run, rows, (slow * 500.0 * rows as f64) as u64);
+            pace.observe(run, rows, (slow * 500.0 * rows as f64) as u64, true);
         }
-        assert!(pace.shortest() <= 1, "{pace:?}");
+        assert!(pace.short.in_use() <= 1, "{pace:?}");
     }
 
     #[test]
     fn a_slow_row_is_a_chunk_of_its_own() {
         let mut pace = Pace::default();
-        pace.observe(8, 64, 64 * 50_000);
+        pace.observe(8, 64, 64 * 50_000, false);
         assert_eq!(
             cut(&mut pace, MOST_US, Runs::Cheapest),
             Cut { rows: 1, run: 1 }

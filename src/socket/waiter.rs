@@ -48,6 +48,11 @@ impl BusyPoll {
         }
     }
 
+    /// Cores that the server may use.
+    pub(crate) fn cores(&self) -> usize {
+        self.cores
+    }
+
     /// The waiter of the ventilator, or of the sink.
     pub(crate) fn waiter(&self) -> Waiter {
         Waiter {
@@ -65,8 +70,8 @@ impl BusyPoll {
         }
     }
 
-    /// Whether a core would be idle otherwise.
-    fn has_a_core(&self) -> bool {
+    /// Whether fewer workers have chunks than there are cores: a core would be idle otherwise.
+    pub(crate) fn has_a_core(&self) -> bool {
         self.busy.load(Ordering::Relaxed) < self.cores
     }
 }

@@ -21,6 +21,7 @@ struct Bench {
     sink: Socket,
     ventilator: Socket,
     board: Arc<CancelBoard>,
+    beside_bulk: Arc<BesideBulk>,
     worker: Option<JoinHandle<Result<()>>>,
     next: u64,
 }
@@ -39,6 +40,7 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
         sink: bound(zmq::PULL, TO_SINK),
         ventilator: bound(zmq::PULL, TO_VENTILATOR),
         board: CancelBoard::new(),
+        beside_bulk: Arc::new(BesideBulk::new(1)),
         worker: None,
         next: 0,
     };
@@ -47,6 +49,7 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
         role: Role::Main,
         source,
         board: bench.board.clone(),
+        beside_bulk: bench.beside_bulk.clone(),
         busy_poll: crate::socket::BusyPoll::new(std::time::Duration::ZERO),
         clock: Clock::start(),
     };
@@ -438,6 +441,13 @@ fn a_run_that_fails_fails_the_chunk() {
 
 #[test]
 fn between_two_runs_small_chunks_pass_and_a_cancel_counts() {
+    for is_awaited in [false, true] {
+        small_chunks_pass(is_awaited);
+    }
+}
+
+/// `is_awaited`: the ventilator waits for credits.
+fn small_chunks_pass(is_awaited: bool) {
     let source = Arc::new(MockSource::default());
     let gate = Arc::new(Gate::default());
     let gated = source.add("g", Behaviour::Gated(gate.clone())).id;
@@ -445,13 +455,18 @@ fn between_two_runs_small_chunks_pass_and_a_cancel_counts() {
     let chunk = bulk(&mut bench, gated, &[1., 2., 3.], 1);
     bench.give(Lane::Bulk, &chunk);
     gate.wait_for_arrivals(1);
+    assert!(bench.beside_bulk.may_sleep(is_awaited));
     let small = bench.chunk(gated, &[7.]);
     bench.give(Lane::Small, &small);
     // The first run of the bulk chunk, and then the small chunk.
     gate.admit(2);
     assert_eq!(values(&bench.part()), [7.], "small between two runs");
-    assert_eq!(bench.credit().chunk, small.id);
     gate.wait_for_arrivals(3); // the second run of the bulk chunk
+    if is_awaited {
+        assert!(matches!(bench.hear(), ToVentilator::CreditsLeft));
+    }
+    let left = bench.beside_bulk.take().expect("left before the next run");
+    assert_eq!((left.chunk, left.rows), (small.id, 1));
     bench.board.cancel(chunk.members[0].serial);
     gate.admit(1);
     assert_eq!(bench.part().outcome, Outcome::Skipped);

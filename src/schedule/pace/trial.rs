@@ -208,7 +208,7 @@ mod tests {
                 16 => 1.3,
                 _ => 1.0,
             };
-            pace.observe(run, rows, (slow * bilstm(run) * rows as f64) as u64);
+            pace.observe(run, rows, (slow * bilstm(run) * rows as f64) as u64, false);
         }
         assert_eq!((pace.current, pace.settled), (2, true));
         pace
@@ -220,7 +220,8 @@ mod tests {
             let there = there(chunk);
             let Target { rows, run, .. } = pace.target(MOST_US, 1024, there, runs);
             let (rows, run) = (rows.min(there), run.unwrap().min(there));
-            pace.observe(run, rows, (bilstm(run) * rows as f64) as u64);
+            let us = (bilstm(run) * rows as f64) as u64;
+            pace.observe(run, rows, us, runs == Runs::Short);
         }
     }
 
