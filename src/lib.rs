@@ -81,7 +81,9 @@
 //!
 //! 1. Data between the loops rides ZeroMQ, and so does control that must wake a polling loop. What a door says and is told
 //!    has a bounded queue and a descriptor of its own (`pipeline/door_queues.rs`), and an order to stop has one that was made at
-//!    the start (`pipeline/control.rs`), since it must work when no descriptor is left. Nothing travels on two of these.
+//!    the start (`pipeline/control.rs`), since it must work when no descriptor is left. Nothing travels on two of these but
+//!    credits: those of small chunks that ran inside a bulk chunk are to wake nobody, and lie in a queue that the ventilator
+//!    empties before it reads its next message (`pipeline/beside_bulk.rs`).
 //! 2. Ventilator and sink bind, workers connect. Start and stop are synchronous; at the end a marker travels ventilator →
 //!    each worker → sink, behind the data.
 //! 3. Every queue and every byte held for a client is bounded, by a flag or by a documented constant.
@@ -95,8 +97,9 @@
 //!    side) and `plugin/host/` (the server's side), each block with its reason.
 //!
 //! What is absent: the policy reads no clock and knows no rows; the ventilator touches no file; the client has no
-//! thread; on the data path two tables are shared between threads: the board of cancelled serials, which may forget, and
-//! the list of open doors (`pipeline/door_queues.rs`), which is locked for the length of a look-up.
+//! thread; on the data path three things are shared between threads: the board of cancelled serials, which may forget, the
+//! list of open doors (`pipeline/door_queues.rs`), which is locked for the length of a look-up, and what ventilator and
+//! workers share of small chunks inside bulk (`pipeline/beside_bulk.rs`).
 //!
 //! A *door* ([`server::Door`]) is a client inside the process: its requests and answers cross as messages, uncopied. Each of
 //! its callers has an address of its own ([`message::ReplyTo`]), so that bounds and turns take it for a session.

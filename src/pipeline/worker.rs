@@ -62,6 +62,9 @@ struct Worker {
     in_bulk: bool,
     /// How long bulk chunks have, in all.
     aside_us: u64,
+    /// When the run of a bulk chunk began, and how long the one before it took.
+    run_started_us: u64,
+    run_us: u64,
     /// What came to the small lane meanwhile and is no chunk.
     later: Option<ToWorker>,
     waiter: Waiter,
@@ -117,6 +120,8 @@ impl Worker {
             choice: LaneChoice::default(),
             in_bulk: false,
             aside_us: 0,
+            run_started_us: 0,
+            run_us: 0,
             later: None,
             waiter: setup.busy_poll.worker_waiter(),
             setup,
@@ -218,6 +223,9 @@ impl Worker {
         let opened =
             (chunk.leg..chunk.until).try_for_each(|leg| self.open(chunk.model, leg).map(drop));
         let (started_us, aside_us) = (self.setup.clock.now_us(), self.aside_us);
+        if lane == Lane::Bulk {
+            self.run_started_us = started_us;
+        }
         let computed = match opened {
             _ if chunk.members.is_empty() => Some(Computed::default()),
             Ok(()) => self.compute(lane, &chunk)?,
@@ -290,13 +298,21 @@ impl Worker {
             clock,
             ..
         } = &self.setup;
-        busy_poll.has_a_core() || beside_bulk.may_pass(clock.now_us())
+        busy_poll.has_a_core() || beside_bulk.may_pass(clock.now_us(), self.run_us)
     }
 
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
     fn step_aside(&mut self) -> Result<()> {
         let started_us = self.setup.clock.now_us();
-        let small_come = self.setup.beside_bulk.small_chunks_come(started_us);
+        self.run_us = started_us.saturating_sub(self.run_started_us);
+        let result = self.let_small_pass(started_us);
+        self.run_started_us = self.setup.clock.now_us();
+        self.aside_us += self.run_started_us - started_us;
+        result
+    }
+
+    fn let_small_pass(&mut self, now_us: u64) -> Result<()> {
+        let small_come = self.setup.beside_bulk.small_chunks_come(now_us);
         if small_come && !self.setup.busy_poll.has_a_core() {
             // The ventilator, the sink or a client may be ready to run on this core and have had more than their part of it
             // when it was given to this thread. The system would look at that again at its next tick, in up to 4 ms.
@@ -316,7 +332,6 @@ impl Worker {
             }
         }
         self.in_bulk = false;
-        self.aside_us += self.setup.clock.now_us() - started_us;
         Ok(())
     }
 
