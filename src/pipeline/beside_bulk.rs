@@ -18,6 +18,8 @@ const SMALL_COME_US: u64 = 1_000_000;
 /// about a tenth of that where every core is busy, however short they are: ventilator, sink and client are woken for it, and
 /// the model's rows leave the core's cache.
 const BETWEEN_US: u64 = 1_000;
+/// No worker lets small chunks wait for longer than this and a run, though others let some pass all the time.
+const LONGEST_US: u64 = 1_000;
 /// Between longer runs than this small chunks always pass: there are few such times, and the next is far.
 const LONG_RUN_US: u64 = 2_000;
 
@@ -80,10 +82,14 @@ impl BesideBulk {
     }
 
     /// Where all cores are inside models: whether bulk has had them for long enough to let small chunks pass once more, at any
-    /// worker. `run_us` is how long a run of the worker that asks takes: they would wait for another one.
-    pub(crate) fn may_pass(&self, now_us: u64, run_us: u64) -> bool {
+    /// worker. `run_us` is how long a run of the worker that asks takes, as they would wait for another one, and `since_us` for
+    /// how long it has let none pass. Where more small requests wait than have a place, one pass is for many of them.
+    pub(crate) fn may_pass(&self, now_us: u64, run_us: u64, since_us: u64) -> bool {
         let passed_us = self.passed_us.load(Ordering::Relaxed);
-        run_us > LONG_RUN_US || now_us.saturating_sub(passed_us) >= self.between_us
+        now_us.saturating_sub(passed_us) >= self.between_us
+            || run_us > LONG_RUN_US
+            || since_us >= LONGEST_US
+            || self.is_awaited.load(Ordering::Relaxed)
     }
 
     /// Small chunks have passed.
@@ -166,12 +172,17 @@ mod tests {
         for cores in [1, 2, 64] {
             let (beside, between) = (BesideBulk::new(cores), BETWEEN_US / cores as u64);
             let now = 1_000_000;
-            assert!(beside.may_pass(now, 300));
+            assert!(beside.may_pass(now, 300, 0));
             beside.passed(now);
-            assert!(!beside.may_pass(now + between - 1, LONG_RUN_US));
-            assert!(beside.may_pass(now + between, 300));
+            assert!(!beside.may_pass(now + between - 1, LONG_RUN_US, LONGEST_US - 1));
+            assert!(beside.may_pass(now + between, 300, 0));
             // The end of a long run is too far to wait for.
-            assert!(beside.may_pass(now, LONG_RUN_US + 1));
+            assert!(beside.may_pass(now, LONG_RUN_US + 1, 0));
+            // Another worker's small chunks do not keep this one's waiting for ever.
+            assert!(beside.may_pass(now, 300, LONGEST_US));
+            // Many wait.
+            assert!(beside.may_sleep(true));
+            assert!(beside.may_pass(now, 300, 0));
         }
     }
 

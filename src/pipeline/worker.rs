@@ -65,6 +65,8 @@ struct Worker {
     /// When the run of a bulk chunk began, and how long the one before it took.
     run_started_us: u64,
     run_us: u64,
+    /// Since when no small chunk may pass here.
+    none_passed_since_us: Option<u64>,
     /// What came to the small lane meanwhile and is no chunk.
     later: Option<ToWorker>,
     waiter: Waiter,
@@ -122,6 +124,7 @@ impl Worker {
             aside_us: 0,
             run_started_us: 0,
             run_us: 0,
+            none_passed_since_us: None,
             later: None,
             waiter: setup.busy_poll.worker_waiter(),
             setup,
@@ -291,14 +294,18 @@ impl Worker {
     }
 
     /// Whether small chunks may go before bulk now.
-    fn small_may_pass(&self) -> bool {
-        let Setup {
-            busy_poll,
-            beside_bulk,
-            clock,
-            ..
-        } = &self.setup;
-        busy_poll.has_a_core() || beside_bulk.may_pass(clock.now_us(), self.run_us)
+    fn small_may_pass(&mut self) -> bool {
+        if self.setup.busy_poll.has_a_core() {
+            return true;
+        }
+        let now_us = self.setup.clock.now_us();
+        let since_us = now_us - *self.none_passed_since_us.get_or_insert(now_us);
+        let beside = &self.setup.beside_bulk;
+        let may = beside.may_pass(now_us, self.run_us, since_us);
+        if may {
+            self.none_passed_since_us = None;
+        }
+        may
     }
 
     /// Between two runs of a bulk chunk: small chunks that have come do not wait for the rest of it.
