@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Client ── infer ───────▶ a session of the pool, for the length of the call    (pool.rs)
-//!        ── infer, small ▶ a session that they share, where there are more calls at once than cores    (tickets.rs)
+//!        ── infer, small ▶ a session that they share, where there are more calls at once than cores, and one for each
+//!                          core of those that are many more    (small_sessions.rs, tickets.rs)
 //!        ── infer_stream ▶ a session of the pool, for as long as the parts are read
 //!        ── submit ──────▶ a session that tickets share ◀── fetch     (tickets.rs)
 //!        ── status, … ───▶ a session of the pool without a way for results     (control.rs)
@@ -23,20 +24,23 @@ mod inputs;
 mod pool;
 mod response;
 mod session;
+mod shared_place;
+mod small_sessions;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod tickets;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use address::Address;
 use call::{TimeLimit, gave_up};
 use encoded::Encoded;
 use inputs::LentInputs;
-use pool::{Pool, SessionFor, SharedPlace};
+use pool::{Pool, SessionFor};
 use session::{Next, Purpose, Session, Settings};
-use tickets::Submitted;
+use tickets::{SharedSession, Submitted};
 
 pub use call::Call;
 pub use control::StopOutcome;
@@ -163,16 +167,16 @@ impl Client {
 
     fn infer_lent(&self, inputs: LentInputs<'_>, call: Call) -> Result<Response> {
         let (request, limit) = call.encode(inputs, self.timeout, Delivery::Whole)?;
-        let session = self.pool.session_for(&request);
-        if let SessionFor::Sharing { .. } = session {
-            let request = request.into_owned();
-            let ticket = self.submit_to(&self.pool.small, request, limit)?;
-            let response = ticket.fetch()?;
-            let bytes = response.parts().iter().map(Batch::payload_bytes).sum();
-            self.pool.note_result(bytes);
-            return Ok(response);
+        let place = self.pool.session_for(&request);
+        if let SessionFor::Sharing(others) = &place {
+            return self.infer_sharing(request, limit, others.before);
         }
-        let mut session = self.pool.take(Purpose::Infer)?;
+        let mut session = match self.pool.take(Purpose::Infer) {
+            Ok(session) => session,
+            // The server may have no more to give (`--max-sessions`).
+            Err(_) if self.pool.has_small() => return self.infer_sharing(request, limit, 0),
+            Err(e) => return Err(e),
+        };
         let deadline = limit.deadline();
         let answer = session.send_now(request, deadline).and_then(|id| {
             loop {
@@ -193,6 +197,20 @@ impl Client {
         answer
     }
 
+    /// Runs rows on a session that small requests share, of so many `calls` at once.
+    fn infer_sharing(
+        &self,
+        request: Encoded<'_>,
+        limit: TimeLimit,
+        calls: usize,
+    ) -> Result<Response> {
+        let ticket = submit_to(|| self.pool.for_small(calls), request.into_owned(), limit)?;
+        let response = ticket.fetch()?;
+        let bytes = response.parts().iter().map(Batch::payload_bytes).sum();
+        self.pool.note_result(bytes);
+        Ok(response)
+    }
+
     /// Sends rows to a model, and leaves the results to [`Client::fetch`].
     ///
     /// # Errors
@@ -200,24 +218,7 @@ impl Client {
     pub fn submit(&self, data: impl IntoInputs, call: impl Into<Call>) -> Result<Ticket> {
         let inputs = data.into_inputs()?.into();
         let (request, limit) = call.into().encode(inputs, self.timeout, Delivery::Whole)?;
-        self.submit_to(&self.pool.tickets, request, limit)
-    }
-
-    fn submit_to(
-        &self,
-        place: &SharedPlace,
-        mut request: Encoded<'static>,
-        limit: TimeLimit,
-    ) -> Result<Ticket> {
-        // A session may be lost right after it was found or opened. Twice in a row is reported.
-        for _ in 0..2 {
-            let session = self.pool.shared(place)?;
-            match session.submit(request, limit)? {
-                Submitted::Ticket(ticket) => return Ok(ticket),
-                Submitted::Lost(back) => request = back,
-            }
-        }
-        Err(Error::unavailable("the session was lost as it was opened"))
+        submit_to(|| self.pool.for_tickets(), request, limit)
     }
 
     /// Waits for the results of a request, whatever has come before or comes after.
@@ -254,6 +255,22 @@ impl Client {
             }
         }
     }
+}
+
+/// Submits a request on the session that `shared` gives.
+fn submit_to(
+    shared: impl Fn() -> Result<Arc<SharedSession>>,
+    mut request: Encoded<'static>,
+    limit: TimeLimit,
+) -> Result<Ticket> {
+    // A session may be lost right after it was found or opened. Twice in a row is reported.
+    for _ in 0..2 {
+        match shared()?.submit(request, limit)? {
+            Submitted::Ticket(ticket) => return Ok(ticket),
+            Submitted::Lost(back) => request = back,
+        }
+    }
+    Err(Error::unavailable("the session was lost as it was opened"))
 }
 
 impl std::fmt::Debug for Client {

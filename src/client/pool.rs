@@ -1,4 +1,4 @@
-//! The sessions of one client: idle ones, which the next call takes, and two that calls share.
+//! The sessions of one client: idle ones, which the next call takes, and those that calls share.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,6 +6,8 @@ use std::thread;
 
 use super::encoded::Encoded;
 use super::session::{Purpose, Session, Settings};
+use super::shared_place::SharedPlace;
+use super::small_sessions::SmallSessions;
 use super::tickets::SharedSession;
 use crate::error::Result;
 
@@ -15,29 +17,27 @@ const SHARED_BYTES: usize = 64 * 1024;
 /// After a large result, the next small requests have sessions of their own: this many.
 const UNSHARED_AFTER_LARGE: usize = 1024;
 
-/// A place for a session that any number of calls use at once: opened when it is first needed, and again after a loss.
-pub(super) type SharedPlace = Mutex<Option<Arc<SharedSession>>>;
-
 /// A client's sessions.
 pub(super) struct Pool {
     settings: Settings,
     /// Sessions that no call uses, of either purpose.
     idle: Mutex<Vec<Session>>,
     /// The session of all tickets.
-    pub(super) tickets: SharedPlace,
-    /// The session of small requests when there are many at once. Not the tickets' one: tickets' requests may be large.
-    pub(super) small: SharedPlace,
+    tickets: SharedPlace,
+    /// The sessions of small requests when there are many at once. Not the tickets' one: tickets' requests may be large.
+    small: SmallSessions,
     load: Load,
 }
 
 impl Pool {
     pub(super) fn new(settings: Settings) -> Pool {
+        let load = Load::new();
         Pool {
             settings,
             idle: Mutex::default(),
-            tickets: Mutex::default(),
-            small: Mutex::default(),
-            load: Load::new(),
+            tickets: SharedPlace::default(),
+            small: SmallSessions::new(load.cores),
+            load,
         }
     }
 
@@ -73,28 +73,29 @@ impl Pool {
         }
     }
 
-    /// A shared session, opened if it has to be.
+    /// The session of all tickets, opened if it has to be.
     ///
     /// # Errors
     /// As [`Pool::take`].
-    pub(super) fn shared(&self, place: &SharedPlace) -> Result<Arc<SharedSession>> {
-        if let Some(session) = &*lock(place)
-            && !session.is_lost()
-        {
-            return Ok(session.clone());
-        }
-        let session = self.take(Purpose::Infer)?;
-        let mut shared = lock(place);
-        if let Some(other) = shared.clone()
-            && !other.is_lost()
-        {
-            // Another thread was faster.
-            drop(shared);
-            self.give_back(session);
-            return Ok(other);
-        }
-        let session = SharedSession::new(session)?;
-        Ok(shared.insert(Arc::new(session)).clone())
+    pub(super) fn for_tickets(&self) -> Result<Arc<SharedSession>> {
+        self.tickets.get(|| self.take_to_share())
+    }
+
+    /// The session for this thread's small request, of so many `calls` at once.
+    ///
+    /// # Errors
+    /// As [`Pool::take`].
+    pub(super) fn for_small(&self, calls: usize) -> Result<Arc<SharedSession>> {
+        self.small.get(calls, || self.take_to_share())
+    }
+
+    /// Whether small requests share a session already.
+    pub(super) fn has_small(&self) -> bool {
+        self.small.has_any()
+    }
+
+    fn take_to_share(&self) -> Result<SharedSession> {
+        SharedSession::new(self.take(Purpose::Infer)?)
     }
 
     /// Which session a request should use. The call counts as under way until the returned value is dropped.
@@ -113,7 +114,7 @@ struct Load {
     cores: usize,
     /// Calls that have a session of their own.
     alone: AtomicUsize,
-    /// Calls that share one.
+    /// Calls that share sessions.
     sharing: AtomicUsize,
     /// How many more small requests are to have sessions of their own, because a result was large.
     kept_apart: AtomicUsize,
@@ -124,7 +125,7 @@ pub(super) enum SessionFor<'a> {
     /// One of its own.
     Alone { _calls: Counted<'a> },
     /// One with other small requests.
-    Sharing { _calls: Counted<'a> },
+    Sharing(Counted<'a>),
 }
 
 impl Load {
@@ -145,9 +146,7 @@ impl Load {
         if bytes > SHARED_BYTES || !many || self.is_kept_apart() {
             return SessionFor::Alone { _calls: calls };
         }
-        SessionFor::Sharing {
-            _calls: Counted::new(&self.sharing),
-        }
+        SessionFor::Sharing(Counted::new(&self.sharing))
     }
 
     fn is_kept_apart(&self) -> bool {
@@ -170,7 +169,8 @@ impl Load {
 /// Raises a counter by one until it is dropped.
 pub(super) struct Counted<'a> {
     count: &'a AtomicUsize,
-    before: usize,
+    /// What the counter was before.
+    pub(super) before: usize,
 }
 
 impl Counted<'_> {
@@ -201,7 +201,7 @@ mod tests {
             .map(|_| load.session_for(SHARED_BYTES + 1))
             .collect();
         let requests = (0..requests).map(|_| load.session_for(100));
-        let shares = requests.map(|session| matches!(session, SessionFor::Sharing { .. }));
+        let shares = requests.map(|session| matches!(session, SessionFor::Sharing(_)));
         let shares = shares.collect();
         drop(company);
         shares

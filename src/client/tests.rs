@@ -1,9 +1,11 @@
 //! The client against a peer that speaks ZMTP as a test tells it: one that hangs, ends in the middle, or asks for signs of
 //! life. (`tests/client` has libzmq's ROUTER for a peer.)
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -335,5 +337,100 @@ fn a_local_listener_that_accepts_nobody_is_no_hang() {
         }
         let e = client().unwrap_err();
         assert!(e.message().contains("accepts nobody"), "{e}");
+    });
+}
+
+/// A server that answers nothing until it is told to, and knows on which session each request came.
+#[derive(Clone, Default)]
+struct Withheld(Arc<Mutex<Held>>);
+
+#[derive(Default)]
+struct Held {
+    outs: Vec<Peer>,
+    requests: Vec<(usize, RequestId, Request)>,
+}
+
+impl Withheld {
+    fn serve(&self) -> String {
+        let held = self.clone();
+        serve(move |number, Session { mut port, out }| {
+            held.lock().outs.push(out);
+            let held = held.clone();
+            thread::spawn(move || {
+                while let Some((id, request)) = port.next_infer() {
+                    held.lock().requests.push((number, id, request));
+                }
+            });
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap()
+    }
+
+    /// Waits for so many requests; the sessions that the small ones came on.
+    fn await_requests(&self, count: usize) -> BTreeSet<usize> {
+        while self.lock().requests.len() < count {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let is_small = |request: &Request| request.inputs.rows().is_ok_and(|rows| rows == 1);
+        let held = self.lock();
+        let small = held.requests.iter().filter(|(.., r)| is_small(r));
+        small.map(|(session, ..)| *session).collect()
+    }
+
+    fn answer_all(&self) {
+        let mut held = self.lock();
+        for (session, id, request) in std::mem::take(&mut held.requests) {
+            held.outs[session].say(id, &answer(request));
+        }
+    }
+}
+
+/// Binds this thread to one of the cores that it may use; the next number has the next one.
+#[cfg(target_os = "linux")]
+fn bind_to_core(number: usize) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    let all = sched_getaffinity(None).unwrap();
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|c| all.is_set(*c)).collect();
+    let mut one = CpuSet::new();
+    one.set(cores[number % cores.len()]);
+    sched_setaffinity(None, &one).unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn many_small_requests_share_a_session_with_those_of_their_core() {
+    within(60, || {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let server = Withheld::default();
+        let client = Client::connect(&server.serve()).unwrap();
+        thread::scope(|scope| {
+            // Large ones have sessions of their own: small ones beside them share from the first on.
+            for _ in 0..cores {
+                scope.spawn(|| client.infer(&[7u8; 100_000], "m").unwrap());
+            }
+            server.await_requests(cores);
+            let small = |number: u8| {
+                let client = &client;
+                scope.spawn(move || {
+                    bind_to_core(number.into());
+                    let answer = client.infer(&[number], "m").unwrap().only().unwrap();
+                    assert_eq!(answer.to_vec::<u8>().unwrap(), [number]);
+                });
+            };
+            (0..24).for_each(&small);
+            assert_eq!(server.await_requests(cores + 24).len(), 1);
+            (24..48).for_each(&small);
+            let sessions = server.await_requests(cores + 48).len();
+            assert!(sessions <= cores.min(3), "{sessions} sessions");
+            assert_eq!(
+                sessions > 1,
+                cores > 1,
+                "{sessions} sessions, {cores} cores"
+            );
+            server.answer_all();
+        });
     });
 }

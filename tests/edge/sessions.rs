@@ -4,6 +4,8 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
+use mdm::ndarray::Array2;
+
 use crate::common::{descriptors, eventually, within};
 use crate::peer::{Pair, Version, ended, greeting, plain};
 use crate::raw::{Raw, echo};
@@ -59,6 +61,30 @@ fn sessions_beyond_the_bound_are_turned_away_until_others_leave() {
         drop(held);
         eventually("there is room again", || open().is_ok());
         assert!(server.log().contains("--max-sessions"), "{}", server.log());
+    });
+}
+
+/// A client takes further sessions where that is faster; where the server has no more, those that it has serve.
+#[test]
+fn a_client_of_many_threads_gets_along_with_the_sessions_there_are() {
+    within(LIMIT, || {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let server = server(&["--max-sessions", &(cores + 1).to_string()]);
+        let client = server.client();
+        thread::scope(|scope| {
+            for number in 0..cores + 48 {
+                let client = &client;
+                scope.spawn(move || {
+                    let row = Array2::from_elem((1, 4), number as f32);
+                    for _ in 0..100 {
+                        let answer = client.infer(&row, "echo").expect("an answer");
+                        let tensor = answer.only().expect("one output");
+                        assert_eq!(tensor.to_vec::<f32>().expect("FP32"), [number as f32; 4]);
+                    }
+                });
+            }
+        });
+        assert!(!server.log().contains("panic"), "{}", server.log());
     });
 }
 
