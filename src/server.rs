@@ -42,7 +42,7 @@ use crate::pipeline::{
 };
 use crate::schedule::{Lane, Limits};
 use crate::socket::{self, BusyPoll};
-use crate::thread_priority;
+use crate::thread_priority::{self, Slice};
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToVentilator};
 use crate::wire::server::Welcome;
@@ -416,7 +416,7 @@ fn start_sink(
 ) -> Result<JoinHandle<Result<()>>> {
     let shared = shared.clone();
     spawn("sink".to_owned(), move || {
-        thread_priority::ask_for_short_slices();
+        thread_priority::ask_for(Slice::Short);
         run_sink(shared, port, opened)
     })
 }
@@ -428,7 +428,7 @@ fn start_ventilator(
 ) -> Result<JoinHandle<Result<()>>> {
     let shared = shared.clone();
     spawn("ventilator".to_owned(), move || {
-        thread_priority::ask_for_short_slices();
+        thread_priority::ask_for(Slice::Short);
         run_ventilator(shared, own, opened)
     })
 }

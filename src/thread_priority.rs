@@ -4,32 +4,52 @@
 //! wait until a run ends. So workers are nicer than the loops around them, and those ask the system for short slices: a
 //! thread with a short slice is put on a core sooner and is given less time on it. Neither takes a privilege.
 //!
+//! A loop that asks for news again and again, and yields its core in between, asks for long slices meanwhile. A yield puts a
+//! thread off by one slice: with short ones the loop would be picked again dozens of times before those that have work.
+//!
 //! This is one of the files that may be `unsafe`.
 #![allow(unsafe_code)] // a system call that no crate wraps
 
-/// How long a loop that serves all clients keeps a core while others want it. The system's own slice is some milliseconds.
+/// How long a thread keeps a core while others want it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slice {
+    /// The system's own, of some milliseconds.
+    Usual,
+    /// For a loop that serves all clients and has work.
+    Short,
+    /// For a loop that has none and stays awake.
+    Long,
+}
+
 #[cfg(target_os = "linux")]
-const SLICE_NS: u64 = 100_000;
+impl Slice {
+    /// What the system is asked for; 0 is its own. It knows 0.1 to 100 ms.
+    fn nanoseconds(self) -> u64 {
+        match self {
+            Slice::Usual => 0,
+            Slice::Short => 100_000,
+            Slice::Long => 20_000_000,
+        }
+    }
+}
 
 /// The system knows no more.
 #[cfg(target_os = "linux")]
 const MOST_NICE: i32 = 19;
 
-/// Asks for short slices for this thread. Linux knows them since 6.12; elsewhere nothing changes.
+/// Asks for such slices for this thread, and returns whether the system gives them: Linux knows them since 6.12, for
+/// threads of the usual policies. Elsewhere nothing changes.
 #[cfg(target_os = "linux")]
-pub(crate) fn ask_for_short_slices() {
-    // SAFETY: asks for the policy of this thread.
-    if unsafe { libc::sched_getscheduler(0) } != libc::SCHED_OTHER {
-        return; // whoever started the server chose another
-    }
+pub(crate) fn ask_for(slice: Slice) -> bool {
     let attributes = libc::sched_attr {
         size: size_of::<libc::sched_attr>() as u32,
-        sched_policy: libc::SCHED_OTHER as u32,
-        sched_flags: 0,
+        sched_policy: 0,
+        // Whoever started the server may have chosen another; one that knows no slices refuses them.
+        sched_flags: libc::SCHED_FLAG_KEEP_POLICY as u64,
         // As it is: to lower it would take a privilege.
         sched_nice: rustix::process::getpriority_process(None).unwrap_or(0),
         sched_priority: 0,
-        sched_runtime: SLICE_NS,
+        sched_runtime: slice.nanoseconds(),
         sched_deadline: 0,
         sched_period: 0,
     };
@@ -39,13 +59,16 @@ pub(crate) fn ask_for_short_slices() {
     if refused != 0 {
         // The loops run as they did.
         let error = std::io::Error::last_os_error();
-        tracing::debug!(%error, "the system gives no short slices");
+        tracing::debug!(%error, ?slice, "the system gives no such slices");
     }
+    refused == 0
 }
 
 /// As above: there is no such thing.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn ask_for_short_slices() {}
+pub(crate) fn ask_for(_slice: Slice) -> bool {
+    false
+}
 
 /// Lets others go first, more than so far: this thread, and those that it starts from now on.
 #[cfg(target_os = "linux")]
@@ -89,16 +112,44 @@ mod tests {
     }
 
     #[test]
-    fn asking_for_short_slices_keeps_policy_and_niceness() {
+    fn asking_for_slices_keeps_policy_and_niceness() {
         let thread = std::thread::spawn(|| {
-            ask_for_short_slices();
-            // SAFETY: asks for the policy of this thread.
-            (
-                unsafe { libc::sched_getscheduler(0) },
-                nice_of_this_thread(),
-            )
+            be_nice(1);
+            let before = nice_of_this_thread();
+            for slice in [Slice::Short, Slice::Long, Slice::Usual] {
+                ask_for(slice);
+                // SAFETY: asks for the policy of this thread.
+                let policy = unsafe { libc::sched_getscheduler(0) };
+                assert_eq!((policy, nice_of_this_thread()), (libc::SCHED_OTHER, before));
+            }
         });
-        let expected = (libc::SCHED_OTHER, nice_of_this_thread());
-        assert_eq!(thread.join().unwrap(), expected);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_has_the_slices_that_it_asked_for() {
+        let thread = std::thread::spawn(|| {
+            [Slice::Short, Slice::Long].map(|slice| (ask_for(slice), slice_of_this_thread()))
+        });
+        for ((given, now), asked) in thread
+            .join()
+            .unwrap()
+            .into_iter()
+            .zip([100_000, 20_000_000])
+        {
+            // Before Linux 6.12 the call is taken and says nothing of slices.
+            assert!(!given || now == asked || now == 0, "{now} ns");
+        }
+    }
+
+    fn slice_of_this_thread() -> u64 {
+        // SAFETY: a structure of numbers.
+        let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+        let size = size_of::<libc::sched_attr>();
+        // SAFETY: the call writes the structure, which lives until it returns and is as long as it is told.
+        let failed =
+            unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+        assert_eq!(failed, 0);
+        attributes.sched_runtime
     }
 }

@@ -26,7 +26,7 @@ use super::{grpc, http};
 use crate::error::{Error, Result};
 use crate::message::Protocol;
 use crate::server::{Door, Offers};
-use crate::thread_priority;
+use crate::thread_priority::{self, Slice};
 
 /// How often connections are looked at for peers that crawl or stall.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ pub(super) fn run(setup: Setup) {
 
 fn serve_on_a_runtime(setup: Setup) -> io::Result<()> {
     // As the loops that it talks to: small requests pass what keeps the cores busy.
-    thread_priority::ask_for_short_slices();
+    thread_priority::ask_for(Slice::Short);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(beside::THREADS)

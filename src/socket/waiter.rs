@@ -21,6 +21,7 @@ use zmq::Socket;
 
 use crate::error::{Error, Result};
 use crate::frames;
+use crate::thread_priority::{self, Slice};
 
 /// Cores on which workers do not stay awake.
 const CORES_FOR_VENTILATOR_AND_SINK: usize = 2;
@@ -59,6 +60,7 @@ impl BusyPoll {
             busy_poll: self.clone(),
             is_worker: false,
             soon: false,
+            slices: Slices::of_work(Slice::Short),
         }
     }
 
@@ -66,8 +68,19 @@ impl BusyPoll {
     pub(crate) fn worker_waiter(&self) -> Waiter {
         Waiter {
             is_worker: true,
+            slices: Slices::of_work(Slice::Usual),
             ..self.waiter()
         }
+    }
+
+    /// A place among those that may stay awake, if there is one.
+    fn place_awake(&self, is_worker: bool) -> Option<AwakePlace<'_>> {
+        if !is_worker {
+            return Some(AwakePlace(None));
+        }
+        let place = AwakePlace(Some(&self.awake));
+        let others = self.awake.fetch_add(1, Ordering::Relaxed);
+        (others < self.cores.saturating_sub(CORES_FOR_VENTILATOR_AND_SINK)).then_some(place)
     }
 
     /// Whether fewer workers have chunks than there are cores: a core would be idle otherwise.
@@ -82,6 +95,7 @@ pub(crate) struct Waiter {
     is_worker: bool,
     /// The last wait was short, so the next one may be short too.
     soon: bool,
+    slices: Slices,
 }
 
 impl Waiter {
@@ -118,6 +132,7 @@ impl Waiter {
         let start = Instant::now();
         let news = self.watch(start, timeout, &mut poll_once)? || {
             let left = timeout.map(|t| t.saturating_sub(start.elapsed()));
+            self.slices.ask_for(self.slices.at_work);
             poll_once(left)?
         };
         // Asleep the same wait takes longer, by the waking.
@@ -126,9 +141,9 @@ impl Waiter {
     }
 
     /// Asks until there is news, which is true, or it is time to sleep. On a core that others want a yield takes long,
-    /// and one of them is enough.
+    /// with the slices that are asked for, and one of them is enough.
     fn watch(
-        &self,
+        &mut self,
         start: Instant,
         timeout: Option<Duration>,
         poll_once: &mut impl FnMut(Option<Duration>) -> Result<bool>,
@@ -137,28 +152,19 @@ impl Waiter {
         if !self.soon || limit.is_zero() {
             return Ok(false);
         }
-        let Some(_place) = self.place_awake() else {
+        let busy_poll = &self.busy_poll;
+        let Some(_place) = busy_poll.place_awake(self.is_worker) else {
             return Ok(false);
         };
         let mut news = false;
-        while !news && self.busy_poll.has_a_core() && start.elapsed() < limit {
+        while !news && busy_poll.has_a_core() && start.elapsed() < limit {
             news = poll_once(Some(Duration::ZERO))?;
             if !news {
+                self.slices.ask_for(Slice::Long);
                 thread::yield_now();
             }
         }
         Ok(news)
-    }
-
-    /// A place among those that may stay awake, if there is one.
-    fn place_awake(&self) -> Option<AwakePlace<'_>> {
-        let BusyPoll { awake, cores, .. } = &self.busy_poll;
-        if !self.is_worker {
-            return Some(AwakePlace(None));
-        }
-        let place = AwakePlace(Some(awake));
-        let others = awake.fetch_add(1, Ordering::Relaxed);
-        (others < cores.saturating_sub(CORES_FOR_VENTILATOR_AND_SINK)).then_some(place)
     }
 }
 
@@ -169,6 +175,29 @@ impl Drop for AwakePlace<'_> {
     fn drop(&mut self) {
         if let Some(awake) = self.0 {
             awake.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The slices of one thread.
+struct Slices {
+    /// While it has work, or sleeps until there is some.
+    at_work: Slice,
+    /// What it asked the system for last.
+    asked: Slice,
+}
+
+impl Slices {
+    /// Those of a thread that asked for `at_work` when it started.
+    fn of_work(at_work: Slice) -> Slices {
+        let asked = at_work;
+        Slices { at_work, asked }
+    }
+
+    fn ask_for(&mut self, slice: Slice) {
+        if self.asked != slice {
+            self.asked = slice;
+            thread_priority::ask_for(slice);
         }
     }
 }
