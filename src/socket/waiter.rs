@@ -185,19 +185,24 @@ struct Slices {
     at_work: Slice,
     /// What it asked the system for last.
     asked: Slice,
+    /// The system refused: it is not asked again.
+    refused: bool,
 }
 
 impl Slices {
     /// Those of a thread that asked for `at_work` when it started.
     fn of_work(at_work: Slice) -> Slices {
-        let asked = at_work;
-        Slices { at_work, asked }
+        Slices {
+            at_work,
+            asked: at_work,
+            refused: false,
+        }
     }
 
     fn ask_for(&mut self, slice: Slice) {
-        if self.asked != slice {
+        if self.asked != slice && !self.refused {
             self.asked = slice;
-            thread_priority::ask_for(slice);
+            self.refused = !thread_priority::ask_for(slice);
         }
     }
 }
