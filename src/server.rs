@@ -428,6 +428,7 @@ fn start_ventilator(
 ) -> Result<JoinHandle<Result<()>>> {
     let shared = shared.clone();
     spawn("ventilator".to_owned(), move || {
+        thread_priority::come_first();
         thread_priority::ask_for(Slice::Short);
         run_ventilator(shared, own, opened)
     })

@@ -4,6 +4,10 @@
 //! wait until a run ends. So workers are nicer than the loops around them, and those ask the system for short slices: a
 //! thread with a short slice is put on a core sooner and is given less time on it. Neither takes a privilege.
 //!
+//! The ventilator also asks to come before all others ([`come_first`]), which the system grants only to some. What it gains is
+//! room: the system spreads threads by weight, and moves those of clients and workers off the core of a heavy one. Where
+//! cores are few they stay beside it otherwise, while the sink stays awake on a core of its own and finds nothing to do.
+//!
 //! A loop that asks for news again and again, and yields its core in between, asks for long slices meanwhile. A yield puts a
 //! thread off by one slice: with short ones the loop would be picked again dozens of times before those that have work.
 //!
@@ -70,6 +74,32 @@ pub(crate) fn ask_for(_slice: Slice) -> bool {
     false
 }
 
+/// How much the ventilator comes before others. Heavier, it was seen to get back to work before those it had just woken.
+#[cfg(target_os = "linux")]
+const FIRST: i32 = 10;
+/// The system knows no less.
+#[cfg(target_os = "linux")]
+const LEAST_NICE: i32 = -20;
+
+/// Asks that this thread comes before others, and returns whether it does: the system grants that to who has the capability
+/// `CAP_SYS_NICE`, or a limit of niceness that permits it. Without it nothing changes.
+#[cfg(target_os = "linux")]
+pub(crate) fn come_first() -> bool {
+    let now = rustix::process::getpriority_process(None).unwrap_or(0);
+    let first = (now - FIRST).max(LEAST_NICE);
+    let granted = rustix::process::setpriority_process(None, first);
+    if let Err(error) = granted {
+        tracing::debug!(%error, "the ventilator comes before nobody: no CAP_SYS_NICE, and no limit of niceness for it");
+    }
+    granted.is_ok()
+}
+
+/// As [`be_nice`] there.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn come_first() -> bool {
+    false
+}
+
 /// Lets others go first, more than so far: this thread, and those that it starts from now on.
 #[cfg(target_os = "linux")]
 pub(crate) fn be_nice(by: u8) {
@@ -109,6 +139,24 @@ mod tests {
         let nicer = (before + 3).min(MOST_NICE);
         assert_eq!(inside.join().unwrap(), ((nicer, nicer), MOST_NICE));
         assert_eq!(nice_of_this_thread(), before);
+    }
+
+    #[test]
+    fn a_thread_that_comes_first_does_so_alone_or_not_at_all() {
+        let before = nice_of_this_thread();
+        let inside = std::thread::spawn(|| {
+            let granted = come_first();
+            (
+                granted,
+                nice_of_this_thread(),
+                ask_for(Slice::Long),
+                nice_of_this_thread(),
+            )
+        });
+        let (granted, nice, _, kept) = inside.join().unwrap();
+        let first = (before - FIRST).max(LEAST_NICE);
+        assert_eq!(nice, if granted { first } else { before });
+        assert_eq!((kept, nice_of_this_thread()), (nice, before));
     }
 
     #[test]
