@@ -40,7 +40,7 @@ use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, report_opened, sink, tell,
     ventilator, worker,
 };
-use crate::schedule::{Lane, Limits};
+use crate::schedule::{Lane, Limits, most_held};
 use crate::socket::{self, BusyPoll};
 use crate::thread_priority::{self, Slice};
 use crate::wire::client::StopMode;
@@ -481,8 +481,7 @@ fn run_sink(shared: Shared, port: BoundPort, opened: Sender<Result<()>>) -> Resu
         clock: shared.clock,
         waiter: shared.busy_poll.waiter(),
         workers: config.all_workers(),
-        // In each of its two lanes a worker has one chunk that runs and `prefetch_size` that wait.
-        worker_chunks: 2 * (1 + config.prefetch_size),
+        worker_chunks: most_held(config.prefetch_size),
         max_client_bytes: config.max_client_bytes,
     })
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorCode};
 use crate::message::{ReplyTo, RequestId, Serial, WorkerId};
 use crate::model::Description;
 use crate::random::Random;
-use crate::schedule::{Lane, Waiting};
+use crate::schedule::{Lane, Waiting, most_held};
 use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{ToSink, ToVentilator, ToWorker};
 
@@ -127,7 +127,7 @@ impl Simulation<'_> {
             requests: Requests::new(limits.clone()),
             answers: AnswerState::new(&Bounds {
                 workers,
-                worker_chunks: 2 * (1 + limits.prefetch),
+                worker_chunks: most_held(limits.prefetch),
                 max_client_bytes: plan.max_client_bytes,
                 answered: 1,
             })

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::groups::Groups;
 use super::pace::{Pace, Runs, Target};
 use super::turns::{Rest, Turns};
-use super::workers::KEEPS_UP_US;
+use super::workers::{KEEPS_UP_US, SmallWait};
 use super::{Assignment, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, Selection, Work};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::{Cut, guided_share};
@@ -113,9 +113,11 @@ impl<C: Clone> Scheduler<C> {
         for lane in [Lane::Small, Lane::Bulk] {
             for role in [Role::Main, Role::Extra] {
                 if lane == Lane::Small {
-                    let pool = &self.pools[role as usize];
-                    self.waits_until_us[role as usize] = pool.waits_until_us(now_us);
-                    if self.waits_until_us[role as usize].is_some() {
+                    let groups = &mut self.backlogs[role as usize].groups;
+                    groups.end_waiting(now_us);
+                    let wait = self.pools[role as usize].small_wait(groups.rows(), now_us);
+                    self.waits_until_us[role as usize] = wait.until_us();
+                    if wait != SmallWait::No {
                         continue;
                     }
                 }
@@ -123,7 +125,7 @@ impl<C: Clone> Scheduler<C> {
                     continue;
                 };
                 let selection = match lane {
-                    Lane::Small => self.next_small(role, runs, now_us),
+                    Lane::Small => self.next_small(role, runs),
                     Lane::Bulk => self.next_bulk(role, runs, now_us),
                 };
                 if let Some((selection, legs)) = selection {
@@ -171,13 +173,8 @@ impl<C: Clone> Scheduler<C> {
             .or_else(|| Some((main.best_idle(lane)?, LegsToRun::All)))
     }
 
-    fn next_small(
-        &mut self,
-        role: Role,
-        runs: LegsToRun,
-        now_us: u64,
-    ) -> Option<(Selection, Range<u32>)> {
-        let turn = self.backlogs[role as usize].groups.next(now_us)?;
+    fn next_small(&mut self, role: Role, runs: LegsToRun) -> Option<(Selection, Range<u32>)> {
+        let turn = self.backlogs[role as usize].groups.next()?;
         let first = &self.entries.get(&turn.oldest)?.job;
         let (model, splittable, step) = (first.model, first.splittable, first.step.max(1));
         let legs = runs.of(first);

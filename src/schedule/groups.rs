@@ -149,6 +149,8 @@ pub(super) struct Groups {
     /// Company enough.
     full_rows: usize,
     groups: HashMap<u64, Group>,
+    /// Of all groups together.
+    rows: usize,
     turns: Turns,
     /// The groups that wait for company, by when they stop.
     due: BTreeSet<(u64, u64)>,
@@ -160,6 +162,7 @@ impl Groups {
             delay_us,
             full_rows,
             groups: HashMap::default(),
+            rows: 0,
             turns: Turns::default(),
             due: BTreeSet::new(),
         }
@@ -181,6 +184,7 @@ impl Groups {
                 ..Group::default()
             }
         });
+        self.rows += rows;
         group.rows += rows;
         group.requests.insert((client, serial), rows);
         let waits_until = group.due_us;
@@ -202,6 +206,11 @@ impl Groups {
         !self.turns.is_empty()
     }
 
+    /// Rows that wait, in all groups.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// When the next group stops waiting for company.
     pub(super) fn due_us(&self) -> Option<u64> {
         self.due.first().map(|(due_us, _)| *due_us)
@@ -219,13 +228,17 @@ impl Groups {
         }
     }
 
-    /// Whose turn it is, and for which group. The turn counts as taken.
-    pub(super) fn next(&mut self, now_us: u64) -> Option<Turn> {
+    /// Groups that have waited for company for long enough take part from now on.
+    pub(super) fn end_waiting(&mut self, now_us: u64) {
         while let Some((due_us, id)) = self.due.first().copied()
             && due_us <= now_us
         {
             self.stop_waiting(id);
         }
+    }
+
+    /// Whose turn it is, and for which group. The turn counts as taken.
+    pub(super) fn next(&mut self) -> Option<Turn> {
         let (client, id) = self.turns.next()?;
         let group = self.groups.get(&id)?;
         let ((_, oldest), _) = group.oldest_of(client)?;
@@ -252,6 +265,7 @@ impl Groups {
             group.fill(turn.client, most, &mut taken);
         }
         group.rows -= taken.rows;
+        self.rows -= taken.rows;
         for (client, rows) in &taken.clients {
             let us = (*rows as f64 * row_us) as u64;
             let rest = group.rest_of(*client);
@@ -272,6 +286,7 @@ impl Groups {
             return;
         };
         group.rows -= rows;
+        self.rows -= rows;
         if group.rest_of(client) == Rest::Nothing {
             self.turns.remove(client, id);
         }

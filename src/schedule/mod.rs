@@ -13,7 +13,8 @@
 //! a share of the queue (`shares.rs`).
 //!
 //! Each worker has two lanes of one running and `prefetch` waiting chunks. The small lane has places of its own, so
-//! that a small request reaches a worker whose bulk places are full; the worker reads it first (`lane.rs`).
+//! that a small request reaches a worker whose bulk places are full; the worker reads it first (`lane.rs`). It has some more for
+//! a worker that keeps up with them (`workers.rs`).
 //! What comes back with more to do is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
 //! extra workers a model has one leg, and its stages cost no hop.
 //!
@@ -43,7 +44,8 @@ use backlog::{Backlog, SMALL_COME_US};
 use foldhash::HashMap;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
-use workers::{Held, Workers};
+pub(crate) use workers::most_held;
+use workers::{Held, SmallWait, Workers};
 
 /// A chunk that lost its worker is run again so many times: what kills workers must not kill them all for ever.
 const MAX_ATTEMPTS: u32 = 2;
@@ -238,7 +240,11 @@ impl<C: Clone> Scheduler<C> {
         // Made here and not when the chunk comes back: by then its model may be forgotten.
         let key = PaceKey::of(selection.model, &work.legs);
         self.paces.entry(key).or_default();
-        let held = Held { chunk, expected_us };
+        let held = Held {
+            chunk,
+            rows: selection.pieces.iter().map(|piece| piece.rows).sum(),
+            expected_us,
+        };
         self.pool(worker).give(worker, *lane, held, now_us);
         let assignment = Assignment {
             chunk,
@@ -407,9 +413,10 @@ impl<C: Clone> Scheduler<C> {
 
     /// No worker has a place for another small chunk: what is small waits until a chunk ends.
     pub(crate) fn is_full_of_small(&self, now_us: u64) -> bool {
-        self.pools
-            .iter()
-            .all(|pool| pool.best(Lane::Small).is_none() || pool.waits_until_us(now_us).is_some())
+        self.pools.iter().all(|pool| {
+            let wait = pool.small_wait(usize::MAX, now_us);
+            pool.best(Lane::Small).is_none() || wait != SmallWait::No
+        })
     }
 
     /// The chunks that a worker holds.

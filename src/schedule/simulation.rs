@@ -10,6 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use super::lane::LaneChoice;
+use super::workers::most_in;
 use super::*;
 use crate::message::Priority;
 use crate::random::Random;
@@ -26,7 +27,7 @@ struct SimWorker {
 /// Workers that run a row in a fixed time, and a ledger of what was asked and what was done.
 struct World {
     scheduler: Scheduler,
-    places: usize,
+    prefetch: usize,
     /// Who runs each leg, and how long a row takes there.
     legs: Vec<(Role, u64)>,
     now: u64,
@@ -63,7 +64,7 @@ impl World {
         }
         World {
             scheduler,
-            places: 1 + limits.prefetch,
+            prefetch: limits.prefetch,
             legs: vec![(Role::Main, us_per_row)],
             now: 0,
             workers: (0..workers).map(|_| SimWorker::default()).collect(),
@@ -123,8 +124,12 @@ impl World {
             lane.push_back(a);
             let running =
                 |lane| usize::from(worker.running.as_ref().is_some_and(|(a, _)| a.lane == lane));
-            assert!(worker.small.len() + running(Lane::Small) <= self.places);
-            assert!(worker.bulk.len() + running(Lane::Bulk) <= self.places);
+            for (lane, waiting) in [
+                (Lane::Small, worker.small.len()),
+                (Lane::Bulk, worker.bulk.len()),
+            ] {
+                assert!(waiting + running(lane) <= most_in(lane, self.prefetch));
+            }
             self.start(index);
         }
         let limits = &self.scheduler.limits;

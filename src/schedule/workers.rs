@@ -15,10 +15,31 @@ type Key = (u32, u64, u32);
 /// changing to it takes about as long where cores are few; with more to do, several workers end sooner.
 pub(super) const KEEPS_UP_US: u64 = 150;
 
+/// Small chunks that a worker may hold while it keeps up with them, where `prefetch` says fewer. Else the ventilator would stop
+/// for the end of each, on a core that has other work.
+pub(super) const SHORT_PLACES: u32 = 5;
+
+/// Chunks that a worker may hold in both lanes, running and waiting, where `prefetch` wait in each.
+pub(crate) fn most_held(prefetch: usize) -> usize {
+    [Lane::Small, Lane::Bulk]
+        .map(|lane| most_in(lane, prefetch))
+        .iter()
+        .sum()
+}
+
+/// Of these those in one lane.
+pub(super) fn most_in(lane: Lane, prefetch: usize) -> usize {
+    match lane {
+        Lane::Small => (1 + prefetch).max(SHORT_PLACES as usize),
+        Lane::Bulk => 1 + prefetch,
+    }
+}
+
 /// A chunk that a worker has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) chunk: ChunkId,
+    pub(super) rows: usize,
     /// How long it is expected to run, if its model has run before.
     pub(super) expected_us: Option<u64>,
 }
@@ -31,6 +52,25 @@ struct Worker {
     /// When what runs is expected to end; for an idle worker, when it became idle.
     free_us: u64,
     keys: [Option<Key>; 2],
+}
+
+/// Whether small rows wait for the worker that keeps up with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SmallWait {
+    No,
+    /// Until a chunk ends, or more rows have come.
+    ForCredit,
+    /// Until then at most, as another worker has a place.
+    Until(u64),
+}
+
+impl SmallWait {
+    pub(super) fn until_us(self) -> Option<u64> {
+        match self {
+            SmallWait::Until(us) => Some(us),
+            SmallWait::No | SmallWait::ForCredit => None,
+        }
+    }
 }
 
 /// All workers, ordered for each lane by who should get the next chunk.
@@ -52,10 +92,32 @@ impl Worker {
     /// bulk is in their way.
     fn small_us(&self, now_us: u64) -> Option<u64> {
         let is_late = !self.small.is_empty() && now_us >= self.free_us + KEEPS_UP_US;
-        if is_late || !self.bulk.is_empty() {
+        if is_late {
+            return None;
+        }
+        self.small_in_time_us()
+    }
+
+    /// As [`Worker::small_us`], if none of them is late.
+    fn small_in_time_us(&self) -> Option<u64> {
+        if !self.bulk.is_empty() {
             return None;
         }
         self.small.iter().map(|held| held.expected_us).sum()
+    }
+
+    /// Whether there is a place for one more chunk, where `places` are for each lane.
+    fn has_place(&self, lane: Lane, places: u32) -> bool {
+        let held = self.held(lane);
+        let are_short = || self.small_in_time_us().is_some_and(|us| us <= KEEPS_UP_US);
+        held < places || (lane == Lane::Small && held < SHORT_PLACES && are_short())
+    }
+
+    fn held(&self, lane: Lane) -> u32 {
+        match lane {
+            Lane::Small => self.small.len() as u32,
+            Lane::Bulk => self.bulk.len() as u32,
+        }
     }
 }
 
@@ -127,16 +189,27 @@ impl Workers {
     /// Who was given a small chunk last, if it has a place and keeps up with one more that takes so long.
     pub(super) fn takes_more(&self, expected_us: u64, now_us: u64) -> Option<WorkerId> {
         let (id, worker, small_us) = self.keeping_up(now_us)?;
-        let has_place = (worker.small.len() as u32) < self.places;
+        let has_place = worker.has_place(Lane::Small, self.places);
         (has_place && small_us + expected_us <= KEEPS_UP_US).then_some(id)
     }
 
-    /// Until when small chunks wait for a place at the worker that keeps up with them, though another has one.
-    pub(super) fn waits_until_us(&self, now_us: u64) -> Option<u64> {
-        let (_, worker, _) = self.keeping_up(now_us)?;
-        let is_full = worker.small.len() as u32 >= self.places;
-        let is_another_free = !self.ready[index(Lane::Small)].is_empty();
-        (is_full && is_another_free).then_some(worker.free_us + KEEPS_UP_US)
+    /// Whether the small rows that wait, so many, wait on for the worker that keeps up with them.
+    pub(super) fn small_wait(&self, rows: usize, now_us: u64) -> SmallWait {
+        let Some((_, worker, _)) = self.keeping_up(now_us) else {
+            return SmallWait::No;
+        };
+        let has_place = worker.has_place(Lane::Small, self.places);
+        // Not in ever smaller chunks.
+        let has_enough = worker.held(Lane::Small) < self.places
+            || worker.small.back().is_none_or(|newest| newest.rows <= rows);
+        if has_place && has_enough {
+            return SmallWait::No;
+        }
+        let others = self.ready[index(Lane::Small)].len() - usize::from(has_place);
+        match others {
+            0 => SmallWait::ForCredit,
+            _ => SmallWait::Until(worker.free_us + KEEPS_UP_US),
+        }
     }
 
     /// Changes a worker, keeping the order and the count of the idle ones.
@@ -150,15 +223,12 @@ impl Workers {
         self.idle = self.idle + usize::from(is_idle(worker)) - usize::from(was.0);
         self.busy = self.busy + usize::from(is_busy(worker)) - usize::from(was.1);
         for lane in [Lane::Small, Lane::Bulk] {
-            let held = match lane {
-                Lane::Small => worker.small.len() as u32,
-                Lane::Bulk => worker.bulk.len() as u32,
-            };
+            let has_place = worker.has_place(lane, self.places);
             // A small chunk runs after what runs now and before the bulk that waits: only its own lane counts,
             // and whether the worker is idle.
             let busy = u32::from(!is_idle(worker));
-            let key =
-                (worker.up && held < self.places).then_some((held + busy, worker.free_us, id.0));
+            let load = worker.held(lane) + busy;
+            let key = (worker.up && has_place).then_some((load, worker.free_us, id.0));
             let ready = &mut self.ready[index(lane)];
             if let Some(old) = std::mem::replace(&mut worker.keys[index(lane)], key) {
                 ready.remove(&old);

@@ -1,7 +1,7 @@
 //! Small chunks that run fast stay with one worker, as long as it keeps up.
 
 use super::*;
-use crate::schedule::workers::KEEPS_UP_US;
+use crate::schedule::workers::{KEEPS_UP_US, SHORT_PLACES};
 
 /// A world whose model has run, and whose workers are idle.
 fn warm(workers: usize, us_per_row: u64) -> World {
@@ -34,11 +34,80 @@ fn a_worker_that_keeps_up_with_small_requests_gets_them_all() {
     for _ in 0..10 {
         world.ask(1);
     }
-    assert_eq!(world.order.len(), 2);
+    let given = SHORT_PLACES as usize;
+    assert_eq!(world.order.len(), given);
     world.step();
-    assert_eq!(world.order[2].pieces.len(), 8);
+    assert_eq!(world.order[given].pieces.len(), 10 - given);
     world.run_dry();
-    assert_eq!(workers(&world)[1..], [workers(&world)[0]; 2]);
+    assert_eq!(
+        workers(&world)[1..],
+        [workers(&world)[0]; SHORT_PLACES as usize]
+    );
+}
+
+/// Requests that are submitted one by one and given out together.
+fn submit_together(world: &mut World, count: usize) {
+    for _ in 0..count {
+        let job = world.job(1);
+        world.submit(job);
+    }
+    world.give_out();
+}
+
+fn sizes(world: &World) -> Vec<usize> {
+    world.order.iter().map(|a| a.pieces.len()).collect()
+}
+
+/// More chunks than `prefetch` says wait at a worker that keeps up, as long as they do not become smaller.
+#[test]
+fn a_further_place_is_for_as_many_rows_as_the_chunk_before() {
+    for count in [1, 2] {
+        let mut world = warm(count, 1);
+        submit_together(&mut world, 2);
+        submit_together(&mut world, 4);
+        assert_eq!(sizes(&world), [2, 4], "{count} workers");
+        submit_together(&mut world, 3);
+        assert_eq!(sizes(&world), [2, 4]);
+        // More may come, and is read.
+        assert!(!world.scheduler.is_full_of_small(world.now));
+        submit_together(&mut world, 1);
+        assert_eq!(sizes(&world), [2, 4, 4]);
+        // What is left does not wait for ever.
+        submit_together(&mut world, 3);
+        world.run_dry();
+        assert_eq!(sizes(&world), [2, 4, 4, 3]);
+        assert_eq!(workers(&world)[1..], [workers(&world)[0]; 3]);
+    }
+}
+
+#[test]
+fn what_waits_for_more_rows_goes_to_another_worker_when_this_one_is_late() {
+    let mut world = warm(2, 1);
+    for count in [2, 4, 3] {
+        submit_together(&mut world, count);
+    }
+    assert_eq!(sizes(&world), [2, 4]);
+    let until = world.now + 2 + KEEPS_UP_US;
+    assert_eq!(world.scheduler.due_us(), Some(until));
+    assert!(world.scheduler.next(until - 1).is_none());
+    let given = world.scheduler.next(until).expect("the other worker");
+    assert_ne!(given.worker, world.order[0].worker);
+}
+
+#[test]
+fn what_runs_long_or_beside_bulk_has_no_further_places() {
+    let mut slow = warm(1, KEEPS_UP_US);
+    let mut beside_bulk = warm(1, 10);
+    beside_bulk.ask(8000);
+    beside_bulk.order.retain(|a| a.lane == Lane::Small);
+    for world in [&mut slow, &mut beside_bulk] {
+        for _ in 0..4 {
+            world.ask(1);
+        }
+        let small = world.order.iter().filter(|a| a.lane == Lane::Small);
+        assert_eq!(small.count(), 2);
+        assert!(world.scheduler.is_full_of_small(world.now));
+    }
 }
 
 #[test]
@@ -82,10 +151,10 @@ fn no_more_workers_are_woken_than_there_is_work_for() {
 #[test]
 fn a_worker_that_is_late_is_not_waited_for() {
     let mut world = warm(2, 10);
-    for _ in 0..3 {
+    for _ in 0..=SHORT_PLACES {
         world.ask(1);
     }
-    assert_eq!(world.order.len(), 2, "the third waits");
+    assert_eq!(world.order.len(), SHORT_PLACES as usize, "one waits");
     let started = world.now;
     let until = started + 10 + KEEPS_UP_US;
     assert_eq!(world.scheduler.due_us(), Some(until));
@@ -141,7 +210,7 @@ fn the_end_of_waiting_for_company_is_no_event_while_a_worker_is_waited_for() {
     world.order.clear();
     come(&mut world);
     let started = world.now;
-    for _ in 0..2 {
+    for _ in 0..SHORT_PLACES {
         let job = world.job(1);
         world.submit(Job {
             group: world.serial,
@@ -152,7 +221,7 @@ fn the_end_of_waiting_for_company_is_no_event_while_a_worker_is_waited_for() {
             world.order.push(given);
         }
     }
-    assert_eq!(world.order.len(), 2);
+    assert_eq!(world.order.len(), SHORT_PLACES as usize);
     assert_eq!(world.scheduler.due_us(), Some(started + 10 + KEEPS_UP_US));
 }
 
