@@ -5,8 +5,8 @@
 //! thread with a short slice is put on a core sooner and is given less time on it. Neither takes a privilege.
 //!
 //! The ventilator also asks to come before all others ([`come_first`]), which the system grants only to some. What it gains is
-//! room: the system spreads threads by weight, and moves those of clients and workers off the core of a heavy one. Where
-//! cores are few they stay beside it otherwise, while the sink stays awake on a core of its own and finds nothing to do.
+//! room: the system spreads threads by weight, so those of clients leave the core of a heavy one. Where cores are few they
+//! stay beside it otherwise, while the sink, awake on the other core, finds nothing to do.
 //!
 //! A loop that asks for news again and again, and yields its core in between, asks for long slices meanwhile. A yield puts a
 //! thread off by one slice: with short ones the loop would be picked again dozens of times before those that have work.
@@ -74,7 +74,7 @@ pub(crate) fn ask_for(_slice: Slice) -> bool {
     false
 }
 
-/// How much the ventilator comes before others. Heavier, it was seen to get back to work before those it had just woken.
+/// How much the ventilator comes before others. With 20 a server answered fewer small requests than with 10.
 #[cfg(target_os = "linux")]
 const FIRST: i32 = 10;
 /// The system knows no less.
@@ -89,7 +89,7 @@ pub(crate) fn come_first() -> bool {
     let first = (now - FIRST).max(LEAST_NICE);
     let granted = rustix::process::setpriority_process(None, first);
     if let Err(error) = granted {
-        tracing::debug!(%error, "the ventilator comes before nobody: no CAP_SYS_NICE, and no limit of niceness for it");
+        tracing::debug!(%error, "the ventilator keeps its niceness: to lower it takes CAP_SYS_NICE or a limit for it");
     }
     granted.is_ok()
 }
