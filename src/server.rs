@@ -428,7 +428,10 @@ fn start_ventilator(
 ) -> Result<JoinHandle<Result<()>>> {
     let shared = shared.clone();
     spawn("ventilator".to_owned(), move || {
-        thread_priority::come_first();
+        // On the only core it would keep the workers from what it has read.
+        if shared.busy_poll.cores() > 1 {
+            thread_priority::come_first();
+        }
         thread_priority::ask_for(Slice::Short);
         run_ventilator(shared, own, opened)
     })
