@@ -144,6 +144,11 @@ mod tests {
     #[test]
     fn a_thread_that_comes_first_does_so_alone_or_not_at_all() {
         let before = nice_of_this_thread();
+        let first = (before - FIRST).max(LEAST_NICE);
+        let permitted = std::thread::spawn(move || {
+            let set = rustix::process::setpriority_process(None, first);
+            set.is_ok()
+        });
         let inside = std::thread::spawn(|| {
             let granted = come_first();
             (
@@ -154,7 +159,7 @@ mod tests {
             )
         });
         let (granted, nice, _, kept) = inside.join().unwrap();
-        let first = (before - FIRST).max(LEAST_NICE);
+        assert_eq!(granted, permitted.join().unwrap());
         assert_eq!(nice, if granted { first } else { before });
         assert_eq!((kept, nice_of_this_thread()), (nice, before));
     }

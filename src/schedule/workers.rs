@@ -196,7 +196,7 @@ impl Workers {
     /// Whether the small rows that wait, so many, wait on for the worker that keeps up with them.
     pub(super) fn small_wait(&self, rows: usize, now_us: u64) -> SmallWait {
         let Some((_, worker, _)) = self.keeping_up(now_us) else {
-            return SmallWait::No;
+            return self.usual_wait();
         };
         let has_place = worker.has_place(Lane::Small, self.places);
         // Not in ever smaller chunks.
@@ -209,6 +209,16 @@ impl Workers {
         match others {
             0 => SmallWait::ForCredit,
             _ => SmallWait::Until(worker.free_us + KEEPS_UP_US),
+        }
+    }
+
+    /// Nobody keeps up with small chunks: more of them than usual are for nobody.
+    fn usual_wait(&self) -> SmallWait {
+        let best = self.best(Lane::Small).map(|worker| self.index(worker));
+        let best = best.and_then(|index| self.workers.get(index));
+        match best.is_some_and(|worker| worker.held(Lane::Small) >= self.places) {
+            true => SmallWait::ForCredit,
+            false => SmallWait::No,
         }
     }
 

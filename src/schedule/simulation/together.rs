@@ -94,6 +94,23 @@ fn what_waits_for_more_rows_goes_to_another_worker_when_this_one_is_late() {
     assert_ne!(given.worker, world.order[0].worker);
 }
 
+/// Where no other worker has a place, what a late one would get in ever smaller chunks waits and runs together.
+#[test]
+fn a_worker_that_is_late_has_no_further_places() {
+    let mut world = warm(1, 1);
+    submit_together(&mut world, 1);
+    submit_together(&mut world, 1);
+    let late = world.now + 1 + KEEPS_UP_US;
+    let job = world.job(1);
+    world.submit(job);
+    assert!(!world.scheduler.is_full_of_small(late - 1));
+    assert!(world.scheduler.next(late).is_none());
+    assert!(world.scheduler.is_full_of_small(late));
+    assert_eq!(world.scheduler.due_us(), None, "its credit is the event");
+    submit_together(&mut world, 1);
+    world.run_dry();
+}
+
 #[test]
 fn what_runs_long_or_beside_bulk_has_no_further_places() {
     let mut slow = warm(1, KEEPS_UP_US);
