@@ -39,7 +39,7 @@ mod tests {
     fn a_document_of_another_type_is_told_in_the_words_of_json() {
         #[derive(Debug, Deserialize)]
         struct Person {
-            #[allow(dead_code)]
+            #[allow(dead_code)] // only whether it can be read matters
             age: u32,
         }
         let read = |value| from_document::<Person>(&to_document(&value).unwrap());
