@@ -416,6 +416,7 @@ fn start_sink(
 ) -> Result<JoinHandle<Result<()>>> {
     let shared = shared.clone();
     spawn("sink".to_owned(), move || {
+        come_first(&shared, thread_priority::SINK_FIRST);
         thread_priority::ask_for(Slice::Short);
         run_sink(shared, port, opened)
     })
@@ -428,13 +429,17 @@ fn start_ventilator(
 ) -> Result<JoinHandle<Result<()>>> {
     let shared = shared.clone();
     spawn("ventilator".to_owned(), move || {
-        // On the only core it would keep the workers from what it has read.
-        if shared.busy_poll.cores() > 1 {
-            thread_priority::come_first();
-        }
+        come_first(&shared, thread_priority::VENTILATOR_FIRST);
         thread_priority::ask_for(Slice::Short);
         run_ventilator(shared, own, opened)
     })
+}
+
+/// Not on the only core: there the ventilator would keep the workers from what it has read.
+fn come_first(shared: &Shared, by: u8) {
+    if shared.busy_poll.cores() > 1 {
+        thread_priority::come_first(by);
+    }
 }
 
 /// Starts one worker, which tells `opened` whether it has its sockets, and `ended` when it has ended.

@@ -4,9 +4,10 @@
 //! wait until a run ends. So workers are nicer than the loops around them, and those ask the system for short slices: a
 //! thread with a short slice is put on a core sooner and is given less time on it. Neither takes a privilege.
 //!
-//! The ventilator also asks to come before all others ([`come_first`]), which the system grants only to some. What it gains is
-//! room: the system spreads threads by weight, so those of clients leave the core of a heavy one. Where cores are few they
-//! stay beside it otherwise, while the sink, awake on the other core, finds nothing to do.
+//! The ventilator also asks to come before all others, and the sink before workers and clients ([`come_first`]), which the
+//! system grants only to some. What the ventilator gains is room: the system spreads threads by weight, so those of clients leave
+//! the core of a heavy one. Where cores are few they stay beside it otherwise, while the sink, awake on the other core, finds
+//! nothing to do.
 //!
 //! A loop that asks for news again and again, and yields its core in between, asks for long slices meanwhile. A yield puts a
 //! thread off by one slice: with short ones the loop would be picked again dozens of times before those that have work.
@@ -75,28 +76,29 @@ pub(crate) fn ask_for(_slice: Slice) -> bool {
 }
 
 /// How much the ventilator comes before others. With 20 a server answered fewer small requests than with 10.
-#[cfg(target_os = "linux")]
-const FIRST: i32 = 10;
+pub(crate) const VENTILATOR_FIRST: u8 = 10;
+/// How much the sink does. As much as the ventilator would keep it from the core that it needs least.
+pub(crate) const SINK_FIRST: u8 = 4;
 /// The system knows no less.
 #[cfg(target_os = "linux")]
 const LEAST_NICE: i32 = -20;
 
-/// Asks that this thread comes before others, and returns whether it does: the system grants that to who has the capability
-/// `CAP_SYS_NICE`, or a limit of niceness that permits it. Without it nothing changes.
+/// Asks that this thread comes before others by so much, and returns whether it does: the system grants that to who has the
+/// capability `CAP_SYS_NICE`, or a limit of niceness that permits it. Without it nothing changes.
 #[cfg(target_os = "linux")]
-pub(crate) fn come_first() -> bool {
+pub(crate) fn come_first(by: u8) -> bool {
     let now = rustix::process::getpriority_process(None).unwrap_or(0);
-    let first = (now - FIRST).max(LEAST_NICE);
+    let first = (now - i32::from(by)).max(LEAST_NICE);
     let granted = rustix::process::setpriority_process(None, first);
     if let Err(error) = granted {
-        tracing::debug!(%error, "the ventilator keeps its niceness: to lower it takes CAP_SYS_NICE or a limit for it");
+        tracing::debug!(%error, by, "a thread keeps its niceness: to lower it takes CAP_SYS_NICE or a limit for it");
     }
     granted.is_ok()
 }
 
 /// As [`be_nice`] there.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn come_first() -> bool {
+pub(crate) fn come_first(_by: u8) -> bool {
     false
 }
 
@@ -144,13 +146,13 @@ mod tests {
     #[test]
     fn a_thread_that_comes_first_does_so_alone_or_not_at_all() {
         let before = nice_of_this_thread();
-        let first = (before - FIRST).max(LEAST_NICE);
+        let first = (before - i32::from(VENTILATOR_FIRST)).max(LEAST_NICE);
         let permitted = std::thread::spawn(move || {
             let set = rustix::process::setpriority_process(None, first);
             set.is_ok()
         });
         let inside = std::thread::spawn(|| {
-            let granted = come_first();
+            let granted = come_first(VENTILATOR_FIRST);
             (
                 granted,
                 nice_of_this_thread(),
