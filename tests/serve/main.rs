@@ -31,6 +31,7 @@ mod signals;
 mod start;
 mod status;
 mod stop;
+mod threads;
 mod types;
 
 use mdm::Tensor;
