@@ -368,11 +368,14 @@ fn a_model_that_was_loaded_again_stays_ready_when_others_take_its_place() {
         let server = server(&["--max-models", "1", "--door-model-control"]);
         let mut http = Http::to(&server);
         let client = server.client();
-        let infer = |http: &mut Http, name: &str| {
-            // A result leaves before its worker says that it is free, and until then its model stays.
+        // A result leaves before its worker says that it is free, and until then its model stays.
+        let nothing_is_held = || {
             eventually("nothing is held", || {
                 client.status().expect("a status").queue.requests == 0
             });
+        };
+        let infer = |http: &mut Http, name: &str| {
+            nothing_is_held();
             let answer = http.post(&format!("/v2/models/{name}/infer"), &echo_request(1));
             assert_eq!(answer.status, 200, "{name}: {answer:?}");
         };
@@ -391,6 +394,7 @@ fn a_model_that_was_loaded_again_stays_ready_when_others_take_its_place() {
             assert_eq!(ready(&mut http, name), 200, "{name}");
             // So does asking what it is, which loads it too.
             assert_eq!(http.post(&unload, &json!({})).status, 200);
+            nothing_is_held();
             assert_eq!(http.get(&format!("/v2/models/{name}")).status, 200);
             infer(&mut http, "echo.own");
             assert_eq!(ready(&mut http, name), 200, "{name}");
