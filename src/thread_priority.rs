@@ -77,19 +77,25 @@ pub(crate) fn ask_for(_slice: Slice) -> bool {
 
 /// How much the ventilator comes before others. With 20 a server answered fewer small requests than with 10.
 pub(crate) const VENTILATOR_FIRST: u8 = 10;
-/// How much the sink does. As much as the ventilator would keep it from the core that it needs least.
+/// How much the sink does. With as much as the ventilator a server answered fewer small requests than with nothing.
 pub(crate) const SINK_FIRST: u8 = 4;
 /// The system knows no less.
 #[cfg(target_os = "linux")]
 const LEAST_NICE: i32 = -20;
 
-/// Asks that this thread comes before others by so much, and returns whether it does: the system grants that to who has the
-/// capability `CAP_SYS_NICE`, or a limit of niceness that permits it. Without it nothing changes.
+/// Asks that this thread comes before others by so much, at most [`VENTILATOR_FIRST`], and returns whether it does: the system
+/// grants that to who has the capability `CAP_SYS_NICE`, or a limit of niceness that permits it. Without it nothing changes.
+///
+/// It is granted to all threads or to none: a limit that permits only the sink's part would put it before the ventilator. So each
+/// asks for the ventilator's first. To give back a part of that takes no permission.
 #[cfg(target_os = "linux")]
 pub(crate) fn come_first(by: u8) -> bool {
     let now = rustix::process::getpriority_process(None).unwrap_or(0);
-    let first = (now - i32::from(by)).max(LEAST_NICE);
-    let granted = rustix::process::setpriority_process(None, first);
+    let set = |by: u8| {
+        let first = (now - i32::from(by)).max(LEAST_NICE);
+        rustix::process::setpriority_process(None, first)
+    };
+    let granted = set(VENTILATOR_FIRST).and_then(|()| set(by));
     if let Err(error) = granted {
         tracing::debug!(%error, by, "a thread keeps its niceness: to lower it takes CAP_SYS_NICE or a limit for it");
     }
