@@ -9,8 +9,11 @@ use super::{BELIEVED, SIZES, Seen, run_overhead};
 
 /// A run is made shorter down to this, which a small request can well wait for ...
 pub(super) const SHORT_US: f64 = 300.0;
-/// ... as long as its rows cost no more than this many times what they cost at best.
+/// ... as long as its rows cost no more than this many times what they cost at best ...
 const COSTS: f64 = 1.0 / 0.9;
+/// ... and until they cost more than this: between the two a size would come and go with what else the machine does, and each
+/// time small requests would wait several times as long.
+const COSTS_TOO_MUCH: f64 = 1.0 / 0.85;
 /// Cuts until the next of the sizes is tried once more: what was measured beside something else may have looked too dear.
 const RETRY_AFTER: u32 = 16;
 /// Each round of them that changes nothing doubles the cuts between two, up to this: small requests wait for the longer ones.
@@ -41,8 +44,19 @@ impl Default for ShortRuns {
 }
 
 impl ShortRuns {
+    /// What slows down the size in use slows down all: the others are hardly seen meanwhile, and what they cost in better
+    /// times must not be held against it.
     pub(super) fn observe(&mut self, size: usize, us_per_row: f64) {
+        let is_believed = self.is_known(size);
+        let before = self.seen[size].usual_us_per_row;
         self.seen[size].add(us_per_row);
+        if size == self.in_use && is_believed && before > 0.0 {
+            let change = self.seen[size].usual_us_per_row / before;
+            let others = self.seen.iter_mut().enumerate();
+            for (_, other) in others.filter(|(other, _)| *other != size) {
+                other.usual_us_per_row *= change;
+            }
+        }
     }
 
     /// The size that is in use, but for tries.
@@ -66,13 +80,19 @@ impl ShortRuns {
         shortest
     }
 
-    /// The smallest that costs little more than the cheapest.
+    /// The smallest that costs little more than the cheapest, or the one in use.
     fn shortest(&self, sizes: RangeInclusive<usize>) -> usize {
         let longest = *sizes.end();
         let known = sizes.filter(|size| self.is_known(*size));
         let cost = |size: usize| self.seen[size].usual_us_per_row + run_overhead(size);
         let best = known.clone().map(cost).fold(f64::MAX, f64::min);
-        let cheap = |size: &usize| cost(*size) <= best * COSTS;
+        let cheap = |size: &usize| {
+            let most = match *size == self.in_use {
+                true => COSTS_TOO_MUCH,
+                false => COSTS,
+            };
+            cost(*size) <= best * most
+        };
         known.into_iter().find(cheap).unwrap_or(longest)
     }
 
@@ -129,6 +149,44 @@ mod tests {
         let usual = 8;
         let others = runs.iter().filter(|run| **run != usual).count();
         assert!(others * 50 < runs.len(), "{others} of {}", runs.len());
+    }
+
+    /// The sizes in use, chunk by chunk, where a row costs that much at a size.
+    fn in_use(chunks: usize, us_per_row: impl Fn(usize, usize) -> f64) -> Vec<usize> {
+        let mut short = ShortRuns::default();
+        let one_by_one = |chunk| {
+            let size = short.next(2..=4);
+            short.observe(size, us_per_row(chunk, size));
+            short.in_use()
+        };
+        (0..chunks).map(one_by_one).collect()
+    }
+
+    /// The bug: sizes that are hardly seen kept what they cost in better times, and runs became four times as long.
+    #[test]
+    fn what_slows_all_sizes_down_moves_nothing() {
+        let used = in_use(4000, |chunk, size| {
+            let others_run = chunk / 400 % 2 == 1;
+            let slow = if others_run { 1.6 } else { 1.0 };
+            slow * (100.0 + 8.0 / (size - 1) as f64)
+        });
+        let others = used[100..].iter().filter(|size| **size != 2).count();
+        assert_eq!(others, 0);
+    }
+
+    #[test]
+    fn a_size_stays_in_use_until_it_costs_clearly_more() {
+        for (later, then) in [(1.06, 2), (1.14, 2), (1.3, 4)] {
+            let used = in_use(4000, |chunk, size| match size {
+                2 if chunk < 1000 => 106.0,
+                2 | 3 => 100.0 * later,
+                _ => 100.0,
+            });
+            assert_eq!((used[999], used[3999]), (2, then), "{later}");
+        }
+        // One that is not in use has to be cheaper to become it.
+        let used = in_use(4000, |_, size| 100.0 + 7.0 * (4 - size) as f64);
+        assert_eq!(used[3999], 3);
     }
 
     #[test]
