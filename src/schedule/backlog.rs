@@ -136,16 +136,16 @@ impl<C: Clone> Scheduler<C> {
                         selection,
                         leg_outputs: None,
                     };
-                    let expected_us = self.expect_us(&work);
-                    let worker = match (lane, expected_us) {
+                    let expected = self.expect(&work);
+                    let worker = match (lane, expected) {
                         // The one that was given a small chunk last, if it keeps up with this one too.
-                        (Lane::Small, Some(us)) => {
-                            let last = self.pool(worker).takes_more(us, now_us);
+                        (Lane::Small, Some(expected)) => {
+                            let last = self.pool(worker).takes_more(expected.us, now_us);
                             last.unwrap_or(worker)
                         }
                         _ => worker,
                     };
-                    return Some(self.give(worker, work, expected_us, now_us));
+                    return Some(self.give(worker, work, expected, now_us));
                 }
             }
         }

@@ -45,7 +45,7 @@ use foldhash::HashMap;
 pub(crate) use job::{Assignment, Job, Lane, Limits, Losses, Piece, Waiting};
 use pace::Pace;
 pub(crate) use workers::most_held;
-use workers::{Held, SmallWait, Workers};
+use workers::{Expected, Held, SmallWait, Workers};
 
 /// A chunk that lost its worker is run again so many times: what kills workers must not kill them all for ever.
 const MAX_ATTEMPTS: u32 = 2;
@@ -229,7 +229,7 @@ impl<C: Clone> Scheduler<C> {
         &mut self,
         worker: WorkerId,
         work: Work<C>,
-        expected_us: Option<u64>,
+        expected: Option<Expected>,
         now_us: u64,
     ) -> Assignment<C> {
         let Work {
@@ -243,7 +243,7 @@ impl<C: Clone> Scheduler<C> {
         let held = Held {
             chunk,
             rows: selection.pieces.iter().map(|piece| piece.rows).sum(),
-            expected_us,
+            expected,
         };
         self.pool(worker).give(worker, *lane, held, now_us);
         let assignment = Assignment {
@@ -261,14 +261,18 @@ impl<C: Clone> Scheduler<C> {
         assignment
     }
 
-    /// How long a chunk is expected to run, if its model has run before.
-    fn expect_us(&self, work: &Work<C>) -> Option<u64> {
+    /// What is expected of a chunk, if its model has run before.
+    fn expect(&self, work: &Work<C>) -> Option<Expected> {
         let Work {
             legs, selection, ..
         } = work;
         let rows = selection.pieces.iter().map(|p| p.rows).sum();
+        let run = selection.run.unwrap_or(rows).min(rows);
         let pace = self.paces.get(&PaceKey::of(selection.model, legs))?;
-        pace.expect_us(selection.run.unwrap_or(rows), rows)
+        Some(Expected {
+            us: pace.expect_us(run, rows)?,
+            run_us: pace.expect_us(run, run)?,
+        })
     }
 
     fn small_came_within(&self, us: u64, now_us: u64) -> bool {

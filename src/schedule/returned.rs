@@ -33,8 +33,8 @@ impl<C: Clone> Scheduler<C> {
                     entry.returned -= 1;
                 }
             }
-            let expected_us = self.expect_us(&work);
-            return Some(self.give(worker, work, expected_us, now_us));
+            let expected = self.expect(&work);
+            return Some(self.give(worker, work, expected, now_us));
         }
     }
 

@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, VecDeque};
 use super::Lane;
 use crate::message::{ChunkId, WorkerId};
 
-/// Fewest chunks first, then who is free first; the number settles the rest.
-type Key = (u32, u64, u32);
+/// Fewest chunks first, then who lets small ones pass first, then who is free first; the number settles the rest.
+type Key = (u32, u32, u64, u32);
 
 /// A worker keeps up with small chunks while those that it holds take no longer than this together. Waking another and
 /// changing to it takes about as long where cores are few; with more to do, several workers end sooner.
@@ -40,8 +40,22 @@ pub(super) fn most_in(lane: Lane, prefetch: usize) -> usize {
 pub(super) struct Held {
     pub(super) chunk: ChunkId,
     pub(super) rows: usize,
-    /// How long it is expected to run, if its model has run before.
-    pub(super) expected_us: Option<u64>,
+    /// If its model has run before.
+    pub(super) expected: Option<Expected>,
+}
+
+/// How long a chunk is expected to take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    pub(super) us: u64,
+    /// One run of it. Small chunks pass between two.
+    pub(super) run_us: u64,
+}
+
+impl Held {
+    fn expected_us(&self) -> Option<u64> {
+        self.expected.map(|expected| expected.us)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +117,19 @@ impl Worker {
         if !self.bulk.is_empty() {
             return None;
         }
-        self.small.iter().map(|held| held.expected_us).sum()
+        self.small.iter().map(Held::expected_us).sum()
+    }
+
+    /// How long a small chunk may have to wait here for the end of a run, in binary digits: of two bulk chunks the one that ends
+    /// first may be a single long run.
+    fn wait_digits(&self) -> u32 {
+        let Some(running) = self.bulk.front() else {
+            return 0;
+        };
+        let run_us = running
+            .expected
+            .map_or(u64::MAX, |expected| expected.run_us);
+        u64::BITS - run_us.leading_zeros()
     }
 
     /// Whether there is a place for one more chunk, where `places` are for each lane.
@@ -168,13 +194,13 @@ impl Workers {
 
     /// The worker that should get the next chunk of a lane, if any has a place.
     pub(super) fn best(&self, lane: Lane) -> Option<WorkerId> {
-        let (_, _, worker) = self.ready[index(lane)].first()?;
+        let (.., worker) = self.ready[index(lane)].first()?;
         Some(WorkerId(*worker))
     }
 
     /// As [`Workers::best`], if that one holds nothing.
     pub(super) fn best_idle(&self, lane: Lane) -> Option<WorkerId> {
-        let (load, _, worker) = self.ready[index(lane)].first()?;
+        let (load, .., worker) = self.ready[index(lane)].first()?;
         (*load == 0).then_some(WorkerId(*worker))
     }
 
@@ -238,7 +264,11 @@ impl Workers {
             // and whether the worker is idle.
             let busy = u32::from(!is_idle(worker));
             let load = worker.held(lane) + busy;
-            let key = (worker.up && has_place).then_some((load, worker.free_us, id.0));
+            let wait = match lane {
+                Lane::Small => worker.wait_digits(),
+                Lane::Bulk => 0,
+            };
+            let key = (worker.up && has_place).then_some((load, wait, worker.free_us, id.0));
             let ready = &mut self.ready[index(lane)];
             if let Some(old) = std::mem::replace(&mut worker.keys[index(lane)], key) {
                 ready.remove(&old);
@@ -273,7 +303,7 @@ impl Workers {
         }
         self.change(id, |worker| {
             if worker.small.is_empty() && worker.bulk.is_empty() {
-                worker.free_us = now_us + held.expected_us.unwrap_or(0);
+                worker.free_us = now_us + held.expected_us().unwrap_or(0);
             }
             match lane {
                 Lane::Small => worker.small.push_back(held),
@@ -290,7 +320,55 @@ impl Workers {
             };
             held.retain(|held| held.chunk != chunk);
             let next = worker.small.front().or(worker.bulk.front());
-            worker.free_us = now_us + next.and_then(|held| held.expected_us).unwrap_or(0);
+            worker.free_us = now_us + next.and_then(Held::expected_us).unwrap_or(0);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_US: u64 = 1_000;
+
+    fn bulk(chunk: u64, expected: Option<Expected>) -> Held {
+        Held {
+            chunk: ChunkId(chunk),
+            rows: 16,
+            expected,
+        }
+    }
+
+    /// Who gets a small chunk where the two workers run these.
+    fn who_gets_it(running: [Option<Expected>; 2]) -> WorkerId {
+        let mut workers = Workers::new(0, 2, 2);
+        for (id, expected) in running.into_iter().enumerate() {
+            let worker = WorkerId(id as u32);
+            workers.up(worker, NOW_US);
+            workers.give(worker, Lane::Bulk, bulk(id as u64, expected), NOW_US);
+        }
+        workers.best(Lane::Small).unwrap()
+    }
+
+    /// The bug: the chunk that ends first was taken, and small requests waited for a run of 8 ms while the other worker's were
+    /// of 2 ms.
+    #[test]
+    fn small_chunks_go_to_whose_runs_are_short() {
+        let chunk = |us, run_us| Some(Expected { us, run_us });
+        let one_long_run = chunk(8_000, 8_000);
+        assert_eq!(
+            who_gets_it([one_long_run, chunk(9_000, 2_000)]),
+            WorkerId(1)
+        );
+        assert_eq!(who_gets_it([None, chunk(9_000, 2_000)]), WorkerId(1));
+        // Of two that are alike it is who is free first.
+        assert_eq!(
+            who_gets_it([chunk(9_000, 2_000), chunk(7_000, 1_900)]),
+            WorkerId(1)
+        );
+        assert_eq!(
+            who_gets_it([chunk(7_000, 1_900), chunk(9_000, 1_800)]),
+            WorkerId(0)
+        );
     }
 }

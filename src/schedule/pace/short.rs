@@ -70,7 +70,11 @@ impl ShortRuns {
         if shortest != self.in_use {
             (self.in_use, self.after, self.left) = (shortest, RETRY_AFTER, RETRY_AFTER);
         }
-        if let Some(unknown) = sizes.clone().rev().find(|size| !self.is_known(*size)) {
+        // A longer one than those in use is not tried several times in a row: small requests wait for its end.
+        let in_use_is_known = self.is_known(self.in_use);
+        let is_new =
+            |size: &usize| !self.is_known(*size) && (*size <= self.in_use || !in_use_is_known);
+        if let Some(unknown) = sizes.clone().rev().find(is_new) {
             return unknown;
         }
         self.left = self.left.saturating_sub(1);
@@ -172,6 +176,25 @@ mod tests {
         });
         let others = used[100..].iter().filter(|size| **size != 2).count();
         assert_eq!(others, 0);
+    }
+
+    /// The bug: a size that became known as the cheapest was tried three times at once, by both workers.
+    #[test]
+    fn a_longer_size_that_is_new_is_tried_a_few_chunks_apart() {
+        let mut short = ShortRuns::default();
+        let mut tried = Vec::new();
+        for chunk in 0..600 {
+            let longest = if chunk < 100 { 3 } else { 4 };
+            let size = short.next(2..=longest);
+            short.observe(size, 100.0);
+            if size == 4 {
+                tried.push(chunk);
+            }
+        }
+        assert!(tried.len() >= 3, "{tried:?}");
+        let apart = tried.windows(2).map(|pair| pair[1] - pair[0]).min();
+        assert!(apart >= Some(RETRY_AFTER as usize), "{tried:?}");
+        assert!(tried[0] >= 100 && short.in_use() == 2);
     }
 
     #[test]
