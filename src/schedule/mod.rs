@@ -269,10 +269,9 @@ impl<C: Clone> Scheduler<C> {
         let rows = selection.pieces.iter().map(|p| p.rows).sum();
         let run = selection.run.unwrap_or(rows).min(rows);
         let pace = self.paces.get(&PaceKey::of(selection.model, legs))?;
-        Some(Expected {
-            us: pace.expect_us(run, rows)?,
-            run_us: pace.expect_us(run, run)?,
-        })
+        let us = pace.expect_us(run, rows)?;
+        let run_us = us.saturating_mul(run as u64) / rows.max(1) as u64;
+        Some(Expected { us, run_us })
     }
 
     fn small_came_within(&self, us: u64, now_us: u64) -> bool {
