@@ -67,7 +67,8 @@
 //!
 //! # Threads and sockets
 //!
-//! The ventilator, the sink and each worker have a thread; one more loads models. libzmq is used between these loops alone:
+//! The ventilator, the sink and each worker have a thread; one more loads models. A worker's [role](message::Role) says what it
+//! runs: everything, plugin stages alone, or small chunks while all others are inside bulk (an express worker). libzmq is used between these loops alone:
 //! PUSH and PULL sockets over inproc, each made, used and closed in one thread. `port` and `port_out` are connections of our
 //! own (`zmtp`), which belong to the ventilator and the sink and which each polls in one epoll with its inner sockets.
 //!
@@ -82,8 +83,8 @@
 //! 1. Data between the loops rides ZeroMQ, and so does control that must wake a polling loop. What a door says and is told
 //!    has a bounded queue and a descriptor of its own (`pipeline/door_queues.rs`), and an order to stop has one that was made at
 //!    the start (`pipeline/control.rs`), since it must work when no descriptor is left. Nothing travels on two of these but
-//!    credits: those of small chunks that ran inside a bulk chunk are to wake nobody, and lie in a queue that the ventilator
-//!    empties before it reads its next message (`pipeline/beside_bulk.rs`).
+//!    credits: those of small chunks that ran inside a bulk chunk, or in an express worker beside them, are to wake nobody, and
+//!    lie in a queue that the ventilator empties before it reads its next message (`pipeline/beside_bulk.rs`).
 //! 2. Ventilator and sink bind, workers connect. Start and stop are synchronous; at the end a marker travels ventilator →
 //!    each worker → sink, behind the data.
 //! 3. Every queue and every byte held for a client is bounded, by a flag or by a documented constant.

@@ -212,6 +212,8 @@ pub enum Role {
     Main,
     /// Further workers, which run plugin stages only.
     Extra,
+    /// Workers for small chunks alone, while all main ones are inside bulk. No leg is theirs.
+    Express,
 }
 
 /// A request's free parameters, handed to the model as they are.

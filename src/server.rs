@@ -11,6 +11,7 @@ mod local;
 #[cfg(feature = "gateway")]
 mod offers;
 mod ports;
+mod settings;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,26 +27,25 @@ use self::local::LocalFiles;
 #[cfg(feature = "gateway")]
 pub use self::offers::Offers;
 use self::ports::{BoundPort, BoundPorts};
-use crate::catalog::MostModels;
+use self::settings::{info, store_config};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::message::{Protocol, Role, WorkerId};
 use crate::model::loader::Loader;
-use crate::model::{Engine, EngineLog, Store, StoreConfig};
+use crate::model::{Engine, EngineLog, Store};
 use crate::pipeline::beside_bulk::BesideBulk;
 use crate::pipeline::control::StopOrder;
 use crate::pipeline::door_queues::Doors;
-use crate::pipeline::ventilator::{Lanes, Links, ServerInfo};
+use crate::pipeline::ventilator::{Lanes, Links};
 use crate::pipeline::{
     CancelBoard, Clock, TO_SINK, TO_VENTILATOR, lane_endpoint, report_opened, sink, tell,
     ventilator, worker,
 };
-use crate::schedule::{Lane, Limits, most_held};
+use crate::schedule::{Lane, most_held};
 use crate::socket::{self, BusyPoll};
 use crate::thread_priority::{self, Slice};
 use crate::wire::client::StopMode;
 use crate::wire::inner::{self, ToVentilator};
-use crate::wire::server::Welcome;
 
 /// How long an immediate stop waits for each worker that is inside a model.
 const WORKER_EXIT_WAIT: Duration = Duration::from_secs(1);
@@ -360,20 +360,6 @@ fn join(name: &str, thread: JoinHandle<Result<()>>) -> Result<()> {
         .unwrap_or_else(|_| Err(Error::internal(format!("the {name} panicked"))))
 }
 
-fn store_config(config: &Config) -> StoreConfig {
-    StoreConfig {
-        run_script_dir: config.run_script_dir.clone(),
-        allow_paths: config.allow_paths.clone(),
-        devices: (0..config.all_workers())
-            .map(|worker| config.device(worker))
-            .collect(),
-        intra_op_threads: config.intra_op_threads,
-        gpu_memory_fraction: config.gpu_memory_fraction,
-        extra_workers: config.num_parallel_workers > 0,
-        max_model_bytes: config.max_model_bytes,
-    }
-}
-
 /// What the threads of a server share.
 #[derive(Clone)]
 struct Shared {
@@ -450,23 +436,27 @@ fn start_worker(
     ended: Sender<()>,
 ) -> Result<JoinHandle<()>> {
     let config = &shared.config;
+    let role = config.role(number);
     let setup = worker::Setup {
         id: WorkerId(number as u32),
-        role: if number < config.num_worker {
-            Role::Main
-        } else {
-            Role::Extra
-        },
+        role,
         source: shared.store.clone(),
         board: shared.board.clone(),
         beside_bulk: shared.beside_bulk.clone(),
         clock: shared.clock,
         busy_poll: shared.busy_poll.clone(),
     };
-    let (context, nice) = (shared.context.clone(), config.worker_nice);
+    let shared = shared.clone();
     spawn(format!("worker-{number}"), move || {
-        thread_priority::be_nice(nice);
-        if let Err(error) = worker::run(&context, setup, opened) {
+        match role {
+            Role::Main | Role::Extra => thread_priority::be_nice(shared.config.worker_nice),
+            Role::Express => {
+                come_first(&shared, thread_priority::EXPRESS_FIRST);
+                thread_priority::ask_for(Slice::Short);
+            }
+        }
+        let context = &shared.context;
+        if let Err(error) = worker::run(context, setup, opened) {
             tracing::debug!(worker_id = number, %error, "a worker ended");
         }
         let _ = ended.send(()); // nobody may be waiting for it any more
@@ -558,40 +548,4 @@ fn run_ventilator(shared: Shared, own: VentilatorOnly, opened: Sender<Result<()>
         info: info(config, own.port, own.port_out),
         ready: own.ready,
     })
-}
-
-fn info(config: &Config, port: u16, port_out: u16) -> ServerInfo {
-    let mut settings = config.settings();
-    settings.insert("port".to_owned(), port.to_string());
-    settings.insert("port_out".to_owned(), port_out.to_string());
-    ServerInfo {
-        welcome: Welcome {
-            server_version: env!("CARGO_PKG_VERSION").to_owned(),
-            port_out,
-            max_batch_size: config.max_batch_size as u64,
-            max_request_bytes: config.max_request_bytes,
-            max_client_bytes: config.max_client_bytes,
-        },
-        settings,
-        devices: (0..config.all_workers())
-            .map(|worker| config.device(worker).to_string())
-            .collect(),
-        default_timeout: config.default_timeout,
-        limits: Limits {
-            workers: config.num_worker,
-            extra_workers: config.num_parallel_workers,
-            max_batch_rows: config.max_batch_size,
-            priority_rows: config.priority_batch_size,
-            prefetch: config.prefetch_size,
-            max_chunk_us: config.max_chunk.map(|t| t.as_micros() as u64),
-            batch_delay_us: config.max_batch_delay.as_micros() as u64,
-            max_requests: config.max_queue_requests,
-            max_bytes: config.max_queue_bytes,
-        },
-        preload: config.preload.clone(),
-        most_models: MostModels {
-            count: config.max_models,
-            bytes: config.max_model_bytes,
-        },
-    }
 }

@@ -52,6 +52,7 @@ fn eight_workers_take_at_most_1_3_times_the_memory_of_one() {
                     intra_op_threads: 1,
                     gpu_memory_fraction: 0.0,
                     extra_workers: false,
+                    express_workers: 0,
                     max_model_bytes: None,
                 },
             )

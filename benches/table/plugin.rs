@@ -33,6 +33,7 @@ pub fn measure(plan: &Plan, table: &mut Table) -> Result<()> {
             intra_op_threads: 1,
             gpu_memory_fraction: 0.0,
             extra_workers: false,
+            express_workers: 0,
             max_model_bytes: None,
         },
     )?;

@@ -112,6 +112,13 @@ pub struct Args {
     #[arg(value_parser = whole::<usize>(0..=MAX_WORKERS))]
     pub num_parallel_workers: usize,
 
+    /// Further workers, on the CPU, that run small requests only, and only while all others are inside bulk whose runs are long:
+    /// in the middle of such a run. For models of ONNX files without plugins [default: 1 beside two workers and more that are all
+    /// on the CPU, else 0]
+    #[arg(long, value_name = "N", help_heading = "Workers")]
+    #[arg(value_parser = whole::<usize>(0..=MAX_WORKERS))]
+    pub express_workers: Option<usize>,
+
     /// "-1" or "cpu" for the CPU, "0" or "cuda:0" for a GPU, or several such as "0,1": worker i gets entry i mod length, in
     /// this order
     #[arg(

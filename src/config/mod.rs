@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::message::Role;
 use crate::model::Device;
 
 mod args;
@@ -68,6 +69,8 @@ pub struct Config {
     pub num_worker: usize,
     /// Further workers, for plugin stages only.
     pub num_parallel_workers: usize,
+    /// Workers for small chunks alone, while all others are inside bulk.
+    pub express_workers: usize,
     /// Not empty: worker i runs on entry i mod length.
     pub devices: Vec<Device>,
     /// Most rows in a chunk, at least 1.
@@ -204,15 +207,8 @@ impl Config {
                 args.max_batch_size
             )));
         }
-        let workers = args.num_worker + args.num_parallel_workers;
-        if workers > args::MAX_WORKERS as usize {
-            return Err(Error::invalid(format!(
-                "--num-worker {} and --num-parallel-workers {} are {workers} together, expected at most {}",
-                args.num_worker,
-                args.num_parallel_workers,
-                args::MAX_WORKERS
-            )));
-        }
+        check_workers(&args)?;
+        let express_workers = express_workers(&args);
         if args.max_request_bytes > args.max_queue_bytes {
             return Err(Error::invalid(format!(
                 "--max-request-bytes {} is more than --max-queue-bytes {}: such a request would never be accepted, lower the one or raise the other",
@@ -241,6 +237,7 @@ impl Config {
             door_model_control: args.door_model_control,
             num_worker: args.num_worker,
             num_parallel_workers: args.num_parallel_workers,
+            express_workers,
             devices: args.device_map.0,
             max_batch_size: args.max_batch_size,
             priority_batch_size,
@@ -271,9 +268,18 @@ impl Config {
         })
     }
 
-    /// Workers of both kinds; the extra ones have the last numbers.
+    /// Workers of all kinds: first the main ones, then the extra ones, then the express ones.
     pub fn all_workers(&self) -> usize {
-        self.num_worker + self.num_parallel_workers
+        self.num_worker + self.num_parallel_workers + self.express_workers
+    }
+
+    /// What worker number `worker` is for.
+    pub(crate) fn role(&self, worker: usize) -> Role {
+        match worker {
+            _ if worker < self.num_worker => Role::Main,
+            _ if worker < self.num_worker + self.num_parallel_workers => Role::Extra,
+            _ => Role::Express,
+        }
     }
 
     /// Where worker number `worker` runs.
@@ -335,6 +341,7 @@ impl Config {
                 "num_parallel_workers",
                 self.num_parallel_workers.to_string(),
             ),
+            ("express_workers", self.express_workers.to_string()),
             ("device_map", DeviceMap(self.devices.clone()).to_string()),
             ("max_batch_size", self.max_batch_size.to_string()),
             ("priority_batch_size", self.priority_batch_size.to_string()),
@@ -424,6 +431,42 @@ impl Config {
         }
         lines
     }
+}
+
+/// Whether the workers' numbers agree with each other and with the devices.
+fn check_workers(args: &Args) -> Result<()> {
+    let kinds = [
+        ("--num-worker", args.num_worker),
+        ("--num-parallel-workers", args.num_parallel_workers),
+        ("--express-workers", args.express_workers.unwrap_or(0)),
+    ];
+    let workers: usize = kinds.iter().map(|(_, count)| count).sum();
+    if workers > args::MAX_WORKERS as usize {
+        let kinds = kinds.iter().filter(|(_, count)| *count > 0);
+        let kinds: Vec<String> = kinds
+            .map(|(flag, count)| format!("{flag} {count}"))
+            .collect();
+        return Err(Error::invalid(format!(
+            "{} are {workers} together, expected at most {}",
+            kinds.join(" and "),
+            args::MAX_WORKERS
+        )));
+    }
+    let on_gpu = args.device_map.0.iter().find(|of| **of != Device::Cpu);
+    if let (Some(express @ 1..), Some(device)) = (args.express_workers, on_gpu) {
+        return Err(Error::invalid(format!(
+            "--express-workers {express}: they are on the CPU, where all others must be too, and --device-map names {device}; \
+             leave --express-workers out, or give 0"
+        )));
+    }
+    Ok(())
+}
+
+/// Who asked for one worker may count on it that nothing runs beside what it runs.
+fn express_workers(args: &Args) -> usize {
+    let on_cpu = args.device_map.0.iter().all(|of| *of == Device::Cpu);
+    let usual = usize::from(on_cpu && args.num_worker > 1);
+    args.express_workers.unwrap_or(usual)
 }
 
 /// What the doors' flags have to agree with.

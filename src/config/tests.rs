@@ -22,6 +22,7 @@ fn sample(id: &str, dir: &str) -> String {
         "door_threads" => "2",
         "num_worker" => "4",
         "num_parallel_workers" => "3",
+        "express_workers" => "0",
         "device_map" => "-1,1,0",
         "gpu_memory_fraction" => "0.5",
         "intra_op_threads" => "3",
@@ -321,6 +322,40 @@ fn workers_get_devices_in_turn() {
     let many = ["--num-worker=150", "--num-parallel-workers=11"].map(str::to_owned);
     let e = from(&many, &[]).unwrap_err();
     assert!(e.message().contains("161 together"), "{e}");
+}
+
+#[test]
+fn express_workers_come_last_and_go_with_processors_alone() {
+    let config_of = |flags: &str| {
+        let flags: Vec<String> = flags.split(' ').map(str::to_owned).collect();
+        from(&flags, &[])
+    };
+    let roles = |flags: &str| -> Vec<Role> {
+        let config = config_of(flags).unwrap();
+        (0..config.all_workers())
+            .map(|worker| config.role(worker))
+            .collect()
+    };
+    let (main, extra, express) = (Role::Main, Role::Extra, Role::Express);
+    assert_eq!(roles("--num-worker=2"), [main, main, express]);
+    let flags = "--num-worker=1 --num-parallel-workers=1 --express-workers=2";
+    assert_eq!(roles(flags), [main, extra, express, express]);
+    assert_eq!(roles("--num-worker=2 --express-workers=0"), [main, main]);
+    assert_eq!(roles("--num-worker=1"), [main]);
+    assert_eq!(roles("--num-worker=1 --express-workers=1"), [main, express]);
+    // With a GPU there is none, and none can be had.
+    assert_eq!(roles("--num-worker=2 --device-map=-1,0"), [main, main]);
+    let e = config_of("--device-map=-1,0 --express-workers=1").unwrap_err();
+    for words in ["--express-workers 1", "--device-map", "cuda:0"] {
+        assert!(e.message().contains(words), "{e}");
+    }
+    config_of("--device-map=-1,0 --express-workers=0").unwrap();
+    let e = config_of("--num-worker=100 --express-workers=61").unwrap_err();
+    assert!(
+        e.message()
+            .contains("--num-worker 100 and --express-workers 61 are 161 together"),
+        "{e}"
+    );
 }
 
 /// What is in force reads back from the environment, where an empty one is not set, and what is printed from a file.

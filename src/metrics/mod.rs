@@ -188,9 +188,9 @@ pub struct Health {
     pub is_started: bool,
     /// It was told to stop: nothing new is taken.
     pub is_draining: bool,
-    /// Workers that take work.
+    /// Workers that take work, without express ones.
     pub workers_up: u64,
-    /// All workers.
+    /// All workers but express ones.
     pub workers: u64,
 }
 

@@ -315,6 +315,7 @@ mod tests {
             inputs,
             outputs: vec![],
             legs: [crate::message::Role::Main].into(),
+            express: false,
             empty: Empty::Allowed,
             has_versions: false,
             unproven_rows: None,

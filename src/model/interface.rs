@@ -41,6 +41,8 @@ pub struct Description {
     pub outputs: Vec<Port>,
     /// Which kind of worker runs each of its legs, in order. A leg is consecutive stages that run in one worker.
     pub legs: Arc<[Role]>,
+    /// Whether express workers may run it: every stage is an ONNX file, so that one more instance is one more session.
+    pub express: bool,
     /// Whether its inputs may have dimensions of size 0.
     pub empty: Empty,
     /// The size B that dimension 0 has in every input and output of an ONNX file, above 1, where nothing says whether
@@ -149,6 +151,11 @@ pub trait ModelSource: Send + Sync {
     /// # Errors
     /// `NOT_FOUND` if the number is not known (any more).
     fn legs(&self, model: ModelId) -> Result<Arc<[Role]>>;
+
+    /// Whether express workers may run a model.
+    fn is_express(&self, _model: ModelId) -> bool {
+        false
+    }
 
     /// A model's name and version, for the log; `None` if the number is not known (any more).
     fn name(&self, _model: ModelId) -> Option<(String, String)> {

@@ -133,6 +133,7 @@ impl MockSource {
             inputs: ports.clone(),
             outputs: ports,
             legs: legs.into(),
+            express: behaviours.len() == 1,
             empty: Empty::Allowed,
             has_versions: false,
             unproven_rows: None,
@@ -163,6 +164,13 @@ impl ModelSource for MockSource {
         let models = self.models.lock().unwrap();
         let (description, _) = models.get(&model).ok_or_else(|| unknown(model))?;
         Ok(description.legs.clone())
+    }
+
+    fn is_express(&self, model: ModelId) -> bool {
+        let models = self.models.lock().unwrap();
+        models
+            .get(&model)
+            .is_some_and(|(description, _)| description.express)
     }
 }
 

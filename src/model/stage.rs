@@ -66,6 +66,7 @@ impl StageSource {
                     inputs: signature.inputs.clone().unwrap_or_default(),
                     outputs: signature.outputs.clone().unwrap_or_default(),
                     legs: [Role::Main].into(),
+                    express: false,
                     empty: Empty::Allowed,
                     has_versions: false,
                     unproven_rows: None,
@@ -168,6 +169,7 @@ pub(super) fn described(stages: &[StageSource], model: ModelText) -> Result<Desc
             .into_iter()
             .map(|(role, _)| role)
             .collect(),
+        express: stages.iter().all(|stage| stage.description.express),
         // Later stages are checked when they get their inputs.
         empty: first.description.empty,
         unproven_rows: match stages {

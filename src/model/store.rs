@@ -32,6 +32,8 @@ pub struct StoreConfig {
     pub gpu_memory_fraction: f64,
     /// There are workers for plugin stages only: models of such stages have legs.
     pub extra_workers: bool,
+    /// So many workers, the last of them, are for small chunks alone: they run models in one thread.
+    pub express_workers: usize,
     /// The most bytes of files that a model may have; `None` is no bound.
     pub max_model_bytes: Option<u64>,
 }
@@ -112,9 +114,14 @@ impl Store {
     pub fn new(engine: Engine, config: StoreConfig) -> Result<Store> {
         let roots = Roots::new(&config.run_script_dir, &config.allow_paths)?;
         let mut devices = Vec::new();
-        for device in config.devices {
+        let others = config.devices.len().saturating_sub(config.express_workers);
+        for (worker, device) in config.devices.into_iter().enumerate() {
+            let threads = match worker < others {
+                true => config.intra_op_threads.max(1),
+                false => 1,
+            };
             let options = Options {
-                intra_op_threads: config.intra_op_threads.max(1),
+                intra_op_threads: threads,
                 gpu_limit_bytes: device.limit_bytes(config.gpu_memory_fraction)?,
                 wanted: SessionOptions::default(),
             };
@@ -395,6 +402,11 @@ impl ModelSource for Store {
     fn legs(&self, model: ModelId) -> Result<Arc<[Role]>> {
         let loaded = self.get(model).ok_or_else(|| unknown(model))?;
         Ok(loaded.description.legs.clone())
+    }
+
+    fn is_express(&self, model: ModelId) -> bool {
+        self.get(model)
+            .is_some_and(|loaded| loaded.description.express)
     }
 
     fn name(&self, model: ModelId) -> Option<(String, String)> {

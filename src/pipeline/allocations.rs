@@ -79,6 +79,7 @@ impl Path {
         let limits = Limits {
             workers: 1,
             extra_workers: 0,
+            express_workers: 0,
             max_batch_rows: 1024,
             priority_rows: 16,
             prefetch: 1,
@@ -168,6 +169,7 @@ impl Path {
                 client: CLIENT,
                 model: self.model.id,
                 legs: self.model.legs.clone(),
+                express: true,
                 group: known.group,
                 rows: known.rows,
                 splittable: true,

@@ -5,6 +5,7 @@
 //! worker tell it that one is here.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -18,6 +19,9 @@ const SMALL_COME_US: u64 = 1_000_000;
 /// about a tenth of that where every core is busy, however short they are: ventilator, sink and client are woken for it, and
 /// the model's rows leave the core's cache.
 const BETWEEN_US: u64 = 1_000;
+/// The same where express workers run them, which wait for no run to end: the next time is never further than this, so it may be
+/// further than between two runs, whose ends are chance.
+pub(crate) const EXPRESS_BETWEEN_US: u64 = 2_200;
 /// No worker lets small chunks wait for longer than this and a run, though others let some pass all the time.
 const LONGEST_US: u64 = 1_000;
 /// Between longer runs than this small chunks always pass: there are few such times, and the next is far.
@@ -35,6 +39,8 @@ pub(crate) struct BesideBulk {
     passed_us: AtomicU64,
     /// How long bulk has all cores between two such times, if it has them all.
     between_us: u64,
+    /// The same before an express worker runs some.
+    express_between_us: u64,
 }
 
 /// What became of a credit that was to be left.
@@ -58,6 +64,7 @@ impl BesideBulk {
             small_us: AtomicU64::new(0),
             passed_us: AtomicU64::new(0),
             between_us: BETWEEN_US / cores.max(1) as u64,
+            express_between_us: EXPRESS_BETWEEN_US / cores.max(1) as u64,
         }
     }
 
@@ -90,6 +97,13 @@ impl BesideBulk {
             || run_us > LONG_RUN_US
             || since_us >= LONGEST_US
             || self.is_awaited.load(Ordering::Relaxed)
+    }
+
+    /// How long bulk has all cores from now on before an express worker runs small chunks; `None` if it has had them for long enough.
+    pub(crate) fn left_to_bulk(&self, now_us: u64) -> Option<Duration> {
+        let due_us = self.passed_us.load(Ordering::Relaxed) + self.express_between_us;
+        let left_us = due_us.saturating_sub(now_us).min(self.express_between_us);
+        (left_us > 0).then(|| Duration::from_micros(left_us))
     }
 
     /// Small chunks have passed.
@@ -183,6 +197,28 @@ mod tests {
             // Many wait.
             assert!(beside.may_sleep(true));
             assert!(beside.may_pass(now, 300, 0));
+        }
+    }
+
+    #[test]
+    fn bulk_has_the_cores_for_a_while_after_an_express_worker() {
+        for cores in [1, 2, 64] {
+            let (beside, between) = (BesideBulk::new(cores), EXPRESS_BETWEEN_US / cores as u64);
+            let now = 1_000_000;
+            assert_eq!(beside.left_to_bulk(now), None);
+            beside.passed(now);
+            let left = Duration::from_micros(between);
+            assert_eq!(beside.left_to_bulk(now), Some(left));
+            assert_eq!(
+                beside.left_to_bulk(now - 10),
+                Some(left),
+                "another core's clock"
+            );
+            assert_eq!(
+                beside.left_to_bulk(now + between - 1),
+                Some(Duration::from_micros(1))
+            );
+            assert_eq!(beside.left_to_bulk(now + between), None);
         }
     }
 

@@ -116,7 +116,7 @@ impl Simulation<'_> {
         let mut random = Random::new(seed);
         let limits = plan::limits(&mut random);
         let plan = Plan::new(&mut random);
-        let workers = limits.workers + limits.extra_workers;
+        let workers = limits.all_workers();
         let models = match limits.extra_workers {
             0 => &models[..plan::ONE_LEG],
             _ => models,

@@ -152,6 +152,7 @@ impl Ventilator {
         let busy = self.requests.busy_workers();
         self.links.waiter.busy(busy);
         let awaits_credit = self.requests.small_ones_wait()
+            || self.requests.only_express_are_busy()
             || self.catalog.waits_for_requests()
             || self.life.phase != Phase::Serving;
         let may_sleep = self.links.beside_bulk.may_sleep(awaits_credit);

@@ -25,6 +25,7 @@ use crate::model::{Model, ModelSource};
 use crate::schedule::Lane;
 use crate::schedule::lane::LaneChoice;
 use crate::socket::{self, BusyPoll, Waiter};
+use crate::thread_priority::Slice;
 use crate::wire::chunk::UncheckedChunk;
 use crate::wire::inner::{self, ToSink, ToVentilator, ToWorker};
 use crate::{frames, heap};
@@ -126,7 +127,10 @@ impl Worker {
             run_us: 0,
             none_passed_since_us: None,
             later: None,
-            waiter: setup.busy_poll.worker_waiter(),
+            waiter: setup.busy_poll.worker_waiter(match setup.role {
+                Role::Main | Role::Extra => Slice::Usual,
+                Role::Express => Slice::Short,
+            }),
             setup,
         })
     }
@@ -195,6 +199,9 @@ impl Worker {
 
     /// The next message: from the small lane first, unless bulk has waited long enough.
     fn receive(&mut self) -> Result<(Lane, ToWorker)> {
+        if self.is_express() {
+            return self.receive_beside_bulk();
+        }
         if let Some(message) = self.later.take() {
             return Ok((Lane::Small, message));
         }
@@ -213,6 +220,41 @@ impl Worker {
             let due = crate::faults::due();
             self.waiter.wait([&self.small, &self.bulk], due)?;
         }
+    }
+
+    /// The next message of an express worker. Where every core is inside a model, bulk has them for a while after what ran last,
+    /// and what comes meanwhile runs together.
+    fn receive_beside_bulk(&mut self) -> Result<(Lane, ToWorker)> {
+        loop {
+            for (lane, socket) in [(Lane::Small, &mut self.small), (Lane::Bulk, &mut self.bulk)] {
+                if let Some(message) = frames::receive(socket, zmq::DONTWAIT)? {
+                    return Ok((lane, inner::read_to_worker(message)?));
+                }
+            }
+            let left = match self.setup.busy_poll.has_a_core() {
+                true => None,
+                false => self
+                    .setup
+                    .beside_bulk
+                    .left_to_bulk(self.setup.clock.now_us()),
+            };
+            if let Some(left) = left {
+                std::thread::sleep(left);
+                continue;
+            }
+            crate::faults::flush(crate::faults::Flush::Due);
+            let due = crate::faults::due();
+            self.waiter.wait([&self.small, &self.bulk], due)?;
+        }
+    }
+
+    fn is_express(&self) -> bool {
+        self.setup.role == Role::Express
+    }
+
+    /// Whether the chunk that runs is small and a bulk chunk runs meanwhile, here or in every other worker.
+    fn is_beside_bulk(&self) -> bool {
+        self.in_bulk || self.is_express()
     }
 
     fn run_chunk(&mut self, lane: Lane, chunk: UncheckedChunk) -> Result<()> {
@@ -238,7 +280,7 @@ impl Worker {
         let aside_us = self.aside_us - aside_us;
         let compute_us = (self.setup.clock.now_us() - started_us).saturating_sub(aside_us);
         let bulk_waits = matches!(lane, Lane::Small)
-            && (self.in_bulk || self.bulk.get_events()?.contains(zmq::POLLIN));
+            && (self.is_beside_bulk() || self.bulk.get_events()?.contains(zmq::POLLIN));
         match bulk_waits {
             true => {
                 self.choice.overtook_bulk(compute_us);
@@ -424,7 +466,7 @@ impl Worker {
             handed,
         };
         // What is to run again or to go on is waited for, as is the end of what runs by itself.
-        if !self.in_bulk || !credit.failed.is_empty() || !credit.handed.is_empty() {
+        if !self.is_beside_bulk() || !credit.failed.is_empty() || !credit.handed.is_empty() {
             return self.tell_ventilator(ToVentilator::Credit(credit));
         }
         match self.setup.beside_bulk.leave(credit) {
@@ -438,7 +480,12 @@ impl Worker {
     fn open_all(&mut self, model: ModelId) -> Result<()> {
         let legs = self.setup.source.legs(model)?;
         for (leg, role) in legs.iter().enumerate() {
-            if self.setup.role == Role::Main || *role == Role::Extra {
+            let runs_here = match self.setup.role {
+                Role::Main => true,
+                Role::Extra => *role == Role::Extra,
+                Role::Express => self.setup.source.is_express(model),
+            };
+            if runs_here {
                 faults::running(model, leg as u32, &[]);
                 self.open(model, leg as u32)?;
             }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::groups::Groups;
 use super::pace::{Pace, Runs, Target};
 use super::turns::{Rest, Turns};
-use super::workers::{KEEPS_UP_US, SmallWait};
+use super::workers::{Expected, KEEPS_UP_US, SmallWait};
 use super::{Assignment, Entry, Job, Lane, Limits, PaceKey, Piece, Scheduler, Selection, Work};
 use crate::message::{Priority, Role, Serial, WorkerId};
 use crate::split::{Cut, guided_share};
@@ -137,13 +137,9 @@ impl<C: Clone> Scheduler<C> {
                         leg_outputs: None,
                     };
                     let expected = self.expect(&work);
-                    let worker = match (lane, expected) {
-                        // The one that was given a small chunk last, if it keeps up with this one too.
-                        (Lane::Small, Some(expected)) => {
-                            let last = self.pool(worker).takes_more(expected.us, now_us);
-                            last.unwrap_or(worker)
-                        }
-                        _ => worker,
+                    let worker = match lane {
+                        Lane::Small => self.small_worker(worker, &work, expected, now_us),
+                        Lane::Bulk => worker,
                     };
                     return Some(self.give(worker, work, expected, now_us));
                 }
@@ -154,7 +150,7 @@ impl<C: Clone> Scheduler<C> {
 
     /// Who takes new rows that are for workers of this role, and which of their legs it runs.
     pub(super) fn worker_for(&self, role: Role, lane: Lane) -> Option<(WorkerId, LegsToRun)> {
-        let [main, extra] = &self.pools;
+        let [main, extra, _] = &self.pools;
         if role == Role::Main {
             return Some((main.best(lane)?, LegsToRun::All));
         }
@@ -171,6 +167,31 @@ impl<C: Clone> Scheduler<C> {
             .filter(|_| waiting < WAITING_PER_WORKER * main.count())
             .map(|worker| (worker, LegsToRun::First))
             .or_else(|| Some((main.best_idle(lane)?, LegsToRun::All)))
+    }
+
+    /// Who runs this small chunk, where `best` is the first of those that may.
+    fn small_worker(
+        &self,
+        best: WorkerId,
+        work: &Work<C>,
+        expected: Option<Expected>,
+        now_us: u64,
+    ) -> WorkerId {
+        let pool = &self.pools[self.role_of(best) as usize];
+        // The one that was given a small chunk last, if it keeps up with this one too.
+        if let Some(expected) = expected
+            && let Some(last) = pool.takes_more(expected.us, now_us)
+        {
+            return last;
+        }
+        let [main, _, express] = &self.pools;
+        let piece = work.selection.pieces.first();
+        let entry = piece.and_then(|piece| self.entries.get(&piece.serial));
+        let may_overtake = entry.is_some_and(|entry| entry.job.express);
+        if may_overtake && main.is_in_long_runs(best) {
+            return express.best(Lane::Small).unwrap_or(best);
+        }
+        best
     }
 
     fn next_small(&mut self, role: Role, runs: LegsToRun) -> Option<(Selection, Range<u32>)> {

@@ -11,6 +11,8 @@ pub(crate) struct Limits {
     pub workers: usize,
     /// Workers for plugin stages only; their numbers follow those of the others.
     pub extra_workers: usize,
+    /// Workers for small chunks alone; theirs are the last numbers.
+    pub express_workers: usize,
     pub max_batch_rows: usize,
     /// A request of up to so many rows is small.
     pub priority_rows: usize,
@@ -24,6 +26,19 @@ pub(crate) struct Limits {
     pub max_bytes: u64,
 }
 
+impl Limits {
+    /// Workers but for the express ones.
+    pub(crate) fn regular_workers(&self) -> usize {
+        self.workers + self.extra_workers
+    }
+
+    /// Workers of all roles.
+    #[cfg(test)]
+    pub(crate) fn all_workers(&self) -> usize {
+        self.regular_workers() + self.express_workers
+    }
+}
+
 /// A request, as the policy sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
@@ -33,6 +48,8 @@ pub(crate) struct Job {
     pub model: ModelId,
     /// Who runs the model's legs, one after another.
     pub legs: Arc<[Role]>,
+    /// Whether express workers may run the model.
+    pub express: bool,
     /// Requests of the same group may run in one batch.
     pub group: u64,
     pub rows: usize,

@@ -1,7 +1,7 @@
 //! Workers that are gone: their chunks stay out until it is known which of their parts have come all the same.
 
 use super::{Losses, MAX_ATTEMPTS, Scheduler};
-use crate::message::{ChunkId, Serial, WorkerId};
+use crate::message::{ChunkId, Role, Serial, WorkerId};
 use foldhash::HashSet;
 
 impl<C: Clone> Scheduler<C> {
@@ -54,9 +54,13 @@ impl<C: Clone> Scheduler<C> {
         });
         if !work.selection.pieces.is_empty() {
             // Also what is given up goes through here: close() then knows that its part will not come.
-            let extra = out.worker.0 as usize >= self.limits.workers;
+            let role = match self.role_of(out.worker) {
+                Role::Extra => Role::Extra,
+                // What was an express worker's is as good a main one's.
+                Role::Main | Role::Express => Role::Main,
+            };
             work.attempt += 1;
-            self.returned[usize::from(extra)].push_back(work);
+            self.returned[role as usize].push_back(work);
         }
         losses
     }

@@ -17,6 +17,8 @@
 //! a worker that keeps up with them (`workers.rs`).
 //! What comes back with more to do is not a stage but a *leg*: stages in a row that run in the same kind of worker. Without
 //! extra workers a model has one leg, and its stages cost no hop.
+//! Express workers have no backlog: a small chunk for a main worker goes to one of them while each main one is inside long runs
+//! of bulk (`small_worker` in `backlog.rs`).
 //!
 //! What is absent: rows, frames, sockets, names. A request is a [`Job`] here: numbers.
 
@@ -114,10 +116,12 @@ pub(crate) struct Scheduler<C = ()> {
     limits: Limits,
     entries: HashMap<Serial, Entry>,
     out: HashMap<ChunkId, Out<C>>,
-    /// By role, as are the two below it.
+    /// By the role of a request's first leg.
     backlogs: [Backlog; 2],
+    /// By the role of the next leg.
     returned: [VecDeque<Work<C>>; 2],
-    pools: [Workers; 2],
+    /// By role.
+    pools: [Workers; 3],
     deadlines: Deadlines,
     paces: HashMap<PaceKey, Pace>,
     next_chunk: u64,
@@ -134,11 +138,15 @@ pub(crate) struct Scheduler<C = ()> {
 impl<C: Clone> Scheduler<C> {
     pub(crate) fn new(limits: Limits) -> Scheduler<C> {
         let places = 1 + limits.prefetch as u32;
+        let mut first = 0;
+        let counts = [limits.workers, limits.extra_workers, limits.express_workers];
+        let pools = counts.map(|count| {
+            let pool = Workers::new(first, count, places);
+            first += count as u32;
+            pool
+        });
         Scheduler {
-            pools: [
-                Workers::new(0, limits.workers, places),
-                Workers::new(limits.workers as u32, limits.extra_workers, places),
-            ],
+            pools,
             backlogs: [Backlog::new(&limits), Backlog::new(&limits)],
             limits,
             entries: HashMap::default(),
@@ -155,9 +163,18 @@ impl<C: Clone> Scheduler<C> {
         }
     }
 
+    fn role_of(&self, worker: WorkerId) -> Role {
+        let number = worker.0 as usize;
+        match number.checked_sub(self.limits.workers) {
+            None => Role::Main,
+            Some(number) if number < self.limits.extra_workers => Role::Extra,
+            Some(_) => Role::Express,
+        }
+    }
+
     fn pool(&mut self, worker: WorkerId) -> &mut Workers {
-        let extra = worker.0 as usize >= self.limits.workers;
-        &mut self.pools[usize::from(extra)]
+        let role = self.role_of(worker);
+        &mut self.pools[role as usize]
     }
 
     /// A worker is ready, for the first time or again.
@@ -407,6 +424,12 @@ impl<C: Clone> Scheduler<C> {
         self.pools.iter().map(Workers::busy).sum()
     }
 
+    /// Whether express workers hold chunks and no other does, whose credit would come soon.
+    pub(crate) fn only_express_are_busy(&self) -> bool {
+        let [main, extra, express] = &self.pools;
+        express.busy() > 0 && main.busy() + extra.busy() == 0
+    }
+
     /// Whether small requests wait for a worker.
     pub(crate) fn small_ones_wait(&self) -> bool {
         self.backlogs
@@ -416,7 +439,9 @@ impl<C: Clone> Scheduler<C> {
 
     /// No worker has a place for another small chunk: what is small waits until a chunk ends.
     pub(crate) fn is_full_of_small(&self, now_us: u64) -> bool {
-        self.pools.iter().all(|pool| {
+        // An express worker is given what a main one has a place for too.
+        let [main, extra, _] = &self.pools;
+        [main, extra].iter().all(|pool| {
             let wait = pool.small_wait(usize::MAX, now_us);
             pool.best(Lane::Small).is_none() || wait != SmallWait::No
         })

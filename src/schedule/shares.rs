@@ -79,6 +79,7 @@ mod tests {
         let limits = Limits {
             workers: 1,
             extra_workers: 0,
+            express_workers: 0,
             max_batch_rows: 1,
             priority_rows: 1,
             prefetch: 1,

@@ -1,6 +1,7 @@
 //! The policy under thousands of workers and a million requests, in simulated time.
 
 mod clients;
+mod express;
 mod heavy;
 mod legs;
 mod lost;
@@ -45,6 +46,7 @@ fn limits(workers: usize) -> Limits {
     Limits {
         workers,
         extra_workers: 0,
+        express_workers: 0,
         max_batch_rows: 1024,
         priority_rows: 16,
         prefetch: 1,
@@ -57,7 +59,7 @@ fn limits(workers: usize) -> Limits {
 
 impl World {
     fn new(limits: Limits, us_per_row: u64) -> World {
-        let workers = limits.workers + limits.extra_workers;
+        let workers = limits.all_workers();
         let mut scheduler = Scheduler::new(limits.clone());
         for worker in 0..workers {
             scheduler.worker_up(WorkerId(worker as u32), 0);
@@ -84,6 +86,7 @@ impl World {
             client: ReplyTo::default(),
             model: ModelId(1),
             legs: self.legs.iter().map(|(role, _)| *role).collect(),
+            express: true,
             group: 1,
             rows,
             splittable: true,

@@ -19,6 +19,10 @@ pub(super) const KEEPS_UP_US: u64 = 150;
 /// for the end of each, on a core that has other work.
 pub(super) const SHORT_PLACES: u32 = 5;
 
+/// Small chunks wait for the end of runs of bulk up to so long: there a model's rows leave the core's cache anyway. An express
+/// worker takes that core in the middle of longer ones.
+const LONG_RUN_US: u64 = 700;
+
 /// Chunks that a worker may hold in both lanes, running and waiting, where `prefetch` wait in each.
 pub(crate) fn most_held(prefetch: usize) -> usize {
     [Lane::Small, Lane::Bulk]
@@ -123,13 +127,14 @@ impl Worker {
     /// How long a small chunk may have to wait here for the end of a run, in binary digits: of two bulk chunks the one that ends
     /// first may be a single long run.
     fn wait_digits(&self) -> u32 {
-        let Some(running) = self.bulk.front() else {
-            return 0;
-        };
-        let run_us = running
-            .expected
-            .map_or(u64::MAX, |expected| expected.run_us);
-        u64::BITS - run_us.leading_zeros()
+        let run_us = self.bulk_run_us();
+        run_us.map_or(0, |us| u64::BITS - us.leading_zeros())
+    }
+
+    /// How long a run of the bulk chunk that it holds is expected to take; the longest time if its model has not run before.
+    fn bulk_run_us(&self) -> Option<u64> {
+        let expected = self.bulk.front()?.expected;
+        Some(expected.map_or(u64::MAX, |expected| expected.run_us))
     }
 
     /// Whether there is a place for one more chunk, where `places` are for each lane.
@@ -196,6 +201,13 @@ impl Workers {
     pub(super) fn best(&self, lane: Lane) -> Option<WorkerId> {
         let (.., worker) = self.ready[index(lane)].first()?;
         Some(WorkerId(*worker))
+    }
+
+    /// Whether that one is here and inside bulk whose runs are too long for a small chunk to wait for the end of one.
+    pub(super) fn is_in_long_runs(&self, worker: WorkerId) -> bool {
+        let worker = self.workers.get(self.index(worker));
+        let run_us = worker.and_then(Worker::bulk_run_us);
+        run_us.is_some_and(|us| us > LONG_RUN_US)
     }
 
     /// As [`Workers::best`], if that one holds nothing.

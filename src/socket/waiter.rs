@@ -64,11 +64,11 @@ impl BusyPoll {
         }
     }
 
-    /// The waiter of a worker.
-    pub(crate) fn worker_waiter(&self) -> Waiter {
+    /// The waiter of a worker that has asked for such slices.
+    pub(crate) fn worker_waiter(&self, at_work: Slice) -> Waiter {
         Waiter {
             is_worker: true,
-            slices: Slices::of_work(Slice::Usual),
+            slices: Slices::of_work(at_work),
             ..self.waiter()
         }
     }

@@ -95,6 +95,9 @@ pub struct Status {
     pub models: Vec<ModelInfo>,
     /// The workers.
     pub workers: Vec<WorkerInfo>,
+    /// Those of `--express-workers`, which run small requests only, while all others are inside bulk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub express_workers: Vec<WorkerInfo>,
     /// The queue.
     pub queue: QueueInfo,
     /// Totals since the start.

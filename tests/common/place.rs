@@ -38,6 +38,7 @@ impl Place {
             intra_op_threads: 1,
             gpu_memory_fraction: 0.2,
             extra_workers: false,
+            express_workers: 0,
             max_model_bytes: None,
         };
         change(&mut config);

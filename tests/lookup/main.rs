@@ -451,6 +451,7 @@ fn a_folder_that_is_not_there_is_named() {
             intra_op_threads: 1,
             gpu_memory_fraction: 0.0,
             extra_workers: false,
+            express_workers: 0,
             max_model_bytes: None,
         };
         let Err(e) = ModelFolder::new(engine(), config) else {

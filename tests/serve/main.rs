@@ -17,6 +17,7 @@ mod commands;
 mod curl;
 mod errors;
 mod exact;
+mod express;
 mod first_model;
 mod flight;
 mod infer;

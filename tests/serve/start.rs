@@ -129,11 +129,11 @@ fn preloaded_models_are_there_before_the_first_request() {
         assert_eq!(status.totals.requests, 0);
         assert_eq!(status.settings["preload"], "echo:sub/mlp");
         assert_eq!(client.models().unwrap(), status.models);
-        // Each worker has opened each of them already, and none of them again.
-        opened(&server, 4);
+        // Each worker, the express one too, has opened each of them already, and none of them again.
+        opened(&server, 3 * 2);
         client.infer(numbered(1, 100), "echo").unwrap();
         settled(&client);
-        opened(&server, 4);
+        opened(&server, 3 * 2);
     });
 }
 
@@ -161,7 +161,7 @@ fn a_start_with_a_preloaded_model_and_many_workers_becomes_ready() {
             "1",
         ];
         let server = Server::start(dir, &flags);
-        opened(&server, 60);
+        opened(&server, 60 + 1);
         server.client().infer(numbered(1, 100), "echo").unwrap();
     });
 }

@@ -1,7 +1,9 @@
 """Many at once: threads, coroutines, streams, tickets, Ctrl-C, lost sessions, memory."""
 
 import asyncio
+import contextlib
 import gc
+import glob
 import os
 import signal
 import subprocess
@@ -360,31 +362,41 @@ def test_terminate_now_and_a_drain_that_takes_too_long():
         server.process.wait(20)
 
 
+@contextlib.contextmanager
+def stopped(server):
+    # A thread goes on until the signal has reached it, which is after kill() has returned.
+    def states():
+        for task in glob.glob(f"/proc/{server.pid}/task/*/stat"):
+            with open(task) as stat:
+                yield stat.read().rpartition(")")[2].split()[0]
+
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        becomes(lambda: set(states()) <= {"T"})
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
 def test_a_server_that_stops_to_answer_is_noticed_by_its_silence():
     with Server(all_models()) as server, mdm.Client(server.address, heartbeat_timeout=1.0) as client:
         client.infer(ROWS, "echo_FP32")
-        os.kill(server.pid, signal.SIGSTOP)
-        try:
+        with stopped(server):
             started = time.monotonic()
             with pytest.raises(mdm.Unavailable):
                 client.infer(ROWS, "echo_FP32")
             assert time.monotonic() - started < 4
-        finally:
-            os.kill(server.pid, signal.SIGCONT)
 
 
 def test_a_question_to_a_server_that_hangs_ends_in_the_clients_time():
     with Server(all_models()) as server, mdm.Client(server.address, timeout=0.5, connect_timeout=20) as client:
         client.status()
-        os.kill(server.pid, signal.SIGSTOP)
-        try:
+        with stopped(server):
             for ask in (client.status, client.models, client.hello):
                 started = time.monotonic()
                 with pytest.raises(mdm.Error) as caught:
                     ask()
                 assert isinstance(caught.value, (mdm.DeadlineExceeded, mdm.Unavailable)) and time.monotonic() - started < 5
-        finally:
-            os.kill(server.pid, signal.SIGCONT)
 
 
 def sockets():

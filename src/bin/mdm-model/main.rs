@@ -158,6 +158,7 @@ fn store(run_script_dir: PathBuf, place: Place) -> anyhow::Result<Store> {
             intra_op_threads: 1,
             gpu_memory_fraction: 0.0,
             extra_workers: false,
+            express_workers: 0,
             max_model_bytes: None,
         },
     )?)

@@ -16,7 +16,7 @@ pub fn document(status: &Status) -> serde_json::Result<String> {
         }
     };
     fill(&mut document, "format", FORMAT.into());
-    for key in ["recent", "by_model", "broken"] {
+    for key in ["express_workers", "recent", "by_model", "broken"] {
         fill(&mut document, key, Value::Array(Vec::new()));
     }
     if let Some(totals) = document.get_mut("totals") {
@@ -26,8 +26,9 @@ pub fn document(status: &Status) -> serde_json::Result<String> {
     for model in by_model.into_iter().flatten() {
         fill(model, "failed_rows", 0.into());
     }
-    if let Some(workers) = document.get_mut("workers").and_then(Value::as_array_mut) {
-        for worker in workers {
+    for key in ["workers", "express_workers"] {
+        let workers = document.get_mut(key).and_then(Value::as_array_mut);
+        for worker in workers.into_iter().flatten() {
             fill(worker, "extra", false.into());
             fill(worker, "recent", Value::Array(Vec::new()));
         }
@@ -172,6 +173,7 @@ mod tests {
         });
         for key in [
             "format",
+            "express_workers",
             "recent",
             "by_model",
             "broken",

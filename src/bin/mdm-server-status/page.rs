@@ -36,7 +36,7 @@ impl Most {
         let (models, broken, workers) = (
             status.models.len() + status.by_model.len(), // at most
             status.broken.len(),
-            status.workers.len(),
+            count_workers(status),
         );
         let Some(lines) = lines else {
             return Most {
@@ -252,6 +252,10 @@ fn models(page: &mut String, status: &Status, most: Most) -> fmt::Result {
     shortened(page, left_out, "that do not open")
 }
 
+fn count_workers(status: &Status) -> usize {
+    status.workers.len() + status.express_workers.len()
+}
+
 fn workers(page: &mut String, status: &Status, most: Most) -> fmt::Result {
     // An older server tells of the time since its start alone.
     let windows = status
@@ -269,8 +273,13 @@ fn workers(page: &mut String, status: &Status, most: Most) -> fmt::Result {
     };
     let heading = row(["id", "kind", "device", "state"]);
     let heading = [heading, busy, row(["chunks", "rows", "model"])].concat();
-    let line = |worker: &WorkerInfo| {
-        let kind = if worker.extra { "extra" } else { "main" };
+    let regular = status.workers.iter().map(|worker| match worker.extra {
+        true => ("extra", worker),
+        false => ("main", worker),
+    });
+    let express = status.express_workers.iter();
+    let all = regular.chain(express.map(|worker| ("express", worker)));
+    let line = |(kind, worker): (&str, &WorkerInfo)| {
         let mut cells = vec![worker.id.to_string(), kind.to_owned()];
         cells.extend([worker.device.clone(), worker.state.clone()]);
         match windows {
@@ -286,10 +295,10 @@ fn workers(page: &mut String, status: &Status, most: Most) -> fmt::Result {
         cells
     };
     let mut rows = vec![heading];
-    rows.extend(status.workers.iter().take(most.workers).map(line));
+    rows.extend(all.take(most.workers).map(line));
     writeln!(page, "\nworkers")?;
     table(page, &rows)?;
-    let left_out = status.workers.len().saturating_sub(most.workers);
+    let left_out = count_workers(status).saturating_sub(most.workers);
     shortened(page, left_out, "workers")
 }
 
@@ -355,6 +364,18 @@ mod tests {
                 })
                 .to_vec(),
         };
+        let worker = |id, extra| WorkerInfo {
+            id,
+            extra,
+            recent: windows
+                .map(|seconds| WorkerRecent {
+                    seconds,
+                    busy: 0.25,
+                    ..WorkerRecent::default()
+                })
+                .to_vec(),
+            ..WorkerInfo::default()
+        };
         Status {
             uptime_s: 12,
             models: vec![model("m", "1"), model("m", "10"), model("m", "2")],
@@ -365,18 +386,8 @@ mod tests {
                 message: "no\nmodel".to_owned(),
                 ..FailedModel::default()
             }],
-            workers: vec![WorkerInfo {
-                id: 2,
-                extra: true,
-                recent: windows
-                    .map(|seconds| WorkerRecent {
-                        seconds,
-                        busy: 0.25,
-                        ..WorkerRecent::default()
-                    })
-                    .to_vec(),
-                ..WorkerInfo::default()
-            }],
+            workers: vec![worker(2, true)],
+            express_workers: vec![worker(3, false)],
             recent: windows
                 .map(|seconds| RecentInfo {
                     seconds,
@@ -403,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_rates_models_that_do_not_open_and_extra_workers() {
+    fn a_page_has_rates_models_that_do_not_open_and_workers_of_each_kind() {
         let parts = [Part::Recent, Part::Totals, Part::Models, Part::Workers];
         let page = page(&status(), "a", &parts, None);
         assert_eq!(
@@ -427,6 +438,7 @@ mod tests {
         let broken = "! bad does not open: FAILED_PRECONDITION: no model";
         assert!(page.contains(broken), "{page}");
         assert_eq!(line(&page, "2  extra")[..2], ["2", "extra"]);
+        assert_eq!(line(&page, "3  express")[4], "25 %");
         assert!(!page.contains("host"), "settings: {page}");
     }
 

@@ -121,6 +121,7 @@ impl Folder {
             inputs: Vec::new(),
             outputs: Vec::new(),
             legs: [Role::Main].into(),
+            express: false,
             empty: Empty::Allowed,
             has_versions: false,
             unproven_rows: None,

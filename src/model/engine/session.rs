@@ -61,6 +61,7 @@ impl Signature {
             inputs: self.inputs.clone(),
             outputs: self.outputs.clone(),
             legs: [Role::Main].into(),
+            express: true,
             empty: self.empty,
             has_versions: false,
             unproven_rows: match (kind, rows) {

@@ -86,6 +86,7 @@ impl Simulation<'_> {
             client: reply,
             model: model.id,
             legs: model.legs.clone(),
+            express: true,
             group: model.id.0 * 2 + self.random.below(2),
             rows,
             splittable: !whole,

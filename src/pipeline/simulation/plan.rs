@@ -50,6 +50,7 @@ pub(super) fn limits(random: &mut Random) -> Limits {
     Limits {
         workers: 1 + random.below(3) as usize,
         extra_workers: random.below(2) as usize,
+        express_workers: random.below(2) as usize,
         max_batch_rows: 2 + random.below(6) as usize,
         priority_rows: 1 + random.below(3) as usize,
         prefetch: random.below(3) as usize,

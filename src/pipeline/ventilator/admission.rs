@@ -335,6 +335,7 @@ impl Ventilator {
             client: reply,
             model: model.id,
             legs: model.legs.clone(),
+            express: model.express,
             group: fitting.group,
             rows: fitting.rows,
             splittable: model.kind != BatchKind::Whole,

@@ -234,9 +234,12 @@ impl Ledger {
             chunks: w.chunks,
             rows: w.rows,
             busy: w.compute_us as f64 / up_us as f64,
-            extra: index >= info.limits.workers,
+            extra: (info.limits.workers..info.limits.regular_workers()).contains(&index),
             recent: windows.iter().map(|window| window.worker(index)).collect(),
         };
+        let mut workers: Vec<WorkerInfo> = self.workers.iter().enumerate().map(worker).collect();
+        let regular = info.limits.regular_workers().min(workers.len());
+        let express_workers = workers.split_off(regular);
         // Every code, so that a reader need not know which have happened.
         let none = ErrorCode::ALL.map(|code| (code.as_str().to_owned(), 0));
         let mut errors = BTreeMap::from(none);
@@ -252,7 +255,8 @@ impl Ledger {
             uptime_s: up_us / 1_000_000,
             settings: info.settings.clone(),
             models: models(catalog),
-            workers: self.workers.iter().enumerate().map(worker).collect(),
+            workers,
+            express_workers,
             queue: QueueInfo {
                 requests: server.pending,
                 rows: waiting.rows as u64,
@@ -268,7 +272,7 @@ impl Ledger {
                 errors,
             },
             latency_us: sink.latency,
-            recent: recent::recent(&windows, sink),
+            recent: recent::recent(&windows, sink, regular),
             by_model: self.by_model(catalog, sink),
             broken: broken(catalog),
         }

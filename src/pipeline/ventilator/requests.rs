@@ -286,6 +286,11 @@ impl Requests {
         self.scheduler.coalesced()
     }
 
+    /// Whether express workers hold chunks and no other does.
+    pub(crate) fn only_express_are_busy(&self) -> bool {
+        self.scheduler.only_express_are_busy()
+    }
+
     /// Workers that hold chunks.
     pub(crate) fn busy_workers(&self) -> usize {
         self.scheduler.busy_workers()

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::message::{ChunkId, ModelLabel, OnBadRow, Ran, ReplyTo, RequestId, Rows};
 use crate::model::BatchKind;
 use crate::model::mock::{Behaviour, Gate, MockSource};
+use crate::pipeline::beside_bulk::EXPRESS_BETWEEN_US;
 use crate::tensor::{Batch, Data, DataType, Tensor};
 
 /// The neighbours' ends.
@@ -27,6 +28,10 @@ struct Bench {
 }
 
 fn bench(source: Arc<dyn ModelSource>) -> Bench {
+    bench_of(Role::Main, source)
+}
+
+fn bench_of(role: Role, source: Arc<dyn ModelSource>) -> Bench {
     let context = Context::new();
     let id = WorkerId(0);
     let bound = |kind, endpoint: &str| {
@@ -46,7 +51,7 @@ fn bench(source: Arc<dyn ModelSource>) -> Bench {
     };
     let setup = Setup {
         id,
-        role: Role::Main,
+        role,
         source,
         board: bench.board.clone(),
         beside_bulk: bench.beside_bulk.clone(),
@@ -490,5 +495,53 @@ fn what_goes_on_to_another_leg_is_in_one_piece() {
     let credit = bench.credit();
     assert_eq!(credit.handed.len(), 1);
     assert_eq!(numbers(&credit.handed[0].batch), [2., 3., 4.]);
+    bench.stop();
+}
+
+/// As inside a bulk chunk: others are inside bulk, and the ventilator takes what was left when one of them is done.
+#[test]
+fn an_express_worker_leaves_its_credits_and_bulk_its_time() {
+    let source = Arc::new(MockSource::default());
+    let model = source.add("m", Behaviour::Add(1.0)).id;
+    let mut bench = bench_of(Role::Express, source);
+    for is_awaited in [false, true] {
+        assert!(bench.beside_bulk.may_sleep(is_awaited));
+        let small = bench.chunk(model, &[7.]);
+        bench.give(Lane::Small, &small);
+        assert_eq!(values(&bench.part()), [8.]);
+        if is_awaited {
+            assert!(matches!(bench.hear(), ToVentilator::CreditsLeft));
+        }
+        let left = (0..20_000).find_map(|_| {
+            std::thread::yield_now();
+            bench.beside_bulk.take()
+        });
+        assert_eq!(left.expect("left").chunk, small.id);
+    }
+    // On one core; none would be left if it had not said when it ran.
+    assert!(bench.beside_bulk.left_to_bulk(EXPRESS_BETWEEN_US).is_some());
+    bench.stop();
+}
+
+#[test]
+fn an_express_worker_opens_ahead_what_it_may_run_alone() {
+    let source = Arc::new(MockSource::default());
+    let legs = vec![
+        (Role::Extra, Behaviour::Echo),
+        (Role::Main, Behaviour::Echo),
+    ];
+    let onnx = source.add("onnx", Behaviour::Echo).id;
+    let staged = source.add_legs("staged", BatchKind::Batched, legs).id;
+    let mut bench = bench_of(Role::Express, source.clone());
+    for model in [onnx, staged] {
+        let open = inner::write_to_worker(&ToWorker::Open(model));
+        tell(&mut bench.small, open).unwrap();
+        let heard = bench.hear();
+        assert!(
+            matches!(&heard, ToVentilator::Opened(_, of, None) if *of == model),
+            "{heard:?}"
+        );
+        assert_eq!(source.opened(), 1);
+    }
     bench.stop();
 }

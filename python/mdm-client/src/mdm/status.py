@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-_LISTS = ("recent", "by_model", "broken")
+_LISTS = ("express_workers", "recent", "by_model", "broken")
 
 
 def complete(status: Dict[str, Any]) -> Dict[str, Any]:
@@ -14,6 +14,7 @@ def complete(status: Dict[str, Any]) -> Dict[str, Any]:
     for key, defaults in (
         ("by_model", {"failed_rows": 0}),
         ("workers", {"extra": False, "recent": []}),
+        ("express_workers", {"extra": False, "recent": []}),
         ("broken", {"version": None, "served_on": None}),
     ):
         for entry in whole.get(key) or ():

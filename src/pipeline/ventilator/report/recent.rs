@@ -143,8 +143,12 @@ fn done_since(
     (done, done.compute_us + running_us)
 }
 
-/// What the server did in each window.
-pub(super) fn recent(workers: &[WorkersRecently], sink: &SinkReport) -> Vec<RecentInfo> {
+/// What the server did in each window. It is all busy if the regular workers are, so many: the first ones.
+pub(super) fn recent(
+    workers: &[WorkersRecently],
+    sink: &SinkReport,
+    regular: usize,
+) -> Vec<RecentInfo> {
     let of = |workers: &WorkersRecently| {
         let covered = workers.covered;
         let answered = (sink.recent.iter()).find(|of| of.covered.seconds == covered.seconds);
@@ -157,8 +161,9 @@ pub(super) fn recent(workers: &[WorkersRecently], sink: &SinkReport) -> Vec<Rece
         }
         let over = answered.map_or(covered, |of| of.covered);
         let chunks = workers.workers.iter().map(|(done, _)| done.chunks).sum();
-        let count = workers.workers.len().max(1) as f64;
-        let busy = workers.workers.iter().map(|(_, us)| workers.share(*us));
+        let count = regular.max(1) as f64;
+        let busy = workers.workers.iter().take(regular);
+        let busy = busy.map(|(_, us)| workers.share(*us));
         RecentInfo {
             seconds: covered.seconds,
             over_ms: over.us / 1000,

@@ -8,9 +8,12 @@ use crate::wire::inner::SinkReport;
 impl Ledger {
     /// What probes are told.
     pub(super) fn health(&self, server: &Reported<'_>) -> Health {
+        // An express worker takes no work of its own, so that nobody is served by it alone.
+        let regular = server.info.limits.regular_workers();
+        let regular = &self.workers[..regular.min(self.workers.len())];
         Health {
-            workers_up: self.workers.iter().filter(|w| w.is_up()).count() as u64,
-            workers: self.workers.len() as u64,
+            workers_up: regular.iter().filter(|w| w.is_up()).count() as u64,
+            workers: regular.len() as u64,
             is_started: server.is_started,
             is_draining: server.is_draining,
         }
