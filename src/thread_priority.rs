@@ -4,8 +4,8 @@
 //! wait until a run ends. So workers are nicer than the loops around them, and those ask the system for short slices: a
 //! thread with a short slice is put on a core sooner and is given less time on it. Neither takes a privilege.
 //!
-//! The ventilator also asks to come before all others, and the sink before workers and clients ([`come_first`]), which the
-//! system grants only to some. What the ventilator gains is room: the system spreads threads by weight, so those of clients leave
+//! The ventilator also asks to come before all others, the sink before workers and clients, and an express worker, which runs small
+//! chunks in the middle of bulk's runs, before any ([`come_first`]), which the system grants only to some. What the ventilator gains is room: the system spreads threads by weight, so those of clients leave
 //! the core of a heavy one. Where cores are few they stay beside it otherwise, while the sink, awake on the other core, finds
 //! nothing to do.
 //!
@@ -78,19 +78,21 @@ pub(crate) fn ask_for(_slice: Slice) -> bool {
 /// How much the ventilator comes before others. With 20 a server answered fewer small requests than with 10.
 pub(crate) const VENTILATOR_FIRST: u8 = 10;
 /// How much an express worker does. It wakes the sink, which takes its core at once; the less its own run has counted by then, the
-/// sooner it is given a core again, ahead of a worker that is inside bulk.
-pub(crate) const EXPRESS_FIRST: u8 = VENTILATOR_FIRST;
+/// sooner it is given a core again, ahead of a worker that is inside bulk. Where no more than the ventilator's part is permitted,
+/// it has that.
+pub(crate) const EXPRESS_FIRST: u8 = 20;
 /// How much the sink does. With as much as the ventilator a server answered fewer small requests than with nothing.
 pub(crate) const SINK_FIRST: u8 = 4;
 /// The system knows no less.
 #[cfg(target_os = "linux")]
 const LEAST_NICE: i32 = -20;
 
-/// Asks that this thread comes before others by so much, at most [`VENTILATOR_FIRST`], and returns whether it does: the system
-/// grants that to who has the capability `CAP_SYS_NICE`, or a limit of niceness that permits it. Without it nothing changes.
+/// Asks that this thread comes before others by so much, and returns whether it does: the system grants that to who has the
+/// capability `CAP_SYS_NICE`, or a limit of niceness that permits it. Without it nothing changes.
 ///
 /// It is granted to all threads or to none: a limit that permits only the sink's part would put it before the ventilator. So each
-/// asks for the ventilator's first. To give back a part of that takes no permission.
+/// asks for the ventilator's first. To give back a part of that takes no permission; who asks for more, and may not have it,
+/// keeps the ventilator's.
 #[cfg(target_os = "linux")]
 pub(crate) fn come_first(by: u8) -> bool {
     let now = rustix::process::getpriority_process(None).unwrap_or(0);
@@ -100,7 +102,7 @@ pub(crate) fn come_first(by: u8) -> bool {
     };
     let granted = set(VENTILATOR_FIRST).and_then(|()| set(by));
     if let Err(error) = granted {
-        tracing::debug!(%error, by, "a thread keeps its niceness: to lower it takes CAP_SYS_NICE or a limit for it");
+        tracing::debug!(%error, by, "a thread's niceness stays higher: to lower it takes CAP_SYS_NICE or a limit for it");
     }
     granted.is_ok()
 }

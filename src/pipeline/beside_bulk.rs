@@ -21,7 +21,7 @@ const SMALL_COME_US: u64 = 1_000_000;
 const BETWEEN_US: u64 = 1_000;
 /// The same where express workers run them, which wait for no run to end: the next time is never further than this, so it may be
 /// further than between two runs, whose ends are chance.
-pub(crate) const EXPRESS_BETWEEN_US: u64 = 2_200;
+pub(crate) const EXPRESS_BETWEEN_US: u64 = 2_400;
 /// No worker lets small chunks wait for longer than this and a run, though others let some pass all the time.
 const LONGEST_US: u64 = 1_000;
 /// Between longer runs than this small chunks always pass: there are few such times, and the next is far.

@@ -194,6 +194,13 @@ impl<C: Clone> Scheduler<C> {
         best
     }
 
+    /// Whether express workers may run all small requests that have come lately.
+    fn small_may_overtake(&self, now_us: u64) -> bool {
+        let [_, _, express] = &self.pools;
+        let waited_us = self.waiting_small_us.map(|at| now_us.saturating_sub(at));
+        express.is_any_up() && waited_us.is_none_or(|us| us >= SMALL_COME_US)
+    }
+
     fn next_small(&mut self, role: Role, runs: LegsToRun) -> Option<(Selection, Range<u32>)> {
         let turn = self.backlogs[role as usize].groups.next()?;
         let first = &self.entries.get(&turn.oldest)?.job;
@@ -267,7 +274,10 @@ impl<C: Clone> Scheduler<C> {
         now_us: u64,
     ) -> Option<(Selection, Range<u32>)> {
         let size = if self.small_came_within(SMALL_COME_US, now_us) {
-            Runs::Short
+            match self.small_may_overtake(now_us) {
+                true => Runs::Overtaken,
+                false => Runs::Short,
+            }
         } else if self.small_came_within(NONE_COME_US, now_us) {
             Runs::Cheapest
         } else {

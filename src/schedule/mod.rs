@@ -131,6 +131,8 @@ pub(crate) struct Scheduler<C = ()> {
     coalesced: u64,
     /// When a small request came last.
     small_us: Option<u64>,
+    /// When one came last that express workers may not run, so that it waits for the end of a run.
+    waiting_small_us: Option<u64>,
     /// By role: until when small requests wait for the worker that keeps up with them.
     waits_until_us: [Option<u64>; 2],
 }
@@ -159,6 +161,7 @@ impl<C: Clone> Scheduler<C> {
             waiting_rows: 0,
             coalesced: 0,
             small_us: None,
+            waiting_small_us: None,
             waits_until_us: [None; 2],
         }
     }
@@ -217,6 +220,9 @@ impl<C: Clone> Scheduler<C> {
         };
         if lane == Lane::Small {
             self.small_us = Some(job.arrived_us);
+            if !job.express {
+                self.waiting_small_us = Some(job.arrived_us);
+            }
         }
         self.backlogs[first_role(&job) as usize].push(&job, lane);
         self.entries.insert(

@@ -5,7 +5,7 @@
 //! size in use climbs to a neighbour that turned out cheaper, and once it has none, trials (`trial.rs`) tell from time to time
 //! whether another is. A chunk is as many such runs as its time allows: what a chunk costs on its way is then shared by
 //! many runs. Small chunks pass between two runs of a bulk chunk, and a cancel counts there; so while small requests come,
-//! bulk runs are made as short as costs little.
+//! bulk runs are made as short as costs little, unless the shortest of those are longer than a small request should wait for.
 //!
 //! Bulk chunks become smaller towards the end of a request, so that the workers end together.
 
@@ -14,7 +14,7 @@ mod trial;
 
 use self::short::{SHORT_US, ShortRuns};
 use self::trial::Trials;
-use super::workers::KEEPS_UP_US;
+use super::workers::{KEEPS_UP_US, LONG_RUN_US};
 
 /// Rows in a chunk before anything is known.
 const FIRST_ROWS: usize = 64;
@@ -99,6 +99,9 @@ pub(crate) enum Runs {
     Cheapest,
     /// Short, for small requests that pass between two of them, as far as that costs little.
     Short,
+    /// Short if that is at most [`LONG_RUN_US`], else as long as is cheapest: express workers run small requests in the middle of
+    /// longer ones.
+    Overtaken,
 }
 
 /// What is known about one model's speed.
@@ -206,15 +209,22 @@ impl Pace {
     ) -> Target {
         let limit = match runs {
             Runs::Long => self.long_rows(most_us),
-            Runs::Cheapest | Runs::Short => self.most_rows(most_us),
+            Runs::Cheapest | Runs::Short | Runs::Overtaken => self.most_rows(most_us),
         };
         let limit = limit.min(most_rows).max(1);
         let (mut size, mut is_try) = (self.size(limit, there), false);
-        if runs == Runs::Short && self.run_us(size) > SHORT_US {
+        let small_come = matches!(runs, Runs::Short | Runs::Overtaken);
+        if small_come && !self.settled && size > self.current {
+            // Else a model that has small requests from its first moment would never get to the sizes that suit it.
+            is_try = self.run_us(size) > SHORT_US;
+        } else if small_come && self.run_us(size) > SHORT_US {
             let next = self.short.next(self.short_sizes());
             // Small requests wait for such a run, so there is one of it and not a chunk full.
             is_try = next > self.short.in_use();
-            size = size.min(next);
+            let is_long = next == self.short.in_use() && self.run_us(next) > LONG_RUN_US as f64;
+            if runs == Runs::Short || !is_long || self.short.is_due() {
+                size = size.min(next);
+            }
         }
         let run = (1usize << size).min(limit);
         let us_per_row = self.us_per_row(run);

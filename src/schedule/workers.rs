@@ -21,7 +21,7 @@ pub(super) const SHORT_PLACES: u32 = 5;
 
 /// Small chunks wait for the end of runs of bulk up to so long: there a model's rows leave the core's cache anyway. An express
 /// worker takes that core in the middle of longer ones.
-const LONG_RUN_US: u64 = 700;
+pub(super) const LONG_RUN_US: u64 = 700;
 
 /// Chunks that a worker may hold in both lanes, running and waiting, where `prefetch` wait in each.
 pub(crate) fn most_held(prefetch: usize) -> usize {
@@ -185,6 +185,11 @@ impl Workers {
     /// Workers in all.
     pub(super) fn count(&self) -> usize {
         self.workers.len()
+    }
+
+    /// Whether any of them takes chunks.
+    pub(super) fn is_any_up(&self) -> bool {
+        self.workers.iter().any(|worker| worker.up)
     }
 
     fn index(&self, worker: WorkerId) -> usize {

@@ -64,6 +64,12 @@ impl ShortRuns {
         self.in_use
     }
 
+    /// Whether the size in use is to be run although a longer one is better now: between two tries of others, so that it is known
+    /// what it costs as the machine is now.
+    pub(super) fn is_due(&self) -> bool {
+        self.left == self.after / 2
+    }
+
     /// The next of the sizes that runs may have.
     pub(super) fn next(&mut self, sizes: RangeInclusive<usize>) -> usize {
         let shortest = self.shortest(sizes.clone());
@@ -195,6 +201,52 @@ mod tests {
         let apart = tried.windows(2).map(|pair| pair[1] - pair[0]).min();
         assert!(apart >= Some(RETRY_AFTER as usize), "{tried:?}");
         assert!(tried[0] >= 100 && short.in_use() == 2);
+    }
+
+    /// The runs of bulk, chunk by chunk, after some time with small requests that express workers run.
+    fn overtaken(us_per_row: impl Fn(usize, usize) -> f64) -> Vec<usize> {
+        use super::super::{Pace, Runs};
+        let mut pace = Pace::default();
+        let one_by_one = |chunk| {
+            let target = pace.target(20_000, 1024, 1024, Runs::Overtaken);
+            let run = target.run.unwrap();
+            let us = us_per_row(chunk, run) * target.rows as f64;
+            pace.observe(run, target.rows, us as u64, true);
+            run
+        };
+        (0..3000).map(one_by_one).skip(300).collect()
+    }
+
+    fn part_of(runs: &[usize], which: impl Fn(usize) -> bool) -> f64 {
+        let found = runs.iter().filter(|run| which(**run)).count();
+        found as f64 / runs.len() as f64
+    }
+
+    #[test]
+    fn runs_that_small_requests_overtake_are_short_only_where_that_is_short_enough_to_wait_for() {
+        // 8 rows are the cheapest; 2 cost little more, and take 1,060 us.
+        let heavy = |run: usize| 500.0 + 15.0 * (run as f64 / 8.0).log2().abs();
+        let long = overtaken(|_, run| heavy(run));
+        assert!(part_of(&long, |run| run == 8) > 0.9);
+        // The short one is run now and then, so that it is known what it takes.
+        assert!(part_of(&long, |run| run == 2) > 0.01);
+        // The more the cheaper; 128 rows cost little more than the most and take 550 us.
+        let short = overtaken(|_, run| 4.0 + 40.0 / run as f64);
+        assert!(part_of(&short, |run| run == 128) > 0.9);
+    }
+
+    /// What was measured in bad times is measured again in better ones.
+    #[test]
+    fn runs_that_were_too_long_to_wait_for_become_short_when_they_are_no_more() {
+        // The more the cheaper; 128 rows cost little more than the most and take 550 us.
+        let usual = |run: usize| 4.0 + 40.0 / run as f64;
+        let runs = overtaken(|chunk, run| {
+            let slow = if chunk < 600 { 4.0 } else { 1.0 };
+            slow * usual(run)
+        });
+        let (bad, good) = (&runs[..200], &runs[1700..]);
+        assert!(part_of(bad, |run| run >= 512) > 0.8, "{bad:?}");
+        assert!(part_of(good, |run| run == 128) > 0.9, "{good:?}");
     }
 
     #[test]

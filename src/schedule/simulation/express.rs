@@ -78,6 +78,54 @@ fn what_express_workers_may_not_run_waits_for_a_main_one() {
     world.run_dry();
 }
 
+/// Rows in each run of bulk that is given out while a small request comes now and then.
+fn runs_beside(change: impl Fn(&mut Job), world: &mut World) -> Vec<usize> {
+    let mut runs = Vec::new();
+    for turn in 0..400 {
+        if turn % 20 == 0 {
+            let mut job = world.job(1);
+            change(&mut job);
+            world.submit(job);
+            world.ask(2000);
+        }
+        world.order.clear();
+        world.step();
+        let bulk = world.order.iter().filter(|a| a.lane == Lane::Bulk);
+        runs.extend(bulk.map(|a| a.run.unwrap()));
+    }
+    runs.split_off(runs.len() / 2)
+}
+
+/// The median of such runs, which has no tries of other sizes in it.
+fn usual(mut runs: Vec<usize>) -> usize {
+    runs.sort_unstable();
+    runs[runs.len() / 2]
+}
+
+#[test]
+fn bulks_runs_are_short_only_for_small_requests_that_wait_for_their_end() {
+    let new = || world(1_000);
+    let overtaken = usual(runs_beside(|_| {}, &mut new()));
+    assert!(overtaken >= 8, "{overtaken} rows");
+    assert_eq!(usual(runs_beside(|job| job.express = false, &mut new())), 1);
+    // One of five that waits is enough.
+    let mixed = |job: &mut Job| job.express = job.serial.0 % 5 != 1;
+    assert_eq!(usual(runs_beside(mixed, &mut new())), 1);
+    // Not for ever.
+    let once = |job: &mut Job| job.express = job.serial.0 > 1;
+    assert!(usual(runs_beside(once, &mut new())) >= 8);
+    // Nobody is there to overtake.
+    let mut lost = new();
+    super::lost::lose(&mut lost.scheduler, EXPRESS);
+    lost.workers[EXPRESS.0 as usize].lost = true;
+    assert_eq!(usual(runs_beside(|_| {}, &mut lost)), 1);
+    let none = Limits {
+        express_workers: 0,
+        ..limits(MAIN as usize)
+    };
+    assert_eq!(usual(runs_beside(|_| {}, &mut World::new(none, 1_000))), 1);
+}
+
 #[test]
 fn what_has_no_place_at_the_express_worker_goes_to_a_main_one() {
     let mut world = in_bulk(1_000);
