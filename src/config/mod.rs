@@ -465,7 +465,8 @@ fn check_workers(args: &Args) -> Result<()> {
 /// Who asked for one worker may count on it that nothing runs beside what it runs.
 fn express_workers(args: &Args) -> usize {
     let on_cpu = args.device_map.0.iter().all(|of| *of == Device::Cpu);
-    let usual = usize::from(on_cpu && args.num_worker > 1);
+    let has_room = args.num_worker + args.num_parallel_workers < args::MAX_WORKERS as usize;
+    let usual = usize::from(on_cpu && args.num_worker > 1 && has_room);
     args.express_workers.unwrap_or(usual)
 }
 

@@ -343,6 +343,9 @@ fn express_workers_come_last_and_go_with_processors_alone() {
     assert_eq!(roles("--num-worker=2 --express-workers=0"), [main, main]);
     assert_eq!(roles("--num-worker=1"), [main]);
     assert_eq!(roles("--num-worker=1 --express-workers=1"), [main, express]);
+    // Where there is room for one more.
+    assert_eq!(roles("--num-worker=159").last(), Some(&express));
+    assert_eq!(roles("--num-worker=160").last(), Some(&main));
     // With a GPU there is none, and none can be had.
     assert_eq!(roles("--num-worker=2 --device-map=-1,0"), [main, main]);
     let e = config_of("--device-map=-1,0 --express-workers=1").unwrap_err();

@@ -169,6 +169,8 @@ pub struct WorkerStats {
     pub id: u32,
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// Whether it runs small chunks only, while all others are inside bulk.
+    pub is_express: bool,
     /// Whether it takes work.
     pub is_up: bool,
     /// Time that it spent inside models, in microseconds. A chunk counts once it has ended.

@@ -207,15 +207,19 @@ impl Page {
     }
 
     fn workers(&mut self, snapshot: &Snapshot) {
+        let sample_of = |worker: &WorkerStats, value| {
+            let id = worker.id.to_string();
+            sample(&[("worker", &id), ("device", &worker.device)], value)
+        };
         let of = |value: fn(&WorkerStats) -> f64| {
             let workers = snapshot.workers.iter();
-            workers.map(move |worker| {
-                let id = worker.id.to_string();
-                sample(
-                    &[("worker", &id), ("device", &worker.device)],
-                    value(worker),
-                )
-            })
+            workers.map(move |worker| sample_of(worker, value(worker)))
+        };
+        // Apart, since an average that has the express workers in it would never say that all others are busy.
+        let busy = |is_express: bool| {
+            let workers = snapshot.workers.iter();
+            let workers = workers.filter(move |worker| worker.is_express == is_express);
+            workers.map(move |worker| sample_of(worker, worker.busy_us as f64 / MICROS))
         };
         self.gauge(
             "mdm_worker_up",
@@ -225,7 +229,12 @@ impl Page {
         self.counter(
             "mdm_worker_busy_seconds_total",
             "Time that the worker spent inside models; its rate is the share of the time that it is busy.",
-            of(|worker| worker.busy_us as f64 / MICROS),
+            busy(false),
+        );
+        self.counter(
+            "mdm_express_worker_busy_seconds_total",
+            "The same of workers that run small requests beside bulk only.",
+            busy(true),
         );
         self.counter(
             "mdm_worker_chunks_total",

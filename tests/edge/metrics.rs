@@ -274,6 +274,10 @@ fn a_server_that_drains_is_alive_and_not_ready() {
         let serving = health(&mut door);
         assert!(serving.is_ready(), "{serving:?}");
         assert_eq!((serving.workers_up, serving.workers), (2, 2));
+        // An express worker is counted apart.
+        let workers = metrics(&mut door).workers;
+        let kinds: Vec<bool> = workers.iter().map(|worker| worker.is_express).collect();
+        assert_eq!(kinds, [false, false, true]);
         let running = door.submit(1, keep_busy(1_000_000)).expect("room");
         eventually("it runs", || metrics(&mut door).queue_requests == 1);
         inside.server.stopper().stop(StopMode::Drain);

@@ -18,10 +18,11 @@ fn snapshot() -> Snapshot {
             workers: 2,
         },
         models_loaded: 1,
-        workers: [true, false]
+        workers: [(true, false), (false, false), (true, true)]
             .into_iter()
             .enumerate()
-            .map(|(id, is_up)| WorkerStats {
+            .map(|(id, (is_up, is_express))| WorkerStats {
+                is_express,
                 id: id as u32,
                 device: "cpu".to_owned(),
                 is_up,
@@ -132,6 +133,15 @@ fn what_was_counted_is_what_is_written() {
     let worker = |id| of("mdm_worker_up", &[("worker", id), ("device", "cpu")]);
     assert_eq!((worker("0"), worker("1")), (1.0, 0.0));
     assert_eq!(of("mdm_worker_busy_seconds_total", &[("worker", "1")]), 1.5);
+    assert_eq!(worker("2"), 1.0);
+    let express = [("worker", "2"), ("device", "cpu")];
+    assert_eq!(of("mdm_express_worker_busy_seconds_total", &express), 1.5);
+    let is_busy = |sample: &&Sample| sample.name.ends_with("worker_busy_seconds_total");
+    assert_eq!(
+        samples.iter().filter(is_busy).count(),
+        3,
+        "each of them once"
+    );
     assert_eq!(of("mdm_queue_bytes", &[]), 7.0);
     assert_eq!(of("mdm_sessions", &[zmq]), 2.0);
     assert_eq!(of("mdm_connections", &[("door", "http")]), 11.0);

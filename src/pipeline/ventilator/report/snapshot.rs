@@ -76,9 +76,11 @@ impl Ledger {
     }
 
     fn workers(&self, server: &Reported<'_>) -> Vec<WorkerStats> {
+        let regular = server.info.limits.regular_workers();
         let stats = |(index, worker): (usize, &super::Worker)| WorkerStats {
             id: index as u32,
             device: server.info.devices.get(index).cloned().unwrap_or_default(),
+            is_express: index >= regular,
             is_up: worker.is_up(),
             busy_us: worker.compute_us,
             chunks: worker.chunks,
