@@ -68,9 +68,11 @@
 //! # Threads and sockets
 //!
 //! The ventilator, the sink and each worker have a thread; one more loads models. A worker's [role](message::Role) says what it
-//! runs: everything, plugin stages alone, or small chunks while all others are inside bulk (an express worker). libzmq is used between these loops alone:
-//! PUSH and PULL sockets over inproc, each made, used and closed in one thread. `port` and `port_out` are connections of our
-//! own (`zmtp`), which belong to the ventilator and the sink and which each polls in one epoll with its inner sockets.
+//! runs: everything, plugin stages alone, or small chunks while all others are inside bulk (an express worker).
+//!
+//! libzmq is used between these loops alone: PUSH and PULL sockets over inproc, each made, used and closed in one thread. `port`
+//! and `port_out` are connections of our own (`zmtp`), which belong to the ventilator and the sink and which each polls in one
+//! epoll with its inner sockets.
 //!
 //! The doors have threads of their own (`door/runtime.rs`), which take no part in that: each has a runtime for its
 //! connections, and one [`server::Door`] for each protocol.

@@ -4,10 +4,10 @@
 //! wait until a run ends. So workers are nicer than the loops around them, and those ask the system for short slices: a
 //! thread with a short slice is put on a core sooner and is given less time on it. Neither takes a privilege.
 //!
-//! The ventilator also asks to come before all others, the sink before workers and clients, and an express worker, which runs small
-//! chunks in the middle of bulk's runs, before any ([`come_first`]), which the system grants only to some. What the ventilator gains is room: the system spreads threads by weight, so those of clients leave
-//! the core of a heavy one. Where cores are few they stay beside it otherwise, while the sink, awake on the other core, finds
-//! nothing to do.
+//! The ventilator also asks to come before clients, workers and the sink, the sink before workers and clients, and an express
+//! worker, which runs small chunks in the middle of bulk's runs, before all of them ([`come_first`]), which the system grants only
+//! to some. What the ventilator gains is room: the system spreads threads by weight, so those of clients leave the core of a heavy
+//! one. Where cores are few they stay beside it otherwise, while the sink, awake on the other core, finds nothing to do.
 //!
 //! A loop that asks for news again and again, and yields its core in between, asks for long slices meanwhile. A yield puts a
 //! thread off by one slice: with short ones the loop would be picked again dozens of times before those that have work.
