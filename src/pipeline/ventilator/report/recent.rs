@@ -253,4 +253,21 @@ mod tests {
         assert_eq!(recent.worker(0).busy, 1.0);
         assert_eq!(recent.worker(0).chunks_per_s, 0.1);
     }
+
+    /// It would never look busy else, since an express worker hardly ever is.
+    #[test]
+    fn a_server_is_all_busy_if_its_regular_workers_are() {
+        let covered = Covered {
+            seconds: 10,
+            us: 10 * S,
+        };
+        let [full, express] = [at(3, 10 * S, false), at(5, S, false)].map(|of| (of, of.compute_us));
+        let workers = WorkersRecently {
+            covered,
+            workers: vec![full, full, express],
+        };
+        let recent = recent(&[workers], &SinkReport::default(), 2);
+        assert_eq!(recent[0].busy, 1.0);
+        assert_eq!(recent[0].chunks_per_s, 1.1, "those of all");
+    }
 }
