@@ -144,6 +144,17 @@ pub fn server(files: &[(&str, Vec<u8>)], flags: &[&str]) -> Server {
     Server::start(crate::common::models(&all), &words)
 }
 
+/// Gives the server's only worker a request that keeps it busy, and returns when it has it. Small requests that are sent
+/// sooner may go before it; those that are sent now hardly ever do.
+pub fn keep_busy(session: &mut Session, count: i64) -> RequestId {
+    let id = session.infer(&busy(count, BUSY_ROWS));
+    eventually("the worker is busy", || {
+        let runs = session.status().workers[0].state == "busy";
+        runs || session.has_answer()
+    });
+    id
+}
+
 /// Sends these requests while the server's only worker is inside a model, and gives their answers, each with its
 /// request's place in the list, in the order in which they come.
 pub fn behind(server: &Server, requests: &[Request]) -> Vec<(usize, ServerMessage)> {
@@ -151,11 +162,7 @@ pub fn behind(server: &Server, requests: &[Request]) -> Vec<(usize, ServerMessag
     // A machine that is slow to send is given more time, until the server's own count says that it was enough.
     for _ in 0..8 {
         let mut session = Session::open(server);
-        let first = session.infer(&busy(count, BUSY_ROWS));
-        eventually("the worker is busy", || {
-            let runs = session.status().workers[0].state == "busy";
-            runs || session.has_answer()
-        });
+        let first = keep_busy(&mut session, count);
         let ids: Vec<RequestId> = requests.iter().map(|r| session.infer(r)).collect();
         let all = session.status().queue.requests == 1 + ids.len() as u64;
         let mut answers: Vec<_> = (0..=ids.len()).map(|_| session.next()).collect();
