@@ -180,7 +180,7 @@ fn a_bad_picture_is_named_within_bounded_memory_and_the_next_request_works() {
         let server = serve(&["--num-worker", "2"]);
         let client = server.client();
         // Enough for several chunks, of which the bad picture is in a later one.
-        let good: Vec<Vec<u8>> = bytes_of(held_out()).into_iter().cycle().take(150).collect();
+        let good: Vec<Vec<u8>> = bytes_of(held_out()).into_iter().cycle().take(100).collect();
         let (labels, _) = classify(&client, "digits", &good).unwrap();
         let before = server.resident_bytes();
         let (photograph, png) = (&good[1], &good[0]);
@@ -201,7 +201,7 @@ fn a_bad_picture_is_named_within_bounded_memory_and_the_next_request_works() {
             (jpeg_bomb(30_000, 30_000), huge),
         ];
         for (number, (picture, why)) in bad.into_iter().enumerate() {
-            let row = 70 + 11 * number;
+            let row = 31 + 11 * number;
             let mut pictures = good.clone();
             pictures[row] = picture.clone();
             refused(&client, &pictures, row, why);
